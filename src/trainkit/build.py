@@ -1,0 +1,355 @@
+"""The only place where config becomes objects: model, loss, optimizer, scheduler, data, hooks."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from trainkit import device, loop, optim
+from trainkit.data import Loader, Prepare, count_classes, make_loader, split
+from trainkit.errors import ConfigError, DataError, Problem, TrainkitError, UserCodeError, did_you_mean
+from trainkit.loop import State
+from trainkit.targets import locate, targets, wrong_arguments
+
+GIVEN = {"optim": ("params",), "scheduler": ("optimizer",)}  # arguments that trainkit passes itself
+
+
+@dataclass
+class Training:
+    """All that a config builds."""
+
+    state: State
+    train: Loader
+    val: Loader | None
+    hooks: list[Any]
+    groups: list[optim.Group]
+
+
+def training(config: DictConfig) -> Training:
+    """Build everything a checked config names: data first, for what it tells of classes and shapes.
+
+    Raises:
+        ConfigError: arguments, groups or values that do not fit what they are for.
+        DataError: a data set cannot be read.
+        UserCodeError: something that a `_target_` names raised an error.
+    """
+    # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
+    warnings.filterwarnings("error", message="Using a target size")
+    check_targets(config)
+    where = device.pick(config.device)
+    train_set, val_set = datasets(config)
+    config = config.copy()
+    if config.data.classes is None:
+        config.data.classes = count_classes(train_set)
+    train = loader(config, train_set, where, train=True)
+    val = None if val_set is None else loader(config, val_set, where, train=False)
+
+    device.seed_all(config.seed, deterministic=bool(config.deterministic))
+    model = build_model(config.model, train, where)
+    loss_fn = build_loss(config.loss).to(where)
+    groups, optimizer = build_optimizer(config, model, loss_fn)
+    scheduler, interval = build_scheduler(config.scheduler, optimizer)
+    early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
+    state = State(
+        model=model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        device=where,
+        epochs=config.epochs,
+        scheduler=scheduler,
+        scheduler_interval=interval,
+        micro_batch=config.micro_batch,
+        clip_norm=config.clip_norm,
+        clip_value=config.clip_value,
+        monitor=monitored(config, loss_fn, val),
+        mode=config.monitor.mode,
+        patience=early_stop["patience"],
+        min_delta=early_stop["min_delta"],
+        watch=watched(config.watch, model),
+    )
+    hooks = [call(node, f"hooks.{name}") for name, node in config.hooks.items()]
+    return Training(state, train, val, hooks, groups)
+
+
+# ---------------------------------------------------------------------------------- checks by import
+
+
+def check_targets(config: DictConfig) -> None:
+    """Import what every `_target_` names and hold its arguments against its signature, all together.
+
+    Raises:
+        ConfigError: everything that does not exist or does not fit.
+        UserCodeError: a module raised an error as it was imported.
+    """
+    problems: list[Problem] = []
+    plain = OmegaConf.to_container(config, resolve=True)
+    for path, node in targets(plain):
+        given = GIVEN.get(path, ())
+        try:
+            called = locate(node["_target_"])
+        except LookupError as error:
+            if not error.args or not isinstance(error.args[0], Problem):
+                raise UserCodeError(f"{path}._target_={node['_target_']}", error) from error
+            problem = error.args[0]
+            problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.mend))
+            continue
+        except Exception as error:
+            raise UserCodeError(f"{path}._target_={node['_target_']}", error) from error
+        if not callable(called):
+            problems.append(
+                Problem(f"{path}._target_={node['_target_']}: it cannot be called", "name a class")
+            )
+            continue
+        own = {key: value for key, value in node.items() if (path, key) != ("scheduler", "interval")}
+        problems += wrong_arguments(path, own, called, given)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def call(node: DictConfig, path: str, **extra: Any) -> Any:
+    """What a node's `_target_` returns for its arguments (as plain containers) and the extra ones.
+
+    Raises:
+        UserCodeError: it raised an error; `path` says which key called it.
+    """
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    if "_target_" not in plain:
+        raise ConfigError(f"{path}: no _target_", mend=f"say what it is: +{path}._target_=a.dotted.Path")
+    if path == "scheduler":
+        plain.pop("interval", None)  # ours, not the scheduler's
+    for key in extra:
+        plain.pop(key, None)
+    try:
+        return instantiate(plain | {"_partial_": True}, _convert_="all")(**extra)
+    except InstantiationException as error:
+        raise UserCodeError(path, error.__cause__ or error) from error
+    except TrainkitError:
+        raise
+    except Exception as error:
+        raise UserCodeError(path, error) from error
+
+
+# ----------------------------------------------------------------------------------------------- data
+
+
+def datasets(config: DictConfig) -> tuple[Any, Any]:
+    """The training set and the validation set (None without one): named, or split off the first."""
+    train = _dataset(config, "train")
+    if train is None:
+        raise DataError("data.train gave no data set", mend="choose another: data=digits")
+    val = None if config.data.val is None else _dataset(config, "val")
+    if val is None and config.data.split is not None:
+        train, val = split(train, config.data.split)
+    for name, dataset in (("data.train", train), ("data.val", val)):
+        if dataset is not None and len(dataset) == 0:
+            raise DataError(f"{name} has no samples", mend="give it data, or change data.split")
+    return train, val
+
+
+def _dataset(config: DictConfig, part: str) -> Any:
+    node = config.data[part]
+    try:
+        dataset = call(node, f"data.{part}")
+    except UserCodeError as error:
+        if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
+            raise DataError(
+                f"{node['_target_']} cannot read or fetch {node.get('root')}: {error.first_line}",
+                mend="put them there by hand, choose another folder with data.root=FOLDER, "
+                "or train on what needs no download: data=digits",
+            ) from error
+        if isinstance(error.error, OSError):
+            error.exit_code = DataError.exit_code
+        raise
+    if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ConfigError(
+            f"data.{part}: {type(dataset).__name__} has no length or no items, so no epoch can be told",
+            mend="give it __len__ and __getitem__, as torch.utils.data.Dataset has",
+        )
+    return dataset
+
+
+def loader(config: DictConfig, dataset: Any, where: torch.device, *, train: bool) -> Loader:
+    """The loader of a data set: the training set is shuffled by the seed."""
+    normalize = config.data.normalize
+    stats = (
+        [] if normalize is None else [torch.tensor(normalize[key], device=where) for key in ("mean", "std")]
+    )
+    return make_loader(
+        dataset,
+        Prepare(where, *stats),
+        batch_size=config.batch_size,
+        seed=config.seed if train else None,
+        num_workers=config.data.num_workers,
+        limit_batches=config.limit_batches,
+    )
+
+
+# ------------------------------------------------------------------------- model, loss and optimizer
+
+
+def build_model(node: DictConfig, train: Loader, where: torch.device) -> nn.Module:
+    """The model, on its device: one `_target_`, or named children applied in order.
+
+    Lazy layers take their shapes from the first training batch.
+    """
+    if "_target_" in node:
+        model = call(node, "model")
+    else:
+        model = nn.Sequential()
+        for name in map(str, node):
+            model.add_module(name, _module(call(node[name], f"model.{name}"), f"model.{name}"))
+    model = _module(model, "model").to(where)
+    if any(is_lazy(p) for p in model.parameters()) or any(
+        isinstance(m, LazyModuleMixin) for m in model.modules()
+    ):
+        inputs, _ = next(iter(train.batches(0)))
+        training, _ = model.training, model.eval()
+        try:
+            with torch.no_grad():
+                model(inputs)
+        except Exception as error:
+            raise UserCodeError("model", error) from error
+        model.train(training)
+    return model
+
+
+def _module(made: Any, path: str) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{path}: {type(made).__name__} is no torch.nn.Module", mend="name a module class")
+    return made
+
+
+def build_loss(node: DictConfig) -> nn.Module:
+    """The loss; lists given for `weight` and `pos_weight` become tensors, as torch wants them."""
+    lists = {key: node[key] for key in ("weight", "pos_weight") if OmegaConf.is_list(node.get(key))}
+    tensors = {
+        key: torch.tensor(list(value), dtype=torch.get_default_dtype()) for key, value in lists.items()
+    }
+    loss_fn = _module(call(node, "loss", **tensors), "loss")
+    if getattr(loss_fn, "reduction", "mean") == "none":
+        raise ConfigError("loss.reduction=none: a loss must be one number", mend="write loss.reduction=mean")
+    return loss_fn
+
+
+def build_optimizer(
+    config: DictConfig, model: nn.Module, loss_fn: nn.Module
+) -> tuple[list[optim.Group], Optimizer]:
+    """The optimizer over the param groups that the rules make."""
+    cls = locate(config.optim["_target_"])
+    rules: Any = OmegaConf.to_container(config.param_groups, resolve=True)
+    known = optim.options_of(cls)
+    groups = optim.resolve(optim.named_params(model, loss_fn), rules, config.optim.get("lr"), known)
+    if len(groups) > 1 and inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS):
+        raise ConfigError(
+            "optim: LBFGS takes one param group", mend="write param_groups=none, or another optim"
+        )
+    optimizer = call(config.optim, "optim", params=[group.for_optimizer() for group in groups])
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optim: {type(optimizer).__name__} is no torch.optim.Optimizer", mend="see --help")
+    stepped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    wanted = [id(p.tensor) for group in groups for p in group.params]
+    if sorted(stepped) != sorted(wanted):
+        raise ConfigError(
+            "the optimizer does not hold each trainable parameter exactly once", mend="see optim"
+        )
+    return groups, optimizer
+
+
+def build_scheduler(
+    node: DictConfig | None, optimizer: Optimizer
+) -> tuple[LRScheduler | ReduceLROnPlateau | None, str]:
+    """The scheduler, and whether it steps each epoch or each step."""
+    if not node:
+        return None, "epoch"
+    interval = str(node.get("interval", "epoch"))
+    scheduler = call(node, "scheduler", optimizer=optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
+        raise ConfigError(
+            "scheduler.interval=step: a plateau shows in epochs", mend="write scheduler.interval=epoch"
+        )
+    return scheduler, interval
+
+
+# --------------------------------------------------------------------------------------- what is seen
+
+
+def monitored(config: DictConfig, loss_fn: nn.Module, val: Loader | None) -> str:
+    """The metric that decides the best epoch: the training loss where nothing is validated."""
+    metric = str(config.monitor.metric)
+    if metric == "val/accuracy" and isinstance(loss_fn, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss):
+        raise ConfigError(
+            f"monitor.metric={metric}: a {type(loss_fn).__name__} has no classes to be right about",
+            mend="write monitor.metric=val/loss monitor.mode=min",
+        )
+    if val is None and metric.startswith("val/"):
+        if metric != "val/loss":
+            raise ConfigError(f"monitor.metric={metric}: nothing is validated", mend="write data.split=0.2")
+        return "train/loss"
+    return metric
+
+
+def watched(names: Any, model: nn.Module) -> list[str]:
+    """The names in `watch`, which must be parameters of the model."""
+    there = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    problems = [
+        Problem(f"watch: the model has no parameter {name!r}", did_you_mean(name, there))
+        for name in names
+        if name not in there
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return list(names)
+
+
+def remarks(training: Training) -> list[str]:
+    """What a person should know of a training before it starts."""
+    state, lines = training.state, []
+    norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if state.micro_batch is not None and norms:
+        lines.append(
+            f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time"
+        )
+    if len(training.groups) > 1:
+        for group in training.groups:
+            options = ", ".join(f"{key} {value}" for key, value in group.options.items())
+            lines.append(f"param group {group.name}: {len(group.params)} tensors, {options}")
+    return lines
+
+
+def blame(error: BaseException, training: Training) -> UserCodeError:
+    """An error out of the loop, with the config key whose object raised it.
+
+    Before the first step it is a matter of config (exit code 2): the parts do not fit together.
+    """
+    state = training.state
+    owners = [("model", state.model), ("loss", state.loss_fn), ("optim", state.optimizer)]
+    owners += [("scheduler", state.scheduler), ("data.train", training.train), ("data.val", training.val)]
+    owners += [(f"hooks.{type(hook).__name__}", hook) for hook in training.hooks]
+    key, shapes = "training", ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if {"inputs", "targets"} <= frame.f_locals.keys() and frame.f_code.co_filename == loop.__file__:
+            shapes = f"inputs {_shape(frame.f_locals['inputs'])}, targets {_shape(frame.f_locals['targets'])}"
+        key = next(
+            (name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key
+        )
+        if key != "training":
+            break
+    return UserCodeError(key, error, exit_code=2 if state.step == 0 else 1, details=shapes)
+
+
+def _shape(batch: Any) -> str:
+    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__

@@ -1,0 +1,74 @@
+"""argv to command; errors to one clear message and an exit code. Imports neither torch nor a command."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from trainkit.errors import ConfigError, Stopped, TrainkitError, did_you_mean
+
+COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # so that `_target_: mymodels.Net` finds ./mymodels.py
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        return dispatch(argv)
+    except TrainkitError as error:
+        return _fail(str(error), error, error.exit_code)
+    except Stopped as error:
+        return _fail(f"stopped by {error.name}", error, error.exit_code)
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"error: {type(error).__name__}: {error}\n  at {where.filename}, line {where.lineno}; "
+        return _fail(text + "set TRAINKIT_TRACEBACK=1 and run again to see all of it", error, 1)
+
+
+def dispatch(argv: list[str]) -> int:
+    """Find the command (no name means `train`) and run it."""
+    name, rest = "train", argv
+    if argv and argv[0] in COMMANDS:
+        name, rest = argv[0], argv[1:]
+    elif argv and argv[0].replace("-", "").isalnum() and not argv[0].startswith("-"):
+        raise ConfigError(
+            f"{argv[0]}: neither a command nor KEY=VALUE",
+            mend=did_you_mean(argv[0], COMMANDS, "trainkit ") + "; trainkit --help lists all there is",
+        )
+    if {"--help", "-h"} & set(rest):
+        from trainkit import usage
+
+        print(usage.text())
+        return 0
+    if "--version" in rest:
+        from trainkit import __version__
+
+        print(f"trainkit {__version__}")
+        return 0
+    code: int = importlib.import_module(f"trainkit.commands.{name}").run(rest)
+    return code
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise Stopped(number, signal.Signals(number).name)
+
+
+def _fail(text: str, error: BaseException, code: int) -> int:
+    if os.environ.get("TRAINKIT_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    print(text, file=sys.stderr)
+    return code

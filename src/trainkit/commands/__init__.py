@@ -1,0 +1,1 @@
+"""One verb per file: `run(argv)` is the command, its docstring's first line what `--help` says."""

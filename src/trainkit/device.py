@@ -1,0 +1,49 @@
+"""The device a training runs on, and the seeds it starts from."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import torch
+
+from trainkit.errors import ConfigError
+
+
+def pick(name: str) -> torch.device:
+    """The device that `name` (auto, cpu, cuda, cuda:N, mps) stands for here.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found or torch.device("cpu")
+    device = torch.device(name)
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        here = f"cpu and {found.type}" if found else "cpu alone"
+        raise ConfigError(f"device={name}: this machine has {here}", mend="write device=auto")
+    count = torch.accelerator.device_count()
+    if device.type != "cpu" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"device={name}: {device.type} devices here go from 0 to {count - 1}",
+            mend=f"write device={device.type}:{count - 1}",
+        )
+    return device
+
+
+def seed_all(seed: int, *, deterministic: bool) -> None:
+    """Seed Python's, NumPy's and torch's generators, and choose whether bits must repeat."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def wait(device: torch.device) -> None:
+    """Return when the device has done all it was given, so that a clock can be read."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,243 @@
+"""What a person sees while it runs: a live display on a terminal, a line an epoch elsewhere.
+
+Each display is a hook of the loop. Progress goes to stderr, results to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from trainkit.loop import State
+    from trainkit.run import Run
+
+REFRESH = 0.1  # seconds between two looks at the running loss, each of which waits for the device
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def make(progress: str) -> Silent:
+    """The display that `progress` (auto, rich, tqdm, plain, off) names; auto is rich on a terminal."""
+    if progress == "auto":
+        progress = "rich" if sys.stderr.isatty() else "plain"
+    return {"rich": Rich, "tqdm": Tqdm, "plain": Plain, "off": Silent}[progress]()
+
+
+def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
+    """An epoch in one line."""
+    shown = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
+    shown += [
+        f"{name} {number(value)}" for name, value in metrics.items() if name in ("train/loss", *VALIDATED)
+    ]
+    shown += [
+        f"{name} {number(value)}"
+        for name, value in metrics.items()
+        if name.startswith(WATCHED) and value is not None
+    ]
+    shown += [f"{metrics['samples_per_second']:,.0f} samples/s", duration(metrics["seconds"])]
+    return "  ".join(shown)
+
+
+VALIDATED = ("val/loss", "val/accuracy")
+WATCHED = ("param/", "grad/")
+
+
+def number(value: float) -> str:
+    """A metric with four digits behind the point, or in powers of ten where they would be zeros."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2e}"
+
+
+def short(path: Path) -> str:
+    """A path as one would type it from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """The last values as a row of bars, the largest the highest."""
+    values = [value for value in values[-width:] if value - value == 0]  # the finite ones
+    if not values:
+        return ""
+    low, span = min(values), (max(values) - min(values)) or 1.0
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
+
+
+def opening(run: Run) -> list[str]:
+    """What is about to be trained, and where it will lie."""
+    info = run.info
+    frozen = info["parameters"] - info["trainable_parameters"]
+    parts = [f"{info['parameters']:,} parameters" + (f" ({frozen:,} frozen)" if frozen else "")]
+    parts.append(f"{info['train_samples']:,} training samples")
+    parts.append(f"{info['val_samples']:,} validation samples" if info["val_samples"] else "no validation")
+    return [f"training on {info['device']}: {', '.join(parts)}", f"run directory: {short(run.directory)}"]
+
+
+def result(run: Run) -> list[str]:
+    """What was reached and where it lies."""
+    epochs = len(run.history)
+    lines = [run.info["why"]] if run.info["why"] else []
+    if run.best is None:
+        lines.append(f"{epochs} epochs, none with a finite loss")
+    else:
+        values = [
+            f"{name} {number(value)}"
+            for name, value in run.best.items()
+            if name in ("train/loss", *VALIDATED)
+        ]
+        lines.append(
+            f"best of {epochs} epochs by {run.best['metric']}: epoch {run.best['epoch']}: {', '.join(values)}"
+        )
+    return [*lines, f"history and config: {short(run.directory)}"]
+
+
+def comparison(runs: list[tuple[str, Run]]) -> list[str]:
+    """A sweep's runs in a table, the best first."""
+    rows = [(name, run.best, short(run.directory)) for name, run in runs if run.best is not None]
+    if not rows:
+        return []
+    metric = rows[0][1]["metric"]
+    rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
+    columns = [name for name in ("train/loss", *VALIDATED) if name in rows[0][1]]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [
+        f"{'best by ' + metric:<{width}}  " + "  ".join(f"{name:>12}" for name in columns) + "  directory"
+    ]
+    for name, best, directory in rows:
+        lines.append(
+            f"{name:<{width}}  " + "  ".join(f"{number(best[c]):>12}" for c in columns) + f"  {directory}"
+        )
+    return lines
+
+
+class Silent:
+    """Says nothing but what must be known."""
+
+    def say(self, text: str) -> None:
+        """A line of text that is no progress, such as a warning."""
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Plain(Silent):
+    """A line an epoch."""
+
+    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+        """Print the epoch."""
+        self.say(epoch_line(state.epochs, metrics))
+
+
+class Tqdm(Plain):
+    """A bar an epoch, in notebooks too."""
+
+    def __init__(self) -> None:
+        from tqdm.auto import tqdm
+
+        self.tqdm = tqdm
+        self.bar: Any = None
+        self.read_at = 0.0
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self.tqdm.write(text, file=sys.stderr)
+
+    def on_step(self, state: State) -> None:
+        """Move the bar on, and read the running loss now and then."""
+        if self.bar is None:
+            self.bar = self.tqdm(
+                total=state.batches, desc=f"epoch {state.epoch + 1}/{state.epochs}", leave=False
+            )
+        self.bar.update()
+        if time.monotonic() - self.read_at > REFRESH:
+            self.bar.set_postfix_str(f"loss {state.loss.item():.4f}", refresh=False)
+            self.read_at = time.monotonic()
+
+    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+        """End the bar, print the epoch."""
+        self.close()
+        super().on_epoch(state, metrics)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Rich(Plain):
+    """Bars for epochs and batches, the running loss, samples/s, time left, the losses as a sparkline."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description:<6}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=self.console)
+        self.live = Live(
+            console=self.console, get_renderable=self.render, refresh_per_second=1 / REFRESH, transient=True
+        )
+        self.losses: list[float] = []
+        self.read_at = self.epoch_began = 0.0
+
+    def render(self) -> RenderableType:
+        """The bars, and under them the losses of the epochs so far."""
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(self.bars, Text(f"losses {sparkline(self.losses)}")) if self.losses else self.bars
+
+    def say(self, text: str) -> None:
+        """Print above the bars."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def on_start(self, state: State) -> None:
+        """Show the bars."""
+        self.epochs = self.bars.add_task("epoch", total=state.epochs, completed=state.epoch, text="")
+        self.batches = self.bars.add_task("batch", total=state.batches, text="")
+        self.live.start()
+        self.epoch_began = time.monotonic()
+
+    def on_step(self, state: State) -> None:
+        """Move the batch bar on, and read the running loss now and then."""
+        now = time.monotonic()
+        if now - self.read_at < REFRESH:
+            return
+        self.read_at = now
+        loss = state.loss.item()
+        rate = state.batch / state.batches * state.samples / max(now - self.epoch_began, 1e-9)
+        self.bars.update(self.batches, completed=state.batch, text=f"loss {loss:.4f}  {rate:,.0f} samples/s")
+        self.bars.update(self.epochs, completed=state.epoch + state.batch / state.batches)
+
+    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+        """Print the epoch above the bars, which start again."""
+        self.losses.append(metrics["train/loss"])
+        super().on_epoch(state, metrics)
+        self.bars.update(self.epochs, completed=state.epoch, text=f"loss {metrics['train/loss']:.4f}")
+        self.bars.reset(self.batches, total=state.batches, text="")
+        self.epoch_began = time.monotonic()
+
+    def close(self) -> None:
+        """Take the bars away; the lines stay."""
+        self.live.stop()

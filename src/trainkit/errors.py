@@ -1,0 +1,153 @@
+"""The errors a person can mend, each with the exit code that scripts can rely on."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import site
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: its cause in a line, and in another what mends it."""
+
+    cause: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"error: {self.cause}" + (f"\n  {self.mend}" if self.mend else "")
+
+
+class TrainkitError(Exception):
+    """Something went wrong that one clear message explains; `exit_code` is the command's."""
+
+    exit_code = 1
+
+    def __init__(self, *problems: Problem | str, mend: str = "") -> None:
+        self.problems = [p if isinstance(p, Problem) else Problem(p, mend) for p in problems]
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class ConfigError(TrainkitError):
+    """The command line or the config is wrong; holds every problem that was found."""
+
+    exit_code = 2
+
+
+class NonFiniteError(TrainkitError):
+    """A loss is NaN or infinite."""
+
+    exit_code = 4
+
+
+class DataError(TrainkitError):
+    """A data set is missing, corrupt or out of reach."""
+
+    exit_code = 5
+
+
+class StorageError(TrainkitError):
+    """The run directory cannot be written."""
+
+    exit_code = 6
+
+
+class RunDirectoryInUseError(TrainkitError):
+    """The run directory belongs to another run."""
+
+    exit_code = 7
+
+
+class UserCodeError(TrainkitError):
+    """Code that the config names raised an error; told with that code's own frames.
+
+    Args:
+        key: the config key that led there, such as `model`.
+        error: what was raised.
+        exit_code: 2 while things are built, 1 once the training runs.
+        details: more on where it happened.
+    """
+
+    def __init__(self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "") -> None:
+        self.key, self.error, self.exit_code = key, error, exit_code
+        text = str(error).strip() or "no message"
+        self.first_line = f"{type(error).__name__}: {text.splitlines()[0]}"
+        more = "".join(f"\n  {line}" for line in text.splitlines()[1:4])
+        frames = "".join(
+            f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"
+            for frame in own_frames(error)
+        )
+        mend = unknown_argument(error) or f"mend it there, or change {key}; TRAINKIT_TRACEBACK=1 shows all"
+        where = f"\n  {details}" if details else ""
+        super().__init__(f"{key}: {self.first_line}{more}{where}{frames}", mend=mend)
+
+
+class Stopped(BaseException):
+    """A signal asked the training to stop (the shell's exit code is 128 + its number).
+
+    Not an `Exception`, as `KeyboardInterrupt` is not: nobody's `except Exception` may swallow it.
+    """
+
+    def __init__(self, signal_number: int, name: str) -> None:
+        self.exit_code = 128 + signal_number
+        self.name = name
+        super().__init__(name)
+
+
+def nearest(word: str, among: Iterable[str]) -> str | None:
+    """The spelling among those given that is closest to `word`, if one is close.
+
+    Case is forgiven first, then letters, then a missing or wrong prefix of a dotted path.
+    """
+    names = sorted(set(among))
+    folded = difflib.get_close_matches(word.casefold(), {name.casefold() for name in names}, n=1, cutoff=0.6)
+    if folded:
+        return max(
+            (name for name in names if name.casefold() == folded[0]),
+            key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(),
+        )
+    leaf = word.rpartition(".")[2].casefold()
+    leaves = {name.rpartition(".")[2].casefold(): name for name in reversed(names)}
+    found = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)
+    return leaves[found[0]] if found else None
+
+
+def did_you_mean(word: str, among: Iterable[str], prefix: str = "", suffix: str = "", limit: int = 24) -> str:
+    """A line with the nearest valid spelling, or all of them where none is near and they are few."""
+    names = sorted(set(among))
+    close = nearest(word, names)
+    if close is not None:
+        return f"did you mean {prefix}{close}{suffix}?"
+    if not names:
+        return ""
+    listed = ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+    return f"there is: {listed}"
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of a traceback that lie in neither trainkit, Python nor an installed package."""
+    foreign = [str(Path(__file__).parent), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<"]
+    return [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(foreign))]
+
+
+def unknown_argument(error: BaseException) -> str:
+    """The nearest argument, where a call deep inside was given one that it does not take."""
+    told = re.match(
+        r"(?:.*\.)?(\w+?)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if not isinstance(error, TypeError) or told is None or error.__traceback__ is None:
+        return ""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        called = frame.f_globals.get(told[1])
+        code = getattr(
+            getattr(called, "__init__", None) if isinstance(called, type) else called, "__code__", None
+        )
+        if code is not None:
+            names = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {"self"}
+            return did_you_mean(told[2], names)
+    return ""

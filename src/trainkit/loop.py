@@ -1,0 +1,263 @@
+"""The training loop: what a training is (`State`), one step, one epoch, evaluation."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from trainkit.data import Batch, Loader, batch_size_of, map_tensors
+from trainkit.device import wait
+from trainkit.errors import ConfigError, NonFiniteError
+from trainkit.losses import denominator, is_sum
+from trainkit.metrics import Mean, predicted_right
+
+Metrics = dict[str, Any]
+
+
+@dataclass
+class State:
+    """All that a training is, in one place; hooks are given it.
+
+    The first fields are what the config built, the last are where the training stands.
+    """
+
+    model: nn.Module
+    loss_fn: nn.Module
+    optimizer: Optimizer
+    device: torch.device
+    epochs: int
+    scheduler: LRScheduler | ReduceLROnPlateau | None = None
+    scheduler_interval: str = "epoch"
+    micro_batch: int | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    monitor: str = "val/loss"
+    mode: str = "min"
+    patience: int | None = None
+    min_delta: float = 0.0
+    watch: list[str] = field(default_factory=list)
+
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches of this epoch done
+    batches: int = 0  # batches of an epoch
+    samples: int = 0  # samples of an epoch
+    step: int = 0  # optimizer updates done
+    loss: Mean = field(init=False)  # of this epoch so far
+    best: Metrics | None = None  # of the epoch with the best monitored value
+    epochs_since_best: int = 0
+    grad_norm: Tensor | None = None  # of the last step, as clip_norm found it
+    best_so_far: float = math.nan  # the value that early stopping compares with
+    stopped_early: bool = False
+    needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
+
+    def __post_init__(self) -> None:
+        self.loss = Mean(self.device, summed=is_sum(self.loss_fn))
+        closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
+        self.needs_closure = closure is not None and closure.default is closure.empty
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.epoch >= self.epochs or self.stopped_early
+
+
+def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
+    """Train to the last epoch, or until early stopping.
+
+    Hooks are objects with any of the methods `on_start(state)`, `on_step(state)`,
+    `on_epoch(state, metrics)` and `on_end(state)`; metrics they add are kept.
+
+    Raises:
+        NonFiniteError: an epoch's training loss is NaN or infinite (its metrics are handed on first).
+    """
+    hooks = hooks or []
+    state.batches, state.samples = len(train), train.samples
+    tell(hooks, "on_start", state)
+    while not state.done:
+        began = time.perf_counter()
+        metrics = train_epoch(state, train, hooks)
+        if val is not None:
+            metrics |= evaluate(state, val)
+        metrics["seconds"] = time.perf_counter() - began
+        metrics = finish_epoch(state, metrics)
+        tell(hooks, "on_epoch", state, metrics)
+        if not math.isfinite(metrics["train/loss"]):
+            raise NonFiniteError(
+                f"train/loss is {metrics['train/loss']} in epoch {state.epoch}",
+                mend="lower lr, or set clip_norm=1; history.jsonl has the epochs before it",
+            )
+    tell(hooks, "on_end", state)
+
+
+def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
+    """One pass over the training set; the metrics that it gave."""
+    state.model.train()
+    state.loss_fn.train()
+    state.loss = Mean(state.device, summed=is_sum(state.loss_fn))
+    state.batch = 0
+    began = time.perf_counter()
+    for inputs, targets in loader.batches(state.epoch):
+        train_step(state, inputs, targets)
+        if state.scheduler is not None and state.scheduler_interval == "step":
+            state.scheduler.step()
+        state.batch += 1
+        state.step += 1
+        tell(hooks, "on_step", state)
+    metrics = {
+        "train/loss": state.loss.item(),
+        "train/loss_sum": state.loss.sum(),
+        "train/samples": loader.samples,
+    }
+    wait(state.device)
+    metrics["samples_per_second"] = loader.samples / (time.perf_counter() - began)
+    return metrics
+
+
+def train_step(state: State, inputs: Any, targets: Any) -> None:
+    """One update of the weights by one batch: the five lines of every tutorial."""
+    model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
+    if state.needs_closure or (state.micro_batch or math.inf) < batch_size_of(inputs):
+        return train_step_by_closure(state, inputs, targets)
+
+    loss = loss_fn(model(inputs), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    clip_gradients(state)
+    optimizer.step()
+    return state.loss.update(loss, weight=denominator(loss_fn, targets, batch_size_of(inputs)))
+
+
+def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
+    """The same update where the optimizer evaluates the loss itself, or in micro batches.
+
+    Each micro batch's mean counts by its share of the whole step's denominator, so the gradient is
+    that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
+    """
+    weight = denominator(state.loss_fn, targets, batch_size_of(inputs))
+    first: list[Tensor] = []
+
+    def closure() -> Tensor:
+        state.optimizer.zero_grad()
+        total = torch.zeros((), device=state.device)
+        for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
+            loss = state.loss_fn(state.model(part), part_targets)
+            if not is_sum(state.loss_fn):
+                part_weight = denominator(state.loss_fn, part_targets, batch_size_of(part))
+                loss = loss * (part_weight / weight)
+                if isinstance(part_weight, Tensor):  # a part of ignored targets alone: 0 / 0, and no share
+                    loss = torch.where(part_weight == 0, 0.0, loss)
+            loss.backward()
+            total = total + loss.detach()
+        clip_gradients(state)
+        first.append(total)
+        return total
+
+    if state.needs_closure:
+        state.optimizer.step(closure)  # type: ignore[arg-type]  # torch says it returns a float
+    else:
+        closure()
+        state.optimizer.step()
+    state.loss.update(first[0], weight)
+
+
+def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
+    """A batch in parts of at most `size` samples, in order."""
+    samples = batch_size_of(inputs)
+    for start in range(0, samples, size or samples):
+        part = slice(start, start + (size or samples))
+        yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
+
+
+def clip_gradients(state: State) -> None:
+    """Bound the gradient over the parameters of all groups: each element, then the whole's norm."""
+    if state.clip_norm is None and state.clip_value is None:
+        return
+    params = [p for group in state.optimizer.param_groups for p in group["params"]]
+    if state.clip_value is not None:
+        nn.utils.clip_grad_value_(params, state.clip_value)
+    if state.clip_norm is not None:
+        state.grad_norm = nn.utils.clip_grad_norm_(params, state.clip_norm)
+
+
+@torch.no_grad()
+def evaluate(state: State, loader: Loader) -> Metrics:
+    """The loss and, for classes, the accuracy over a whole data set, without touching the weights."""
+    state.model.eval()
+    state.loss_fn.eval()
+    loss, accuracy = Mean(state.device, summed=is_sum(state.loss_fn)), Mean(state.device, summed=True)
+    judged = False
+    for inputs, targets in loader.batches(0):
+        outputs = state.model(inputs)
+        value = state.loss_fn(outputs, targets)
+        loss.update(value, weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
+        right = predicted_right(state.loss_fn, outputs, targets)
+        if right is not None:
+            judged = True
+            accuracy.update(*right)
+    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if judged else {})
+
+
+def finish_epoch(state: State, metrics: Metrics) -> Metrics:
+    """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
+    state.epoch += 1
+    clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
+    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **watched(state), **clock}
+    if state.monitor not in metrics:
+        there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
+        raise ConfigError(
+            f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}"
+        )
+    value = metrics[state.monitor]
+    sign = 1 if state.mode == "min" else -1
+    if state.best is None or sign * value < sign * state.best[state.monitor]:
+        state.best = metrics if math.isfinite(value) else None
+    if math.isnan(state.best_so_far) or sign * value < sign * state.best_so_far - state.min_delta:
+        state.best_so_far, state.epochs_since_best = value, 0
+    else:
+        state.epochs_since_best += 1
+    state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
+    if isinstance(state.scheduler, ReduceLROnPlateau):
+        state.scheduler.step(value)
+    elif state.scheduler is not None and state.scheduler_interval == "epoch":
+        state.scheduler.step()
+    return metrics
+
+
+def watched(state: State) -> Metrics:
+    """Each group's learning rate, the gradient's norm, and the parameters named in `watch`.
+
+    Gradients are those of the epoch's last step; of a parameter with several elements, its norm and
+    its gradient's are given.
+    """
+    rates = {f"lr/{group['name']}": float(group["lr"]) for group in state.optimizer.param_groups}
+    params = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = state.grad_norm
+    if norm is None:
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
+    values = {f"param/{name}": _number(named[name]) for name in state.watch}
+    gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
+    return {**rates, "grad_norm": float(norm), **values, **gradients}
+
+
+def _number(tensor: Tensor | None) -> float | None:
+    if tensor is None:
+        return None
+    return float(tensor.item() if tensor.numel() == 1 else tensor.norm().item())
+
+
+def tell(hooks: list[Any], event: str, *args: Any) -> None:
+    """Call each hook that has a method for the event."""
+    for hook in hooks:
+        method = getattr(hook, event, None)
+        if method is not None:
+            method(*args)

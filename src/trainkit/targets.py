@@ -1,0 +1,170 @@
+"""What a dotted path (`_target_`) names: found without importing it, then checked by its signature."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit.errors import Problem, did_you_mean, nearest
+
+SIMPLE = {"int": int, "float": (int, float), "str": str, "bool": bool}
+KNOWN_PACKAGES = ("torch", "torchvision", "timm", "trainkit")
+
+
+def targets(node: Any, path: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a `_target_` at any depth, each with its key path."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{path}[{index}]")
+
+
+def missing_source(dotted: Any) -> Problem | None:
+    """What is wrong with a dotted path as far as files tell, without importing anything.
+
+    A path that only an import can judge (a class built at run time, a compiled module) passes.
+    """
+    if not isinstance(dotted, str) or not all(dotted.split(".")) or "." not in dotted:
+        example = "a dotted path such as torch.optim.SGD or mymodels.Net"
+        return Problem(f"{dotted!r} is no dotted path", f"write {example}")
+    top, *rest = dotted.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        local = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
+        close = nearest(top, [*local, *KNOWN_PACKAGES])
+        mend = (
+            f"did you mean {'.'.join([close, *rest])}?" if close else f"no {top}.py here, and not installed"
+        )
+        return Problem(f"there is no module {top!r}", mend)
+    source, module = (Path(spec.origin) if spec.origin else None), top
+    folders = list(spec.submodule_search_locations or [])
+    while rest and folders:
+        inner = _submodule(folders, rest[0])
+        if inner is None:
+            break
+        source, folders = inner
+        module, rest = f"{module}.{rest[0]}", rest[1:]
+    if not rest or source is None or source.suffix != ".py" or not source.is_file():
+        return None
+    names = _names_of(source)
+    inside = {child.name for child in pkgutil.iter_modules(folders)}
+    if names is None or rest[0] in names | inside:
+        return None
+    mend = did_you_mean(rest[0], {n for n in names | inside if not n.startswith("_")}, f"{module}.")
+    return Problem(f"there is no {rest[0]!r} in {module}", mend)
+
+
+def _submodule(folders: list[str], name: str) -> tuple[Path | None, list[str]] | None:
+    for folder in map(Path, folders):
+        if (folder / name / "__init__.py").is_file():
+            return folder / name / "__init__.py", [str(folder / name)]
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py", []
+    return None
+
+
+def _names_of(source: Path) -> set[str] | None:
+    """The names a module's text defines; None where only running it tells (star imports, __getattr__)."""
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Call(func=ast.Name(id="globals")):
+                return None
+    return None if names & {"*", "__getattr__"} else names
+
+
+def locate(dotted: str) -> Any:
+    """The object a dotted path names, imported.
+
+    Raises:
+        LookupError: with a `Problem` as its argument, where an attribute is missing.
+        Exception: whatever the module itself raises as it is imported.
+    """
+    parts = dotted.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for index, part in enumerate(parts[1:], start=1):
+        if not hasattr(found, part) and inspect.ismodule(found):
+            name = ".".join(parts[: index + 1])
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name:
+                    raise
+        if not hasattr(found, part):
+            owner = ".".join(parts[:index])
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise LookupError(
+                Problem(f"there is no {part!r} in {owner}", did_you_mean(part, public, f"{owner}."))
+            )
+        found = getattr(found, part)
+    return found
+
+
+def wrong_arguments(
+    path: str, node: Mapping[str, Any], call: Callable[..., Any], given: Iterable[str] = ()
+) -> list[Problem]:
+    """What a `_target_`'s signature does not take, lacks, or declares as another simple type.
+
+    Args:
+        path: the node's key in the config, for the messages.
+        node: the mapping that holds `_target_` and the arguments.
+        call: the object that `_target_` names.
+        given: names of arguments that trainkit itself passes.
+    """
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # compiled code may have no signature
+        return []
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    positional = len(node.get("_args_") or ())
+    keys = [str(key) for key in node if not str(key).startswith("_")]
+    problems = []
+    for key in keys:
+        if key not in named:
+            if not takes_any:
+                mend = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
+                problems.append(Problem(f"{path}.{key}: {node['_target_']} takes no argument {key!r}", mend))
+            continue
+        expected = SIMPLE.get(str(named[key].annotation))
+        if isinstance(named[key].annotation, type):
+            expected = SIMPLE.get(named[key].annotation.__name__)
+        if expected and isinstance(node[key], str) and expected is not str:
+            wanted = str(getattr(named[key].annotation, "__name__", named[key].annotation))
+            problems.append(
+                Problem(f"{path}.{key}={node[key]}: must be of type {wanted}", f"write {path}.{key}=VALUE")
+            )
+    lacking = [
+        name
+        for index, (name, p) in enumerate(named.items())
+        if p.default is p.empty and name not in keys and name not in given and index >= positional
+    ]
+    if not node.get("_partial_"):
+        problems += [
+            Problem(f"{path}: {node['_target_']} needs the argument {name!r}", f"add +{path}.{name}=VALUE")
+            for name in lacking
+        ]
+    return problems
