@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import traceback
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +45,9 @@ def training(config: DictConfig) -> Training:
         DataError: a data set cannot be read.
         UserCodeError: something that a `_target_` names raised an error.
     """
-    # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
-    warnings.filterwarnings("error", message="Using a target size")
-    check_targets(config)
+    problems = target_problems(config)
+    if problems:
+        raise ConfigError(*problems)
     where = device.pick(config.device)
     train_set, val_set = datasets(config)
     config = config.copy()
@@ -87,11 +86,10 @@ def training(config: DictConfig) -> Training:
 # ---------------------------------------------------------------------------------- checks by import
 
 
-def check_targets(config: DictConfig) -> None:
-    """Import what every `_target_` names and hold its arguments against its signature, all together.
+def target_problems(config: DictConfig) -> list[Problem]:
+    """What is wrong with each `_target_`, once imported, and its arguments, held against its signature.
 
     Raises:
-        ConfigError: everything that does not exist or does not fit.
         UserCodeError: a module raised an error as it was imported.
     """
     problems: list[Problem] = []
@@ -115,8 +113,7 @@ def check_targets(config: DictConfig) -> None:
             continue
         own = {key: value for key, value in node.items() if (path, key) != ("scheduler", "interval")}
         problems += wrong_arguments(path, own, called, given)
-    if problems:
-        raise ConfigError(*problems)
+    return problems
 
 
 def call(node: DictConfig, path: str, **extra: Any) -> Any:
@@ -167,7 +164,8 @@ def _dataset(config: DictConfig, part: str) -> Any:
     except UserCodeError as error:
         if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
             raise DataError(
-                f"{node['_target_']} cannot read or fetch {node.get('root')}: {error.first_line}",
+                f"{node['_target_']} cannot read or fetch {node.get('root')}: "
+                + " ".join(str(error.error).split()),
                 mend="put them there by hand, choose another folder with data.root=FOLDER, "
                 "or train on what needs no download: data=digits",
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -63,6 +64,8 @@ def dispatch(argv: list[str]) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if multiprocessing.parent_process() is not None:  # a loader's worker: its parent does the talking
+        raise KeyboardInterrupt
     signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
     raise Stopped(number, signal.Signals(number).name)
 

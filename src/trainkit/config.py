@@ -167,6 +167,10 @@ def _check_together(plain: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 f"{key}: no _target_", f"choose one: {key}={'cross_entropy' if key == 'loss' else 'sgd'}"
             )
+    data, loss = plain.get("data"), plain.get("loss")
+    one_class = isinstance(data, dict) and data.get("classes") == 1
+    if one_class and isinstance(loss, dict) and str(loss.get("_target_")).endswith("CrossEntropyLoss"):
+        yield Problem("loss: cross entropy over one class is always 0", "choose one for numbers: loss=mse")
     optim, lr = plain.get("optim"), plain.get("lr")
     if isinstance(optim, dict) and lr is not None and "_target_" in optim and "lr" not in optim:
         yield Problem(f"lr={lr}: the optim config does not use it", "write `lr: ${lr}` into the optim config")
@@ -382,7 +386,9 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     except ConfigError as error:
         problems += error.problems
     if problems:
-        raise ConfigError(*problems)
+        wrong = ConfigError(*problems)
+        wrong.config = config
+        raise wrong
     return Composed(config, hydra, list(overrides))
 
 
@@ -596,7 +602,7 @@ def _key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Overrid
         else near or nearest(key, [*_paths(config), *loader.list_groups("")])
     )
     hints = [f"did you mean {close}?"] if close else []
-    if parent and isinstance(siblings, DictConfig):
+    if parent and key.partition(".")[0] in config:
         hints.append(f"to add a new key write +{text.lstrip('+')}")
     elif not close:
         hints.append(f"there is: {', '.join(inside)}")

@@ -48,8 +48,8 @@ WATCHED = ("param/", "grad/")
 
 
 def number(value: float) -> str:
-    """A metric with four digits behind the point, or in powers of ten where they would be zeros."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2e}"
+    """A metric with four digits behind the point, or in powers of ten where those would not do."""
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1e6 or value != value else f"{value:.2e}"
 
 
 def short(path: Path) -> str:
@@ -99,14 +99,14 @@ def result(run: Run) -> list[str]:
             if name in ("train/loss", *VALIDATED)
         ]
         lines.append(
-            f"best of {epochs} epochs by {run.best['metric']}: epoch {run.best['epoch']}: {', '.join(values)}"
+            f"best of {epochs} epoch{'s' * (epochs != 1)} by {run.best['metric']}: epoch {run.best['epoch']}: {', '.join(values)}"
         )
     return [*lines, f"history and config: {short(run.directory)}"]
 
 
-def comparison(runs: list[tuple[str, Run]]) -> list[str]:
+def comparison(runs: list[Run]) -> list[str]:
     """A sweep's runs in a table, the best first."""
-    rows = [(name, run.best, short(run.directory)) for name, run in runs if run.best is not None]
+    rows = [(" ".join(run.overrides), run.best, short(run.directory)) for run in runs if run.best is not None]
     if not rows:
         return []
     metric = rows[0][1]["metric"]
@@ -124,11 +124,10 @@ def comparison(runs: list[tuple[str, Run]]) -> list[str]:
 
 
 class Silent:
-    """Says nothing but what must be known."""
+    """Says nothing."""
 
     def say(self, text: str) -> None:
-        """A line of text that is no progress, such as a warning."""
-        print(text, file=sys.stderr, flush=True)
+        """A line that is no bar: what begins, what to know, an epoch."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -136,6 +135,10 @@ class Silent:
 
 class Plain(Silent):
     """A line an epoch."""
+
+    def say(self, text: str) -> None:
+        """Print the line."""
+        print(text, file=sys.stderr, flush=True)
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the epoch."""

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ConfigError(TrainkitError):
     """The command line or the config is wrong; holds every problem that was found."""
 
     exit_code = 2
+    config: Any = None  # what could be composed all the same, for finding more that is wrong
 
 
 class NonFiniteError(TrainkitError):
@@ -75,9 +77,9 @@ class UserCodeError(TrainkitError):
 
     def __init__(self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "") -> None:
         self.key, self.error, self.exit_code = key, error, exit_code
-        text = str(error).strip() or "no message"
-        self.first_line = f"{type(error).__name__}: {text.splitlines()[0]}"
-        more = "".join(f"\n  {line}" for line in text.splitlines()[1:4])
+        lines = str(error).strip().splitlines() or ["no message"]
+        self.first_line = f"{type(error).__name__}: {lines[0]}"
+        more = "".join(f"\n  {line}" for line in lines[1:4])
         frames = "".join(
             f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"
             for frame in own_frames(error)
@@ -137,13 +139,12 @@ def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 def unknown_argument(error: BaseException) -> str:
     """The nearest argument, where a call deep inside was given one that it does not take."""
-    told = re.match(
-        r"(?:.*\.)?(\w+?)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error)
-    )
+    told = re.match(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not isinstance(error, TypeError) or told is None or error.__traceback__ is None:
         return ""
+    name = told[1].removesuffix(".__init__").rpartition(".")[2]
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        called = frame.f_globals.get(told[1])
+        called = frame.f_globals.get(name)
         code = getattr(
             getattr(called, "__init__", None) if isinstance(called, type) else called, "__code__", None
         )

@@ -18,17 +18,16 @@ class ToyCNN(nn.Sequential):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, 32, kernel_size=5, padding=2),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 32, kernel_size=5, padding=2),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, kernel_size=5, padding=2),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(1024, 64),
-            nn.Linear(64, num_classes),
-        )
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 32, kernel_size=5, padding=2)
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(32, 32, kernel_size=5, padding=2)
+        self.pool2 = nn.MaxPool2d(2)
+        self.conv3 = nn.Conv2d(32, 64, kernel_size=5, padding=2)
+        self.pool3 = nn.MaxPool2d(2)
+        self.flatten = nn.Flatten()
+        self.fc1 = nn.Linear(1024, 64)
+        self.fc2 = nn.Linear(64, num_classes)
 
 
 class MLP(nn.Sequential):
@@ -38,10 +37,12 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, hidden: Sequence[int] = (256,), out_features: int = 10, bias: bool = True) -> None:
-        layers: list[nn.Module] = [nn.Flatten()]
-        for size in hidden:
-            layers += [nn.LazyLinear(size, bias=bias), nn.ReLU()]
-        super().__init__(*layers, nn.LazyLinear(out_features, bias=bias))
+        super().__init__()
+        self.flatten = nn.Flatten()
+        for number, size in enumerate(hidden, start=1):
+            self.add_module(f"fc{number}", nn.LazyLinear(size, bias=bias))
+            self.add_module(f"relu{number}", nn.ReLU())
+        self.head = nn.LazyLinear(out_features, bias=bias)
 
 
 class Linear(nn.Linear):

@@ -15,6 +15,7 @@ from trainkit.errors import ConfigError, Problem, did_you_mean
 
 SELECTORS = ("name", "module", "type", "ndim")
 OWN_OPTIONS = ("lr_mult", "freeze", "optional")
+KINDS = {"name": str, "module": str, "type": str, "ndim": int, "freeze": bool, "optional": bool}
 
 
 @dataclass
@@ -126,6 +127,12 @@ def _malformed(name: str, rule: Any, lr: float | None, known: set[str] | None) -
             yield Problem(
                 f"{where}.{key}={rule[key]!r}: must be a number of at least 0", f"write {where}.{key}=0.1"
             )
+    for key, kind in KINDS.items():
+        several = key in ("module", "type") and isinstance(rule.get(key), list)
+        for value in rule[key] if several else [rule[key]] if key in rule else []:
+            if not isinstance(value, kind):
+                cause = f"{where}.{key}={value!r}: must be of type {kind.__name__}"
+                yield Problem(cause, f"write {where}.{key}=VALUE")
     try:
         re.compile(str(rule.get("name", "")))
     except re.error as error:

@@ -74,6 +74,20 @@ class Run:
         self.info: dict[str, Any] = {}
         self.log: TextIO | None = None
 
+    @classmethod
+    def load(cls, directory: Path) -> Run:
+        """A run as its directory tells of it; its `info` is empty where it never began."""
+        run = cls(directory)
+        path = directory / "run.json"
+        run.info = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return run
+
+    @property
+    def overrides(self) -> list[str]:
+        """The command line's overrides that made it."""
+        path = self.directory / ".hydra" / "overrides.yaml"
+        return [str(override) for override in OmegaConf.load(path)] if path.exists() else []
+
     @property
     def history(self) -> list[dict[str, Any]]:
         """The metrics of each epoch so far."""

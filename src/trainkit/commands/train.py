@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from trainkit import config as configs
-from trainkit.errors import Stopped, TrainkitError
+from trainkit.errors import ConfigError, Stopped, TrainkitError
 
 if TYPE_CHECKING:
     from trainkit.build import Training
@@ -30,7 +33,10 @@ def run(argv: Sequence[str]) -> int:
         return sweep(args)
     from trainkit import display
 
-    composed = configs.compose_run(args.overrides, args.config_dir)
+    try:
+        composed = configs.compose_run(args.overrides, args.config_dir)
+    except ConfigError as error:
+        raise with_arguments(error, args.overrides) from error
     done = train(composed.config, composed=composed)
     print("\n".join(display.result(done)))
     return 0
@@ -65,7 +71,10 @@ def train(
         screen.say(line)
         run.note(line)
     try:
-        fit(training.state, training.train, training.val, [*training.hooks, Recorder(run), screen])
+        with warnings.catch_warnings():
+            # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
+            warnings.filterwarnings("error", message="Using a target size")
+            fit(training.state, training.train, training.val, [*training.hooks, Recorder(run), screen])
     except (Stopped, KeyboardInterrupt) as error:
         run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
         raise
@@ -88,41 +97,40 @@ def train(
 def sweep(args: argparse.Namespace) -> int:
     """Train each combination of values, through Hydra's launcher; then show them, best first."""
     from hydra._internal.hydra import Hydra
-    from hydra.core.hydra_config import HydraConfig
 
     from trainkit import display
-    from trainkit.run import claim, point_latest
+    from trainkit.run import Run, claim, point_latest
 
     settings = configs.compose_sweep(args.overrides, args.config_dir)
     chosen = any(override.startswith("hydra.sweep.dir=") for override in args.overrides)
     directory = claim(Path(settings.sweep.dir), exact=chosen)
     if not chosen:
         point_latest(directory, Path("outputs"))
-    runs: list[tuple[str, Run]] = []
-    failed = 0
-
-    def job(config: DictConfig) -> None:
-        nonlocal failed
-        hydra = HydraConfig.get()
-        name = " ".join(hydra.overrides.task)
-        print(f"run {hydra.job.num}: {name}", file=sys.stderr)
-        try:
-            runs.append((name, train(configs.checked(config), directory=Path(hydra.runtime.output_dir))))
-        except TrainkitError as error:
-            failed += 1
-            print(error, file=sys.stderr)
-
     app = Hydra.create_main_hydra2("trainkit", configs.search_path(args.config_dir))
-    app.multirun(
-        "config", job, [*args.overrides, f"hydra.sweep.dir='{directory}'"], with_log_configuration=False
-    )
+    place = f"hydra.sweep.dir='{directory}'"
+    app.multirun("config", sweep_job, [*args.overrides, place], with_log_configuration=False)
+
+    runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
     print("\n".join(display.comparison(runs)))
-    if failed:
-        print(
-            f"{failed} of {failed + len(runs)} runs failed (see above); the others are in {directory}",
-            file=sys.stderr,
-        )
+    failed = [run for run in runs if run.info.get("status") != "completed"]
+    for run in failed:
+        print(f"failed: {' '.join(run.overrides)}: {display.short(run.directory)}", file=sys.stderr)
     return 10 if failed else 0
+
+
+def sweep_job(config: DictConfig) -> float:
+    """One job of a sweep, in the directory that Hydra made; returns the best monitored value."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra: Any = HydraConfig.get()
+    print(f"run {hydra.job.num}: {' '.join(hydra.overrides.task)}", file=sys.stderr)
+    composed = configs.Composed(config, hydra, list(hydra.overrides.task))
+    try:
+        done = train(configs.checked(config), directory=Path(hydra.runtime.output_dir), composed=composed)
+    except TrainkitError as error:  # the other jobs go on
+        print(error, file=sys.stderr)
+        return math.nan
+    return math.nan if done.best is None else float(done.best["value"])
 
 
 class Recorder:
@@ -137,6 +145,21 @@ class Recorder:
 
         self.run.append(metrics, best(state))
         self.run.note(epoch_line(state.epochs, metrics))
+
+
+def with_arguments(error: ConfigError, overrides: Sequence[str]) -> ConfigError:
+    """The same error with the `+arguments` in it that a signature does not take, to tell all at once.
+
+    Only such a command waits for the import that knows signatures.
+    """
+    if error.config is None or not any(override.startswith("+") for override in overrides):
+        return error
+    from trainkit import build
+
+    try:
+        return ConfigError(*error.problems, *build.target_problems(error.config))
+    except (TrainkitError, OmegaConfBaseException):
+        return error
 
 
 def best(state: State) -> dict[str, Any] | None:
