@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REFRESH = 0.1  # seconds between two looks at the running loss, each of which waits for the device
 BARS = "▁▂▃▄▅▆▇█"
+SHOWN = ("train/loss", "val/loss", "val/accuracy")
+WATCHED = ("param/", "grad/")
 
 
 def make(progress: str) -> Silent:
@@ -31,9 +33,7 @@ def make(progress: str) -> Silent:
 def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
     """An epoch in one line."""
     shown = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
-    shown += [
-        f"{name} {number(value)}" for name, value in metrics.items() if name in ("train/loss", *VALIDATED)
-    ]
+    shown += [f"{name} {number(value)}" for name, value in metrics.items() if name in SHOWN]
     shown += [
         f"{name} {number(value)}"
         for name, value in metrics.items()
@@ -41,10 +41,6 @@ def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
     ]
     shown += [f"{metrics['samples_per_second']:,.0f} samples/s", duration(metrics["seconds"])]
     return "  ".join(shown)
-
-
-VALIDATED = ("val/loss", "val/accuracy")
-WATCHED = ("param/", "grad/")
 
 
 def number(value: float) -> str:
@@ -88,20 +84,14 @@ def opening(run: Run) -> list[str]:
 
 def result(run: Run) -> list[str]:
     """What was reached and where it lies."""
-    epochs = len(run.history)
-    lines = [run.info["why"]] if run.info["why"] else []
-    if run.best is None:
-        lines.append(f"{epochs} epochs, none with a finite loss")
-    else:
-        values = [
-            f"{name} {number(value)}"
-            for name, value in run.best.items()
-            if name in ("train/loss", *VALIDATED)
-        ]
-        lines.append(
-            f"best of {epochs} epoch{'s' * (epochs != 1)} by {run.best['metric']}: epoch {run.best['epoch']}: {', '.join(values)}"
-        )
-    return [*lines, f"history and config: {short(run.directory)}"]
+    done = len(run.history)
+    reached = "no epoch has a finite loss"
+    if run.best is not None:
+        values = [f"{name} {number(value)}" for name, value in run.best.items() if name in SHOWN]
+        reached = f"epoch {run.best['epoch']}: {', '.join(values)}"
+        reached = f"best of {done} epoch{'s' * (done != 1)} by {run.best['metric']}: {reached}"
+    early = [run.info["why"]] if run.info["why"] else []
+    return [*early, reached, f"history and config: {short(run.directory)}"]
 
 
 def comparison(runs: list[Run]) -> list[str]:
@@ -111,7 +101,7 @@ def comparison(runs: list[Run]) -> list[str]:
         return []
     metric = rows[0][1]["metric"]
     rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
-    columns = [name for name in ("train/loss", *VALIDATED) if name in rows[0][1]]
+    columns = [name for name in SHOWN if name in rows[0][1]]
     width = max(len(name) for name, _, _ in rows)
     lines = [
         f"{'best by ' + metric:<{width}}  " + "  ".join(f"{name:>12}" for name in columns) + "  directory"

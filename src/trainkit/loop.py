@@ -54,6 +54,7 @@ class State:
     loss: Mean = field(init=False)  # of this epoch so far
     best: Metrics | None = None  # of the epoch with the best monitored value
     epochs_since_best: int = 0
+    rates: Metrics = field(default_factory=dict)  # the learning rates of the last step
     grad_norm: Tensor | None = None  # of the last step, as clip_norm found it
     best_so_far: float = math.nan  # the value that early stopping compares with
     stopped_early: bool = False
@@ -107,6 +108,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     began = time.perf_counter()
     for inputs, targets in loader.batches(state.epoch):
         train_step(state, inputs, targets)
+        state.rates = learning_rates(state)
         if state.scheduler is not None and state.scheduler_interval == "step":
             state.scheduler.step()
         state.batch += 1
@@ -152,9 +154,11 @@ def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
             loss = state.loss_fn(state.model(part), part_targets)
             if not is_sum(state.loss_fn):
                 part_weight = denominator(state.loss_fn, part_targets, batch_size_of(part))
-                loss = loss * (part_weight / weight)
-                if isinstance(part_weight, Tensor):  # a part of ignored targets alone: 0 / 0, and no share
-                    loss = torch.where(part_weight == 0, 0.0, loss)
+                if isinstance(part_weight, Tensor):
+                    share = loss * (part_weight.to(loss.dtype) / weight)
+                    loss = torch.where(part_weight == 0, 0.0, share)  # ignored targets alone are 0 / 0
+                else:
+                    loss = loss * (part_weight / weight)
             loss.backward()
             total = total + loss.detach()
         clip_gradients(state)
@@ -232,13 +236,18 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     return metrics
 
 
+def learning_rates(state: State) -> Metrics:
+    """The learning rate of each param group, now."""
+    groups = enumerate(state.optimizer.param_groups)
+    return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in groups}
+
+
 def watched(state: State) -> Metrics:
-    """Each group's learning rate, the gradient's norm, and the parameters named in `watch`.
+    """The last step's learning rates, the gradient's norm, and the parameters named in `watch`.
 
     Gradients are those of the epoch's last step; of a parameter with several elements, its norm and
     its gradient's are given.
     """
-    rates = {f"lr/{group['name']}": float(group["lr"]) for group in state.optimizer.param_groups}
     params = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = state.grad_norm
     if norm is None:
@@ -246,7 +255,7 @@ def watched(state: State) -> Metrics:
     named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
     values = {f"param/{name}": _number(named[name]) for name in state.watch}
     gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
-    return {**rates, "grad_norm": float(norm), **values, **gradients}
+    return {**state.rates, "grad_norm": float(norm), **values, **gradients}
 
 
 def _number(tensor: Tensor | None) -> float | None:

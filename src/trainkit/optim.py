@@ -211,14 +211,22 @@ def _ties(params: list[Param]) -> Iterator[Problem]:
 
 
 def _merge(params: list[Param], order: list[str], defaults: dict[str, Any]) -> list[Group]:
-    """One group for each set of options, named by the rules that decided it."""
+    """One group for each set of options, in the order of the rules.
+
+    A group is named by the rules that decided it: `a+b` where both did, `a|b` where either did, and
+    `default` where some parameter in it was decided by none.
+    """
+    labels: dict[str, list[str]] = {}
     groups: dict[str, Group] = {}
     for param in params:
         options = defaults | param.options
-        groups.setdefault(repr(sorted(options.items())), Group("", [], options)).params.append(param)
-    for group in groups.values():
-        deciders = {rule for param in group.params for rule in param.decided_by.values()}
-        ruled = all(param.decided_by for param in group.params)
-        group.name = "+".join(rule for rule in order if rule in deciders) if ruled else "default"
+        key = repr(sorted(options.items()))
+        groups.setdefault(key, Group("", [], options)).params.append(param)
+        label = "+".join(rule for rule in order if rule in param.decided_by.values()) or "default"
+        labels.setdefault(key, [])
+        labels[key] += [] if label in labels[key] else [label]
     rank = {name: index for index, name in enumerate(order)}
-    return sorted(groups.values(), key=lambda group: rank.get(group.name.partition("+")[0], len(rank)))
+    for key, group in groups.items():
+        by_rule = sorted(labels[key], key=lambda label: rank.get(label.partition("+")[0], len(rank)))
+        group.name = "default" if "default" in by_rule else "|".join(by_rule)
+    return sorted(groups.values(), key=lambda group: rank.get(re.split(r"[+|]", group.name)[0], len(rank)))

@@ -1,0 +1,42 @@
+"""What tests share: the installed command, and a folder of one's own to use it in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+SCRIPT = Path(sys.executable).with_name("trainkit")
+
+
+@pytest.fixture
+def trainkit(tmp_path: Path) -> Command:
+    """The installed command, run in an empty folder."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+        return subprocess.run(
+            [SCRIPT, *args], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, also on `sys.path` as it is for the command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's history."""
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
