@@ -276,7 +276,7 @@ def test_a_non_finite_loss_is_reported_as_it_is_and_ends_the_training() -> None:
     model, loss_fn, inputs, targets = problem("mse")
     inputs[5] = math.inf
     seen: list[dict[str, Any]] = []
-    with pytest.raises(NonFiniteError, match="train/loss is (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"train/loss is (nan|inf)"):
         fit(state_of(model, loss_fn), loader_of(inputs, targets, 8), hooks=[Collector(seen)])
     assert not math.isfinite(seen[0]["train/loss"])
 

@@ -180,6 +180,8 @@ class Rich(Plain):
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self.losses: list[float] = []
+        self.read_at = self.epoch_began = 0.0
         self.console = Console(stderr=True, highlight=False)
         columns = (
             TextColumn("{task.description:<6}"),
@@ -191,8 +193,6 @@ class Rich(Plain):
         self.live = Live(
             console=self.console, get_renderable=self.render, refresh_per_second=1 / REFRESH, transient=True
         )
-        self.losses: list[float] = []
-        self.read_at = self.epoch_began = 0.0
 
     def render(self) -> RenderableType:
         """The bars, and under them the losses of the epochs so far."""
