@@ -107,13 +107,55 @@ def test_inputs_may_be_nested() -> None:
     assert targets.tolist() == [0, 1, 2, 3]
 
 
+def test_a_subclass_of_tensor_dataset_keeps_what_it_does_to_its_samples() -> None:
+    class Shifted(TensorDataset):
+        def __getitem__(self, index: Any) -> Any:
+            x, y = super().__getitem__(index)
+            return x + 1000, y
+
+    dataset = Shifted(torch.zeros(8, 2), torch.zeros(8))
+    for part in (dataset, data.split(dataset, 0.5)[0]):
+        inputs, _ = pairs(make_loader(part, Prepare(CPU), batch_size=4, seed=0))[0]
+        assert inputs.unique().tolist() == [1000.0]
+
+
+def test_a_data_set_is_asked_for_plain_ints() -> None:
+    class Strict(Items):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            assert type(index) is int
+            return super().__getitem__(index)
+
+    assert (
+        len(pairs(make_loader(Strict(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0)))
+        == 3
+    )
+
+
+def test_samples_that_are_no_pairs_or_hold_no_tensor_are_a_data_error() -> None:
+    class Dicts(Items):
+        def __getitem__(self, index: int) -> Any:
+            return {"x": self.tensors[0][index], "y": 1}
+
+    with pytest.raises(DataError, match="a sample of the data set is dict"):
+        pairs(make_loader(Dicts(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))
+    with pytest.raises(DataError, match="no tensor"):
+        data.batch_size_of({"id": ["a", "b"]})
+    assert data.batch_size_of({"id": ["a", "b"], "x": torch.zeros(2, 3)}) == 2
+
+
+def test_small_classes_are_held_out_in_proportion_too() -> None:
+    dataset = TensorDataset(torch.zeros(100), torch.arange(100) % 50)
+    assert len(data.split(dataset, 0.2)[1]) == 20
+
+
 def test_the_split_holds_out_the_same_share_of_each_class_and_loses_no_sample() -> None:
     dataset = data.digits()
     train, val = data.split(dataset, 0.2)
     assert len(train) + len(val) == 1797
     for label in range(10):
         count = int((dataset.tensors[1] == label).sum())
-        assert int((val.tensors[1] == label).sum()) == round(0.2 * count)
+        assert abs(int((val.tensors[1] == label).sum()) - 0.2 * count) < 1
+    assert len(val) == round(0.2 * 1797)
     streamed = data.split(Items(dataset), 0.5)
     assert len(set(streamed[0].indices) | set(streamed[1].indices)) == 1797
 

@@ -70,6 +70,12 @@ def problem(name: str) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
         ),
         "pixels": (pixels, nn.CrossEntropyLoss(ignore_index=1), inputs, spatial),
         "weighted pixels": (pixels, nn.CrossEntropyLoss(weight=weights, ignore_index=1), inputs, spatial),
+        "a class of weight 0": (
+            linear,
+            nn.CrossEntropyLoss(weight=weights * (weights != 3)),
+            inputs,
+            classes,
+        ),
         "nll": (nn.Sequential(linear, nn.LogSoftmax(1)), nn.NLLLoss(weight=weights), inputs, ignored),
         "mse": (linear, nn.MSELoss(), inputs, torch.randn(SAMPLES, 5)),
         "mse of images": (image, nn.MSELoss(), inputs, torch.randn(SAMPLES, 2, 3, 4)),
@@ -102,6 +108,9 @@ LOSSES = [
 ]
 
 
+MICRO_LOSSES = [*LOSSES, "a class of weight 0"]  # whose batches of one are 0 / 0 in torch itself
+
+
 def in_float64(model: nn.Module, loss_fn: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     """The loss over the whole set at once; of a sum, the mean over the samples."""
     targets = targets.double() if targets.is_floating_point() else targets
@@ -130,12 +139,14 @@ def test_val_loss_is_the_loss_over_the_whole_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [16, 8, 5, 1])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MICRO_LOSSES)
 def test_a_micro_batch_changes_no_weight_and_no_loss(name: str, micro_batch: int) -> None:
     model, loss_fn, inputs, targets = problem(name)
     inputs, targets = inputs.double(), targets.double() if targets.is_floating_point() else targets
     whole, parts = copy.deepcopy(model).double(), copy.deepcopy(model).double()
     loss_fn = loss_fn.double()
+    if name == "a class of weight 0":
+        targets[::4] = 1  # so that some parts hold nothing that counts
     wanted = train_epoch(state_of(whole, loss_fn, lr=1e-3), loader_of(inputs, targets, 32), [])
     state = state_of(parts, loss_fn, lr=1e-3, micro_batch=micro_batch)
     metrics = train_epoch(state, loader_of(inputs, targets, 32), [])
@@ -299,6 +310,82 @@ def test_a_plateau_scheduler_is_given_the_monitored_value() -> None:
     state.scheduler = ReduceLROnPlateau(state.optimizer, patience=0)
     fit(state, loader_of(inputs, targets, SAMPLES, seed=None))
     assert state.scheduler.best == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6)
+
+
+def test_no_forward_pass_is_larger_than_the_micro_batch() -> None:
+    sizes: list[int] = []
+
+    class Sees(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    _, loss_fn, inputs, targets = problem("cross entropy")
+    state = state_of(Sees(6, 5), loss_fn, micro_batch=4)
+    wanted = in_float64(state.model, loss_fn, inputs, targets)
+    sizes.clear()
+    seen: list[dict[str, Any]] = []
+    val = loader_of(inputs, targets, 32, seed=None)
+    fit(state, loader_of(inputs, targets, 32), val, hooks=[Collector(seen)])
+    assert max(sizes) == 4
+    assert seen[0]["val/loss"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_reported_gradients_are_those_that_backward_gave() -> None:
+    model, loss_fn, inputs, targets = problem("mse")
+    params = [{"params": list(model.parameters()), "name": "default"}]
+    # This one writes into the gradients as it steps.
+    optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9, nesterov=True, foreach=True)
+    seen: list[dict[str, Any]] = []
+    by_hand = copy.deepcopy(model)
+    more = {"optimizer": optimizer, "watch": ["weight"], "clip_norm": 0.1}
+    fit(
+        state_of(model, loss_fn, **more),
+        loader_of(inputs, targets, SAMPLES, seed=None),
+        hooks=[Collector(seen)],
+    )
+    loss_fn(by_hand(inputs), targets).backward()
+    assert seen[0]["grad/weight"] == pytest.approx(float(by_hand.weight.grad.norm()), rel=1e-6)
+    norm = nn.utils.get_total_norm([p.grad for p in by_hand.parameters()])
+    assert seen[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "epochs"),
+    [
+        ([3.0, 2.0, 2.5, 2.4, 1.0], 2, 4),  # stops before it would have been better again
+        ([math.nan, math.nan, math.nan, 1.0], None, 2),
+        ([5.0, 4.0, -math.inf, 4.5], 2, 4),
+        ([1.0, 0.95, 0.9, 0.85, 0.5], 3, 3),  # better each time, but never by min_delta
+    ],
+)
+def test_the_best_epoch_and_early_stopping_by_hand(
+    values: list[float], best: int | None, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainkit import loop
+
+    model, loss_fn, inputs, targets = problem("mse")
+    told = iter(values)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"val/loss": next(told)})
+    monkeypatch.setattr(loop, "check_finite", lambda _: None)
+    state = state_of(model, loss_fn, epochs=len(values), monitor="val/loss", patience=2, min_delta=0.2)
+    loader = loader_of(inputs, targets, SAMPLES)
+    fit(state, loader, loader)
+    assert (state.best and state.best["epoch"]) == best
+    assert state.epoch == epochs
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w.sqrt() + 0 * x
+
+    with pytest.raises(NonFiniteError, match="grad_norm is"):
+        fit(state_of(Root(), nn.MSELoss()), loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
 
 
 def test_hooks_are_told_of_start_steps_epochs_and_end() -> None:

@@ -56,5 +56,7 @@ def test_binary_cross_entropy_judges_by_the_side_of_one_half() -> None:
     assert [int(n) for n in right] == [1, 3]
 
 
-def test_numbers_have_no_accuracy() -> None:
+def test_numbers_and_single_logits_have_no_accuracy() -> None:
+    assert predicted_right(nn.SoftMarginLoss(), torch.rand(3, 1), torch.tensor([0, 1, 1])) is None
+    assert predicted_right(nn.L1Loss(), {"boxes": torch.rand(3, 1)}, torch.rand(3)) is None
     assert predicted_right(nn.MSELoss(), torch.rand(3, 1), torch.rand(3, 1)) is None

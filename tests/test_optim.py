@@ -79,6 +79,11 @@ def test_a_type_matches_subclasses_too() -> None:
     assert groups["n"][1] == ["1.weight", "1.bias"]
 
 
+def test_a_type_may_be_any_dotted_path_to_the_class() -> None:
+    groups = layout(groups_of(ToyCNN(), {"c": {"type": "torch.nn.Conv2d", "lr": 1}}))
+    assert len(groups["c"][1]) == 6
+
+
 def test_a_module_is_a_whole_path_prefix() -> None:
     model = nn.ModuleDict({"fc": nn.Linear(1, 1), "fc2": nn.Linear(1, 1)})
     assert layout(groups_of(model, {"a": {"module": "fc", "lr": 1}}))["a"][1] == ["fc.weight", "fc.bias"]
@@ -157,6 +162,7 @@ def test_an_optimizer_takes_the_groups_with_their_names() -> None:
         ({"a": {"module": "fc1", "lr": -1}}, ["param_groups.a.lr=-1", "at least 0"]),
         ({"a": {"name": "(", "lr": 1}}, ["no regular expression"]),
         ({"a": {"module": 7, "lr": 1}}, ["param_groups.a.module=7", "type str"]),
+        ({"default": {"module": "fc1", "lr": 1}}, ["param_groups.default", "another name"]),
         ({"a": 3}, ["param_groups.a", "mapping"]),
         (
             {"a": {"module": "fc1", "lr": 1}, "b": {"module": "fc1", "lr": 2}},

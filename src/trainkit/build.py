@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from trainkit import device, loop, optim
 from trainkit.data import Loader, Prepare, count_classes, make_loader, split
 from trainkit.errors import ConfigError, DataError, Problem, TrainkitError, UserCodeError, did_you_mean
-from trainkit.loop import State
+from trainkit.loop import EVENTS, State
 from trainkit.targets import locate, targets, wrong_arguments
 
 GIVEN = {"optim": ("params",), "scheduler": ("optimizer",)}  # arguments that trainkit passes itself
@@ -49,10 +49,11 @@ def training(config: DictConfig) -> Training:
     if problems:
         raise ConfigError(*problems)
     where = device.pick(config.device)
-    train_set, val_set = datasets(config)
+    device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
+    train_set, val_set, classes = datasets(config)
     config = config.copy()
     if config.data.classes is None:
-        config.data.classes = count_classes(train_set)
+        config.data.classes = classes
     train = loader(config, train_set, where, train=True)
     val = None if val_set is None else loader(config, val_set, where, train=False)
 
@@ -79,7 +80,7 @@ def training(config: DictConfig) -> Training:
         min_delta=early_stop["min_delta"],
         watch=watched(config.watch, model),
     )
-    hooks = [call(node, f"hooks.{name}") for name, node in config.hooks.items()]
+    hooks = [build_hook(name, node) for name, node in config.hooks.items()]
     return Training(state, train, val, hooks, groups)
 
 
@@ -143,18 +144,19 @@ def call(node: DictConfig, path: str, **extra: Any) -> Any:
 # ----------------------------------------------------------------------------------------------- data
 
 
-def datasets(config: DictConfig) -> tuple[Any, Any]:
-    """The training set and the validation set (None without one): named, or split off the first."""
+def datasets(config: DictConfig) -> tuple[Any, Any, int | None]:
+    """The training set; the validation set: named, else split off, else None; the number of classes."""
     train = _dataset(config, "train")
     if train is None:
         raise DataError("data.train gave no data set", mend="choose another: data=digits")
     val = None if config.data.val is None else _dataset(config, "val")
+    classes = count_classes(train)
     if val is None and config.data.split is not None:
         train, val = split(train, config.data.split)
     for name, dataset in (("data.train", train), ("data.val", val)):
         if dataset is not None and len(dataset) == 0:
             raise DataError(f"{name} has no samples", mend="give it data, or change data.split")
-    return train, val
+    return train, val, classes
 
 
 def _dataset(config: DictConfig, part: str) -> Any:
@@ -233,10 +235,11 @@ def _module(made: Any, path: str) -> nn.Module:
 
 def build_loss(node: DictConfig) -> nn.Module:
     """The loss; lists given for `weight` and `pos_weight` become tensors, as torch wants them."""
-    lists = {key: node[key] for key in ("weight", "pos_weight") if OmegaConf.is_list(node.get(key))}
-    tensors = {
-        key: torch.tensor(list(value), dtype=torch.get_default_dtype()) for key, value in lists.items()
-    }
+    tensors = {}
+    for key in ("weight", "pos_weight"):
+        value = list(node[key]) if OmegaConf.is_list(node.get(key)) else node.get(key)
+        if isinstance(value, list | int | float):
+            tensors[key] = torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1)
     loss_fn = _module(call(node, "loss", **tensors), "loss")
     if getattr(loss_fn, "reduction", "mean") == "none":
         raise ConfigError("loss.reduction=none: a loss must be one number", mend="write loss.reduction=mean")
@@ -255,6 +258,14 @@ def build_optimizer(
         raise ConfigError(
             "optim: LBFGS takes one param group", mend="write param_groups=none, or another optim"
         )
+    for group in groups:  # torch checks an option's value only where it is the optimizer's own
+        if group.options.keys() - {"lr"} and group.name != "default":
+            call(
+                config.optim,
+                f"param_groups.{group.name}",
+                params=[p.tensor for p in group.params],
+                **group.options,
+            )
     optimizer = call(config.optim, "optim", params=[group.for_optimizer() for group in groups])
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optim: {type(optimizer).__name__} is no torch.optim.Optimizer", mend="see --help")
@@ -274,7 +285,16 @@ def build_scheduler(
     if not node:
         return None, "epoch"
     interval = str(node.get("interval", "epoch"))
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     scheduler = call(node, "scheduler", optimizer=optimizer)
+    flattens = (
+        isinstance(scheduler, OneCycleLR | CyclicLR) and len({g["lr"] for g in optimizer.param_groups}) == 1
+    )
+    if flattens and len(set(rates)) > 1:
+        raise ConfigError(
+            f"scheduler: {type(scheduler).__name__} gives all param groups one rate, theirs are {rates}",
+            mend="give its rates as lists, one value a group",
+        )
     if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
         raise ConfigError(
             "scheduler.interval=step: a plateau shows in epochs", mend="write scheduler.interval=epoch"
@@ -311,6 +331,18 @@ def watched(names: Any, model: nn.Module) -> list[str]:
     if problems:
         raise ConfigError(*problems)
     return list(names)
+
+
+def build_hook(name: Any, node: DictConfig) -> Any:
+    """A hook of the user's, which must have a method that the loop calls, and none misspelt."""
+    hook = call(node, f"hooks.{name}")
+    methods = [method for method in dir(hook) if method.startswith("on_")]
+    unknown = [method for method in methods if method not in EVENTS]
+    if unknown or not methods:
+        words = f"no method {unknown[0]} is ever called" if unknown else "it has no method that is called"
+        mend = did_you_mean(unknown[0], EVENTS) if unknown else f"give it one of {', '.join(EVENTS)}"
+        raise ConfigError(f"hooks.{name}: {words}", mend=mend)
+    return hook
 
 
 def remarks(training: Training) -> list[str]:

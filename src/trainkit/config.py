@@ -560,7 +560,7 @@ def _diagnose(
             for choice in wrong:
                 mend = did_you_mean(choice, options, f"{override.key_or_group}=")
                 problems.append(Problem(f"{text}: {override.key_or_group} has no choice {choice!r}", mend))
-        elif options or override.is_hydra_override():
+        elif (options and _choices(override)) or override.is_hydra_override():
             groups.append(text)
         elif override.is_sweep_override():
             values += [OverridesParser.create().parse_override(value) for value in _values(override)]
@@ -591,7 +591,7 @@ def _key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Overrid
     parent, _, leaf = key.rpartition(".")
     if OmegaConf.select(config, key, throw_on_missing=False) is not None and not override.is_delete():
         return Problem(
-            f"{text}: it cannot be set so", f"it is {OmegaConf.select(config, key)!r} now; write {key}=VALUE"
+            f"{text}: it has keys that {key} does not have", f"to add them write +{text.lstrip('+')}"
         )
     siblings = OmegaConf.select(config, parent) if parent else config
     inside = [str(k) for k in siblings if k != "hydra"] if isinstance(siblings, DictConfig) else []

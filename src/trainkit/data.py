@@ -175,7 +175,10 @@ def targets_of(dataset: Any) -> Tensor | None:
     targets = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
     if targets is None:
         return None
-    targets = torch.as_tensor(targets)
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # names, boxes: no classes to count
+        return None
     return None if targets.is_floating_point() or targets.dim() != 1 else targets
 
 
@@ -193,18 +196,24 @@ def split(dataset: Any, fraction: float) -> tuple[Any, Any]:
     Which samples are held out depends on the data set alone, not on the run's seed: runs with other
     seeds are judged on the same samples.
     """
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(dataset), generator=generator)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     targets = targets_of(dataset)
-    held_out = torch.zeros(len(dataset), dtype=torch.bool)
+    place = torch.empty(len(dataset), dtype=torch.float64)  # of a sample within its class, from 0 to 1
     for label in [None] if targets is None else sorted(set(targets.tolist())):
         members = order if targets is None else order[targets[order] == label]
-        held_out[members[: round(fraction * len(members))]] = True
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    held_out = torch.zeros(len(dataset), dtype=torch.bool)
+    held_out[order[place[order].argsort(stable=True)[: round(fraction * len(dataset))]]] = True
     return _subset(dataset, ~held_out), _subset(dataset, held_out)
 
 
+def in_tensors(dataset: Any) -> bool:
+    """Whether a data set's samples are slices of its tensors (a subclass may do more to them)."""
+    return getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__
+
+
 def _subset(dataset: Any, mask: Tensor) -> Any:
-    if isinstance(dataset, TensorDataset):
+    if in_tensors(dataset):
         return TensorDataset(*(tensor[mask] for tensor in dataset.tensors))
     return Subset(dataset, mask.nonzero().flatten().tolist())
 
@@ -225,15 +234,27 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Mapping):
         return {key: map_tensors(value, change) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(map_tensors(value, change) for value in batch)
+        values = [map_tensors(value, change) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 
 def batch_size_of(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension of its first tensor."""
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return len(batch) if batch.dim() else 1
+    """How many samples a batch holds: the first dimension of its first tensor.
+
+    Raises:
+        DataError: there is no tensor in it.
+    """
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(len(tensor) if tensor.dim() else 1)
+        return tensor
+
+    map_tensors(batch, note)
+    if not sizes:
+        raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", mend="give tensors")
+    return sizes[0]
 
 
 @dataclass(frozen=True)
@@ -282,7 +303,11 @@ class Order:
         count = -(-self.samples // self.batch_size)
         return count if self.limit is None else min(count, self.limit)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[list[int]]:
+        return (indices.tolist() for indices in self.batches())
+
+    def batches(self) -> Iterator[Tensor]:
+        """The indices of each batch from `start` on, (batch_size,) int64."""
         if self.seed is None:
             order = torch.arange(self.samples)
         else:
@@ -304,7 +329,7 @@ class SlicingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        for indices in self.order:
+        for indices in self.order.batches():
             inputs, targets = (tensor[indices] for tensor in self.tensors)
             yield self.prepare(inputs, targets)
 
@@ -318,7 +343,7 @@ class StreamingLoader:
         self.generator = torch.Generator()
         self.loader = DataLoader(
             dataset,
-            batch_sampler=order,  # type: ignore[arg-type]  # batches of indices as tensors
+            batch_sampler=order,
             num_workers=num_workers,
             collate_fn=collate,
             pin_memory=prepare.device.type == "cuda",
@@ -340,7 +365,17 @@ class StreamingLoader:
 
 
 def collate(samples: list[Any]) -> Any:
-    """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W)."""
+    """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W).
+
+    Raises:
+        DataError: a sample is no pair.
+    """
+    for sample in samples:
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise DataError(
+                f"a sample of the data set is {type(sample).__name__}, not a pair (inputs, target)",
+                mend="let its __getitem__ return inputs, target",
+            )
     return default_collate([tuple(_as_tensor(part) for part in sample) for sample in samples])
 
 
@@ -371,6 +406,6 @@ def make_loader(
         limit_batches: most batches of an epoch.
     """
     order = Order(len(dataset), batch_size, limit_batches, seed)
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+    if in_tensors(dataset) and len(dataset.tensors) == 2:
         return SlicingLoader(dataset, order, prepare)
     return StreamingLoader(dataset, order, prepare, num_workers)

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from trainkit.data import Batch, Loader, batch_size_of, map_tensors
 from trainkit.device import wait
 from trainkit.errors import ConfigError, NonFiniteError
-from trainkit.losses import denominator, is_sum
+from trainkit.losses import denominator, is_sum, summing
 from trainkit.metrics import Mean, predicted_right
 
 Metrics = dict[str, Any]
+EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
 
 
 @dataclass
@@ -55,8 +56,9 @@ class State:
     best: Metrics | None = None  # of the epoch with the best monitored value
     epochs_since_best: int = 0
     rates: Metrics = field(default_factory=dict)  # the learning rates of the last step
-    grad_norm: Tensor | None = None  # of the last step, as clip_norm found it
-    best_so_far: float = math.nan  # the value that early stopping compares with
+    grad_norm: Tensor | None = None  # of the epoch's last step, before clipping
+    gradients: Metrics = field(default_factory=dict)  # of the watched parameters, likewise
+    best_so_far: float | None = None  # the value that early stopping compares with
     stopped_early: bool = False
     needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
 
@@ -78,7 +80,7 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
     `on_epoch(state, metrics)` and `on_end(state)`; metrics they add are kept.
 
     Raises:
-        NonFiniteError: an epoch's training loss is NaN or infinite (its metrics are handed on first).
+        NonFiniteError: an epoch's losses or its last gradient are (its metrics are handed on first).
     """
     hooks = hooks or []
     state.batches, state.samples = len(train), train.samples
@@ -91,12 +93,19 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics["seconds"] = time.perf_counter() - began
         metrics = finish_epoch(state, metrics)
         tell(hooks, "on_epoch", state, metrics)
-        if not math.isfinite(metrics["train/loss"]):
-            raise NonFiniteError(
-                f"train/loss is {metrics['train/loss']} in epoch {state.epoch}",
-                mend="lower lr, or set clip_norm=1; history.jsonl has the epochs before it",
-            )
+        check_finite(metrics)
     tell(hooks, "on_end", state)
+
+
+def check_finite(metrics: Metrics) -> None:
+    """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
+    for name in ("train/loss", "grad_norm", "val/loss"):
+        value = metrics.get(name)
+        if value is not None and not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name} is {value} in epoch {metrics['epoch']}",
+                mend="lower lr, or set clip_norm=1; if epoch 1 has it already, look for NaN in the data",
+            )
 
 
 def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
@@ -133,6 +142,7 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     loss = loss_fn(model(inputs), targets)
     optimizer.zero_grad()
     loss.backward()
+    observe_gradients(state)
     clip_gradients(state)
     optimizer.step()
     return state.loss.update(loss, weight=denominator(loss_fn, targets, batch_size_of(inputs)))
@@ -141,7 +151,7 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
 def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
     """The same update where the optimizer evaluates the loss itself, or in micro batches.
 
-    Each micro batch's mean counts by its share of the whole step's denominator, so the gradient is
+    Each micro batch's loss counts by its share of the whole step's denominator, so the gradient is
     that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
     """
     weight = denominator(state.loss_fn, targets, batch_size_of(inputs))
@@ -151,18 +161,13 @@ def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
         state.optimizer.zero_grad()
         total = torch.zeros((), device=state.device)
         for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
-            loss = state.loss_fn(state.model(part), part_targets)
-            if not is_sum(state.loss_fn):
-                part_weight = denominator(state.loss_fn, part_targets, batch_size_of(part))
-                if isinstance(part_weight, Tensor):
-                    share = loss * (part_weight.to(loss.dtype) / weight)
-                    loss = torch.where(part_weight == 0, 0.0, share)  # ignored targets alone are 0 / 0
-                else:
-                    loss = loss * (part_weight / weight)
-            loss.backward()
+            loss = loss_of_part(state, part, part_targets, weight)
+            loss.backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
+        if not first:
+            observe_gradients(state)
+            first.append(total)
         clip_gradients(state)
-        first.append(total)
         return total
 
     if state.needs_closure:
@@ -173,12 +178,33 @@ def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
     state.loss.update(first[0], weight)
 
 
+def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int) -> Tensor:
+    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`."""
+    with summing(state.loss_fn) as summed:
+        loss: Tensor = state.loss_fn(state.model(inputs), targets)
+    if is_sum(state.loss_fn):
+        return loss
+    if not summed:
+        loss = loss * denominator(state.loss_fn, targets, batch_size_of(inputs))
+    return loss / (torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight)
+
+
 def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
     """A batch in parts of at most `size` samples, in order."""
     samples = batch_size_of(inputs)
     for start in range(0, samples, size or samples):
         part = slice(start, start + (size or samples))
         yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
+
+
+def observe_gradients(state: State) -> None:
+    """Keep what is reported of an epoch's last gradient, before clipping or the optimizer changes it."""
+    if state.batch + 1 < state.batches:
+        return
+    params = [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
+    state.gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
 
 
 def clip_gradients(state: State) -> None:
@@ -189,7 +215,7 @@ def clip_gradients(state: State) -> None:
     if state.clip_value is not None:
         nn.utils.clip_grad_value_(params, state.clip_value)
     if state.clip_norm is not None:
-        state.grad_norm = nn.utils.clip_grad_norm_(params, state.clip_norm)
+        nn.utils.clip_grad_norm_(params, state.clip_norm)
 
 
 @torch.no_grad()
@@ -199,14 +225,15 @@ def evaluate(state: State, loader: Loader) -> Metrics:
     state.loss_fn.eval()
     loss, accuracy = Mean(state.device, summed=is_sum(state.loss_fn)), Mean(state.device, summed=True)
     judged = False
-    for inputs, targets in loader.batches(0):
-        outputs = state.model(inputs)
-        value = state.loss_fn(outputs, targets)
-        loss.update(value, weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
-        right = predicted_right(state.loss_fn, outputs, targets)
-        if right is not None:
-            judged = True
-            accuracy.update(*right)
+    for batch, batch_targets in loader.batches(0):
+        for inputs, targets in micro_batches(batch, batch_targets, state.micro_batch):
+            outputs = state.model(inputs)
+            value = state.loss_fn(outputs, targets)
+            loss.update(value, weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
+            right = predicted_right(state.loss_fn, outputs, targets)
+            if right is not None:
+                judged = True
+                accuracy.update(*right)
     return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if judged else {})
 
 
@@ -221,10 +248,9 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
             f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}"
         )
     value = metrics[state.monitor]
-    sign = 1 if state.mode == "min" else -1
-    if state.best is None or sign * value < sign * state.best[state.monitor]:
-        state.best = metrics if math.isfinite(value) else None
-    if math.isnan(state.best_so_far) or sign * value < sign * state.best_so_far - state.min_delta:
+    if _better(state, value, state.best[state.monitor] if state.best else None):
+        state.best = metrics
+    if _better(state, value, state.best_so_far, by=state.min_delta):
         state.best_so_far, state.epochs_since_best = value, 0
     else:
         state.epochs_since_best += 1
@@ -236,6 +262,11 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     return metrics
 
 
+def _better(state: State, value: float, than: float | None, by: float = 0.0) -> bool:
+    sign = 1 if state.mode == "min" else -1
+    return math.isfinite(value) and (than is None or sign * value < sign * than - by)
+
+
 def learning_rates(state: State) -> Metrics:
     """The learning rate of each param group, now."""
     groups = enumerate(state.optimizer.param_groups)
@@ -243,19 +274,13 @@ def learning_rates(state: State) -> Metrics:
 
 
 def watched(state: State) -> Metrics:
-    """The last step's learning rates, the gradient's norm, and the parameters named in `watch`.
+    """The learning rates, the gradient's norm and the watched parameters, as the last step had them.
 
-    Gradients are those of the epoch's last step; of a parameter with several elements, its norm and
-    its gradient's are given.
+    A parameter with several elements is given by its norm, and so is its gradient.
     """
-    params = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = state.grad_norm
-    if norm is None:
-        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
     values = {f"param/{name}": _number(named[name]) for name in state.watch}
-    gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
-    return {**state.rates, "grad_norm": float(norm), **values, **gradients}
+    return {**state.rates, "grad_norm": _number(state.grad_norm), **values, **state.gradients}
 
 
 def _number(tensor: Tensor | None) -> float | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,3 +52,20 @@ def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | i
         return counted.sum()
     weights = loss_fn.weight[torch.where(counted, targets, 0)]
     return torch.where(counted, weights, 0).sum()
+
+
+@contextmanager
+def summing(loss_fn: nn.Module) -> Iterator[bool]:
+    """Let cross entropy give its sum for a while; tells whether a loss value is a sum now.
+
+    A part of a batch may hold nothing that counts: its mean is 0 / 0, its sum 0.
+    """
+    known: Any = loss_fn if type(loss_fn) in (nn.CrossEntropyLoss, nn.NLLLoss) else None
+    if known is None or known.reduction != "mean":
+        yield False
+        return
+    known.reduction = "sum"
+    try:
+        yield True
+    finally:
+        known.reduction = "mean"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,12 +44,14 @@ class Mean:
         return float((self.numerator / self.denominator).item())
 
 
-def predicted_right(loss_fn: nn.Module, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+def predicted_right(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
     """How many predictions are right and out of how many, both scalars; None if that means nothing here.
 
     Classes (N, C, ...) are judged by the largest output, ignored targets left out; with binary cross
     entropy by the side of one half that a probability falls on.
     """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
     if isinstance(loss_fn, nn.BCEWithLogitsLoss | nn.BCELoss):
         boundary = 0.0 if isinstance(loss_fn, nn.BCEWithLogitsLoss) else 0.5
         right = (outputs > boundary) == (targets > 0.5)
@@ -60,7 +64,7 @@ def predicted_right(loss_fn: nn.Module, outputs: Tensor, targets: Tensor) -> tup
         ):
             return None
         targets = targets.argmax(dim=1)
-    if outputs.dim() != targets.dim() + 1 or outputs.dim() < 2:
+    if outputs.dim() != targets.dim() + 1 or outputs.dim() < 2 or outputs.shape[1] < 2:
         return None
     counted = targets != getattr(loss_fn, "ignore_index", -100)
     return ((outputs.argmax(dim=1) == targets) & counted).sum(), counted.sum()

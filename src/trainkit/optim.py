@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +61,10 @@ def named_params(model: nn.Module, loss_fn: nn.Module | None = None) -> list[Par
 
 def options_of(optimizer: Callable[..., Optimizer]) -> set[str] | None:
     """The options a param group of this optimizer may set; None if its signature takes anything."""
-    parameters = list(inspect.signature(optimizer).parameters.values())
+    try:
+        parameters = list(inspect.signature(optimizer).parameters.values())
+    except (TypeError, ValueError):  # compiled code may have no signature
+        return None
     if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
         return None
     return {p.name for p in parameters} - {"params"}
@@ -110,6 +114,8 @@ def _malformed(name: str, rule: Any, lr: float | None, known: set[str] | None) -
             f"{where}={rule!r}: a rule is a mapping", f"write {where}: {{module: NAME, lr_mult: 10}}"
         )
         return
+    if name == "default":
+        yield Problem(f"{where}: that name is the rest's, of what no rule decides", "choose another name")
     options = set(rule) - set(SELECTORS)
     for key in sorted(options - set(OWN_OPTIONS) - (options if known is None else known)):
         mend = did_you_mean(key, {*SELECTORS, *OWN_OPTIONS, *(known or ())}, f"{where}.")
@@ -145,12 +151,21 @@ def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
+def _is_type(owner: nn.Module, name: str) -> bool:
+    """Whether a module is of a class, given by its name or by any dotted path to it."""
+    if "." not in name:
+        return name in {cls.__name__ for cls in type(owner).__mro__}
+    try:
+        return isinstance(owner, pkgutil.resolve_name(name))
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return False
+
+
 def _matches(rule: Mapping[str, Any], param: Param) -> bool:
-    classes = {n for c in type(param.owner).__mro__ for n in (c.__name__, f"{c.__module__}.{c.__qualname__}")}
     return (
         ("name" not in rule or re.fullmatch(str(rule["name"]), param.name) is not None)
         and ("module" not in rule or any(param.name.startswith(f"{m}.") for m in _listed(rule["module"])))
-        and ("type" not in rule or bool(classes & set(_listed(rule["type"]))))
+        and ("type" not in rule or any(_is_type(param.owner, name) for name in _listed(rule["type"])))
         and ("ndim" not in rule or param.tensor.dim() == rule["ndim"])
     )
 

@@ -147,7 +147,9 @@ def wrong_arguments(
         if key not in named:
             if not takes_any:
                 mend = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
-                problems.append(Problem(f"{path}.{key}: {node['_target_']} takes no argument {key!r}", mend))
+                drop = f"to drop it write ~{path}.{key}"
+                cause = f"{path}.{key}: {node['_target_']} takes no argument {key!r}"
+                problems.append(Problem(cause, f"{mend}; {drop}" if mend else drop))
             continue
         expected = SIMPLE.get(str(named[key].annotation))
         if isinstance(named[key].annotation, type):
