@@ -217,7 +217,7 @@ def test_a_signal_stops_the_run_with_its_code_and_keeps_the_history(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "mymodels.py").write_text(MODULE)
-    argv = [SCRIPT, "model._target_=mymodels.Slow", "~model.in_channels", "epochs=50", "limit_batches=3"]
+    argv = [str(SCRIPT), "model._target_=mymodels.Slow", "~model.in_channels", "epochs=50", "limit_batches=3"]
     with subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         for line in run.stderr:
@@ -275,7 +275,7 @@ def test_a_terminal_gets_a_live_display_that_leaves_its_lines(tmp_path: Path) ->
 
     main, side = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-    argv = [SCRIPT, "epochs=3", "limit_batches=10"]
+    argv = [str(SCRIPT), "epochs=3", "limit_batches=10"]
     run = subprocess.Popen(argv, cwd=tmp_path, stderr=side, stdout=subprocess.DEVNULL, env=env)
     os.close(side)
     shown = b""

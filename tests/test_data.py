@@ -102,8 +102,8 @@ def test_inputs_may_be_nested() -> None:
         Dicts(data.synthetic(size=10, shape=[3, 2, 2])), Prepare(CPU), batch_size=4, seed=None
     )
     inputs, targets = pairs(loader)[0]
-    assert inputs["image"].dtype == torch.float32  # type: ignore[call-overload]
-    assert inputs["id"].tolist() == [0, 1, 2, 3]  # type: ignore[call-overload]
+    assert inputs["image"].dtype == torch.float32
+    assert inputs["id"].tolist() == [0, 1, 2, 3]
     assert targets.tolist() == [0, 1, 2, 3]
 
 

@@ -215,7 +215,7 @@ def test_lbfgs_counts_the_first_of_its_evaluations() -> None:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -338,7 +338,7 @@ def test_reported_gradients_are_those_that_backward_gave() -> None:
     optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9, nesterov=True, foreach=True)
     seen: list[dict[str, Any]] = []
     by_hand = copy.deepcopy(model)
-    more = {"optimizer": optimizer, "watch": ["weight"], "clip_norm": 0.1}
+    more: dict[str, Any] = {"optimizer": optimizer, "watch": ["weight"], "clip_norm": 0.1}
     fit(
         state_of(model, loss_fn, **more),
         loader_of(inputs, targets, SAMPLES, seed=None),

@@ -238,7 +238,8 @@ def _check_value(value: Any, hint: Any, path: str, references: set[str]) -> Iter
             mend = f"write {path}=[{value}]"
         if choices:
             mend = did_you_mean(str(value), choices, f"{path}=")
-        words = " or ".join(_words(option) for option in options)
+        words = " or ".join(_words(option) for option in options if option is not type(None))
+        words += ", or off" * (type(None) in options)
         yield Problem(f"{path}={value}: must be {words}", mend or f"write {path}=VALUE")
 
 

@@ -162,7 +162,7 @@ def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
         total = torch.zeros((), device=state.device)
         for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
             loss = loss_of_part(state, part, part_targets, weight)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total = total + loss.detach()
         if not first:
             observe_gradients(state)
