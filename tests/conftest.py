@@ -22,9 +22,7 @@ def trainkit(tmp_path: Path) -> Command:
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-        return subprocess.run(
-            [SCRIPT, *args], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300
-        )
+        return subprocess.run([SCRIPT, *args], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
 
     return run
 

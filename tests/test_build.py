@@ -137,8 +137,8 @@ def test_what_cannot_work_is_refused_before_training(overrides: list[str], words
 
 
 def test_micro_batches_with_batch_statistics_are_remarked_on() -> None:
-    training = build.training(compose(["model=norm", "micro_batch=8"]))
-    assert any("batch statistics" in line for line in build.remarks(training))
+    config = compose(["model=norm", "micro_batch=8"])
+    assert any("batch statistics" in line for line in build.remarks(config, build.training(config)))
 
 
 def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:

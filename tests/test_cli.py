@@ -33,6 +33,11 @@ class Broken(nn.Module):
         super().__init__()
         raise ValueError("no good")
 
+class Leaves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        raise SystemExit(0)
+
 class BreaksLater(Net):
     def forward(self, x):
         return self.helper(x)
@@ -82,9 +87,7 @@ def test_a_run_leaves_its_config_history_and_status_and_says_where(trainkit: Com
     history = read_history(run)
     assert [line["epoch"] for line in history] == [1, 2]
     assert history[1]["step"] == 6
-    assert history[0]["train/loss"] == pytest.approx(
-        history[0]["train/loss_sum"] / history[0]["train/samples"]
-    )
+    assert history[0]["train/loss"] == pytest.approx(history[0]["train/loss_sum"] / history[0]["train/samples"])
     keys = "epoch step train/loss train/loss_sum train/samples val/loss val/accuracy lr/default grad_norm"
     assert list(history[0]) == [*keys.split(), "seconds", "samples_per_second"]
     names = {file.name for file in run.iterdir()}
@@ -154,6 +157,13 @@ def test_a_failed_run_of_a_multirun_leaves_the_others_alone(trainkit: Command, t
     assert len(list((tmp_path / "outputs" / "sweeps").glob("*/*/*/history.jsonl"))) == 1
 
 
+def test_a_multirun_into_the_directory_of_another_is_refused(trainkit: Command, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "multirun.yaml").touch()
+    assert trainkit("-m", "hydra.sweep.dir=taken", "seed=1,2", *QUICK).returncode == 7
+    assert [file.name for file in (tmp_path / "taken").iterdir()] == ["multirun.yaml"]
+
+
 def test_two_runs_in_one_second_have_a_directory_each(tmp_path: Path) -> None:
     from trainkit.run import claim
 
@@ -169,6 +179,13 @@ def test_two_runs_in_one_second_have_a_directory_each(tmp_path: Path) -> None:
         (["--confi-dir", "x"], 2, ["did you mean --config-dir?"]),
         (["optim=sgdd", "lr=-1", "epoch=3"], 2, ["optim=sgd?", "lr=-1", "epochs?"]),
         (["-m", "optim=sgd,admm"], 2, ["did you mean optim=adam?"]),
+        (["--lr=0.1"], 2, ["write lr=0.1"]),
+        (["lr", "0.1"], 2, ["write lr=VALUE"]),
+        (["--cfg", "foo"], 2, ["invalid choice: 'foo'"]),
+        (["--config-name", "x"], 2, ["--config-name", "experiment=NAME"]),
+        (["-sc"], 2, ["install=bash"]),
+        (["-m", "+model.foo=1,2"], 2, ["model.foo", "in_channels"]),
+        (["model=leaves"], 2, ["SystemExit: 0", "mymodels.py"]),
         (["-cd", "nowhere"], 2, ["nowhere", "no such folder"]),
         (
             ["optim=sgdd", "lr=-1", "+model.chanels=4"],
@@ -198,7 +215,7 @@ def test_a_mistake_is_one_clear_message_and_an_exit_code(
 ) -> None:
     (tmp_path / "mymodels.py").write_text(MODULE)
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    for name, file in (("Broken", "broken.yaml"), ("BreaksLater", "breaks_later.yaml")):
+    for name, file in (("Broken", "broken.yaml"), ("BreaksLater", "breaks_later.yaml"), ("Leaves", "leaves.yaml")):
         (tmp_path / "conf" / "model" / file).write_text(f"_target_: mymodels.{name}\n")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "run.json").write_text("{}")
@@ -262,6 +279,32 @@ def test_help_names_commands_choices_keys_and_examples(trainkit: Command) -> Non
     ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_closed_or_full_stderr_does_not_leave_a_run_running(tmp_path: Path) -> None:
+    for redirect, status in (("2>&-", "completed"), ("2>/dev/full", "failed")):
+        shell = f"{SCRIPT} {' '.join(QUICK)} {redirect}"
+        subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, check=False)
+        assert f'"status": "{status}"' in (tmp_path / "outputs" / "latest" / "run.json").read_text()
+
+
+def test_a_file_of_ones_own_named_like_a_module_of_pythons_hides_nothing(trainkit: Command, tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError")
+    (tmp_path / "yaml.py").write_text("raise RuntimeError")
+    assert trainkit(*QUICK).returncode == 0
+
+
+def test_an_image_that_is_none_is_a_data_error_that_names_it(trainkit: Command, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "images" / name / f"{number}.png").write_text("no image")
+    for workers in (0, 2):
+        done = trainkit("data=image_folder", "data.root=images", f"data.num_workers={workers}", *QUICK)
+        assert done.returncode == 5, done.stderr
+        assert "cannot identify image file" in done.stderr
+        assert ".png" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_answer_to_a_broken_pipe_is_silence(tmp_path: Path) -> None:

@@ -61,9 +61,7 @@ def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, url in (("MNIST", datasets.MNIST), ("FashionMNIST", datasets.FashionMNIST)):
         raw = here / name / "raw"
         raw.mkdir(parents=True)
-        for part, (images, labels) in zip(
-            ("train", "test"), (url.resources[:2], url.resources[2:]), strict=True
-        ):
+        for part, (images, labels) in zip(("train", "test"), (url.resources[:2], url.resources[2:]), strict=True):
             count = 20 if part == "train" else 10
             pixels = np.arange(count * 28 * 28, dtype=np.uint8).reshape(count, 28, 28)
             for (file, _), array in ((images, pixels), (labels, np.arange(count, dtype=np.uint8) % 10)):
@@ -130,9 +128,7 @@ def test_every_optimizer_of_torch_that_trains_a_dense_model_is_there() -> None:
     found = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
     found -= {"Optimizer", "SparseAdam"}
     shipped = {str(compose([choice]).optim["_target_"]).rpartition(".")[2] for choice in OPTIMIZERS}
-    assert shipped == {
-        name for name in found if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
-    }
+    assert shipped == {name for name in found if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
 
 
 def test_every_config_begins_with_a_line_on_what_it_is() -> None:
@@ -143,6 +139,4 @@ def test_every_config_begins_with_a_line_on_what_it_is() -> None:
 
 def test_every_experiment_says_its_command() -> None:
     for file in (CONF / "experiment").glob("*.yaml"):
-        assert file.stem == "none" or f"# Command: trainkit experiment={file.stem}\n" in file.read_text(), (
-            file
-        )
+        assert file.stem == "none" or f"# Command: trainkit experiment={file.stem}\n" in file.read_text(), file

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainkit import compose
-from trainkit.config import compose_sweep, shadowed
+from trainkit.config import compose_run, compose_sweep, unread
 from trainkit.errors import ConfigError
 
 SEP = re.compile(r"\n(?=error: )")
@@ -75,6 +75,21 @@ MISTAKES = [
     ("data=arrays", "data.file", "it must be given"),
     ("monitor.metric=val/accuracy", "max", "write monitor.mode=max"),
     ("data=line", "cross entropy", "loss=mse"),
+    ("+model=mlp", "model", "write model=mlp"),
+    ("model@x=mlp", "model", "write model=mlp"),
+    ("model=null", "model", "toy_cnn"),
+    ("scheduler=null", "scheduler", "write scheduler=none"),
+    ("optim.lr=0.5", "optim.lr=0.5", "write lr=0.5"),
+    ("lr=inf", "lr=inf", "at least 0"),
+    ("lr=${oc.env:NO_SUCH_THING} optim.lr=1", "NO_SUCH_THING", "${oc.env:NO_SUCH_THING,VALUE}"),
+    ("monitor=val/loss", "monitor=val/loss", "write monitor.metric=val/loss"),
+    ("early_stop=3", "early_stop=3", "write early_stop.patience=3"),
+    ("+hooks.a=1", "hooks.a", "add +hooks.a._target_"),
+    ("data.normalize.mean=0.5", "data.normalize.mean", "data.normalize"),
+    ("loss._target_=torch.nn.CrossEntropyLos", "CrossEntropyLos", "did you mean torch.nn.CrossEntropyLoss?"),
+    ("loss.reduction=none", "loss.reduction=none", "write loss.reduction=mean"),
+    ("hydra.run.dir=", "hydra.run.dir", "write hydra.run.dir=DIR"),
+    ("hydra.run.dir=${nope}", "hydra.run.dir", "write hydra.run.dir=DIR"),
     ("scheduler=step scheduler.interval=epochs", "interval", "did you mean scheduler.interval=epoch?"),
 ]
 
@@ -98,9 +113,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_unknown_key_in_a_users_file_is_an_error_unless_something_refers_to_it(here: Path) -> None:
     (here / "conf" / "data").mkdir(parents=True)
     file = here / "conf" / "data" / "mine.yaml"
-    file.write_text(
-        "train:\n  _target_: trainkit.data.synthetic\n  size: ${data.count}\ncount: 7\nclasses: 3\n"
-    )
+    file.write_text("train:\n  _target_: trainkit.data.synthetic\n  size: ${data.count}\ncount: 7\nclasses: 3\n")
     assert compose(["data=mine"]).data.train.size == 7
     assert compose(["data=mine"]).data.num_workers == 0  # inherited
     file.write_text("train: {_target_: trainkit.data.synthetic}\ncount: 7\nnum_worker: 3\n")
@@ -127,11 +140,38 @@ def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
     assert "mine.yaml, line" in problem
 
 
+@pytest.mark.parametrize(
+    ("text", "cause", "mend"),
+    [
+        ("lr: 1\n", "experiment: there is no such key", "# @package _global_"),
+        ("# @package _global_\ndefaults: [override /optm: adam]\n", "optm", "did you mean override /optim?"),
+        ("# @package _global_\ndefaults: [override /optim: admm]\n", "admm", "did you mean optim: adam?"),
+        ("# @package _global_\ndefaults: [mine]\n", "name itself", "override /GROUP: NAME"),
+        ("# @package _global_\nmodel: {in_channels: }\nlr: [\n", "mine.yaml, line", "mend the YAML"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_told_by_what_is_wrong_in_it(
+    text: str, cause: str, mend: str, here: Path
+) -> None:
+    (here / "conf" / "experiment").mkdir(parents=True)
+    (here / "conf" / "experiment" / "mine.yaml").write_text(text)
+    (problem,) = told("experiment=mine")
+    assert cause in problem
+    assert mend in problem
+
+
+def test_the_run_directory_may_be_composed_too() -> None:
+    composed = compose_run(["hydra.run.dir=runs/${hydra.job.override_dirname}", "lr=0.1"])
+    assert composed.directory == Path("runs/lr=0.1")
+    assert compose_run(["++hydra.run.dir=here"]).directory == Path("here")
+    assert compose_run([]).directory is None
+
+
 def test_a_users_conf_adds_names_and_cannot_shadow_shipped_ones(here: Path) -> None:
     (here / "conf" / "model").mkdir(parents=True)
     (here / "conf" / "model" / "toy_cnn.yaml").write_text("_target_: somewhere.Else\n")
     assert compose([]).model["_target_"] == "trainkit.models.ToyCNN"
-    assert [file.name for file in shadowed()] == ["toy_cnn.yaml"]
+    assert [file.name for file, _ in unread()] == ["toy_cnn.yaml"]
 
 
 def test_an_optimizer_config_that_does_not_use_lr_is_an_error_where_lr_is_given(here: Path) -> None:
@@ -148,3 +188,30 @@ def test_a_sweeps_mistakes_are_told_before_anything_is_trained() -> None:
     message = str(caught.value)
     assert "did you mean optim=adam?" in message
     assert "lr=-1" in message
+    with pytest.raises(ConfigError) as caught:
+        compose_sweep(["lr=0.1,-1", "epohcs=2", "optim=glob(ad*)"])
+    message = str(caught.value)
+    assert "did you mean epochs?" in message
+    assert "lr=-1" in message
+
+
+@pytest.mark.parametrize(
+    ("sweep", "jobs"),
+    [
+        (["optim=sgd,adam", "seed=1,2,3"], 6),
+        (["seed=range(4)"], 4),
+        (["optim=glob(ad*)"], 6),
+        (["lr=0.1"], 1),
+        (["seed=range(0,50000)"], 200),
+    ],
+)
+def test_a_sweep_knows_its_jobs_beforehand(sweep: list[str], jobs: int) -> None:
+    composed = compose_sweep(sweep)
+    assert len(composed.jobs) == jobs
+    assert composed.more_jobs == ("range(0,50000)" in sweep[0])
+
+
+@pytest.mark.parametrize("endless", ["seed=range(0,100000000)", "lr=interval(0,1)"])
+def test_a_sweep_without_an_end_is_refused(endless: str) -> None:
+    with pytest.raises(ConfigError):
+        compose_sweep([endless])

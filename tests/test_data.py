@@ -98,9 +98,7 @@ def test_inputs_may_be_nested() -> None:
         def __getitem__(self, index: int) -> Any:
             return {"image": self.tensors[0][index], "id": index}, int(self.tensors[1][index])
 
-    loader = make_loader(
-        Dicts(data.synthetic(size=10, shape=[3, 2, 2])), Prepare(CPU), batch_size=4, seed=None
-    )
+    loader = make_loader(Dicts(data.synthetic(size=10, shape=[3, 2, 2])), Prepare(CPU), batch_size=4, seed=None)
     inputs, targets = pairs(loader)[0]
     assert inputs["image"].dtype == torch.float32
     assert inputs["id"].tolist() == [0, 1, 2, 3]
@@ -125,10 +123,7 @@ def test_a_data_set_is_asked_for_plain_ints() -> None:
             assert type(index) is int
             return super().__getitem__(index)
 
-    assert (
-        len(pairs(make_loader(Strict(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0)))
-        == 3
-    )
+    assert len(pairs(make_loader(Strict(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))) == 3
 
 
 def test_samples_that_are_no_pairs_or_hold_no_tensor_are_a_data_error() -> None:
@@ -161,9 +156,7 @@ def test_the_split_holds_out_the_same_share_of_each_class_and_loses_no_sample() 
 
 
 def test_limit_batches_shortens_an_epoch() -> None:
-    loader = make_loader(
-        data.synthetic(size=50, shape=[4]), Prepare(CPU), batch_size=8, seed=1, limit_batches=2
-    )
+    loader = make_loader(data.synthetic(size=50, shape=[4]), Prepare(CPU), batch_size=8, seed=1, limit_batches=2)
     assert len(loader) == len(pairs(loader)) == 2
     assert loader.samples == 16
 

@@ -14,8 +14,9 @@ PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"errors"},
     {"optim", "losses", "metrics", "data", "models", "device", "targets"},
+    {"schema"},
     {"loop", "run", "config"},
-    {"build", "checkpoint", "sweep", "display", "report", "usage"},
+    {"build", "checkpoint", "sweep", "display", "report", "usage", "flags"},
     {"commands"},
     {"cli"},
 ]
@@ -72,11 +73,7 @@ def test_every_room_has_its_layer() -> None:
 
 def test_the_bottom_row_imports_nothing_of_trainkit_but_errors() -> None:
     for name in LAYERS[1]:
-        inside = {
-            module.split(".")[1]
-            for module in imports(PACKAGE / f"{name}.py")
-            if module.startswith("trainkit.")
-        }
+        inside = {module.split(".")[1] for module in imports(PACKAGE / f"{name}.py") if module.startswith("trainkit.")}
         assert inside <= {"errors"}, name
 
 
@@ -96,7 +93,7 @@ def test_only_build_instantiates_what_a_config_names() -> None:
     assert users == {"build.py"}
 
 
-@pytest.mark.parametrize("name", ["cli", "config", "errors", "targets", "usage", "display", "run"])
+@pytest.mark.parametrize("name", ["cli", "config", "schema", "flags", "errors", "targets", "usage", "display", "run"])
 def test_what_answers_before_training_imports_no_torch(name: str) -> None:
     assert "torch" not in top_level_imports(PACKAGE / f"{name}.py")
     assert "torch" not in {module.partition(".")[0] for module in imports(PACKAGE / f"{name}.py")}

@@ -123,9 +123,7 @@ def in_float64(model: nn.Module, loss_fn: nn.Module, inputs: Tensor, targets: Te
 def test_train_loss_is_the_loss_over_the_whole_set(name: str, batch_size: int) -> None:
     model, loss_fn, inputs, targets = problem(name)
     metrics = train_epoch(state_of(model, loss_fn), loader_of(inputs, targets, batch_size), [])
-    assert metrics["train/loss"] == pytest.approx(
-        in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6
-    )
+    assert metrics["train/loss"] == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
     assert metrics["train/samples"] == SAMPLES
 
 
@@ -133,9 +131,7 @@ def test_train_loss_is_the_loss_over_the_whole_set(name: str, batch_size: int) -
 def test_val_loss_is_the_loss_over_the_whole_set(name: str) -> None:
     model, loss_fn, inputs, targets = problem(name)
     metrics = evaluate(state_of(model, loss_fn), loader_of(inputs, targets, 7, seed=None))
-    assert metrics["val/loss"] == pytest.approx(
-        in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6
-    )
+    assert metrics["val/loss"] == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [16, 8, 5, 1])
@@ -157,9 +153,7 @@ def test_a_micro_batch_changes_no_weight_and_no_loss(name: str, micro_batch: int
 
 
 def test_weights_and_losses_are_those_of_a_loop_written_by_hand(here: Any) -> None:  # noqa: ARG001
-    config = compose(
-        ["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"]
-    )
+    config = compose(["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"])
     training = build.training(config)
     reported: list[float] = []
 
@@ -224,15 +218,11 @@ def test_clipping_bounds_the_norm_over_all_parameters_and_reports_what_it_was() 
     model, loss_fn, inputs, targets = problem("mse")
     free = copy.deepcopy(model)
     fit(state_of(free, loss_fn), loader_of(inputs, targets, SAMPLES))
-    norm = math.sqrt(
-        sum(float(p.grad.double().square().sum()) for p in free.parameters() if p.grad is not None)
-    )
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in free.parameters() if p.grad is not None))
     state = state_of(model, loss_fn, clip_norm=0.5)
     seen: list[dict[str, Any]] = []
     fit(state, loader_of(inputs, targets, SAMPLES), hooks=[Collector(seen)])
-    clipped = math.sqrt(
-        sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
-    )
+    clipped = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
     assert clipped == pytest.approx(0.5, rel=1e-4)
     assert seen[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
 
@@ -240,9 +230,7 @@ def test_clipping_bounds_the_norm_over_all_parameters_and_reports_what_it_was() 
 def test_clipping_by_value_bounds_each_element() -> None:
     model, loss_fn, inputs, targets = problem("mse")
     fit(state_of(model, loss_fn, clip_value=1e-3), loader_of(inputs, targets, SAMPLES))
-    assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) == pytest.approx(
-        1e-3
-    )
+    assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) == pytest.approx(1e-3)
 
 
 class Collector:

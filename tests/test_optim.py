@@ -42,9 +42,7 @@ def layout(groups: list[Group]) -> dict[str, tuple[dict[str, Any], list[str]]]:
 
 def test_without_rules_all_parameters_are_the_group_default() -> None:
     model = ToyCNN()
-    assert layout(groups_of(model, {})) == {
-        "default": ({"lr": 0.1}, [n for n, _ in model.named_parameters()])
-    }
+    assert layout(groups_of(model, {})) == {"default": ({"lr": 0.1}, [n for n, _ in model.named_parameters()])}
 
 
 def test_the_first_rule_that_sets_a_field_decides_it_field_by_field() -> None:
@@ -175,9 +173,7 @@ def test_an_optimizer_takes_the_groups_with_their_names() -> None:
         ({"f": {"name": ".*", "freeze": True}}, ["no trainable parameter"]),
     ],
 )
-def test_a_wrong_rule_is_an_error_that_names_it_and_the_way_out(
-    rules: dict[str, Any], words: list[str]
-) -> None:
+def test_a_wrong_rule_is_an_error_that_names_it_and_the_way_out(rules: dict[str, Any], words: list[str]) -> None:
     message = told(ToyCNN(), rules)
     assert all(word in message for word in words), message
 
@@ -189,6 +185,4 @@ def test_all_wrong_rules_are_told_at_once() -> None:
 
 
 def test_optional_allows_a_rule_that_matches_nothing() -> None:
-    assert layout(groups_of(ToyCNN(), {"a": {"module": "nowhere", "lr": 1, "optional": True}})).keys() == {
-        "default"
-    }
+    assert layout(groups_of(ToyCNN(), {"a": {"module": "nowhere", "lr": 1, "optional": True}})).keys() == {"default"}

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import trainkit
-from trainkit.errors import RunDirectoryInUseError, StorageError
+from trainkit.errors import ConfigError, RunDirectoryInUseError, StorageError
 from trainkit.run import Run, claim
 
 QUICK = ["model=mlp", "epochs=2", "limit_batches=2", "progress=off"]
@@ -58,6 +58,19 @@ def test_a_directory_that_cannot_be_made_is_a_storage_error(here: Path) -> None:
         claim(here / "file" / "below")
     with pytest.raises(StorageError):
         claim(here / "file", exact=True)
+
+
+def test_a_parent_that_is_a_dangling_link_is_a_storage_error(here: Path) -> None:
+    (here / "outputs").symlink_to("nowhere/at/all")
+    with pytest.raises(StorageError):
+        claim(here / "outputs" / "day" / "time")
+
+
+def test_a_config_changed_by_hand_is_checked_again(here: Path) -> None:  # noqa: ARG001
+    config = trainkit.compose(QUICK)
+    config.epochs = 0
+    with pytest.raises(ConfigError, match="epochs=0"):
+        trainkit.train(config)
 
 
 def test_the_status_file_is_whole_at_every_moment(here: Path) -> None:

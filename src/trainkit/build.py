@@ -33,8 +33,9 @@ class Training:
     state: State
     train: Loader
     val: Loader | None
-    hooks: list[Any]
+    hooks: dict[str, Any]
     groups: list[optim.Group]
+    split_off: bool  # the validation set, from the training set
 
 
 def training(config: DictConfig) -> Training:
@@ -50,7 +51,7 @@ def training(config: DictConfig) -> Training:
         raise ConfigError(*problems)
     where = device.pick(config.device)
     device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
-    train_set, val_set, classes = datasets(config)
+    train_set, val_set, classes, split_off = datasets(config)
     config = config.copy()
     if config.data.classes is None:
         config.data.classes = classes
@@ -80,37 +81,30 @@ def training(config: DictConfig) -> Training:
         min_delta=early_stop["min_delta"],
         watch=watched(config.watch, model),
     )
-    hooks = [build_hook(name, node) for name, node in config.hooks.items()]
-    return Training(state, train, val, hooks, groups)
+    hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
+    return Training(state, train, val, hooks, groups, split_off)
 
 
 # ---------------------------------------------------------------------------------- checks by import
 
 
 def target_problems(config: DictConfig) -> list[Problem]:
-    """What is wrong with each `_target_`, once imported, and its arguments, held against its signature.
-
-    Raises:
-        UserCodeError: a module raised an error as it was imported.
-    """
+    """What is wrong with each `_target_`, once imported, and its arguments, held against its signature."""
     problems: list[Problem] = []
     plain = OmegaConf.to_container(config, resolve=True)
     for path, node in targets(plain):
         given = GIVEN.get(path, ())
         try:
             called = locate(node["_target_"])
-        except LookupError as error:
-            if not error.args or not isinstance(error.args[0], Problem):
-                raise UserCodeError(f"{path}._target_={node['_target_']}", error) from error
-            problem = error.args[0]
-            problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.mend))
+        except (Exception, SystemExit) as error:
+            key = f"{path}._target_={node['_target_']}"
+            if isinstance(error, LookupError) and error.args and isinstance(error.args[0], Problem):
+                problems.append(Problem(f"{key}: {error.args[0].cause}", error.args[0].mend))
+            else:  # the module raised it as it was imported
+                problems += UserCodeError(key, error).problems
             continue
-        except Exception as error:
-            raise UserCodeError(f"{path}._target_={node['_target_']}", error) from error
         if not callable(called):
-            problems.append(
-                Problem(f"{path}._target_={node['_target_']}: it cannot be called", "name a class")
-            )
+            problems.append(Problem(f"{path}._target_={node['_target_']}: it cannot be called", "name a class"))
             continue
         own = {key: value for key, value in node.items() if (path, key) != ("scheduler", "interval")}
         problems += wrong_arguments(path, own, called, given)
@@ -137,26 +131,29 @@ def call(node: DictConfig, path: str, **extra: Any) -> Any:
         raise UserCodeError(path, error.__cause__ or error) from error
     except TrainkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(path, error) from error
 
 
 # ----------------------------------------------------------------------------------------------- data
 
 
-def datasets(config: DictConfig) -> tuple[Any, Any, int | None]:
-    """The training set; the validation set: named, else split off, else None; the number of classes."""
+def datasets(config: DictConfig) -> tuple[Any, Any, int | None, bool]:
+    """The training set; the validation set: named, else split off, else None;
+    the number of classes; whether the validation set was split off.
+    """
     train = _dataset(config, "train")
     if train is None:
         raise DataError("data.train gave no data set", mend="choose another: data=digits")
     val = None if config.data.val is None else _dataset(config, "val")
     classes = count_classes(train)
-    if val is None and config.data.split is not None:
+    split_off = val is None and config.data.split is not None
+    if split_off:
         train, val = split(train, config.data.split)
     for name, dataset in (("data.train", train), ("data.val", val)):
         if dataset is not None and len(dataset) == 0:
             raise DataError(f"{name} has no samples", mend="give it data, or change data.split")
-    return train, val, classes
+    return train, val, classes, split_off
 
 
 def _dataset(config: DictConfig, part: str) -> Any:
@@ -166,8 +163,7 @@ def _dataset(config: DictConfig, part: str) -> Any:
     except UserCodeError as error:
         if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
             raise DataError(
-                f"{node['_target_']} cannot read or fetch {node.get('root')}: "
-                + " ".join(str(error.error).split()),
+                f"{node['_target_']} cannot read or fetch {node.get('root')}: " + " ".join(str(error.error).split()),
                 mend="put them there by hand, choose another folder with data.root=FOLDER, "
                 "or train on what needs no download: data=digits",
             ) from error
@@ -185,9 +181,7 @@ def _dataset(config: DictConfig, part: str) -> Any:
 def loader(config: DictConfig, dataset: Any, where: torch.device, *, train: bool) -> Loader:
     """The loader of a data set: the training set is shuffled by the seed."""
     normalize = config.data.normalize
-    stats = (
-        [] if normalize is None else [torch.tensor(normalize[key], device=where) for key in ("mean", "std")]
-    )
+    stats = [] if normalize is None else [torch.tensor(normalize[key], device=where) for key in ("mean", "std")]
     return make_loader(
         dataset,
         Prepare(where, *stats),
@@ -213,9 +207,7 @@ def build_model(node: DictConfig, train: Loader, where: torch.device) -> nn.Modu
         for name in map(str, node):
             model.add_module(name, _module(call(node[name], f"model.{name}"), f"model.{name}"))
     model = _module(model, "model").to(where)
-    if any(is_lazy(p) for p in model.parameters()) or any(
-        isinstance(m, LazyModuleMixin) for m in model.modules()
-    ):
+    if any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules()):
         inputs, _ = next(iter(train.batches(0)))
         training, _ = model.training, model.eval()
         try:
@@ -240,24 +232,17 @@ def build_loss(node: DictConfig) -> nn.Module:
         value = list(node[key]) if OmegaConf.is_list(node.get(key)) else node.get(key)
         if isinstance(value, list | int | float):
             tensors[key] = torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1)
-    loss_fn = _module(call(node, "loss", **tensors), "loss")
-    if getattr(loss_fn, "reduction", "mean") == "none":
-        raise ConfigError("loss.reduction=none: a loss must be one number", mend="write loss.reduction=mean")
-    return loss_fn
+    return _module(call(node, "loss", **tensors), "loss")
 
 
-def build_optimizer(
-    config: DictConfig, model: nn.Module, loss_fn: nn.Module
-) -> tuple[list[optim.Group], Optimizer]:
+def build_optimizer(config: DictConfig, model: nn.Module, loss_fn: nn.Module) -> tuple[list[optim.Group], Optimizer]:
     """The optimizer over the param groups that the rules make."""
     cls = locate(config.optim["_target_"])
     rules: Any = OmegaConf.to_container(config.param_groups, resolve=True)
     known = optim.options_of(cls)
     groups = optim.resolve(optim.named_params(model, loss_fn), rules, config.optim.get("lr"), known)
     if len(groups) > 1 and inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS):
-        raise ConfigError(
-            "optim: LBFGS takes one param group", mend="write param_groups=none, or another optim"
-        )
+        raise ConfigError("optim: LBFGS takes one param group", mend="write param_groups=none, or another optim")
     for group in groups:  # torch checks an option's value only where it is the optimizer's own
         if group.options.keys() - {"lr"} and group.name != "default":
             call(
@@ -272,9 +257,7 @@ def build_optimizer(
     stepped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     wanted = [id(p.tensor) for group in groups for p in group.params]
     if sorted(stepped) != sorted(wanted):
-        raise ConfigError(
-            "the optimizer does not hold each trainable parameter exactly once", mend="see optim"
-        )
+        raise ConfigError("the optimizer does not hold each trainable parameter exactly once", mend="see optim")
     return groups, optimizer
 
 
@@ -287,17 +270,11 @@ def build_scheduler(
     interval = str(node.get("interval", "epoch"))
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     scheduler = call(node, "scheduler", optimizer=optimizer)
-    flattens = (
-        isinstance(scheduler, OneCycleLR | CyclicLR) and len({g["lr"] for g in optimizer.param_groups}) == 1
-    )
+    flattens = isinstance(scheduler, OneCycleLR | CyclicLR) and len({g["lr"] for g in optimizer.param_groups}) == 1
     if flattens and len(set(rates)) > 1:
         raise ConfigError(
             f"scheduler: {type(scheduler).__name__} gives all param groups one rate, theirs are {rates}",
             mend="give its rates as lists, one value a group",
-        )
-    if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
-        raise ConfigError(
-            "scheduler.interval=step: a plateau shows in epochs", mend="write scheduler.interval=epoch"
         )
     return scheduler, interval
 
@@ -345,14 +322,14 @@ def build_hook(name: Any, node: DictConfig) -> Any:
     return hook
 
 
-def remarks(training: Training) -> list[str]:
+def remarks(config: DictConfig, training: Training) -> list[str]:
     """What a person should know of a training before it starts."""
     state, lines = training.state, []
     norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if state.micro_batch is not None and norms:
-        lines.append(
-            f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time"
-        )
+        lines.append(f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time")
+    if config.data.val is not None and config.data.split is not None and not training.split_off:
+        lines.append("note: validating on data.val, so nothing is split off; data.val=null uses data.split")
     if len(training.groups) > 1:
         for group in training.groups:
             options = ", ".join(f"{key} {value}" for key, value in group.options.items())
@@ -368,17 +345,18 @@ def blame(error: BaseException, training: Training) -> UserCodeError:
     state = training.state
     owners = [("model", state.model), ("loss", state.loss_fn), ("optim", state.optimizer)]
     owners += [("scheduler", state.scheduler), ("data.train", training.train), ("data.val", training.val)]
-    owners += [(f"hooks.{type(hook).__name__}", hook) for hook in training.hooks]
+    owners += [(f"hooks.{name}", hook) for name, hook in training.hooks.items()]
     key, shapes = "training", ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if {"inputs", "targets"} <= frame.f_locals.keys() and frame.f_code.co_filename == loop.__file__:
             shapes = f"inputs {_shape(frame.f_locals['inputs'])}, targets {_shape(frame.f_locals['targets'])}"
-        key = next(
-            (name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key
-        )
+        key = next((name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key)
         if key != "training":
             break
-    return UserCodeError(key, error, exit_code=2 if state.step == 0 else 1, details=shapes)
+    exit_code = 2 if state.step == 0 or key == "scheduler" else 1
+    if key.startswith("data.") and isinstance(error, OSError):  # a sample that cannot be read
+        exit_code = DataError.exit_code
+    return UserCodeError(key, error, exit_code=exit_code, details=shapes)
 
 
 def _shape(batch: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from trainkit.errors import ConfigError, Stopped, TrainkitError, did_you_mean
+from trainkit.errors import ConfigError, Stopped, StorageError, TrainkitError, nearest
 
 COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
@@ -20,19 +20,25 @@ COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glo
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # so that `_target_: mymodels.Net` finds ./mymodels.py
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), _stop)
     try:
-        return dispatch(argv)
+        # At the end: `_target_: mymodels.Net` finds ./mymodels.py, and no ./random.py hides Python's.
+        sys.path.append(str(Path.cwd()))
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
     except TrainkitError as error:
         return _fail(str(error), error, error.exit_code)
-    except Stopped as error:
-        return _fail(f"stopped by {error.name}", error, error.exit_code)
+    except (Stopped, KeyboardInterrupt) as error:
+        name = getattr(error, "name", "SIGINT")
+        return _fail(f"stopped by {name}", error, getattr(error, "exit_code", 130))
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:
+        return _fail(f"error: {error}\n  mend that, or run trainkit elsewhere", error, StorageError.exit_code)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"error: {type(error).__name__}: {error}\n  at {where.filename}, line {where.lineno}; "
@@ -44,11 +50,12 @@ def dispatch(argv: list[str]) -> int:
     name, rest = "train", argv
     if argv and argv[0] in COMMANDS:
         name, rest = argv[0], argv[1:]
-    elif argv and argv[0].replace("-", "").isalnum() and not argv[0].startswith("-"):
-        raise ConfigError(
-            f"{argv[0]}: neither a command nor KEY=VALUE",
-            mend=did_you_mean(argv[0], COMMANDS, "trainkit ") + "; trainkit --help lists all there is",
-        )
+    elif argv and argv[0].replace("-", "").replace("_", "").isalnum() and not argv[0].startswith("-"):
+        from trainkit.schema import Schema
+
+        near = nearest(argv[0], [*COMMANDS, *Schema.__annotations__]) or "train"
+        mend = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
+        raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", mend=f"{mend}; see trainkit --help")
     if {"--help", "-h"} & set(rest):
         from trainkit import usage
 
@@ -73,5 +80,8 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def _fail(text: str, error: BaseException, code: int) -> int:
     if os.environ.get("TRAINKIT_TRACEBACK") == "1":
         traceback.print_exception(error)
-    print(text, file=sys.stderr)
+    try:
+        print(text, file=sys.stderr or sys.__stderr__, flush=True)
+    except (OSError, AttributeError, ValueError):  # there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return code

@@ -7,6 +7,8 @@ sliced, every other streams through torch's `DataLoader`.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -59,9 +61,7 @@ def line(x: Sequence[float] = (-2, -1, 0, 1, 2), slope: float = 5.0, intercept: 
     return TensorDataset(inputs, slope * inputs + intercept)
 
 
-def synthetic(
-    size: int = 1000, shape: Sequence[int] = (3, 32, 32), classes: int = 10, seed: int = 0
-) -> TensorDataset:
+def synthetic(size: int = 1000, shape: Sequence[int] = (3, 32, 32), classes: int = 10, seed: int = 0) -> TensorDataset:
     """Noise over a pattern that belongs to the class, for trying and for measuring.
 
     Shape: images (size, *shape) uint8, targets (size,) int64.
@@ -90,16 +90,26 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
             found = sorted(loaded.files)
             if part == "val" and not set(names) & set(found):
                 return None
+            lacking = [name for name in names if name not in found]
+            if lacking:
+                raise DataError(f"{file}: it has no array {lacking[0]!r}", mend=f"it has: {', '.join(found)}")
             inputs, targets = (loaded[name] for name in names)
-    except KeyError as error:
-        raise DataError(f"{file}: it has no array {error}", mend=f"it has: {', '.join(found)}") from error
-    except (OSError, ValueError, EOFError) as error:
+            sizes = len(inputs), len(targets)
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(
             f"data.file={file}: {error}", mend="name an .npz file written by numpy.savez(file, X=..., y=...)"
         ) from error
-    if len(inputs) != len(targets):
+    if sizes[0] != sizes[1]:
         raise DataError(
-            f"{file}: {names[0]} has {len(inputs)} rows and {names[1]} {len(targets)}",
+            f"{file}: {names[0]} has {sizes[0]} rows and {names[1]} {sizes[1]}",
             mend="each input needs its target: make them equally long",
         )
     y = _standard(targets)
@@ -119,13 +129,13 @@ def _standard(array: np.ndarray[Any, Any]) -> Tensor:
     raise DataError(f"an array of type {array.dtype} is no data to train on", mend="store numbers")
 
 
-def image_folder(root: str, part: str = "train", size: int | None = None) -> Any:
+def image_folder(root: str, part: str = "train", size: int | str | None = None) -> Any:
     """The images under `root`: of `root/train`, `root/val` (or `root/test`), or straight of `root`.
 
     Args:
         root: a folder with a folder of images per class, or with such folders named by part.
         part: train or val.
-        size: the shorter side in pixels, then cropped square; None leaves the images as they are.
+        size: the shorter side in pixels, then cropped square; None or off leaves the images as they are.
 
     Returns:
         A `torchvision.datasets.ImageFolder` of uint8 images (3, size, size), or None where `part` is
@@ -147,7 +157,7 @@ def image_folder(root: str, part: str = "train", size: int | None = None) -> Any
         if not there:
             return None
         folder = there[0]
-    fit = [v2.Resize(size), v2.CenterCrop(size)] if size else []
+    fit = [v2.Resize(size), v2.CenterCrop(size)] if size and size != "off" else []
     try:
         images = ImageFolder(folder, transform=v2.Compose(fit) if fit else None)
     except FileNotFoundError as error:
@@ -158,7 +168,10 @@ def image_folder(root: str, part: str = "train", size: int | None = None) -> Any
     classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
     strange = set(images.classes) - set(classes)
     if strange:
-        raise DataError(f"{folder}: no class in {train} is called {', '.join(sorted(strange))}")
+        raise DataError(
+            f"{folder}: no class in {train} is called {', '.join(sorted(strange))}",
+            mend="give both parts the same folders",
+        )
     if images.classes != classes:  # a part may lack a class: the numbers are those of the training part
         number = {name: classes.index(name) for name in images.classes}
         images.samples = [(path, number[images.classes[target]]) for path, target in images.samples]
@@ -357,9 +370,7 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        self.generator.manual_seed(
-            int(np.random.SeedSequence([self.order.seed or 0, epoch]).generate_state(1)[0])
-        )
+        self.generator.manual_seed(int(np.random.SeedSequence([self.order.seed or 0, epoch]).generate_state(1)[0]))
         for inputs, targets in self.loader:
             yield self.prepare(inputs, targets)
 

@@ -26,7 +26,9 @@ WATCHED = ("param/", "grad/")
 def make(progress: str) -> Silent:
     """The display that `progress` (auto, rich, tqdm, plain, off) names; auto is rich on a terminal."""
     if progress == "auto":
-        progress = "rich" if sys.stderr.isatty() else "plain"
+        progress = "rich" if sys.stderr is not None and sys.stderr.isatty() else "plain"
+    if sys.stderr is None:  # closed, as by `2>&-`
+        progress = "off"
     return {"rich": Rich, "tqdm": Tqdm, "plain": Plain, "off": Silent}[progress]()
 
 
@@ -35,9 +37,7 @@ def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
     shown = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
     shown += [f"{name} {number(value)}" for name, value in metrics.items() if name in SHOWN]
     shown += [
-        f"{name} {number(value)}"
-        for name, value in metrics.items()
-        if name.startswith(WATCHED) and value is not None
+        f"{name} {number(value)}" for name, value in metrics.items() if name.startswith(WATCHED) and value is not None
     ]
     shown += [f"{metrics['samples_per_second']:,.0f} samples/s", duration(metrics["seconds"])]
     return "  ".join(shown)
@@ -103,13 +103,9 @@ def comparison(runs: list[Run]) -> list[str]:
     rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
     columns = [name for name in SHOWN if name in rows[0][1]]
     width = max(len(name) for name, _, _ in rows)
-    lines = [
-        f"{'best by ' + metric:<{width}}  " + "  ".join(f"{name:>12}" for name in columns) + "  directory"
-    ]
+    lines = [f"{'best by ' + metric:<{width}}  " + "  ".join(f"{name:>12}" for name in columns) + "  directory"]
     for name, best, directory in rows:
-        lines.append(
-            f"{name:<{width}}  " + "  ".join(f"{number(best[c]):>12}" for c in columns) + f"  {directory}"
-        )
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{number(best[c]):>12}" for c in columns) + f"  {directory}")
     return lines
 
 
@@ -152,9 +148,7 @@ class Tqdm(Plain):
     def on_step(self, state: State) -> None:
         """Move the bar on, and read the running loss now and then."""
         if self.bar is None:
-            self.bar = self.tqdm(
-                total=state.batches, desc=f"epoch {state.epoch + 1}/{state.epochs}", leave=False
-            )
+            self.bar = self.tqdm(total=state.batches, desc=f"epoch {state.epoch + 1}/{state.epochs}", leave=False)
         self.bar.update()
         if time.monotonic() - self.read_at > REFRESH:
             self.bar.set_postfix_str(f"loss {state.loss.item():.4f}", refresh=False)

@@ -38,7 +38,7 @@ class ConfigError(TrainkitError):
     """The command line or the config is wrong; holds every problem that was found."""
 
     exit_code = 2
-    config: Any = None  # what could be composed all the same, for finding more that is wrong
+    composed: Any = None  # what could be composed all the same, for finding more that is wrong
 
 
 class NonFiniteError(TrainkitError):
@@ -78,15 +78,15 @@ class UserCodeError(TrainkitError):
     def __init__(self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "") -> None:
         self.key, self.error, self.exit_code = key, error, exit_code
         lines = str(error).strip().splitlines() or ["no message"]
-        self.first_line = f"{type(error).__name__}: {lines[0]}"
-        more = "".join(f"\n  {line}" for line in lines[1:4])
-        frames = "".join(
-            f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {frame.line}"
-            for frame in own_frames(error)
-        )
-        mend = unknown_argument(error) or f"mend it there, or change {key}; TRAINKIT_TRACEBACK=1 shows all"
-        where = f"\n  {details}" if details else ""
-        super().__init__(f"{key}: {self.first_line}{more}{where}{frames}", mend=mend)
+        if "Original Traceback" in str(error):  # of a loader's worker; its last line is the error
+            lines = lines[-1:]
+        name = type(error).__name__
+        self.first_line = lines[0] if lines[0].startswith(name) else f"{name}: {lines[0]}"
+        frames = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in own_frames(error)]
+        where = "mend it there, or change" if frames else "change"
+        mend = unknown_argument(error) or f"{where} {key}; TRAINKIT_TRACEBACK=1 shows all"
+        more = [line for line in (*lines[1:4], details, *frames) if line]
+        super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), mend=mend)
 
 
 class Stopped(BaseException):
@@ -145,9 +145,7 @@ def unknown_argument(error: BaseException) -> str:
     name = told[1].removesuffix(".__init__").rpartition(".")[2]
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         called = frame.f_globals.get(name)
-        code = getattr(
-            getattr(called, "__init__", None) if isinstance(called, type) else called, "__code__", None
-        )
+        code = getattr(getattr(called, "__init__", None) if isinstance(called, type) else called, "__code__", None)
         if code is not None:
             names = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {"self"}
             return did_you_mean(told[2], names)

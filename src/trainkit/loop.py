@@ -244,9 +244,7 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     metrics = {"epoch": state.epoch, "step": state.step, **metrics, **watched(state), **clock}
     if state.monitor not in metrics:
         there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
-        raise ConfigError(
-            f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}"
-        )
+        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}")
     value = metrics[state.monitor]
     if _better(state, value, state.best[state.monitor] if state.best else None):
         state.best = metrics

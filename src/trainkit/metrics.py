@@ -57,11 +57,7 @@ def predicted_right(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Ten
         right = (outputs > boundary) == (targets > 0.5)
         return right.sum(), torch.ones_like(right).sum()
     if targets.is_floating_point():
-        if (
-            not isinstance(loss_fn, nn.CrossEntropyLoss)
-            or outputs.shape != targets.shape
-            or outputs.dim() < 2
-        ):
+        if not isinstance(loss_fn, nn.CrossEntropyLoss) or outputs.shape != targets.shape or outputs.dim() < 2:
             return None
         targets = targets.argmax(dim=1)
     if outputs.dim() != targets.dim() + 1 or outputs.dim() < 2 or outputs.shape[1] < 2:

@@ -70,9 +70,7 @@ def options_of(optimizer: Callable[..., Optimizer]) -> set[str] | None:
     return {p.name for p in parameters} - {"params"}
 
 
-def resolve(
-    params: list[Param], rules: Mapping[str, Any], lr: float | None, known: set[str] | None
-) -> list[Group]:
+def resolve(params: list[Param], rules: Mapping[str, Any], lr: float | None, known: set[str] | None) -> list[Group]:
     """Groups out of rules, in the order of the rules that decide them; freezes what they freeze.
 
     A rule has selectors, of which all must hold (`name`: a regular expression for the whole name;
@@ -88,10 +86,10 @@ def resolve(
     Raises:
         ConfigError: everything that is wrong with the rules.
     """
-    problems = [problem for name, rule in rules.items() for problem in _malformed(name, rule, lr, known)]
-    if problems:
-        raise ConfigError(*problems)
-    problems = [problem for name, rule in rules.items() for problem in _apply(name, rule, params)]
+    problems: list[Problem] = []
+    for name, rule in rules.items():
+        wrong = [*_malformed(name, rule, lr, known)]
+        problems += wrong or _apply(name, rule, params)
     problems += _ties(params)
     if problems:
         raise ConfigError(*problems)
@@ -110,9 +108,7 @@ def resolve(
 def _malformed(name: str, rule: Any, lr: float | None, known: set[str] | None) -> Iterator[Problem]:
     where = f"param_groups.{name}"
     if not isinstance(rule, Mapping):
-        yield Problem(
-            f"{where}={rule!r}: a rule is a mapping", f"write {where}: {{module: NAME, lr_mult: 10}}"
-        )
+        yield Problem(f"{where}={rule!r}: a rule is a mapping", f"write {where}: {{module: NAME, lr_mult: 10}}")
         return
     if name == "default":
         yield Problem(f"{where}: that name is the rest's, of what no rule decides", "choose another name")
@@ -130,9 +126,7 @@ def _malformed(name: str, rule: Any, lr: float | None, known: set[str] | None) -
         yield Problem(f"{where}.lr_mult: there is no lr to multiply", "set lr=VALUE")
     for key in sorted({"lr", "lr_mult", "weight_decay"} & options):
         if isinstance(rule[key], bool) or not isinstance(rule[key], int | float) or rule[key] < 0:
-            yield Problem(
-                f"{where}.{key}={rule[key]!r}: must be a number of at least 0", f"write {where}.{key}=0.1"
-            )
+            yield Problem(f"{where}.{key}={rule[key]!r}: must be a number of at least 0", f"write {where}.{key}=0.1")
     for key, kind in KINDS.items():
         several = key in ("module", "type") and isinstance(rule.get(key), list)
         for value in rule[key] if several else [rule[key]] if key in rule else []:
@@ -142,9 +136,7 @@ def _malformed(name: str, rule: Any, lr: float | None, known: set[str] | None) -
     try:
         re.compile(str(rule.get("name", "")))
     except re.error as error:
-        yield Problem(
-            f"{where}.name={rule['name']!r}: no regular expression ({error})", "write a dot as '\\.'"
-        )
+        yield Problem(f"{where}.name={rule['name']!r}: no regular expression ({error})", "write a dot as '\\.'")
 
 
 def _listed(value: Any) -> list[str]:
@@ -191,14 +183,10 @@ def _apply(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[
         yield Problem(f"param_groups.{name}: no parameter matches {selectors}", _nearest(selectors, params))
     elif not alive:
         frozen = ", ".join(param.name for param in matched[:3]) + (", …" if len(matched) > 3 else "")
-        yield Problem(
-            f"param_groups.{name}: it matches only frozen parameters ({frozen})", f"delete it, {way_out}"
-        )
+        yield Problem(f"param_groups.{name}: it matches only frozen parameters ({frozen})", f"delete it, {way_out}")
     else:
         deciders = ", ".join(sorted(shadows))
-        yield Problem(
-            f"param_groups.{name}: all it sets is decided before it, by {deciders}", f"move it up, {way_out}"
-        )
+        yield Problem(f"param_groups.{name}: all it sets is decided before it, by {deciders}", f"move it up, {way_out}")
 
 
 def _nearest(selectors: Mapping[str, Any], params: list[Param]) -> str:

@@ -33,16 +33,24 @@ def claim(path: Path, *, exact: bool = False) -> Path:
     while True:
         candidate = path if suffix == 0 else path.with_name(f"{path.name}_{suffix}")
         try:
-            candidate.mkdir(parents=True, exist_ok=exact)
+            candidate.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(candidate.parent, error) from error
+        try:
+            candidate.mkdir()
         except FileExistsError as error:
-            if exact:
-                raise StorageError(f"{candidate} is a file", mend="choose another directory") from error
-            suffix += 1
-            continue
+            if not exact:
+                suffix += 1
+                continue
+            if not candidate.is_dir():
+                raise _unwritable(candidate, error) from error
         except OSError as error:
             raise _unwritable(candidate, error) from error
-        if (candidate / "run.json").exists():
-            raise RunDirectoryInUseError(f"{candidate} holds a run already", mend="choose another directory")
+        holds = [name for name in ("run.json", "multirun.yaml") if (candidate / name).exists()]
+        if holds:
+            raise RunDirectoryInUseError(
+                f"{candidate} holds a run already ({holds[0]})", mend="choose another directory"
+            )
         return candidate
 
 
@@ -211,5 +219,5 @@ def _now() -> str:
 def _unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}",
-        mend="free or mend that disk, or choose another directory: hydra.run.dir=DIR",
+        mend="free or mend that disk, or choose another directory: hydra.run.dir=DIR (a sweep's: hydra.sweep.dir)",
     )

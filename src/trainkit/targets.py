@@ -45,9 +45,7 @@ def missing_source(dotted: Any) -> Problem | None:
     if spec is None:
         local = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
         close = nearest(top, [*local, *KNOWN_PACKAGES])
-        mend = (
-            f"did you mean {'.'.join([close, *rest])}?" if close else f"no {top}.py here, and not installed"
-        )
+        mend = f"did you mean {'.'.join([close, *rest])}?" if close else f"no {top}.py here, and not installed"
         return Problem(f"there is no module {top!r}", mend)
     source, module = (Path(spec.origin) if spec.origin else None), top
     folders = list(spec.submodule_search_locations or [])
@@ -59,11 +57,14 @@ def missing_source(dotted: Any) -> Problem | None:
         module, rest = f"{module}.{rest[0]}", rest[1:]
     if not rest or source is None or source.suffix != ".py" or not source.is_file():
         return None
-    names = _names_of(source)
+    names = _names_of(source, module, set())
     inside = {child.name for child in pkgutil.iter_modules(folders)}
     if names is None or rest[0] in names | inside:
         return None
     mend = did_you_mean(rest[0], {n for n in names | inside if not n.startswith("_")}, f"{module}.")
+    here = [Path.cwd() / f"{top}.py", Path.cwd() / top / "__init__.py"]
+    if source not in here and any(file.is_file() for file in here):
+        mend = f"your own {top} goes unseen behind {source}: rename it"
     return Problem(f"there is no {rest[0]!r} in {module}", mend)
 
 
@@ -76,24 +77,48 @@ def _submodule(folders: list[str], name: str) -> tuple[Path | None, list[str]] |
     return None
 
 
-def _names_of(source: Path) -> set[str] | None:
-    """The names a module's text defines; None where only running it tells (star imports, __getattr__)."""
+def _source_of(module: str) -> Path | None:
+    """The file of a module, found as an import would, without importing."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    source = Path(spec.origin) if spec and spec.origin else None
+    folders = list((spec and spec.submodule_search_locations) or [])
+    for name in rest:
+        inner = _submodule(folders, name)
+        if inner is None:
+            return None
+        source, folders = inner
+    return source if source is not None and source.suffix == ".py" and source.is_file() else None
+
+
+def _names_of(source: Path, module: str, seen: set[Path]) -> set[str] | None:
+    """The names a module's text defines; None where only running it tells (__getattr__, globals())."""
+    seen.add(source)
     try:
         tree = ast.parse(source.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError):
+    except (OSError, SyntaxError, ValueError):
         return None
     names: set[str] = set()
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
                 names.add(name)
+            case ast.ImportFrom(names=[ast.alias(name="*")]):
+                package = module.split(".") if source.stem == "__init__" else module.split(".")[:-1]
+                above = package[: len(package) - node.level + 1] if node.level else []
+                star = ".".join([*above, *([node.module] if node.module else [])])
+                inner = _source_of(star)
+                found = _names_of(inner, star, seen) if inner and inner not in seen else set() if inner else None
+                if found is None:
+                    return None
+                names |= found
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 names |= {alias.asname or alias.name.partition(".")[0] for alias in aliases}
             case ast.Name(id=name, ctx=ast.Store()):
                 names.add(name)
             case ast.Call(func=ast.Name(id="globals")):
                 return None
-    return None if names & {"*", "__getattr__"} else names
+    return None if "__getattr__" in names else names
 
 
 def locate(dotted: str) -> Any:
@@ -116,9 +141,7 @@ def locate(dotted: str) -> Any:
         if not hasattr(found, part):
             owner = ".".join(parts[:index])
             public = [name for name in dir(found) if not name.startswith("_")]
-            raise LookupError(
-                Problem(f"there is no {part!r} in {owner}", did_you_mean(part, public, f"{owner}."))
-            )
+            raise LookupError(Problem(f"there is no {part!r} in {owner}", did_you_mean(part, public, f"{owner}.")))
         found = getattr(found, part)
     return found
 
@@ -156,9 +179,7 @@ def wrong_arguments(
             expected = SIMPLE.get(named[key].annotation.__name__)
         if expected and isinstance(node[key], str) and expected is not str:
             wanted = str(getattr(named[key].annotation, "__name__", named[key].annotation))
-            problems.append(
-                Problem(f"{path}.{key}={node[key]}: must be of type {wanted}", f"write {path}.{key}=VALUE")
-            )
+            problems.append(Problem(f"{path}.{key}={node[key]}: must be of type {wanted}", f"write {path}.{key}=VALUE"))
     lacking = [
         name
         for index, (name, p) in enumerate(named.items())

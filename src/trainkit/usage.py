@@ -16,9 +16,7 @@ def text() -> str:
         [
             "usage: trainkit [COMMAND] [KEY=VALUE ...]      no command means train",
             *_section("commands", _commands()),
-            *_section(
-                "choices (GROUP=NAME; a file of your own in ./conf/GROUP/NAME.yaml is one more)", _groups()
-            ),
+            *_section("choices (GROUP=NAME; a file of your own in ./conf/GROUP/NAME.yaml is one more)", _groups()),
             *_section("keys (every key of a chosen config too, such as optim.momentum=0.9)", _keys()),
             *_section("Hydra's flags", FLAGS),
             *_section("examples", EXAMPLES),
@@ -63,9 +61,7 @@ def _groups() -> dict[str, str]:
     folders = [CONF, *user_folders()]
     groups = [folder.name for folder in sorted(CONF.iterdir()) if folder.is_dir()]
     return {
-        group: ", ".join(
-            sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
-        )
+        group: ", ".join(sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")}))
         for group in groups
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import warnings
@@ -10,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit import config as configs
+from trainkit import flags
 from trainkit.errors import ConfigError, Stopped, TrainkitError
 
 if TYPE_CHECKING:
@@ -24,10 +27,10 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """One training, a sweep with `-m`, or one of Hydra's flags that only show something."""
-    args = configs.parse(argv)
-    for file in configs.shadowed(args.config_dir):
-        print(f"note: {file} goes unread, trainkit ships one of that name: rename it", file=sys.stderr)
-    if configs.show(args):
+    args = flags.parse(argv)
+    for file, why in configs.unread(args.config_dir):
+        print(f"note: {file} goes unread: {why}", file=sys.stderr)
+    if flags.show(args):
         return 0
     if args.multirun:
         return sweep(args)
@@ -36,16 +39,14 @@ def run(argv: Sequence[str]) -> int:
     try:
         composed = configs.compose_run(args.overrides, args.config_dir)
     except ConfigError as error:
-        raise with_arguments(error, args.overrides) from error
+        raise with_arguments(error) from error
     done = train(composed.config, composed=composed)
     print("\n".join(display.result(done)))
     return 0
 
 
-def train(
-    config: DictConfig, *, directory: Path | None = None, composed: configs.Composed | None = None
-) -> Run:
-    """Train what a composed config names, in a run directory of its own.
+def train(config: DictConfig, *, directory: Path | str | None = None, composed: configs.Composed | None = None) -> Run:
+    """Train what a config names, in a run directory of its own.
 
     Args:
         config: from `trainkit.compose`.
@@ -62,19 +63,22 @@ def train(
     from trainkit.loop import fit
     from trainkit.run import Run
 
+    config = configs.checked(copy.deepcopy(OmegaConf.create(config)))
     training = build.training(config)
-    run = Run(claim_directory(directory, composed))
+    screen = display.make(config.progress)
+    given = directory or (composed and composed.directory)
+    run = Run(claim_directory(Path(given) if given else None))
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
     run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
-    screen = display.make(config.progress)
-    for line in [*display.opening(run), *build.remarks(training)]:
-        screen.say(line)
-        run.note(line)
+    hooks = [*training.hooks.values(), Recorder(run), screen]
     try:
+        for line in [*display.opening(run), *build.remarks(config, training)]:
+            screen.say(line)
+            run.note(line)
         with warnings.catch_warnings():
             # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
             warnings.filterwarnings("error", message="Using a target size")
-            fit(training.state, training.train, training.val, [*training.hooks, Recorder(run), screen])
+            fit(training.state, training.train, training.val, hooks)
     except (Stopped, KeyboardInterrupt) as error:
         run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
         raise
@@ -85,12 +89,8 @@ def train(
     finally:
         screen.close()
     state = training.state
-    early = (
-        f"stopped early: no better {state.monitor} for {state.patience} epochs"
-        if state.stopped_early
-        else None
-    )
-    run.finish("completed", 0, early)
+    early = f"stopped early: no better {state.monitor} for {state.patience} epochs"
+    run.finish("completed", 0, early if state.stopped_early else None)
     return run
 
 
@@ -98,38 +98,47 @@ def sweep(args: argparse.Namespace) -> int:
     """Train each combination of values, through Hydra's launcher; then show them, best first."""
     from hydra._internal.hydra import Hydra
 
-    from trainkit import display
+    checked = configs.compose_sweep(args.overrides, args.config_dir)
+    from trainkit import build, display
     from trainkit.run import Run, claim, point_latest
 
-    settings = configs.compose_sweep(args.overrides, args.config_dir)
-    chosen = any(override.startswith("hydra.sweep.dir=") for override in args.overrides)
-    directory = claim(Path(settings.sweep.dir), exact=chosen)
-    if not chosen:
+    problems = [problem for job in checked.jobs for problem in build.target_problems(job.config)]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    if checked.more_jobs:
+        print(f"note: only the first {len(checked.jobs)} runs were checked beforehand", file=sys.stderr)
+    directory = claim(checked.directory, exact=checked.directory_given)
+    if not checked.directory_given:
         point_latest(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", configs.search_path(args.config_dir))
     place = f"hydra.sweep.dir='{directory}'"
-    app.multirun("config", sweep_job, [*args.overrides, place], with_log_configuration=False)
+    asked = [text for text in args.overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
+    try:
+        returned = app.multirun("config", sweep_job, [*asked, place], with_log_configuration=False)
+    except (HydraException, RuntimeError) as error:
+        raise ConfigError(f"the sweep cannot start: {error}", mend="see hydra/sweeper and hydra/launcher") from error
 
     runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
     print("\n".join(display.comparison(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
         print(f"failed: {' '.join(run.overrides)}: {display.short(run.directory)}", file=sys.stderr)
-    return 10 if failed else 0
+    lost = [job for batch in returned or [] for job in batch if job.return_value is None]
+    return 10 if failed or lost else 0
 
 
-def sweep_job(config: DictConfig) -> float:
-    """One job of a sweep, in the directory that Hydra made; returns the best monitored value."""
+def sweep_job(config: DictConfig) -> float | None:
+    """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra: Any = HydraConfig.get()
     print(f"run {hydra.job.num}: {' '.join(hydra.overrides.task)}", file=sys.stderr)
-    composed = configs.Composed(config, hydra, list(hydra.overrides.task))
+    composed = configs.Composed(config, hydra, list(hydra.overrides.task), Path(hydra.runtime.output_dir))
     try:
-        done = train(configs.checked(config), directory=Path(hydra.runtime.output_dir), composed=composed)
+        done = train(config, composed=composed)
     except TrainkitError as error:  # the other jobs go on
         print(error, file=sys.stderr)
-        return math.nan
+        return None
     return math.nan if done.best is None else float(done.best["value"])
 
 
@@ -147,19 +156,26 @@ class Recorder:
         self.run.note(epoch_line(state.epochs, metrics))
 
 
-def with_arguments(error: ConfigError, overrides: Sequence[str]) -> ConfigError:
-    """The same error with the `+arguments` in it that a signature does not take, to tell all at once.
+def with_arguments(error: ConfigError) -> ConfigError:
+    """The same error with the arguments in it that a signature does not take, to tell all at once.
 
-    Only such a command waits for the import that knows signatures.
+    Only where somebody wrote arguments of their own does the answer wait for the import that knows.
     """
-    if error.config is None or not any(override.startswith("+") for override in overrides):
+    composed: configs.Composed | None = error.composed
+    if composed is None or not (composed.own_files or _adds_arguments(composed)):
         return error
     from trainkit import build
 
     try:
-        return ConfigError(*error.problems, *build.target_problems(error.config))
-    except (TrainkitError, OmegaConfBaseException):
+        return ConfigError(*error.problems, *build.target_problems(composed.config))
+    except OmegaConfBaseException:  # an interpolation that is told of already
         return error
+
+
+def _adds_arguments(composed: configs.Composed) -> bool:
+    nodes = [text.lstrip("+").partition("=")[0].rpartition(".")[0] for text in composed.overrides if text[:1] == "+"]
+    added = [OmegaConf.select(composed.config, node, throw_on_missing=False) for node in nodes if node]
+    return any(isinstance(node, DictConfig) and "_target_" in node for node in added)
 
 
 def best(state: State) -> dict[str, Any] | None:
@@ -170,14 +186,12 @@ def best(state: State) -> dict[str, Any] | None:
     return {"metric": state.monitor, "value": state.best[state.monitor], "epoch": state.best["epoch"]} | shown
 
 
-def claim_directory(directory: Path | None, composed: configs.Composed | None) -> Path:
+def claim_directory(given: Path | None) -> Path:
     """The run's directory: the one asked for, or a new one under outputs/ that `latest` points at."""
     from trainkit.run import claim, default_directory, point_latest
 
-    if directory is not None:
-        return claim(directory, exact=True)
-    if composed is not None and any(o.startswith("hydra.run.dir=") for o in composed.overrides):
-        return claim(Path(composed.hydra.run.dir), exact=True)
+    if given is not None:
+        return claim(given, exact=True)
     directory = claim(default_directory())
     point_latest(directory, Path("outputs"))
     return directory

@@ -1,0 +1,104 @@
+"""Hydra's own flags: the command line as Hydra parses it, and those flags that only show something."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from trainkit.config import compose_run, search_path
+from trainkit.errors import ConfigError, Problem, nearest
+from trainkit.schema import Schema
+
+REFUSED = {
+    "config_name": "the root config is trainkit's own; choose experiment=NAME",
+    "config_path": "configs of your own are found in ./conf or with --config-dir DIR",
+    "experimental_rerun": "a run's command is in its run.json",
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line by Hydra's own parser; overrides and flags in any order.
+
+    Raises:
+        ConfigError: a flag that there is not, or that means nothing here.
+    """
+
+    def wrong(message: str) -> NoReturn:
+        raise ConfigError(message, mend="trainkit --help lists the flags")
+
+    parser = get_args_parser()
+    parser.error = wrong  # type: ignore[method-assign]
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    problems = []
+    for word in argv:
+        flag, _, value = word.partition("=")
+        if flag.startswith("-") and flag not in known:
+            key = flag.lstrip("-").replace("-", "_")
+            near = None if key.partition(".")[0] in Schema.__annotations__ else nearest(flag, known)
+            mend = f"did you mean {near}?" if near else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
+            problems.append(Problem(f"{word}: there is no such flag", mend))
+    if problems:
+        raise ConfigError(*problems)
+    args = parser.parse_intermixed_args(list(argv))
+    for name, instead in REFUSED.items():
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} means nothing here", mend=instead)
+    args.multirun |= "hydra.mode=MULTIRUN" in args.overrides
+    if (args.resolve or args.package) and not args.cfg:
+        raise ConfigError("--resolve and --package go with --cfg", mend="add --cfg job")
+    if args.multirun and args.cfg:
+        raise ConfigError("--cfg shows one config, not a sweep's", mend="leave out -m, and give each key one value")
+    return args
+
+
+def show(args: argparse.Namespace) -> bool:
+    """Answer a flag that only shows something; False where there is none."""
+    if not (args.cfg or args.info or args.hydra_help or args.shell_completion):
+        return False
+    if args.shell_completion:
+        _complete(args)
+        return True
+    composed = compose_run(args.overrides, args.config_dir)
+    if args.cfg == "job":
+        _print(composed.config, args.package, args.resolve)
+        return True
+    from hydra._internal.hydra import Hydra
+
+    logging.raiseExceptions = False  # the reader of our output may leave, as `| head` does
+    hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
+    if args.cfg:
+        hydra.show_cfg("config", args.overrides, args.cfg, args.package, args.resolve)
+    elif args.hydra_help:
+        hydra.hydra_help("config", get_args_parser(), args)
+    else:
+        hydra.show_info(args.info, "config", args.overrides, run_mode=RunMode.RUN)
+    return True
+
+
+def _print(config: DictConfig, package: str | None, resolve: bool) -> None:
+    node = OmegaConf.select(config, package) if package else config
+    if not OmegaConf.is_config(node):
+        raise ConfigError(f"--package {package}: the config has no such part", mend="for example --package optim")
+    print(OmegaConf.to_yaml(node, resolve=resolve), end="")
+
+
+def _complete(args: argparse.Namespace) -> None:
+    from hydra._internal.hydra import Hydra
+
+    hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
+    asked = args.overrides[:1]
+    if not asked or not asked[0].startswith(("install=", "uninstall=", "query=")):
+        raise ConfigError("--shell-completion: nothing asked for", mend='eval "$(trainkit -sc install=bash)"')
+    if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
+        raise ConfigError("-sc query=… is the shell's to ask", mend='eval "$(trainkit -sc install=bash)"')
+    try:
+        hydra.shell_completion("config", args.overrides)
+    except ValueError as error:
+        raise ConfigError(f"--shell-completion: {error}", mend="write install=bash, zsh or fish") from error
