@@ -1,0 +1,81 @@
+"""What is installed works outside the repository, and the first training reaches what the README says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command, read_history
+
+ROOT = Path(__file__).parents[1]
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+MODEL = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    def forward(self, images):
+        return self.layers(images)
+"""
+
+
+def use(command: Path, folder: Path, **env: str) -> None:
+    """What a new user does with an installed trainkit, in a folder of their own."""
+
+    def run(*args: str) -> str:
+        done = subprocess.run(
+            [command, *args], cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "best of 2 epochs" in run("epochs=2")
+    (folder / "mymodels.py").write_text(MODEL)
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "conf" / "model" / "mine.yaml").write_text(
+        "_target_: mymodels.Net\nwidth: 8\nnum_classes: ${data.classes}\n"
+    )
+    assert "best of 2 epochs" in run("model=mine", "epochs=2")
+    assert "mine" in run("--help")
+
+
+def test_a_wheel_holds_configs_and_data_and_works_outside_the_repository(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    site, folder = tmp_path / "site", tmp_path / "folder"
+    subprocess.run([*PIP, "--no-deps", "--target", site, wheel], check=True)
+    folder.mkdir()
+    ask = [sys.executable, "-c", "from trainkit.config import CONF; print(CONF)"]
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    found = subprocess.run(ask, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout.strip()
+    assert found == str(site / "trainkit" / "conf")
+    use(site / "bin" / "trainkit", folder, PYTHONPATH=str(site))
+
+
+@pytest.mark.slow
+def test_an_install_into_a_new_environment_works(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent))
+    install = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
+    subprocess.run([*install, "--quiet", "--constraint", ROOT / "constraints.txt", ROOT], check=True)
+    (tmp_path / "folder").mkdir()
+    use(python.with_name("trainkit"), tmp_path / "folder")
+
+
+@pytest.mark.slow
+def test_the_first_training_reaches_an_accuracy_of_94_percent(trainkit: Command, tmp_path: Path) -> None:
+    assert trainkit().returncode == 0
+    history = read_history(tmp_path / "outputs" / "latest")
+    assert len(history) == 20
+    assert history[-1]["val/accuracy"] >= 0.94
