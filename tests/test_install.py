@@ -67,8 +67,8 @@ def test_an_install_into_a_new_environment_works(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     uv = shutil.which("uv", path=str(Path(sys.executable).parent))
-    install = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
-    subprocess.run([*install, "--quiet", "--constraint", ROOT / "constraints.txt", ROOT], check=True)
+    install = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
+    subprocess.run([*install, "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(ROOT)], check=True)
     (tmp_path / "folder").mkdir()
     use(python.with_name("trainkit"), tmp_path / "folder")
 
