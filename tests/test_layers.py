@@ -13,10 +13,12 @@ import trainkit
 PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"errors"},
-    {"optim", "losses", "metrics", "data", "models", "device", "targets"},
+    {"optim", "losses", "metrics", "data", "loaders", "models", "device", "targets"},
     {"schema"},
     {"loop", "run", "config"},
-    {"build", "checkpoint", "sweep", "display", "report", "usage", "flags"},
+    {"build", "checkpoint", "display", "report", "usage"},
+    {"flags", "training"},
+    {"sweep"},
     {"commands"},
     {"cli"},
 ]

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import TensorDataset
 
 from trainkit import build, compose
-from trainkit.data import Loader, Prepare, epoch_order, make_loader
 from trainkit.errors import NonFiniteError
+from trainkit.loaders import Loader, Prepare, epoch_order, make_loader
 from trainkit.loop import State, evaluate, fit, train_epoch
 from trainkit.models import ToyCNN
 

@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "compose", "train"]
 
 if TYPE_CHECKING:
-    from trainkit.commands.train import train
     from trainkit.config import compose
+    from trainkit.training import train
 
 
 def __getattr__(name: str) -> Any:
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return compose
     if name == "train":
-        from trainkit.commands.train import train
+        from trainkit.training import train
 
         return train
     raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

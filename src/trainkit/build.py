@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from trainkit import device, loop, optim
-from trainkit.data import Loader, Prepare, count_classes, make_loader, split
 from trainkit.errors import ConfigError, DataError, Problem, TrainkitError, UserCodeError, did_you_mean
+from trainkit.loaders import Loader, Prepare, count_classes, make_loader, split
 from trainkit.loop import EVENTS, State
 from trainkit.targets import locate, targets, wrong_arguments
 

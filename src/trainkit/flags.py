@@ -11,8 +11,9 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config import compose_run, search_path
+from trainkit.config import Composed, compose_run, search_path
 from trainkit.errors import ConfigError, Problem, nearest
 from trainkit.schema import Schema
 
@@ -56,6 +57,33 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.multirun and args.cfg:
         raise ConfigError("--cfg shows one config, not a sweep's", mend="leave out -m, and give each key one value")
     return args
+
+
+def compose(args: argparse.Namespace) -> Composed:
+    """The config that a command line asks for; its error tells of wrong arguments too.
+
+    Only where somebody wrote arguments of their own does the answer wait for the import that knows
+    what a signature takes.
+    """
+    try:
+        return compose_run(args.overrides, args.config_dir)
+    except ConfigError as error:
+        composed: Composed | None = error.composed
+        if composed is None or not (composed.own_files or _adds_arguments(composed)):
+            raise
+        from trainkit.build import target_problems
+
+        try:
+            more = target_problems(composed.config)
+        except OmegaConfBaseException:  # an interpolation that is told of already
+            raise error from None
+        raise ConfigError(*error.problems, *more) from error
+
+
+def _adds_arguments(composed: Composed) -> bool:
+    nodes = [text.lstrip("+").partition("=")[0].rpartition(".")[0] for text in composed.overrides if text[:1] == "+"]
+    added = [OmegaConf.select(composed.config, node, throw_on_missing=False) for node in nodes if node]
+    return any(isinstance(node, DictConfig) and "_target_" in node for node in added)
 
 
 def show(args: argparse.Namespace) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from trainkit.data import Batch, Loader, batch_size_of, map_tensors
 from trainkit.device import wait
 from trainkit.errors import ConfigError, NonFiniteError
+from trainkit.loaders import Batch, Loader, batch_size_of, map_tensors
 from trainkit.losses import denominator, is_sum, summing
 from trainkit.metrics import Mean, predicted_right
 
@@ -97,17 +97,6 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
     tell(hooks, "on_end", state)
 
 
-def check_finite(metrics: Metrics) -> None:
-    """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
-    for name in ("train/loss", "grad_norm", "val/loss"):
-        value = metrics.get(name)
-        if value is not None and not math.isfinite(value):
-            raise NonFiniteError(
-                f"{name} is {value} in epoch {metrics['epoch']}",
-                mend="lower lr, or set clip_norm=1; if epoch 1 has it already, look for NaN in the data",
-            )
-
-
 def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     """One pass over the training set; the metrics that it gave."""
     state.model.train()
@@ -146,6 +135,56 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     clip_gradients(state)
     optimizer.step()
     return state.loss.update(loss, weight=denominator(loss_fn, targets, batch_size_of(inputs)))
+
+
+@torch.no_grad()
+def evaluate(state: State, loader: Loader) -> Metrics:
+    """The loss and, for classes, the accuracy over a whole data set, without touching the weights."""
+    state.model.eval()
+    state.loss_fn.eval()
+    loss, accuracy = Mean(state.device, summed=is_sum(state.loss_fn)), Mean(state.device, summed=True)
+    judged = False
+    for batch, batch_targets in loader.batches(0):
+        for inputs, targets in micro_batches(batch, batch_targets, state.micro_batch):
+            outputs = state.model(inputs)
+            value = state.loss_fn(outputs, targets)
+            loss.update(value, weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
+            right = predicted_right(state.loss_fn, outputs, targets)
+            if right is not None:
+                judged = True
+                accuracy.update(*right)
+    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if judged else {})
+
+
+def finish_epoch(state: State, metrics: Metrics) -> Metrics:
+    """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
+    state.epoch += 1
+    clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
+    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **watched(state), **clock}
+    if state.monitor not in metrics:
+        there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
+        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}")
+    value = metrics[state.monitor]
+    if _better(state, value, state.best[state.monitor] if state.best else None):
+        state.best = metrics
+    if _better(state, value, state.best_so_far, by=state.min_delta):
+        state.best_so_far, state.epochs_since_best = value, 0
+    else:
+        state.epochs_since_best += 1
+    state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
+    if isinstance(state.scheduler, ReduceLROnPlateau):
+        state.scheduler.step(value)
+    elif state.scheduler is not None and state.scheduler_interval == "epoch":
+        state.scheduler.step()
+    return metrics
+
+
+def _better(state: State, value: float, than: float | None, by: float = 0.0) -> bool:
+    sign = 1 if state.mode == "min" else -1
+    return math.isfinite(value) and (than is None or sign * value < sign * than - by)
+
+
+# ----------------------------------------------------- the same step in parts, or by a closure
 
 
 def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
@@ -197,16 +236,6 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
         yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
 
 
-def observe_gradients(state: State) -> None:
-    """Keep what is reported of an epoch's last gradient, before clipping or the optimizer changes it."""
-    if state.batch + 1 < state.batches:
-        return
-    params = [p for group in state.optimizer.param_groups for p in group["params"]]
-    state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
-    state.gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
-
-
 def clip_gradients(state: State) -> None:
     """Bound the gradient over the parameters of all groups: each element, then the whole's norm."""
     if state.clip_norm is None and state.clip_value is None:
@@ -218,57 +247,23 @@ def clip_gradients(state: State) -> None:
         nn.utils.clip_grad_norm_(params, state.clip_norm)
 
 
-@torch.no_grad()
-def evaluate(state: State, loader: Loader) -> Metrics:
-    """The loss and, for classes, the accuracy over a whole data set, without touching the weights."""
-    state.model.eval()
-    state.loss_fn.eval()
-    loss, accuracy = Mean(state.device, summed=is_sum(state.loss_fn)), Mean(state.device, summed=True)
-    judged = False
-    for batch, batch_targets in loader.batches(0):
-        for inputs, targets in micro_batches(batch, batch_targets, state.micro_batch):
-            outputs = state.model(inputs)
-            value = state.loss_fn(outputs, targets)
-            loss.update(value, weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
-            right = predicted_right(state.loss_fn, outputs, targets)
-            if right is not None:
-                judged = True
-                accuracy.update(*right)
-    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if judged else {})
-
-
-def finish_epoch(state: State, metrics: Metrics) -> Metrics:
-    """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
-    state.epoch += 1
-    clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
-    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **watched(state), **clock}
-    if state.monitor not in metrics:
-        there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
-        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}")
-    value = metrics[state.monitor]
-    if _better(state, value, state.best[state.monitor] if state.best else None):
-        state.best = metrics
-    if _better(state, value, state.best_so_far, by=state.min_delta):
-        state.best_so_far, state.epochs_since_best = value, 0
-    else:
-        state.epochs_since_best += 1
-    state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
-    if isinstance(state.scheduler, ReduceLROnPlateau):
-        state.scheduler.step(value)
-    elif state.scheduler is not None and state.scheduler_interval == "epoch":
-        state.scheduler.step()
-    return metrics
-
-
-def _better(state: State, value: float, than: float | None, by: float = 0.0) -> bool:
-    sign = 1 if state.mode == "min" else -1
-    return math.isfinite(value) and (than is None or sign * value < sign * than - by)
+# ------------------------------------------------------------------------- what is reported
 
 
 def learning_rates(state: State) -> Metrics:
     """The learning rate of each param group, now."""
     groups = enumerate(state.optimizer.param_groups)
     return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in groups}
+
+
+def observe_gradients(state: State) -> None:
+    """Keep what is reported of an epoch's last gradient, before clipping or the optimizer changes it."""
+    if state.batch + 1 < state.batches:
+        return
+    params = [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
+    state.gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
 
 
 def watched(state: State) -> Metrics:
@@ -285,6 +280,17 @@ def _number(tensor: Tensor | None) -> float | None:
     if tensor is None:
         return None
     return float(tensor.item() if tensor.numel() == 1 else tensor.norm().item())
+
+
+def check_finite(metrics: Metrics) -> None:
+    """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
+    for name in ("train/loss", "grad_norm", "val/loss"):
+        value = metrics.get(name)
+        if value is not None and not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name} is {value} in epoch {metrics['epoch']}",
+                mend="lower lr, or set clip_norm=1; if epoch 1 has it already, look for NaN in the data",
+            )
 
 
 def tell(hooks: list[Any], event: str, *args: Any) -> None:

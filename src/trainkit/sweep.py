@@ -1,0 +1,69 @@
+"""Several runs: a sweep over values, its jobs launched by Hydra, and the comparison at its end."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from trainkit import build, display
+from trainkit.config import Composed, Sweep, search_path
+from trainkit.errors import ConfigError, TrainkitError
+from trainkit.run import Run, claim, point_latest
+from trainkit.training import train
+
+
+def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = None) -> int:
+    """Train each combination of values, through Hydra's launcher; then show them, best first.
+
+    Args:
+        checked: from `config.compose_sweep`.
+        overrides: as on the command line, with the values to sweep over.
+        config_dir: a folder of configs besides ./conf.
+
+    Returns:
+        The exit code: 10 where a run failed.
+    """
+    problems = [problem for job in checked.jobs for problem in build.target_problems(job.config)]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    if checked.more_jobs:
+        print(f"note: only the first {len(checked.jobs)} runs were checked beforehand", file=sys.stderr)
+    directory = claim(checked.directory, exact=checked.directory_given)
+    if not checked.directory_given:
+        point_latest(directory, Path("outputs"))
+    app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
+    place = f"hydra.sweep.dir='{directory}'"
+    asked = [text for text in overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
+    try:
+        returned = app.multirun("config", sweep_job, [*asked, place], with_log_configuration=False)
+    except (HydraException, RuntimeError) as error:
+        raise ConfigError(f"the sweep cannot start: {error}", mend="see hydra/sweeper and hydra/launcher") from error
+
+    runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
+    print("\n".join(display.comparison(runs)))
+    failed = [run for run in runs if run.info.get("status") != "completed"]
+    for run in failed:
+        print(f"failed: {' '.join(run.overrides)}: {display.short(run.directory)}", file=sys.stderr)
+    lost = [job for batch in returned or [] for job in batch if job.return_value is None]
+    return 10 if failed or lost else 0
+
+
+def sweep_job(config: DictConfig) -> float | None:
+    """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
+    hydra: Any = HydraConfig.get()
+    print(f"run {hydra.job.num}: {' '.join(hydra.overrides.task)}", file=sys.stderr)
+    composed = Composed(config, hydra, list(hydra.overrides.task), Path(hydra.runtime.output_dir))
+    try:
+        done = train(config, composed=composed)
+    except TrainkitError as error:  # the other jobs go on
+        print(error, file=sys.stderr)
+        return None
+    return math.nan if done.best is None else float(done.best["value"])
