@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,13 @@ from torch.utils.data import TensorDataset
 def random_points(n=20):
     return TensorDataset(torch.randn(n, 1), torch.randn(n, 1))
 
+class Unlabelled:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 32, 32), index % 3
+
 class Misspelt:
     def on_epoch_end(self, state, metrics): ...
 
@@ -36,6 +44,7 @@ class Scaled(nn.Module):
 """
 CONFIGS = {
     "data/random.yaml": "train:\n  _target_: buildmodule.random_points\nclasses: 1\n",
+    "data/unlabelled.yaml": "train:\n  _target_: buildmodule.Unlabelled\nsplit: 0.2\n",
     "loss/scaled.yaml": "_target_: buildmodule.Scaled\n",
     "model/object.yaml": "_target_: builtins.object\n",
     "optim/dict.yaml": "_target_: builtins.dict\nlr: 1\n",
@@ -107,6 +116,11 @@ def test_lazy_layers_take_their_shapes_from_the_data() -> None:
         (["+hooks.h._target_=buildmodule.Misspelt"], ["hooks.h", "on_epoch_end", "did you mean on_epoch?"]),
         (["+hooks.h._target_=buildmodule.Mute"], ["hooks.h", "give it one of on_start"]),
         (["+param_groups.a={module: fc1, momentum: -3}"], ["param_groups.a", "Invalid momentum value"]),
+        (["data=unlabelled"], ["data.classes", "Unlabelled does not say how many", "data.classes=NUMBER"]),
+        (
+            ["watch=[fc2.wieght]", "+param_groups.a={module: fc9, lr: 1}"],
+            ["did you mean fc2.weight?", "param_groups.a", "module: fc"],
+        ),
         (["loss.reduction=none"], ["loss.reduction=none", "must be one number"]),
         (["optim=lbfgs", "+param_groups.a={module: fc1, lr: 1}"], ["LBFGS", "one param group"]),
         (["data.train={_target_: builtins.object}"], ["data.train", "no length"]),
@@ -139,6 +153,26 @@ def test_what_cannot_work_is_refused_before_training(overrides: list[str], words
 def test_micro_batches_with_batch_statistics_are_remarked_on() -> None:
     config = compose(["model=norm", "micro_batch=8"])
     assert any("batch statistics" in line for line in build.remarks(config, build.training(config)))
+
+
+def test_what_a_person_asked_for_in_vain_or_may_not_know_is_remarked_on(here: Path) -> None:
+    np.savez(here / "a.npz", X=np.ones((6, 3072)), y=np.arange(6) % 3, X_val=np.ones((2, 3072)), y_val=np.arange(2))
+    overrides = ["data=arrays", "data.file=a.npz", "model=mlp", "data.split=0.5"]
+    config = compose(overrides)
+    assert any("nothing is split off" in line for line in build.remarks(config, build.training(config), overrides))
+    config = compose(["model=norm", "+param_groups.a={name: '1.*', freeze: true}"])
+    lines = build.remarks(config, build.training(config))
+    assert any("frozen batch norm" in line for line in lines)
+    assert "param group default: 2 tensors, lr 0.01" in lines
+
+
+def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None:
+    training = build.training(compose(["model.num_classes=5"]))
+    with pytest.raises(IndexError) as caught:
+        fit(training.state, training.train)
+    told = build.blame(caught.value, training)
+    assert told.exit_code == 2
+    assert "data.classes" in str(told)
 
 
 def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +56,24 @@ def training(config: DictConfig) -> Training:
     config = config.copy()
     if config.data.classes is None:
         config.data.classes = classes
+        if classes is None and "data.classes" in OmegaConf.to_yaml(config.model):
+            raise ConfigError(
+                f"data.classes: {config.data.train['_target_']} does not say how many it has, and the model asks",
+                mend="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
+            )
     train = loader(config, train_set, where, train=True)
     val = None if val_set is None else loader(config, val_set, where, train=False)
 
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
     loss_fn = build_loss(config.loss).to(where)
-    groups, optimizer = build_optimizer(config, model, loss_fn)
+    problems = watch_problems(config.watch, model)
+    try:
+        groups, optimizer = build_optimizer(config, model, loss_fn)
+    except ConfigError as error:
+        raise ConfigError(*error.problems, *problems) from error
+    if problems:
+        raise ConfigError(*problems)
     scheduler, interval = build_scheduler(config.scheduler, optimizer)
     early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
     state = State(
@@ -79,7 +91,7 @@ def training(config: DictConfig) -> Training:
         mode=config.monitor.mode,
         patience=early_stop["patience"],
         min_delta=early_stop["min_delta"],
-        watch=watched(config.watch, model),
+        watch=list(config.watch),
     )
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
     return Training(state, train, val, hooks, groups, split_off)
@@ -139,8 +151,9 @@ def call(node: DictConfig, path: str, **extra: Any) -> Any:
 
 
 def datasets(config: DictConfig) -> tuple[Any, Any, int | None, bool]:
-    """The training set; the validation set: named, else split off, else None;
-    the number of classes; whether the validation set was split off.
+    """The training set; the validation set: named, else split off, else None; the number of classes.
+
+    The last says whether the validation set was split off.
     """
     train = _dataset(config, "train")
     if train is None:
@@ -243,7 +256,8 @@ def build_optimizer(config: DictConfig, model: nn.Module, loss_fn: nn.Module) ->
     groups = optim.resolve(optim.named_params(model, loss_fn), rules, config.optim.get("lr"), known)
     if len(groups) > 1 and inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS):
         raise ConfigError("optim: LBFGS takes one param group", mend="write param_groups=none, or another optim")
-    for group in groups:  # torch checks an option's value only where it is the optimizer's own
+    # torch checks only the optimizer's own values, so each group's are tried as such, on an optimizer thrown away.
+    for group in groups:
         if group.options.keys() - {"lr"} and group.name != "default":
             call(
                 config.optim,
@@ -297,17 +311,14 @@ def monitored(config: DictConfig, loss_fn: nn.Module, val: Loader | None) -> str
     return metric
 
 
-def watched(names: Any, model: nn.Module) -> list[str]:
-    """The names in `watch`, which must be parameters of the model."""
+def watch_problems(names: Any, model: nn.Module) -> list[Problem]:
+    """The names in `watch` that are no parameters of the model."""
     there = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    problems = [
+    return [
         Problem(f"watch: the model has no parameter {name!r}", did_you_mean(name, there))
         for name in names
         if name not in there
     ]
-    if problems:
-        raise ConfigError(*problems)
-    return list(names)
 
 
 def build_hook(name: Any, node: DictConfig) -> Any:
@@ -322,15 +333,17 @@ def build_hook(name: Any, node: DictConfig) -> Any:
     return hook
 
 
-def remarks(config: DictConfig, training: Training) -> list[str]:
-    """What a person should know of a training before it starts."""
+def remarks(config: DictConfig, training: Training, overrides: Sequence[str] = ()) -> list[str]:
+    """What a person should know of a training before it starts; `overrides` are what they asked for."""
     state, lines = training.state, []
+    if not training.split_off and any(text.startswith("data.split=0") for text in overrides):
+        lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
     norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if state.micro_batch is not None and norms:
         lines.append(f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time")
-    if config.data.val is not None and config.data.split is not None and not training.split_off:
-        lines.append("note: validating on data.val, so nothing is split off; data.val=null uses data.split")
-    if len(training.groups) > 1:
+    if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
+        lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
+    if config.param_groups:
         for group in training.groups:
             options = ", ".join(f"{key} {value}" for key, value in group.options.items())
             lines.append(f"param group {group.name}: {len(group.params)} tensors, {options}")
@@ -356,7 +369,10 @@ def blame(error: BaseException, training: Training) -> UserCodeError:
     exit_code = 2 if state.step == 0 or key == "scheduler" else 1
     if key.startswith("data.") and isinstance(error, OSError):  # a sample that cannot be read
         exit_code = DataError.exit_code
-    return UserCodeError(key, error, exit_code=exit_code, details=shapes)
+    mend = ""
+    if isinstance(error, IndexError) and "out of bounds" in str(error):
+        mend = "the model has fewer outputs than the data has classes: see data.classes and the model's arguments"
+    return UserCodeError(key, error, exit_code=exit_code, details=shapes, mend=mend)
 
 
 def _shape(batch: Any) -> str:

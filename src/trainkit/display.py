@@ -43,6 +43,11 @@ def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
     return "  ".join(shown)
 
 
+def count(number: int, noun: str) -> str:
+    """So many of something."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def number(value: float) -> str:
     """A metric with four digits behind the point, or in powers of ten where those would not do."""
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1e6 or value != value else f"{value:.2e}"
@@ -76,9 +81,9 @@ def opening(run: Run) -> list[str]:
     """What is about to be trained, and where it will lie."""
     info = run.info
     frozen = info["parameters"] - info["trainable_parameters"]
-    parts = [f"{info['parameters']:,} parameters" + (f" ({frozen:,} frozen)" if frozen else "")]
-    parts.append(f"{info['train_samples']:,} training samples")
-    parts.append(f"{info['val_samples']:,} validation samples" if info["val_samples"] else "no validation")
+    parts = [count(info["parameters"], "parameter") + (f" ({frozen:,} frozen)" if frozen else "")]
+    parts.append(count(info["train_samples"], "training sample"))
+    parts.append(count(info["val_samples"], "validation sample") if info["val_samples"] else "no validation")
     return [f"training on {info['device']}: {', '.join(parts)}", f"run directory: {short(run.directory)}"]
 
 
@@ -89,14 +94,16 @@ def result(run: Run) -> list[str]:
     if run.best is not None:
         values = [f"{name} {number(value)}" for name, value in run.best.items() if name in SHOWN]
         reached = f"epoch {run.best['epoch']}: {', '.join(values)}"
-        reached = f"best of {done} epoch{'s' * (done != 1)} by {run.best['metric']}: {reached}"
+        reached = f"best of {count(done, 'epoch')} by {run.best['metric']}: {reached}"
     early = [run.info["why"]] if run.info["why"] else []
     return [*early, reached, f"history and config: {short(run.directory)}"]
 
 
 def comparison(runs: list[Run]) -> list[str]:
     """A sweep's runs in a table, the best first."""
-    rows = [(" ".join(run.overrides), run.best, short(run.directory)) for run in runs if run.best is not None]
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
+    names = {run.directory: " ".join(o for o in run.overrides if o not in shared) for run in runs}
+    rows = [(names[run.directory], run.best, short(run.directory)) for run in runs if run.best is not None]
     if not rows:
         return []
     metric = rows[0][1]["metric"]

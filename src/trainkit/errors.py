@@ -73,9 +73,12 @@ class UserCodeError(TrainkitError):
         error: what was raised.
         exit_code: 2 while things are built, 1 once the training runs.
         details: more on where it happened.
+        mend: what mends it, where that is known.
     """
 
-    def __init__(self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "") -> None:
+    def __init__(
+        self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "", mend: str = ""
+    ) -> None:
         self.key, self.error, self.exit_code = key, error, exit_code
         lines = str(error).strip().splitlines() or ["no message"]
         if "Original Traceback" in str(error):  # of a loader's worker; its last line is the error
@@ -84,7 +87,7 @@ class UserCodeError(TrainkitError):
         self.first_line = lines[0] if lines[0].startswith(name) else f"{name}: {lines[0]}"
         frames = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in own_frames(error)]
         where = "mend it there, or change" if frames else "change"
-        mend = unknown_argument(error) or f"{where} {key}; TRAINKIT_TRACEBACK=1 shows all"
+        mend = mend or unknown_argument(error) or f"{where} {key}; TRAINKIT_TRACEBACK=1 shows all"
         more = [line for line in (*lines[1:4], details, *frames) if line]
         super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), mend=mend)
 

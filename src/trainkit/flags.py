@@ -77,6 +77,8 @@ def compose(args: argparse.Namespace) -> Composed:
             more = target_problems(composed.config)
         except OmegaConfBaseException:  # an interpolation that is told of already
             raise error from None
+        told = {problem.cause.partition(": ")[0] for problem in error.problems}
+        more = [problem for problem in more if problem.cause.partition(": ")[0] not in told]
         raise ConfigError(*error.problems, *more) from error
 
 

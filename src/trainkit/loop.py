@@ -58,7 +58,7 @@ class State:
     rates: Metrics = field(default_factory=dict)  # the learning rates of the last step
     grad_norm: Tensor | None = None  # of the epoch's last step, before clipping
     gradients: Metrics = field(default_factory=dict)  # of the watched parameters, likewise
-    best_so_far: float | None = None  # the value that early stopping compares with
+    patience_reference: float | None = None  # the value that early stopping compares with: the best by min_delta
     stopped_early: bool = False
     needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
 
@@ -126,7 +126,7 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     """One update of the weights by one batch: the five lines of every tutorial."""
     model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
     if state.needs_closure or (state.micro_batch or math.inf) < batch_size_of(inputs):
-        return train_step_by_closure(state, inputs, targets)
+        return train_step_in_parts(state, inputs, targets)
 
     loss = loss_fn(model(inputs), targets)
     optimizer.zero_grad()
@@ -160,15 +160,15 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
     state.epoch += 1
     clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
-    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **watched(state), **clock}
+    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **report_of_step(state), **clock}
     if state.monitor not in metrics:
         there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
         raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}")
     value = metrics[state.monitor]
     if _better(state, value, state.best[state.monitor] if state.best else None):
         state.best = metrics
-    if _better(state, value, state.best_so_far, by=state.min_delta):
-        state.best_so_far, state.epochs_since_best = value, 0
+    if _better(state, value, state.patience_reference, by=state.min_delta):
+        state.patience_reference, state.epochs_since_best = value, 0
     else:
         state.epochs_since_best += 1
     state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
@@ -187,8 +187,8 @@ def _better(state: State, value: float, than: float | None, by: float = 0.0) -> 
 # ----------------------------------------------------- the same step in parts, or by a closure
 
 
-def train_step_by_closure(state: State, inputs: Any, targets: Any) -> None:
-    """The same update where the optimizer evaluates the loss itself, or in micro batches.
+def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
+    """The same update in micro batches, or where the optimizer evaluates the loss itself.
 
     Each micro batch's loss counts by its share of the whole step's denominator, so the gradient is
     that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
@@ -266,7 +266,7 @@ def observe_gradients(state: State) -> None:
     state.gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
 
 
-def watched(state: State) -> Metrics:
+def report_of_step(state: State) -> Metrics:
     """The learning rates, the gradient's norm and the watched parameters, as the last step had them.
 
     A parameter with several elements is given by its norm, and so is its gradient.

@@ -219,17 +219,18 @@ def _merge(params: list[Param], order: list[str], defaults: dict[str, Any]) -> l
     A group is named by the rules that decided it: `a+b` where both did, `a|b` where either did, and
     `default` where some parameter in it was decided by none.
     """
-    labels: dict[str, list[str]] = {}
+    last = len(order)
     groups: dict[str, Group] = {}
+    labels: dict[str, dict[str, int]] = {}  # of each group: who decided, and the place of the first of them
     for param in params:
         options = defaults | param.options
         key = repr(sorted(options.items()))
         groups.setdefault(key, Group("", [], options)).params.append(param)
-        label = "+".join(rule for rule in order if rule in param.decided_by.values()) or "default"
-        labels.setdefault(key, [])
-        labels[key] += [] if label in labels[key] else [label]
-    rank = {name: index for index, name in enumerate(order)}
+        rules = [rule for rule in order if rule in param.decided_by.values()]
+        labels.setdefault(key, {})["+".join(rules) or "default"] = order.index(rules[0]) if rules else last
+    place: dict[str, int] = {}
     for key, group in groups.items():
-        by_rule = sorted(labels[key], key=lambda label: rank.get(label.partition("+")[0], len(rank)))
-        group.name = "default" if "default" in by_rule else "|".join(by_rule)
-    return sorted(groups.values(), key=lambda group: rank.get(re.split(r"[+|]", group.name)[0], len(rank)))
+        by_place = sorted(labels[key], key=lambda label: labels[key][label])
+        group.name = "default" if "default" in by_place else "|".join(by_place)
+        place[group.name] = last if group.name == "default" else labels[key][by_place[0]]
+    return sorted(groups.values(), key=lambda group: place[group.name])

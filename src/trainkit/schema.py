@@ -196,7 +196,7 @@ class _Checker:
             yield from self.mapping(value, inner, f"{path}.")
         elif not any(_fits(value, option) for option in options):
             words = " or ".join(_words(option) for option in options if option is not type(None))
-            words += ", or off" * (type(None) in options)
+            words += ", or off" * (type(None) in options and path != "lr")  # without one, few optimizers work
             yield Problem(f"{path}={value}: must be {words}", self.mend(value, options, path))
 
     def mend(self, value: Any, options: list[Any], path: str) -> str:
@@ -285,11 +285,13 @@ def _check_together(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]:
     if loss.get("reduction") == "none":
         yield Problem("loss.reduction=none: a loss must be one number", "write loss.reduction=mean")
     lr, own = plain.get("lr"), optim.get("lr")
-    if lr is not None and lr is not UNKNOWN and "_target_" in optim and own is not UNKNOWN:
+    if not _is_off(lr) and lr is not UNKNOWN and "_target_" in optim and own is not UNKNOWN:
         if "lr" not in optim:
             yield Problem(f"lr={lr}: the optim config does not use it", "write `lr: ${lr}` into the optim config")
         elif own != lr and "${" not in str(_mapping(raw.get("optim")).get("lr")):
             yield Problem(f"optim.lr={own}: it is not the lr={lr} of the root", f"write lr={own}; optim.lr follows it")
+    elif "lr" in optim and _is_off(own):
+        yield Problem("lr: the optimizer needs one", EXAMPLES["lr"])
     scheduler = _mapping(plain.get("scheduler"))
     interval = scheduler.get("interval", "epoch")
     if interval not in ("epoch", "step"):

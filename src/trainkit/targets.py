@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _names_of(source: Path, module: str, seen: set[Path]) -> set[str] | None:
     except (OSError, SyntaxError, ValueError):
         return None
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _top_level(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
                 names.add(name)
@@ -119,6 +119,14 @@ def _names_of(source: Path, module: str, seen: set[Path]) -> set[str] | None:
             case ast.Call(func=ast.Name(id="globals")):
                 return None
     return None if "__getattr__" in names else names
+
+
+def _top_level(node: ast.AST) -> Iterator[ast.AST]:
+    """What a module's text does as it is imported: all but the insides of functions and classes."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            yield from _top_level(child)
 
 
 def locate(dotted: str) -> Any:

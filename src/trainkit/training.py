@@ -41,7 +41,7 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
     run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
     hooks = [*training.hooks.values(), Recorder(run), screen]
     try:
-        for line in [*display.opening(run), *build.remarks(config, training)]:
+        for line in [*display.opening(run), *build.remarks(config, training, overrides)]:
             screen.say(line)
             run.note(line)
         with warnings.catch_warnings():
@@ -58,7 +58,7 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
     finally:
         screen.close()
     state = training.state
-    early = f"stopped early: no better {state.monitor} for {state.patience} epochs"
+    early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
     run.finish("completed", 0, early if state.stopped_early else None)
     return run
 
