@@ -310,6 +310,20 @@ def test_an_image_that_is_none_is_a_data_error_that_names_it(trainkit: Command, 
         assert "Traceback" not in done.stderr
 
 
+def test_a_sample_that_is_no_pair_is_told_the_same_from_a_worker(trainkit: Command, tmp_path: Path) -> None:
+    (tmp_path / "mydata.py").write_text(
+        "import torch\nclass Dicts:\n    classes = list('ab')\n    def __len__(self): return 8\n"
+        "    def __getitem__(self, i): return {'x': torch.zeros(3, 32, 32)}\n"
+    )
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("train: {_target_: mydata.Dicts}\n")
+    for workers in (0, 2):
+        done = trainkit("data=mine", f"data.num_workers={workers}", *QUICK)
+        assert done.returncode == 2, done.stderr
+        assert "data.train: TypeError: a sample is dict: let" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_the_answer_to_a_broken_pipe_is_silence(tmp_path: Path) -> None:
     shell = f"{SCRIPT} --help | head -n 1"
     done = subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -126,12 +126,12 @@ def test_a_data_set_is_asked_for_plain_ints() -> None:
     assert len(pairs(make_loader(Strict(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))) == 3
 
 
-def test_samples_that_are_no_pairs_or_hold_no_tensor_are_a_data_error() -> None:
+def test_samples_that_are_no_pairs_or_hold_no_tensor_are_an_error() -> None:
     class Dicts(Items):
         def __getitem__(self, index: int) -> Any:
             return {"x": self.tensors[0][index], "y": 1}
 
-    with pytest.raises(DataError, match="a sample of the data set is dict"):
+    with pytest.raises(TypeError, match="a sample is dict"):
         pairs(make_loader(Dicts(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))
     with pytest.raises(DataError, match="no tensor"):
         loaders.batch_size_of({"id": ["a", "b"]})

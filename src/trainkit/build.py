@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from trainkit import device, loop, optim
 from trainkit.errors import ConfigError, DataError, Problem, TrainkitError, UserCodeError, did_you_mean
-from trainkit.loaders import Loader, Prepare, count_classes, make_loader, split
+from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
 from trainkit.loop import EVENTS, State
 from trainkit.targets import locate, targets, wrong_arguments
 
@@ -131,8 +131,6 @@ def call(node: DictConfig, path: str, **extra: Any) -> Any:
     """
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
-    if "_target_" not in plain:
-        raise ConfigError(f"{path}: no _target_", mend=f"say what it is: +{path}._target_=a.dotted.Path")
     if path == "scheduler":
         plain.pop("interval", None)  # ours, not the scheduler's
     for key in extra:
@@ -221,7 +219,8 @@ def build_model(node: DictConfig, train: Loader, where: torch.device) -> nn.Modu
             model.add_module(name, _module(call(node[name], f"model.{name}"), f"model.{name}"))
     model = _module(model, "model").to(where)
     if any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules()):
-        inputs, _ = next(iter(train.batches(0)))
+        inputs, _ = next(train.batches(0))
+        inputs = map_tensors(inputs, lambda tensor: tensor[:2])  # shapes are all that is wanted
         training, _ = model.training, model.eval()
         try:
             with torch.no_grad():
@@ -267,11 +266,16 @@ def build_optimizer(config: DictConfig, model: nn.Module, loss_fn: nn.Module) ->
             )
     optimizer = call(config.optim, "optim", params=[group.for_optimizer() for group in groups])
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"optim: {type(optimizer).__name__} is no torch.optim.Optimizer", mend="see --help")
+        raise ConfigError(
+            f"optim: {type(optimizer).__name__} is no torch.optim.Optimizer", mend="name a class of optimizers"
+        )
     stepped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     wanted = [id(p.tensor) for group in groups for p in group.params]
     if sorted(stepped) != sorted(wanted):
-        raise ConfigError("the optimizer does not hold each trainable parameter exactly once", mend="see optim")
+        raise ConfigError(
+            "the optimizer does not hold each trainable parameter exactly once",
+            mend="let it keep the params it is given",
+        )
     return groups, optimizer
 
 

@@ -89,8 +89,12 @@ def _subset(dataset: Any, mask: Tensor) -> Any:
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch: a permutation (samples,) int64 made from (seed, epoch) alone."""
-    state = np.random.SeedSequence([seed, epoch]).generate_state(2)
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(int(state[0])))
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """One seed out of two numbers, so that neighbours of either have nothing in common."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -223,7 +227,7 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        self.generator.manual_seed(int(np.random.SeedSequence([self.order.seed or 0, epoch]).generate_state(1)[0]))
+        self.generator.manual_seed(epoch_seed(self.order.seed or 0, epoch))
         for inputs, targets in self.loader:
             yield self.prepare(inputs, targets)
 
@@ -232,14 +236,12 @@ def collate(samples: list[Any]) -> Any:
     """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W).
 
     Raises:
-        DataError: a sample is no pair.
+        TypeError: a sample is no pair. (A plain error in one line: it may have to leave a worker process.)
     """
     for sample in samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise DataError(
-                f"a sample of the data set is {type(sample).__name__}, not a pair (inputs, target)",
-                mend="let its __getitem__ return inputs, target",
-            )
+            kind = type(sample).__name__
+            raise TypeError(f"a sample is {kind}: let the data set's __getitem__ return a pair (inputs, target)")
     return default_collate([tuple(_as_tensor(part) for part in sample) for sample in samples])
 
 

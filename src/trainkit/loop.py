@@ -106,7 +106,6 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     began = time.perf_counter()
     for inputs, targets in loader.batches(state.epoch):
         train_step(state, inputs, targets)
-        state.rates = learning_rates(state)
         if state.scheduler is not None and state.scheduler_interval == "step":
             state.scheduler.step()
         state.batch += 1
@@ -131,7 +130,7 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     loss = loss_fn(model(inputs), targets)
     optimizer.zero_grad()
     loss.backward()
-    observe_gradients(state)
+    observe_step(state)
     clip_gradients(state)
     optimizer.step()
     return state.loss.update(loss, weight=denominator(loss_fn, targets, batch_size_of(inputs)))
@@ -204,7 +203,7 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
             loss.backward()
             total = total + loss.detach()
         if not first:
-            observe_gradients(state)
+            observe_step(state)
             first.append(total)
         clip_gradients(state)
         return total
@@ -250,16 +249,12 @@ def clip_gradients(state: State) -> None:
 # ------------------------------------------------------------------------- what is reported
 
 
-def learning_rates(state: State) -> Metrics:
-    """The learning rate of each param group, now."""
-    groups = enumerate(state.optimizer.param_groups)
-    return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in groups}
-
-
-def observe_gradients(state: State) -> None:
-    """Keep what is reported of an epoch's last gradient, before clipping or the optimizer changes it."""
+def observe_step(state: State) -> None:
+    """Keep what is reported of an epoch's last step: rates and gradient, before anything changes them."""
     if state.batch + 1 < state.batches:
         return
+    groups = enumerate(state.optimizer.param_groups)
+    state.rates = {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in groups}
     params = [p for group in state.optimizer.param_groups for p in group["params"]]
     state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}

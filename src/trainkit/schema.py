@@ -264,7 +264,7 @@ def _check_parts(plain: Mapping[str, Any]) -> Iterator[Problem]:
     """Where a `_target_` must stand and does not."""
     parts = {key: plain.get(key) for key in ("loss", "optim")}
     parts |= {f"hooks.{name}": node for name, node in _mapping(plain.get("hooks")).items()}
-    parts["data.train"] = _mapping(plain.get("data")).get("train", {"_target_": ""})
+    parts |= {f"data.{part}": _mapping(plain.get("data")).get(part) for part in ("train", "val")}
     model = plain.get("model")
     if isinstance(model, dict) and "_target_" not in model:
         parts |= {f"model.{name}": node for name, node in model.items()} if model else {"model": {}}
