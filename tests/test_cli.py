@@ -91,7 +91,7 @@ def test_a_run_leaves_its_config_history_and_status_and_says_where(trainkit: Com
     keys = "epoch step train/loss train/loss_sum train/samples val/loss val/accuracy lr/default grad_norm"
     assert list(history[0]) == [*keys.split(), "seconds", "samples_per_second"]
     names = {file.name for file in run.iterdir()}
-    assert names == {".hydra", "run.json", "history.jsonl", "trainkit.log"}
+    assert names == {".hydra", "run.json", "params.json", "history.jsonl", "trainkit.log"}
     assert {file.name for file in (run / ".hydra").iterdir()} == {
         "config.yaml",
         "overrides.yaml",

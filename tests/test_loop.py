@@ -19,7 +19,7 @@ from trainkit.loop import State, evaluate, fit, train_epoch
 from trainkit.models import ToyCNN
 
 CPU = torch.device("cpu")
-SAMPLES = 45
+SAMPLES = 47
 
 
 def state_of(model: nn.Module, loss_fn: nn.Module, lr: float = 0.0, **more: Any) -> State:
@@ -28,6 +28,12 @@ def state_of(model: nn.Module, loss_fn: nn.Module, lr: float = 0.0, **more: Any)
         [{"params": list(model.parameters()), "name": "default"}], lr=lr
     )
     return State(model, loss_fn, optimizer, CPU, epochs=more.pop("epochs", 1), **more)
+
+
+def sole(state: State) -> torch.optim.Optimizer:
+    """The optimizer of a state that has one."""
+    assert isinstance(state.optimizer, torch.optim.Optimizer)
+    return state.optimizer
 
 
 def loader_of(inputs: Tensor, targets: Tensor, batch_size: int, seed: int | None = 0) -> Loader:
@@ -284,8 +290,9 @@ def test_schedulers_step_each_epoch_or_each_step_and_the_rate_in_force_is_logged
     model, loss_fn, inputs, targets = problem("mse")
     for interval, wanted in (("epoch", [1e-3, 1e-4, 1e-5]), ("step", [1e-8, 1e-14, 1e-20])):
         copied = copy.deepcopy(model)
-        state = state_of(copied, loss_fn, lr=1e-3, epochs=3, scheduler_interval=interval)
-        state.scheduler = StepLR(state.optimizer, step_size=1, gamma=0.1)
+        state = state_of(copied, loss_fn, lr=1e-3, epochs=3)
+        schedulers = state.step_schedulers if interval == "step" else state.epoch_schedulers
+        schedulers.append(StepLR(sole(state), step_size=1, gamma=0.1))
         seen: list[dict[str, Any]] = []
         fit(state, loader_of(inputs, targets, 8), hooks=[Collector(seen)])
         assert [metrics["lr/default"] for metrics in seen] == pytest.approx(wanted)
@@ -295,9 +302,10 @@ def test_a_plateau_scheduler_is_given_the_monitored_value() -> None:
     model, loss_fn, inputs, targets = problem("mse")
     state = state_of(model, loss_fn, lr=0.0, epochs=4, monitor="train/loss")
     state.optimizer.param_groups[0]["lr"] = 0.0
-    state.scheduler = ReduceLROnPlateau(state.optimizer, patience=0)
+    scheduler = ReduceLROnPlateau(sole(state), patience=0)
+    state.epoch_schedulers.append(scheduler)
     fit(state, loader_of(inputs, targets, SAMPLES, seed=None))
-    assert state.scheduler.best == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6)
+    assert scheduler.best == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6)
 
 
 def test_no_forward_pass_is_larger_than_the_micro_batch() -> None:
@@ -326,7 +334,7 @@ def test_reported_gradients_are_those_that_backward_gave() -> None:
     optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9, nesterov=True, foreach=True)
     seen: list[dict[str, Any]] = []
     by_hand = copy.deepcopy(model)
-    more: dict[str, Any] = {"optimizer": optimizer, "watch": ["weight"], "clip_norm": 0.1}
+    more: dict[str, Any] = {"optimizer": optimizer, "watch": {"weight": model.weight}, "clip_norm": 0.1}
     fit(
         state_of(model, loss_fn, **more),
         loader_of(inputs, targets, SAMPLES, seed=None),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +14,17 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from trainkit import device, loop, optim
+from trainkit import device, optim
+from trainkit.config import count_steps
 from trainkit.errors import ConfigError, DataError, Problem, TrainkitError, UserCodeError, did_you_mean
 from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
 from trainkit.loop import EVENTS, State
-from trainkit.targets import locate, targets, wrong_arguments
+from trainkit.rules import Options, Param, named_params
+from trainkit.schedulers import Scheduler, keeping_ratios
+from trainkit.targets import locate, missing_source, wrong_targets
 
-GIVEN = {"optim": ("params",), "scheduler": ("optimizer",)}  # arguments that trainkit passes itself
+CALLABLES = ("lr_lambda", "scale_fn")  # a scheduler's arguments that may be dotted paths
 
 
 @dataclass
@@ -36,6 +36,8 @@ class Training:
     val: Loader | None
     hooks: dict[str, Any]
     groups: list[optim.Group]
+    params: list[dict[str, Any]]  # the table of `optim.table`
+    named: dict[str, nn.Parameter]
     split_off: bool  # the validation set, from the training set
 
 
@@ -47,7 +49,7 @@ def training(config: DictConfig) -> Training:
         DataError: a data set cannot be read.
         UserCodeError: something that a `_target_` names raised an error.
     """
-    problems = target_problems(config)
+    problems = wrong_targets(OmegaConf.to_container(config, resolve=True))
     if problems:
         raise ConfigError(*problems)
     where = device.pick(config.device)
@@ -63,80 +65,60 @@ def training(config: DictConfig) -> Training:
             )
     train = loader(config, train_set, where, train=True)
     val = None if val_set is None else loader(config, val_set, where, train=False)
+    count_steps(config, len(train))
 
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
     loss_fn = build_loss(config.loss).to(where)
-    problems = watch_problems(config.watch, model)
+    named = named_params(model, loss_fn)
+    problems = watch_problems(config.watch, [param.name for param in named])
     try:
-        groups, optimizer = build_optimizer(config, model, loss_fn)
+        optimizers, groups, options = build_optimizers(config, named)
     except ConfigError as error:
         raise ConfigError(*error.problems, *problems) from error
     if problems:
         raise ConfigError(*problems)
-    scheduler, interval = build_scheduler(config.scheduler, optimizer)
+    table = optim.table(named, groups, options)  # before a scheduler changes any rate
+    step_schedulers, epoch_schedulers = build_schedulers(config.scheduler, optimizers)
+    several = len(optimizers) > 1
     early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
     state = State(
         model=model,
         loss_fn=loss_fn,
-        optimizer=optimizer,
+        optimizer=optim.ChainedOptimizer(optimizers) if several else next(iter(optimizers.values())),
         device=where,
         epochs=config.epochs,
-        scheduler=scheduler,
-        scheduler_interval=interval,
+        step_schedulers=step_schedulers,
+        epoch_schedulers=epoch_schedulers,
+        ema_decay=config.ema,
         micro_batch=config.micro_batch,
+        on_oom=on_oom(config.on_oom, model),
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         monitor=monitored(config, loss_fn, val),
         mode=config.monitor.mode,
         patience=early_stop["patience"],
         min_delta=early_stop["min_delta"],
-        watch=list(config.watch),
+        watch={param.name: param.tensor for param in named if param.name in config.watch},
     )
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
-    return Training(state, train, val, hooks, groups, split_off)
+    return Training(state, train, val, hooks, groups, table, {p.name: p.tensor for p in named}, split_off)
 
 
-# ---------------------------------------------------------------------------------- checks by import
-
-
-def target_problems(config: DictConfig) -> list[Problem]:
-    """What is wrong with each `_target_`, once imported, and its arguments, held against its signature."""
-    problems: list[Problem] = []
-    plain = OmegaConf.to_container(config, resolve=True)
-    for path, node in targets(plain):
-        given = GIVEN.get(path, ())
-        try:
-            called = locate(node["_target_"])
-        except (Exception, SystemExit) as error:
-            key = f"{path}._target_={node['_target_']}"
-            if isinstance(error, LookupError) and error.args and isinstance(error.args[0], Problem):
-                problems.append(Problem(f"{key}: {error.args[0].cause}", error.args[0].mend))
-            else:  # the module raised it as it was imported
-                problems += UserCodeError(key, error).problems
-            continue
-        if not callable(called):
-            problems.append(Problem(f"{path}._target_={node['_target_']}: it cannot be called", "name a class"))
-            continue
-        own = {key: value for key, value in node.items() if (path, key) != ("scheduler", "interval")}
-        problems += wrong_arguments(path, own, called, given)
-    return problems
-
-
-def call(node: DictConfig, path: str, **extra: Any) -> Any:
+def call(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **extra: Any) -> Any:
     """What a node's `_target_` returns for its arguments (as plain containers) and the extra ones.
+
+    With `instead`, that is called in place of what `_target_` names.
 
     Raises:
         UserCodeError: it raised an error; `path` says which key called it.
     """
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    if path == "scheduler":
-        plain.pop("interval", None)  # ours, not the scheduler's
+    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     for key in extra:
         plain.pop(key, None)
     try:
-        return instantiate(plain | {"_partial_": True}, _convert_="all")(**extra)
+        made = instantiate(plain | {"_partial_": True}, _convert_="all")
+        return (instead or made.func)(*made.args, **made.keywords, **extra)
     except InstantiationException as error:
         raise UserCodeError(path, error.__cause__ or error) from error
     except TrainkitError:
@@ -247,54 +229,119 @@ def build_loss(node: DictConfig) -> nn.Module:
     return _module(call(node, "loss", **tensors), "loss")
 
 
-def build_optimizer(config: DictConfig, model: nn.Module, loss_fn: nn.Module) -> tuple[list[optim.Group], Optimizer]:
-    """The optimizer over the param groups that the rules make."""
-    cls = locate(config.optim["_target_"])
+def build_optimizers(
+    config: DictConfig, params: list[Param]
+) -> tuple[dict[str, Optimizer], list[optim.Group], dict[str, Options]]:
+    """The optimizers by name, over the param groups that the rules make; the groups; their options.
+
+    One optimizer goes by the name of its class, several by their names under `optim`.
+    """
+    plain: Any = OmegaConf.to_container(config.optim, resolve=True)
+    several = "_target_" not in plain
+    nodes = plain if several else {str(plain["_target_"]).rpartition(".")[2]: plain}
+    paths = {name: f"optim.{name}" if several else "optim" for name in nodes}
+    makers = {name: locate(node["_target_"]) for name, node in nodes.items()}
+    options = {
+        name: Options.of(makers[name], {key: value for key, value in node.items() if not key.startswith("_")})
+        for name, node in nodes.items()
+    }
     rules: Any = OmegaConf.to_container(config.param_groups, resolve=True)
-    known = optim.options_of(cls)
-    groups = optim.resolve(optim.named_params(model, loss_fn), rules, config.optim.get("lr"), known)
-    if len(groups) > 1 and inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS):
-        raise ConfigError("optim: LBFGS takes one param group", mend="write param_groups=none, or another optim")
-    # torch checks only the optimizer's own values, so each group's are tried as such, on an optimizer thrown away.
-    for group in groups:
-        if group.options.keys() - {"lr"} and group.name != "default":
-            call(
-                config.optim,
-                f"param_groups.{group.name}",
-                params=[p.tensor for p in group.params],
-                **group.options,
-            )
-    optimizer = call(config.optim, "optim", params=[group.for_optimizer() for group in groups])
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"optim: {type(optimizer).__name__} is no torch.optim.Optimizer", mend="name a class of optimizers"
-        )
-    stepped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    groups = optim.resolve(params, rules, options)
+    optimizers = {}
+    for name, node in nodes.items():
+        own = [group for group in groups if group.optimizer == name]
+        fits_groups(paths[name], makers[name], own, alone=not several)
+        # torch checks only an optimizer's own values, so each group's are tried as such, on one thrown away.
+        for group in own:
+            if group.options.keys() - {"lr"} and group.name != "default":
+                tensors = [param.tensor for param in group.params]
+                call(node, f"param_groups.{group.name}", params=tensors, **group.options)
+        optimizer = call(node, paths[name], params=[group.for_optimizer() for group in own])
+        if not isinstance(optimizer, Optimizer):
+            cause = f"{paths[name]}: {type(optimizer).__name__} is no torch.optim.Optimizer"
+            raise ConfigError(cause, mend="name a class of optimizers")
+        optimizers[name] = optimizer
+    stepped = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
     wanted = [id(p.tensor) for group in groups for p in group.params]
     if sorted(stepped) != sorted(wanted):
         raise ConfigError(
             "the optimizer does not hold each trainable parameter exactly once",
             mend="let it keep the params it is given",
         )
-    return groups, optimizer
+    return optimizers, groups, options
 
 
-def build_scheduler(
-    node: DictConfig | None, optimizer: Optimizer
-) -> tuple[LRScheduler | ReduceLROnPlateau | None, str]:
-    """The scheduler, and whether it steps each epoch or each step."""
-    if not node:
-        return None, "epoch"
-    interval = str(node.get("interval", "epoch"))
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    scheduler = call(node, "scheduler", optimizer=optimizer)
-    flattens = isinstance(scheduler, OneCycleLR | CyclicLR) and len({g["lr"] for g in optimizer.param_groups}) == 1
-    if flattens and len(set(rates)) > 1:
+def fits_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool) -> None:
+    """Refuse what an optimizer cannot do, in words that name the parameters."""
+    if inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS) and (len(groups) > 1 or not alone):
+        raise ConfigError(f"{path}: LBFGS takes one param group", mend="write param_groups=none, or another optim")
+    odd = [param for group in groups for param in group.params if param.tensor.dim() != 2]
+    if inspect.isclass(cls) and issubclass(cls, torch.optim.Muon) and odd:
+        shown = ", ".join(f"{param.name} ({param.tensor.dim()}-D)" for param in odd[:3])
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ConfigError(
-            f"scheduler: {type(scheduler).__name__} gives all param groups one rate, theirs are {rates}",
+            f"{path}: Muon takes 2-D parameters only, not {shown}{more}",
+            mend="give it those alone and another optimizer the rest: optim=muon_sgd",
+        )
+
+
+def build_schedulers(
+    node: DictConfig | None, optimizers: dict[str, Optimizer]
+) -> tuple[list[Scheduler], list[Scheduler]]:
+    """The schedulers that step with every step, and those that step with every epoch.
+
+    A `_target_` is built for each optimizer, named children for the optimizers of those names.
+    """
+    plain: Any = OmegaConf.to_container(node, resolve=True) if node else {}
+    made: dict[str, list[Scheduler]] = {"step": [], "epoch": []}
+    for name, optimizer in optimizers.items():
+        path, own = ("scheduler", plain) if "_target_" in plain else (f"scheduler.{name}", plain.get(name))
+        if own:
+            made[own.get("interval", "epoch")].append(build_scheduler(own, path, optimizer))
+    return made["step"], made["epoch"]
+
+
+def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer) -> Scheduler:
+    """A scheduler, and those inside it, which keeps the ratios of the param groups' rates."""
+    arguments = {key: value for key, value in node.items() if key not in ("_target_", "interval")}
+    inside = arguments.get("schedulers")
+    if inside:
+        named = inside.items() if isinstance(inside, dict) else enumerate(inside)
+        arguments["schedulers"] = [build_scheduler(n, f"{path}.schedulers.{key}", optimizer) for key, n in named]
+    for key in CALLABLES:
+        if isinstance(arguments.get(key), str):
+            arguments[key] = function(arguments[key], f"{path}.{key}")
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    cls, arguments = keeping_ratios(locate(node["_target_"]), arguments, optimizer)
+    objects = {key: arguments.pop(key) for key in ("schedulers",) if key in arguments}
+    own = {"_target_": node["_target_"], **arguments}
+    scheduler: Scheduler = call(own, path, cls, optimizer=optimizer, **objects)
+    now = {float(group["lr"]) for group in optimizer.param_groups}
+    if len(set(rates)) > 1 and len(now) == 1 and now != {0.0}:
+        raise ConfigError(
+            f"{path}: {type(scheduler).__name__} gives all param groups one rate, theirs are {rates}",
             mend="give its rates as lists, one value a group",
         )
-    return scheduler, interval
+    return scheduler
+
+
+def function(dotted: str, path: str) -> Any:
+    """The function that a dotted path names."""
+    key = f"{path}={dotted}"
+    problem = missing_source(dotted)
+    if problem:
+        raise ConfigError(f"{key}: {problem.cause}", mend=problem.mend)
+    try:
+        return locate(dotted)
+    except Exception as error:
+        raise UserCodeError(key, error) from error
+
+
+def on_oom(asked: str, model: nn.Module) -> str:
+    """What to do where memory runs out: auto splits, but where layers see the batch's statistics."""
+    if asked != "auto":
+        return asked
+    return "stop" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else "split"
 
 
 # --------------------------------------------------------------------------------------- what is seen
@@ -315,9 +362,8 @@ def monitored(config: DictConfig, loss_fn: nn.Module, val: Loader | None) -> str
     return metric
 
 
-def watch_problems(names: Any, model: nn.Module) -> list[Problem]:
-    """The names in `watch` that are no parameters of the model."""
-    there = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+def watch_problems(names: Any, there: list[str]) -> list[Problem]:
+    """The names in `watch` that are no parameters of the model or the loss."""
     return [
         Problem(f"watch: the model has no parameter {name!r}", did_you_mean(name, there))
         for name in names
@@ -335,49 +381,3 @@ def build_hook(name: Any, node: DictConfig) -> Any:
         mend = did_you_mean(unknown[0], EVENTS) if unknown else f"give it one of {', '.join(EVENTS)}"
         raise ConfigError(f"hooks.{name}: {words}", mend=mend)
     return hook
-
-
-def remarks(config: DictConfig, training: Training, overrides: Sequence[str] = ()) -> list[str]:
-    """What a person should know of a training before it starts; `overrides` are what they asked for."""
-    state, lines = training.state, []
-    if not training.split_off and any(text.startswith("data.split=0") for text in overrides):
-        lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
-    norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if state.micro_batch is not None and norms:
-        lines.append(f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time")
-    if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
-        lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
-    if config.param_groups:
-        for group in training.groups:
-            options = ", ".join(f"{key} {value}" for key, value in group.options.items())
-            lines.append(f"param group {group.name}: {len(group.params)} tensors, {options}")
-    return lines
-
-
-def blame(error: BaseException, training: Training) -> UserCodeError:
-    """An error out of the loop, with the config key whose object raised it.
-
-    Before the first step it is a matter of config (exit code 2): the parts do not fit together.
-    """
-    state = training.state
-    owners = [("model", state.model), ("loss", state.loss_fn), ("optim", state.optimizer)]
-    owners += [("scheduler", state.scheduler), ("data.train", training.train), ("data.val", training.val)]
-    owners += [(f"hooks.{name}", hook) for name, hook in training.hooks.items()]
-    key, shapes = "training", ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if {"inputs", "targets"} <= frame.f_locals.keys() and frame.f_code.co_filename == loop.__file__:
-            shapes = f"inputs {_shape(frame.f_locals['inputs'])}, targets {_shape(frame.f_locals['targets'])}"
-        key = next((name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key)
-        if key != "training":
-            break
-    exit_code = 2 if state.step == 0 or key == "scheduler" else 1
-    if key.startswith("data.") and isinstance(error, OSError):  # a sample that cannot be read
-        exit_code = DataError.exit_code
-    mend = ""
-    if isinstance(error, IndexError) and "out of bounds" in str(error):
-        mend = "the model has fewer outputs than the data has classes: see data.classes and the model's arguments"
-    return UserCodeError(key, error, exit_code=exit_code, details=shapes, mend=mend)
-
-
-def _shape(batch: Any) -> str:
-    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__

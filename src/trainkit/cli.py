@@ -14,7 +14,7 @@ from types import FrameType
 
 from trainkit.errors import ConfigError, Stopped, StorageError, TrainkitError, nearest
 
-COMMANDS = sorted(path.stem for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
+COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def dispatch(argv: list[str]) -> int:
 
         print(f"trainkit {__version__}")
         return 0
-    code: int = importlib.import_module(f"trainkit.commands.{name}").run(rest)
+    code: int = importlib.import_module(f"trainkit.commands.{name.replace('-', '_')}").run(rest)
     return code
 
 

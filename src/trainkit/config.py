@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import version as hydra_version
@@ -36,6 +37,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
 MOST_CHECKED_JOBS = 200  # of a sweep, before any is trained
 MOST_VALUES = 100_000  # of a key in a sweep
+STEPS_PER_EPOCH = "_steps_per_epoch_"  # the root key that `count_steps` fills in
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,49 @@ def _given_directory(whole: DictConfig, overrides: Iterable[str], mode: str) -> 
     if not directory:
         raise ConfigError(f"{key}: it names no directory", mend=f"write {key}=DIR")
     return Path(directory)
+
+
+# ------------------------------------------------------------------- steps that a config may ask for
+
+
+def count_steps(config: DictConfig, steps_per_epoch: int) -> None:
+    """Tell a config how many optimizer steps an epoch has, for `${total_steps:}` and `${steps_per_epoch:}`."""
+    OmegaConf.update(config, STEPS_PER_EPOCH, steps_per_epoch, force_add=True)
+
+
+def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> int | None:
+    """How often the scheduler around it steps in the whole run; up to a fraction of it; between two."""
+    start, end = (until, *more) if more else (0, until)
+    in_epoch = _steps_in_epoch(_parent_, _root_)
+    epochs = _root_.get("epochs")
+    if in_epoch is None or not isinstance(epochs, int):
+        return None
+    return round(end * epochs * in_epoch) - round(start * epochs * in_epoch)
+
+
+def _steps_per_epoch(epochs: float = 1, *, _parent_: Any, _root_: Any) -> int | None:
+    """How often the scheduler around it steps in so many epochs."""
+    in_epoch = _steps_in_epoch(_parent_, _root_)
+    return None if in_epoch is None else round(epochs * in_epoch)
+
+
+def _steps_in_epoch(node: Any, root: Any) -> int | None:
+    """1 inside a scheduler that steps each epoch; else the optimizer steps, None until they are counted."""
+    inside = str(node._get_full_key(None)).partition(".")[0].partition("[")[0] == "scheduler"
+    while inside and node is not None:
+        interval = node.get("interval") if isinstance(node, DictConfig) else None
+        if interval is not None or node._get_parent() is root:
+            return 1 if interval in (None, "epoch") else root.get(STEPS_PER_EPOCH)
+        node = node._get_parent()
+    counted: int | None = root.get(STEPS_PER_EPOCH)
+    return counted
+
+
+OmegaConf.register_new_resolver("total_steps", _total_steps, replace=True)
+OmegaConf.register_new_resolver("steps_per_epoch", _steps_per_epoch, replace=True)
+
+
+# --------------------------------------------------------------------------------- where configs lie
 
 
 def search_path(config_dir: str | None = None) -> ConfigSearchPath:

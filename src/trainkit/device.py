@@ -47,3 +47,16 @@ def wait(device: torch.device) -> None:
     """Return when the device has done all it was given, so that a clock can be read."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has a class of its own for accelerators only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in str(error) or "DefaultCPUAllocator" in str(error))
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give back memory that the device's allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

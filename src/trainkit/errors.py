@@ -65,6 +65,12 @@ class RunDirectoryInUseError(TrainkitError):
     exit_code = 7
 
 
+class OutOfMemoryError(TrainkitError):
+    """The device's memory does not hold what was asked of it."""
+
+    exit_code = 8
+
+
 class UserCodeError(TrainkitError):
     """Code that the config names raised an error; told with that code's own frames.
 

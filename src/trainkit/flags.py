@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config import Composed, compose_run, search_path
+from trainkit.config import Composed, compose_run, search_path, unread
 from trainkit.errors import ConfigError, Problem, nearest
 from trainkit.schema import Schema
+from trainkit.targets import wrong_targets
 
 REFUSED = {
     "config_name": "the root config is trainkit's own; choose experiment=NAME",
@@ -24,8 +26,12 @@ REFUSED = {
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str], **own: Any) -> argparse.Namespace:
     """The command line by Hydra's own parser; overrides and flags in any order.
+
+    Args:
+        argv: without the command's name.
+        own: the flags of a command, each with its default; False for one that takes no value.
 
     Raises:
         ConfigError: a flag that there is not, or that means nothing here.
@@ -36,6 +42,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     parser = get_args_parser()
     parser.error = wrong  # type: ignore[method-assign]
+    for name, default in own.items():
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default)
     known = {flag for action in parser._actions for flag in action.option_strings}
     problems = []
     for word in argv:
@@ -59,6 +70,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def one_config(argv: Sequence[str], **own: Any) -> tuple[argparse.Namespace, Composed]:
+    """The command line of a command that looks at one config and leaves no run; and that config."""
+    args = parse(argv, **own)
+    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion:
+        raise ConfigError("this command takes one config, and no flag of Hydra's", mend="leave out -m and --cfg")
+    tell_unread(args)
+    return args, compose(args)
+
+
+def tell_unread(args: argparse.Namespace) -> None:
+    """Say which of the user's configs nothing reads."""
+    for file, why in unread(args.config_dir):
+        print(f"note: {file} goes unread: {why}", file=sys.stderr)
+
+
 def compose(args: argparse.Namespace) -> Composed:
     """The config that a command line asks for; its error tells of wrong arguments too.
 
@@ -71,10 +97,8 @@ def compose(args: argparse.Namespace) -> Composed:
         composed: Composed | None = error.composed
         if composed is None or not (composed.own_files or _adds_arguments(composed)):
             raise
-        from trainkit.build import target_problems
-
         try:
-            more = target_problems(composed.config)
+            more = wrong_targets(OmegaConf.to_container(composed.config, resolve=True))
         except OmegaConfBaseException:  # an interpolation that is told of already
             raise error from None
         told = {problem.cause.partition(": ")[0] for problem in error.problems}

@@ -5,23 +5,27 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainkit.device import wait
-from trainkit.errors import ConfigError, NonFiniteError
+from trainkit.device import out_of_memory, release, wait
+from trainkit.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from trainkit.loaders import Batch, Loader, batch_size_of, map_tensors
 from trainkit.losses import denominator, is_sum, summing
 from trainkit.metrics import Mean, predicted_right
+from trainkit.optim import ChainedOptimizer
+from trainkit.schedulers import Scheduler
 
 Metrics = dict[str, Any]
-EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
+Result = TypeVar("Result")
+EVENTS = ("on_start", "on_step", "on_epoch", "on_end", "on_split")
 
 
 @dataclass
@@ -33,19 +37,21 @@ class State:
 
     model: nn.Module
     loss_fn: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | ChainedOptimizer
     device: torch.device
     epochs: int
-    scheduler: LRScheduler | ReduceLROnPlateau | None = None
-    scheduler_interval: str = "epoch"
+    step_schedulers: list[Scheduler] = field(default_factory=list)
+    epoch_schedulers: list[Scheduler] = field(default_factory=list)
+    ema_decay: float | None = None
     micro_batch: int | None = None
+    on_oom: str = "stop"
     clip_norm: float | None = None
     clip_value: float | None = None
     monitor: str = "val/loss"
     mode: str = "min"
     patience: int | None = None
     min_delta: float = 0.0
-    watch: list[str] = field(default_factory=list)
+    watch: dict[str, nn.Parameter] = field(default_factory=dict)
 
     epoch: int = 0  # epochs done
     batch: int = 0  # batches of this epoch done
@@ -60,12 +66,24 @@ class State:
     gradients: Metrics = field(default_factory=dict)  # of the watched parameters, likewise
     patience_reference: float | None = None  # the value that early stopping compares with: the best by min_delta
     stopped_early: bool = False
+    updating: bool = False  # the step is past its last gradient: it cannot be taken again
     needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
+    trained: nn.ModuleDict = field(init=False)  # model and loss
+    ema: AveragedModel | None = None  # their moving average
 
     def __post_init__(self) -> None:
         self.loss = Mean(self.device, summed=is_sum(self.loss_fn))
         closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is closure.empty
+        self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
+        if self.ema_decay is not None:
+            self.ema = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))
+
+    @property
+    def evaluated(self) -> tuple[nn.Module, nn.Module]:
+        """The model and the loss that are validated: with `ema`, their moving averages."""
+        modules: Any = self.trained if self.ema is None else self.ema.module
+        return modules["model"], modules["loss"]
 
     @property
     def done(self) -> bool:
@@ -89,7 +107,7 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         began = time.perf_counter()
         metrics = train_epoch(state, train, hooks)
         if val is not None:
-            metrics |= evaluate(state, val)
+            metrics |= evaluate(state, val, hooks)
         metrics["seconds"] = time.perf_counter() - began
         metrics = finish_epoch(state, metrics)
         tell(hooks, "on_epoch", state, metrics)
@@ -105,9 +123,11 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     state.batch = 0
     began = time.perf_counter()
     for inputs, targets in loader.batches(state.epoch):
-        train_step(state, inputs, targets)
-        if state.scheduler is not None and state.scheduler_interval == "step":
-            state.scheduler.step()
+        fitting(train_step, state, inputs, targets, hooks)
+        if state.ema is not None:
+            state.ema.update_parameters(state.trained)
+        for scheduler in state.step_schedulers:
+            scheduler.step()  # type: ignore[call-arg]  # none of them needs a metric
         state.batch += 1
         state.step += 1
         tell(hooks, "on_step", state)
@@ -130,25 +150,25 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     loss = loss_fn(model(inputs), targets)
     optimizer.zero_grad()
     loss.backward()
-    observe_step(state)
-    clip_gradients(state)
+    before_update(state)
     optimizer.step()
     return state.loss.update(loss, weight=denominator(loss_fn, targets, batch_size_of(inputs)))
 
 
 @torch.no_grad()
-def evaluate(state: State, loader: Loader) -> Metrics:
-    """The loss and, for classes, the accuracy over a whole data set, without touching the weights."""
-    state.model.eval()
-    state.loss_fn.eval()
-    loss, accuracy = Mean(state.device, summed=is_sum(state.loss_fn)), Mean(state.device, summed=True)
+def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics:
+    """The loss and, for classes, the accuracy over a whole data set, without touching the weights.
+
+    With `ema` these are of the averaged weights.
+    """
+    model, loss_fn = state.evaluated
+    model.eval()
+    loss_fn.eval()
+    loss, accuracy = Mean(state.device, summed=is_sum(loss_fn)), Mean(state.device, summed=True)
     judged = False
-    for batch, batch_targets in loader.batches(0):
-        for inputs, targets in micro_batches(batch, batch_targets, state.micro_batch):
-            outputs = state.model(inputs)
-            value = state.loss_fn(outputs, targets)
-            loss.update(value, weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
-            right = predicted_right(state.loss_fn, outputs, targets)
+    for inputs, targets in loader.batches(0):
+        for value, weight, right in fitting(evaluate_batch, state, inputs, targets, hooks):
+            loss.update(value, weight=weight)
             if right is not None:
                 judged = True
                 accuracy.update(*right)
@@ -171,16 +191,28 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     else:
         state.epochs_since_best += 1
     state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
-    if isinstance(state.scheduler, ReduceLROnPlateau):
-        state.scheduler.step(value)
-    elif state.scheduler is not None and state.scheduler_interval == "epoch":
-        state.scheduler.step()
+    for scheduler in state.epoch_schedulers:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(value)
+        else:
+            scheduler.step()
     return metrics
 
 
 def _better(state: State, value: float, than: float | None, by: float = 0.0) -> bool:
     sign = 1 if state.mode == "min" else -1
     return math.isfinite(value) and (than is None or sign * value < sign * than - by)
+
+
+def evaluate_batch(state: State, inputs: Any, targets: Any) -> list[tuple[Tensor, Any, Any]]:
+    """For each micro batch: the loss, its denominator, and what was predicted right."""
+    model, loss_fn = state.evaluated
+    judged = []
+    for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
+        outputs = model(part)
+        weight = denominator(loss_fn, part_targets, batch_size_of(part))
+        judged.append((loss_fn(outputs, part_targets), weight, predicted_right(loss_fn, outputs, part_targets)))
+    return judged
 
 
 # ----------------------------------------------------- the same step in parts, or by a closure
@@ -192,32 +224,36 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     Each micro batch's loss counts by its share of the whole step's denominator, so the gradient is
     that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
     """
-    weight = denominator(state.loss_fn, targets, batch_size_of(inputs))
+    samples = batch_size_of(inputs)
+    weight = denominator(state.loss_fn, targets, samples)
     first: list[Tensor] = []
 
     def closure() -> Tensor:
         state.optimizer.zero_grad()
         total = torch.zeros((), device=state.device)
         for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
-            loss = loss_of_part(state, part, part_targets, weight)
+            whole = batch_size_of(part) == samples
+            loss = loss_of_part(state, part, part_targets, None if whole else weight)
             loss.backward()
             total = total + loss.detach()
-        if not first:
-            observe_step(state)
-            first.append(total)
-        clip_gradients(state)
+        before_update(state, observe=not first)
+        first.append(total)
         return total
 
     if state.needs_closure:
-        state.optimizer.step(closure)  # type: ignore[arg-type]  # torch says it returns a float
+        state.updating = True
+        state.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch says it returns a float
     else:
         closure()
         state.optimizer.step()
     state.loss.update(first[0], weight)
 
 
-def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int) -> Tensor:
-    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`."""
+def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor:
+    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`; None: it is the whole."""
+    if weight is None:
+        whole: Tensor = state.loss_fn(state.model(inputs), targets)
+        return whole
     with summing(state.loss_fn) as summed:
         loss: Tensor = state.loss_fn(state.model(inputs), targets)
     if is_sum(state.loss_fn):
@@ -235,6 +271,14 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
         yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
 
 
+def before_update(state: State, *, observe: bool = True) -> None:
+    """Between backward and step: look at the gradient, bound it; from here on the weights may change."""
+    if observe:
+        observe_step(state)
+    clip_gradients(state)
+    state.updating = True
+
+
 def clip_gradients(state: State) -> None:
     """Bound the gradient over the parameters of all groups: each element, then the whole's norm."""
     if state.clip_norm is None and state.clip_value is None:
@@ -244,6 +288,45 @@ def clip_gradients(state: State) -> None:
         nn.utils.clip_grad_value_(params, state.clip_value)
     if state.clip_norm is not None:
         nn.utils.clip_grad_norm_(params, state.clip_norm)
+
+
+# --------------------------------------------------------------------------- where memory runs out
+
+
+def fitting(
+    work: Callable[[State, Any, Any], Result], state: State, inputs: Any, targets: Any, hooks: Sequence[Any]
+) -> Result:
+    """Do the work on a batch; where memory runs out, halve the micro batch and do it again.
+
+    Raises:
+        OutOfMemoryError: with `on_oom` stop, where one sample is too much, and where the weights may
+            have begun to change.
+    """
+    kept = batch_statistics(state.model) if state.on_oom == "split" else []
+    while True:
+        state.updating = False
+        try:
+            return work(state, inputs, targets)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            size = min(batch_size_of(inputs), state.micro_batch or math.inf)
+            half = math.ceil(size / 2)
+            if state.on_oom != "split" or state.updating or size == 1:
+                mend = f"set micro_batch={half}, which changes no number" if size > 1 else "take a smaller model"
+                raise OutOfMemoryError(f"{state.device} ran out of memory", mend=mend) from error
+        state.micro_batch = half
+        state.optimizer.zero_grad()
+        for tensor, before in kept:  # a second forward pass would count them twice
+            tensor.copy_(before)
+        release(state.device)
+        tell(hooks, "on_split", state)
+
+
+def batch_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The tensors that batch norm layers keep of the batches they saw, each with a copy."""
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [(tensor, tensor.clone()) for layer in layers for tensor in layer.buffers(recurse=False)]
 
 
 # ------------------------------------------------------------------------- what is reported
@@ -257,8 +340,7 @@ def observe_step(state: State) -> None:
     state.rates = {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in groups}
     params = [p for group in state.optimizer.param_groups for p in group["params"]]
     state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
-    state.gradients = {f"grad/{name}": _number(named[name].grad) for name in state.watch}
+    state.gradients = {f"grad/{name}": _number(tensor.grad) for name, tensor in state.watch.items()}
 
 
 def report_of_step(state: State) -> Metrics:
@@ -266,8 +348,7 @@ def report_of_step(state: State) -> Metrics:
 
     A parameter with several elements is given by its norm, and so is its gradient.
     """
-    named = dict(state.model.named_parameters(remove_duplicate=False)) if state.watch else {}
-    values = {f"param/{name}": _number(named[name]) for name in state.watch}
+    values = {f"param/{name}": _number(tensor) for name, tensor in state.watch.items()}
     return {**state.rates, "grad_norm": _number(state.grad_norm), **values, **state.gradients}
 
 
@@ -288,7 +369,7 @@ def check_finite(metrics: Metrics) -> None:
             )
 
 
-def tell(hooks: list[Any], event: str, *args: Any) -> None:
+def tell(hooks: Sequence[Any], event: str, *args: Any) -> None:
     """Call each hook that has a method for the event."""
     for hook in hooks:
         method = getattr(hook, event, None)

@@ -35,7 +35,7 @@ def claim(path: Path, *, exact: bool = False) -> Path:
         try:
             candidate.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(candidate.parent, error) from error
+            raise unwritable(candidate.parent, error) from error
         try:
             candidate.mkdir()
         except FileExistsError as error:
@@ -43,9 +43,9 @@ def claim(path: Path, *, exact: bool = False) -> Path:
                 suffix += 1
                 continue
             if not candidate.is_dir():
-                raise _unwritable(candidate, error) from error
+                raise unwritable(candidate, error) from error
         except OSError as error:
-            raise _unwritable(candidate, error) from error
+            raise unwritable(candidate, error) from error
         holds = [name for name in ("run.json", "multirun.yaml") if (candidate / name).exists()]
         if holds:
             raise RunDirectoryInUseError(
@@ -128,7 +128,7 @@ class Run:
                 OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
             self.log = (self.directory / "trainkit.log").open("a", encoding="utf-8")
         except OSError as error:
-            raise _unwritable(self.directory, error) from error
+            raise unwritable(self.directory, error) from error
         self.info = {
             "status": "running",
             "exit_code": None,
@@ -151,7 +151,7 @@ class Run:
             with (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
-            raise _unwritable(self.directory, error) from error
+            raise unwritable(self.directory, error) from error
         self.info["best"] = best and dict(best)
         self.save()
 
@@ -171,18 +171,22 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Write `run.json` as a whole or not at all."""
-        path = self.directory / "run.json"
-        fresh = path.with_name(".run.json.new")
+        """Write `run.json` as it is now."""
+        self.write("run.json", self.info)
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a JSON file into the directory, as a whole or not at all."""
+        path = self.directory / name
+        fresh = path.with_name(f".{name}.new")
         try:
             with fresh.open("w", encoding="utf-8") as file:
-                json.dump(self.info, file, indent=2)
+                json.dump(content, file, indent=2, default=str)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
         except OSError as error:
-            raise _unwritable(self.directory, error) from error
+            raise unwritable(self.directory, error) from error
 
 
 def versions() -> dict[str, str]:
@@ -216,7 +220,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """What is raised where nothing can be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}",
         mend="free or mend that disk, or choose another directory: hydra.run.dir=DIR (a sweep's: hydra.sweep.dir)",

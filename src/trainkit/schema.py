@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainkit.coherence import CHOICES, EXAMPLES, UNKNOWN, contradictions, is_off, missing_targets
 from trainkit.errors import Problem, did_you_mean
 from trainkit.targets import missing_source, targets
 
@@ -111,16 +112,14 @@ class Schema:
     deterministic: bool | None
     clip_norm: Positive | None
     clip_value: Positive | None
+    ema: Annotated[float, Range(above=0, below=1)] | None
+    on_oom: Literal["auto", "split", "stop"]
     limit_batches: Count | None
     watch: list[str]
     hooks: dict[str, Open]
     progress: Literal["auto", "rich", "tqdm", "plain", "off"]
     monitor: Monitor
     early_stop: EarlyStop | None
-
-
-CHOICES = {"model": "toy_cnn", "data": "digits", "loss": "cross_entropy", "optim": "sgd"}
-UNKNOWN = object()  # stands for a value that could not be resolved, which is told already
 
 
 def check(config: DictConfig, defaults: DictConfig) -> list[Problem]:
@@ -138,8 +137,7 @@ def check(config: DictConfig, defaults: DictConfig) -> list[Problem]:
         problem = missing_source(node["_target_"])
         if problem:
             problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.mend))
-    problems += _check_parts(plain)
-    problems += _check_together(plain, raw)
+    problems += [*missing_targets(plain), *contradictions(plain, raw)]
     return list(dict.fromkeys(problems))
 
 
@@ -148,7 +146,7 @@ def turn_off(config: DictConfig, schema: type | None = None) -> None:
     for key, hint in typing.get_type_hints(schema or Schema, include_extras=True).items():
         options = _options(hint)
         inner = _dataclass(options)
-        if type(None) in options and _is_off(config[key]):
+        if type(None) in options and is_off(config[key]):
             config[key] = None
         elif inner is not None:
             turn_off(config[key], inner)
@@ -190,7 +188,7 @@ class _Checker:
         inner = _dataclass(options)
         if value == "???":  # told as it was resolved
             return
-        if type(None) in options and _is_off(value):
+        if type(None) in options and is_off(value):
             return
         if inner is not None and isinstance(value, dict):
             yield from self.mapping(value, inner, f"{path}.")
@@ -213,13 +211,6 @@ class _Checker:
         if default is False or default is None:
             return EXAMPLES.get(path, f"to leave it out write {path}=off")
         return f"the default is {path}={default}" if isinstance(default, str | int | float) else "see --help"
-
-
-EXAMPLES = {"lr": "for example lr=0.01", "data.split": "for example data.split=0.2"}
-
-
-def _is_off(value: Any) -> bool:
-    return value is None or value is False or value == "off"
 
 
 def _options(hint: Any) -> list[Any]:
@@ -255,58 +246,6 @@ def _words(hint: Any) -> str:
     if origin is list:
         return f"a list, each {_words(args[0])}"
     return {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}.get(hint, "a mapping")
-
-
-# ----------------------------------------------------------------------------- what no key shows alone
-
-
-def _check_parts(plain: Mapping[str, Any]) -> Iterator[Problem]:
-    """Where a `_target_` must stand and does not."""
-    parts = {key: plain.get(key) for key in ("loss", "optim")}
-    parts |= {f"hooks.{name}": node for name, node in _mapping(plain.get("hooks")).items()}
-    parts |= {f"data.{part}": _mapping(plain.get("data")).get(part) for part in ("train", "val")}
-    model = plain.get("model")
-    if isinstance(model, dict) and "_target_" not in model:
-        parts |= {f"model.{name}": node for name, node in model.items()} if model else {"model": {}}
-    if plain.get("scheduler"):
-        parts["scheduler"] = plain["scheduler"]
-    for path, node in parts.items():
-        if node is None or node is UNKNOWN or node == "???" or (isinstance(node, dict) and "_target_" in node):
-            continue
-        mend = f"choose one: {path}={CHOICES[path]}" if path in CHOICES else f"add +{path}._target_=a.dotted.Path"
-        yield Problem(f"{path}: it has no _target_, so nothing can be built of it", mend)
-
-
-def _check_together(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]:
-    """Keys that contradict each other."""
-    data, loss, optim = (_mapping(plain.get(key)) for key in ("data", "loss", "optim"))
-    if data.get("classes") == 1 and str(loss.get("_target_")).endswith("CrossEntropyLoss"):
-        yield Problem("loss: cross entropy over one class is always 0", "choose one for numbers: loss=mse")
-    if loss.get("reduction") == "none":
-        yield Problem("loss.reduction=none: a loss must be one number", "write loss.reduction=mean")
-    lr, own = plain.get("lr"), optim.get("lr")
-    if not _is_off(lr) and lr is not UNKNOWN and "_target_" in optim and own is not UNKNOWN:
-        if "lr" not in optim:
-            yield Problem(f"lr={lr}: the optim config does not use it", "write `lr: ${lr}` into the optim config")
-        elif own != lr and "${" not in str(_mapping(raw.get("optim")).get("lr")):
-            yield Problem(f"optim.lr={own}: it is not the lr={lr} of the root", f"write lr={own}; optim.lr follows it")
-    elif "lr" in optim and _is_off(own):
-        yield Problem("lr: the optimizer needs one", EXAMPLES["lr"])
-    scheduler = _mapping(plain.get("scheduler"))
-    interval = scheduler.get("interval", "epoch")
-    if interval not in ("epoch", "step"):
-        mend = did_you_mean(str(interval), ["epoch", "step"], "scheduler.interval=")
-        yield Problem(f"scheduler.interval={interval}: must be epoch or step", mend)
-    elif interval == "step" and str(scheduler.get("_target_")).endswith("ReduceLROnPlateau"):
-        yield Problem("scheduler.interval=step: a plateau shows in epochs", "write scheduler.interval=epoch")
-    monitor = _mapping(plain.get("monitor"))
-    mode = "max" if monitor.get("metric") == "val/accuracy" else "min"
-    if monitor.get("mode") in ("min", "max") and monitor["mode"] != mode:
-        yield Problem(f"monitor: the best {monitor.get('metric')} is its {mode}", f"write monitor.mode={mode}")
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 # ------------------------------------------------------------------------------------- interpolations

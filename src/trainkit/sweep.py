@@ -11,12 +11,13 @@ from typing import Any
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from trainkit import build, display
+from trainkit import display
 from trainkit.config import Composed, Sweep, search_path
 from trainkit.errors import ConfigError, TrainkitError
 from trainkit.run import Run, claim, point_latest
+from trainkit.targets import wrong_targets
 from trainkit.training import train
 
 
@@ -31,7 +32,8 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     Returns:
         The exit code: 10 where a run failed.
     """
-    problems = [problem for job in checked.jobs for problem in build.target_problems(job.config)]
+    plain = [OmegaConf.to_container(job.config, resolve=True) for job in checked.jobs]
+    problems = [problem for config in plain for problem in wrong_targets(config)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     if checked.more_jobs:

@@ -7,11 +7,12 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.errors import Problem, did_you_mean, nearest
+from trainkit.errors import Problem, UserCodeError, did_you_mean, nearest
 
 SIMPLE = {"int": int, "float": (int, float), "str": str, "bool": bool}
 KNOWN_PACKAGES = ("torch", "torchvision", "timm", "trainkit")
@@ -199,3 +200,34 @@ def wrong_arguments(
             for name in lacking
         ]
     return problems
+
+
+def wrong_targets(config: Any) -> list[Problem]:
+    """What is wrong with each `_target_` of a plain config, once imported, and with its arguments."""
+    problems: list[Problem] = []
+    for path, node in targets(config):
+        given = passed(path)
+        try:
+            called = locate(node["_target_"])
+        except (Exception, SystemExit) as error:
+            key = f"{path}._target_={node['_target_']}"
+            if isinstance(error, LookupError) and error.args and isinstance(error.args[0], Problem):
+                problems.append(Problem(f"{key}: {error.args[0].cause}", error.args[0].mend))
+            else:  # the module raised it as it was imported
+                problems += UserCodeError(key, error).problems
+            continue
+        if not callable(called):
+            problems.append(Problem(f"{path}._target_={node['_target_']}: it cannot be called", "name a class"))
+            continue
+        own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
+        problems += wrong_arguments(path, own, called, given)
+    return problems
+
+
+def passed(path: str) -> tuple[str, ...]:
+    """The arguments that trainkit passes itself to what stands at a path."""
+    if re.fullmatch(r"optim(\.\w+)?", path):
+        return ("params",)
+    if re.fullmatch(r"scheduler(\.(?!lr_lambda|scale_fn)\w+)?(\.?schedulers(\.\w+|\[\d+\]))*", path):
+        return ("optimizer",)
+    return ()

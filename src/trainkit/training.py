@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from trainkit import build, display
+from trainkit.blame import blame
 from trainkit.config import Composed, checked
 from trainkit.errors import Stopped, TrainkitError
 from trainkit.loop import State, fit
@@ -39,9 +41,10 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
     run = Run(claim_directory(Path(given) if given else None))
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
     run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
+    run.write("params.json", training.params)
     hooks = [*training.hooks.values(), Recorder(run), screen]
     try:
-        for line in [*display.opening(run), *build.remarks(config, training, overrides)]:
+        for line in [*display.opening(run), *remarks(config, training, overrides)]:
             screen.say(line)
             run.note(line)
         with warnings.catch_warnings():
@@ -52,7 +55,7 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
         run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
         raise
     except (Exception, SystemExit) as error:
-        told = error if isinstance(error, TrainkitError) else build.blame(error, training)
+        told = error if isinstance(error, TrainkitError) else blame(error, training)
         run.finish("failed", told.exit_code, told.problems[0].cause)
         raise told from error
     finally:
@@ -74,6 +77,10 @@ class Recorder:
         self.run.append(metrics, best(state))
         self.run.note(display.epoch_line(state.epochs, metrics))
 
+    def on_split(self, state: State) -> None:
+        """Write down that memory ran out."""
+        self.run.note(display.split_line(state))
+
 
 def best(state: State) -> dict[str, Any] | None:
     """What `run.json` tells of the best epoch."""
@@ -94,11 +101,26 @@ def claim_directory(given: Path | None) -> Path:
 
 def facts(training: build.Training) -> dict[str, Any]:
     """What `run.json` tells of a training besides its course."""
-    params = list(training.state.model.parameters())
+    sizes = [(row["count"], row["trainable"]) for row in training.params]
     return {
         "device": str(training.state.device),
-        "parameters": sum(p.numel() for p in params),
-        "trainable_parameters": sum(p.numel() for p in params if p.requires_grad),
+        "parameters": sum(count for count, _ in sizes),
+        "trainable_parameters": sum(count for count, trainable in sizes if trainable),
         "train_samples": training.train.samples,
         "val_samples": training.val.samples if training.val is not None else 0,
     }
+
+
+def remarks(config: DictConfig, training: build.Training, overrides: Sequence[str] = ()) -> list[str]:
+    """What a person should know of a training before it starts; `overrides` are what they asked for."""
+    state, lines = training.state, []
+    if not training.split_off and any(text.startswith("data.split=0") for text in overrides):
+        lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
+    norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if state.micro_batch is not None and norms:
+        lines.append(f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time")
+    if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
+        lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
+    if state.ema is not None:
+        lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
+    return [*display.groups(training.params, [group.name for group in training.groups]), *lines]

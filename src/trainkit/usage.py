@@ -18,6 +18,7 @@ def text() -> str:
             *_section("commands", _commands()),
             *_section("choices (GROUP=NAME; a file of your own in ./conf/GROUP/NAME.yaml is one more)", _groups()),
             *_section("keys (every key of a chosen config too, such as optim.momentum=0.9)", _keys()),
+            *_section("flags of commands", OWN_FLAGS),
             *_section("Hydra's flags", FLAGS),
             *_section("examples", EXAMPLES),
         ]
@@ -31,6 +32,10 @@ FLAGS = {
     "-i, --info [WHAT]": "how the config came about: defaults, searchpath, …",
     "-sc, --shell-completion": 'install=bash prints it: eval "$(trainkit -sc install=bash)"',
     "--version": "the version of trainkit",
+}
+OWN_FLAGS = {
+    "--json": "find-lr, inspect, params: the answer as JSON",
+    "--start LR, --end LR, --steps N": "find-lr: from 1e-7 to 10 in 100 steps",
 }
 EXAMPLES = {
     "trainkit": "the toy CNN on handwritten digits, nothing to download",
@@ -53,7 +58,7 @@ def _commands() -> dict[str, str]:
     rows = {}
     for file in sorted((Path(__file__).parent / "commands").glob("[a-z]*.py")):
         doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        rows[file.stem] = doc.splitlines()[0]
+        rows[file.stem.replace("_", "-")] = doc.splitlines()[0]
     return rows
 
 

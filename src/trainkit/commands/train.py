@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from trainkit import flags
-from trainkit.config import compose_sweep, unread
+from trainkit.config import compose_sweep
 
 
 def run(argv: Sequence[str]) -> int:
     """One training, a sweep with `-m`, or one of Hydra's flags that only show something."""
     args = flags.parse(argv)
-    for file, why in unread(args.config_dir):
-        print(f"note: {file} goes unread: {why}", file=sys.stderr)
+    flags.tell_unread(args)
     if flags.show(args):
         return 0
     if args.multirun:

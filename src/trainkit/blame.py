@@ -1,0 +1,63 @@
+"""Who raised an error out of the loop: the config key whose object it came from."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from trainkit import loop
+from trainkit.build import Training
+from trainkit.device import out_of_memory
+from trainkit.errors import DataError, OutOfMemoryError, TrainkitError, UserCodeError
+from trainkit.optim import ChainedOptimizer
+
+
+@contextmanager
+def blamed(training: Training) -> Iterator[None]:
+    """Turn whatever is raised inside into an error that `blame` explains."""
+    try:
+        yield
+    except TrainkitError:
+        raise
+    except Exception as error:
+        raise blame(error, training) from error
+
+
+def blame(error: BaseException, training: Training) -> TrainkitError:
+    """An error out of the loop, with the config key whose object raised it.
+
+    Before the first step it is a matter of config (exit code 2): the parts do not fit together.
+    """
+    if out_of_memory(error):
+        mend = "take a smaller micro_batch or model, or another device"
+        return OutOfMemoryError(f"{training.state.device} ran out of memory", mend=mend)
+    state = training.state
+    owners: list[tuple[str, Any]] = [("model", state.model), ("loss", state.loss_fn), ("optim", state.optimizer)]
+    owners += zip(("model", "loss"), state.evaluated, strict=True)
+    if isinstance(state.optimizer, ChainedOptimizer):
+        owners += [(f"optim.{name}", optimizer) for name, optimizer in state.optimizer.optimizers.items()]
+    owners += [("scheduler", scheduler) for scheduler in (*state.step_schedulers, *state.epoch_schedulers)]
+    owners += [("data.train", training.train), ("data.val", training.val)]
+    owners += [(f"hooks.{name}", hook) for name, hook in training.hooks.items()]
+    key, shapes = "training", ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if {"inputs", "targets"} <= frame.f_locals.keys() and frame.f_code.co_filename == loop.__file__:
+            shapes = f"inputs {_shape(frame.f_locals['inputs'])}, targets {_shape(frame.f_locals['targets'])}"
+        key = next((name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key)
+        if key != "training":
+            break
+    exit_code = 2 if state.step == 0 or key == "scheduler" else 1
+    if key.startswith("data.") and isinstance(error, OSError):  # a sample that cannot be read
+        exit_code = DataError.exit_code
+    mend = ""
+    if isinstance(error, IndexError) and "out of bounds" in str(error):
+        mend = "the model has fewer outputs than the data has classes: see data.classes and the model's arguments"
+    return UserCodeError(key, error, exit_code=exit_code, details=shapes, mend=mend)
+
+
+def _shape(batch: Any) -> str:
+    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__

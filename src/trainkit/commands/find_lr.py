@@ -1,0 +1,40 @@
+"""A learning-rate range test: the loss as the rate rises, a suggestion, the curve as a picture."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainkit import display, flags
+from trainkit.errors import ConfigError
+from trainkit.run import claim, unwritable
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train some steps at rising rates, without a scheduler; write the curve into a folder of its own."""
+    args, composed = flags.one_config(argv, json=False, start=1e-7, end=10.0, steps=100)
+    if not (0 < args.start < args.end < float("inf")) or not 10 <= args.steps <= 100_000:
+        cause = f"no range: from {args.start:g} to {args.end:g} in {args.steps} steps"
+        raise ConfigError(cause, mend="write --start above 0 and below --end, and --steps from 10 up")
+    from trainkit import build, report
+    from trainkit.blame import blamed
+    from trainkit.lr_finder import range_test
+
+    config = composed.config
+    config.scheduler = config.ema = None
+    training = build.training(config)
+    screen = display.make(config.progress)
+    with blamed(training), screen:
+        test = range_test(training.state, training.train, config.lr, args.start, args.end, args.steps, [screen])
+    now = datetime.datetime.now()
+    directory = claim(composed.directory or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}")
+    found = {**test.found(), "picture": str(directory / "find_lr.png")}
+    try:
+        (directory / "find_lr.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        report.lr_curve(directory / "find_lr.png", found)
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    print(json.dumps(found, indent=2) if args.json else "\n".join(display.lr_found(found)))
+    return 0

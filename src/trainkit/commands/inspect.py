@@ -1,0 +1,22 @@
+"""One step taken apart: each gradient before backward, after it, after a second one; the update; zero_grad."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from trainkit import display, flags
+
+
+def run(argv: Sequence[str]) -> int:
+    """Take the first step of a training apart, and show it: as a table, or with `--json` as an object."""
+    args, composed = flags.one_config(argv, json=False)
+    from trainkit import build
+    from trainkit.blame import blamed
+    from trainkit.inspection import inspect_step
+
+    training = build.training(composed.config)
+    with blamed(training):
+        step = inspect_step(training)
+    print(json.dumps(step, indent=2) if args.json else "\n".join(display.inspection(step)))
+    return 0

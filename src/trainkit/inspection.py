@@ -1,0 +1,117 @@
+"""One training step taken apart: what backward, a second backward, the update and zero_grad each do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.build import Training
+from trainkit.loaders import batch_size_of, map_tensors
+from trainkit.loop import State, train_step
+
+STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
+
+
+def inspect_step(training: Training) -> dict[str, Any]:
+    """Take the first step of a training apart; the training is of no use afterwards.
+
+    Returns:
+        `loss` and `samples` of the batch, and under `parameters` a row each: `name`, `shape`, `count`,
+        `group`, `weight`, `grad_before`, `grad`, `grad_twice` (after a second backward of the same
+        loss), `grad_after_zero`, `update`, `relative_update` (its norm over the weight's),
+        `weight_after`, `finite_difference`. A single element is given by its value, more by their
+        norm, and no gradient by None. The finite difference, central and in float64, is for
+        trainable single elements only.
+    """
+    state = training.state
+    inputs, targets = next(training.train.batches(0))
+    state.trained.train()
+    rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in training.params}
+    named = {name: training.named[name] for name in rows}
+
+    def note(key: str) -> None:
+        for name, row in rows.items():
+            row[key] = _number(named[name].grad)
+
+    before = {name: tensor.detach().clone() for name, tensor in named.items()}
+    differences = finite_differences(state, inputs, targets, [n for n, p in named.items() if p.requires_grad])
+    state.optimizer.zero_grad()
+    note("grad_before")
+    with _same_draws(state.device):
+        loss: Tensor = state.loss_fn(state.model(inputs), targets)
+    loss.backward(retain_graph=True)
+    note("grad")
+    loss.backward()
+    note("grad_twice")
+    state.optimizer.zero_grad()
+    note("grad_after_zero")
+    train_step(state, inputs, targets)
+    for name, row in rows.items():
+        change = named[name].detach() - before[name]
+        row["weight"], row["weight_after"] = _number(before[name]), _number(named[name].detach())
+        row["update"] = _number(change)
+        size = before[name].norm().item()
+        row["relative_update"] = change.norm().item() / size if size else None
+        row["finite_difference"] = differences.get(name)
+    return {"loss": loss.item(), "samples": batch_size_of(inputs), "parameters": list(rows.values())}
+
+
+def finite_differences(state: State, inputs: Any, targets: Any, names: list[str]) -> dict[str, float]:
+    """(loss(p + h) - loss(p - h)) / 2h in float64, for each parameter among `names` that is one number.
+
+    Without those of a model that cannot be copied or does not compute in float64.
+    """
+    where = torch.device("cpu") if state.device.type == "mps" else state.device  # which has no float64
+    try:
+        twin = copy.deepcopy(state.trained).to(where).double()
+    except Exception:
+        return {}
+    model, loss_fn = twin["model"], twin["loss"]
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
+    exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
+
+    @torch.no_grad()
+    def value(param: nn.Parameter, at: Tensor) -> float:
+        with _same_draws(where):
+            param.copy_(at)
+            return float(loss_fn(model(exact[0]), exact[1]))
+
+    found = {}
+    for name in names:
+        param = named[name]
+        if param.numel() != 1:
+            continue
+        start = param.detach().clone()
+        h = STEP * max(1.0, abs(start.item()))
+        try:
+            found[name] = (value(param, start + h) - value(param, start - h)) / (2 * h)
+        except (RuntimeError, TypeError, ValueError):
+            return {}
+        with torch.no_grad():
+            param.copy_(start)
+    return found
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _number(tensor: Tensor | None) -> float | None:
+    if tensor is None:
+        return None
+    return float(tensor.item() if tensor.numel() == 1 else tensor.norm().item())
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Let dropout draw here what it will draw again afterwards."""
+    kind = "cuda" if device.type == "cpu" else device.type  # of which none are listed then
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        yield
