@@ -28,8 +28,9 @@ format: .venv/tests
 	$(INSTALL) --editable .
 	@touch $@
 
+# The tests start many processes, each of which would compile torch anew where Python may not write bytecode.
 .venv/tests: .venv/trains
-	$(INSTALL) --group dev
+	$(INSTALL) --compile-bytecode --group dev
 	@touch $@
 
 # Pins for every platform, without addresses of any package index.

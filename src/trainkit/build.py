@@ -54,18 +54,7 @@ def training(config: DictConfig) -> Training:
         raise ConfigError(*problems)
     where = device.pick(config.device)
     device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
-    train_set, val_set, classes, split_off = datasets(config)
-    config = config.copy()
-    if config.data.classes is None:
-        config.data.classes = classes
-        if classes is None and "data.classes" in OmegaConf.to_yaml(config.model):
-            raise ConfigError(
-                f"data.classes: {config.data.train['_target_']} does not say how many it has, and the model asks",
-                mend="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
-            )
-    train = loader(config, train_set, where, train=True)
-    val = None if val_set is None else loader(config, val_set, where, train=False)
-    count_steps(config, len(train))
+    config, train, val, split_off = loaders(config, where)
 
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
@@ -128,6 +117,23 @@ def call(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **ex
 
 
 # ----------------------------------------------------------------------------------------------- data
+
+
+def loaders(config: DictConfig, where: torch.device) -> tuple[DictConfig, Loader, Loader | None, bool]:
+    """A copy of the config that knows what the data tells: classes, steps; the loaders; whether one was split off."""
+    train_set, val_set, classes, split_off = datasets(config)
+    config = config.copy()
+    if config.data.classes is None:
+        config.data.classes = classes
+        if classes is None and "data.classes" in OmegaConf.to_yaml(config.model):
+            raise ConfigError(
+                f"data.classes: {config.data.train['_target_']} does not say how many it has, and the model asks",
+                mend="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
+            )
+    train = loader(config, train_set, where, train=True)
+    val = None if val_set is None else loader(config, val_set, where, train=False)
+    count_steps(config, len(train))
+    return config, train, val, split_off
 
 
 def datasets(config: DictConfig) -> tuple[Any, Any, int | None, bool]:

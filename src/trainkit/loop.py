@@ -70,12 +70,16 @@ class State:
     needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
     trained: nn.ModuleDict = field(init=False)  # model and loss
     ema: AveragedModel | None = None  # their moving average
+    statistics: list[Tensor] = field(default_factory=list)  # of the batches seen, which a step taken again counts twice
 
     def __post_init__(self) -> None:
         self.loss = Mean(self.device, summed=is_sum(self.loss_fn))
         closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is closure.empty
         self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
+        if self.on_oom == "split":
+            norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            self.statistics = [tensor for module in norms for tensor in module.buffers(recurse=False)]
         if self.ema_decay is not None:
             self.ema = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))
 
@@ -302,7 +306,7 @@ def fitting(
         OutOfMemoryError: with `on_oom` stop, where one sample is too much, and where the weights may
             have begun to change.
     """
-    kept = batch_statistics(state.model) if state.on_oom == "split" else []
+    kept = [(tensor, tensor.clone()) for tensor in state.statistics]
     while True:
         state.updating = False
         try:
@@ -317,16 +321,10 @@ def fitting(
                 raise OutOfMemoryError(f"{state.device} ran out of memory", mend=mend) from error
         state.micro_batch = half
         state.optimizer.zero_grad()
-        for tensor, before in kept:  # a second forward pass would count them twice
+        for tensor, before in kept:
             tensor.copy_(before)
         release(state.device)
         tell(hooks, "on_split", state)
-
-
-def batch_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The tensors that batch norm layers keep of the batches they saw, each with a copy."""
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [(tensor, tensor.clone()) for layer in layers for tensor in layer.buffers(recurse=False)]
 
 
 # ------------------------------------------------------------------------- what is reported
