@@ -171,6 +171,18 @@ class Odd(nn.Sequential):
 """
 
 
+def test_a_finite_difference_of_other_random_draws_is_not_shown(here: Path) -> None:
+    (here / "drawmodels.py").write_text(
+        "import torch\nfrom torch import nn\nclass Draws(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.w = nn.Parameter(torch.ones(()))\n"
+        "    def forward(self, x):\n        return self.w * x + torch.rand_like(x)\n"
+    )
+    line = ["data=line", "loss=mse", "~model", "+model._target_=drawmodels.Draws"]
+    _, rows = rows_of(*line)
+    assert rows["w"]["grad"] is not None
+    assert rows["w"]["finite_difference"] is None
+
+
 def test_inspect_copes_with_dropout_frozen_and_unused_parameters(trainkit: Command, tmp_path: Path) -> None:
     (tmp_path / "oddmodels.py").write_text(MODELS)
     asked = ["inspect", "~model", "+model._target_=oddmodels.Odd"]
@@ -214,6 +226,13 @@ def test_the_rates_rise_by_the_same_factor_and_the_groups_keep_their_ratios() ->
     assert [rest for _, rest in seen] == pytest.approx(test.rates)
     assert test.rates == pytest.approx(torch.logspace(-6, -2, 50, dtype=torch.float64).tolist())
     assert all(head == pytest.approx(10 * rest) for head, rest in seen)
+
+
+def test_the_rate_tried_is_the_first_optimizers_own_where_the_root_has_none() -> None:
+    config = compose(["optim=sgd", "param_groups=head_lr"])
+    training = build.training(config)
+    test = range_test(training.state, training.train, None, 1e-6, 1e-2, 10)
+    assert test.ratios == pytest.approx({"head": 10.0, "default": 1.0})
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:

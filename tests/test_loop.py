@@ -158,6 +158,47 @@ def test_a_micro_batch_changes_no_weight_and_no_loss(name: str, micro_batch: int
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("own", ["denominator", "subclass"])
+def test_a_part_of_a_batch_in_which_nothing_counts_adds_nothing(own: str) -> None:
+    class Masked(nn.Module):
+        def denominator(self, targets: Tensor) -> Tensor:
+            return (targets >= 0).sum()
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            kept = targets >= 0
+            return nn.functional.cross_entropy(outputs[kept], targets[kept])
+
+    class Same(nn.CrossEntropyLoss):
+        pass
+
+    model, _, inputs, targets = problem("ignore_index")
+    loss_fn = Masked() if own == "denominator" else Same()
+    targets = torch.where(torch.arange(SAMPLES) % 16 < 8, -100, problem("cross entropy")[3])
+    whole, parts = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    loader = loader_of(inputs.double(), targets, 16, seed=None)
+    wanted = train_epoch(state_of(whole, loss_fn, lr=1e-2), loader, [])
+    got = train_epoch(state_of(parts, loss_fn, lr=1e-2, micro_batch=4), loader, [])
+    assert got["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_an_optimizer_without_a_learning_rate_trains() -> None:
+    class Signs(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"alpha": 0.01})
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+            for p in self.param_groups[0]["params"]:
+                p.data -= 0.01 * p.grad.sign()
+
+    model, loss_fn, inputs, targets = problem("cross entropy")
+    seen: list[dict[str, Any]] = []
+    state = state_of(model, loss_fn, optimizer=Signs(model.parameters()))
+    fit(state, loader_of(inputs, targets, 16), hooks=[Collector(seen)])
+    assert not [name for name in seen[0] if name.startswith("lr/")]
+
+
 def test_weights_and_losses_are_those_of_a_loop_written_by_hand(here: Any) -> None:  # noqa: ARG001
     config = compose(["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"])
     training = build.training(config)

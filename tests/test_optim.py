@@ -10,7 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from trainkit import build, compose
+from trainkit import compose
+from trainkit.build_optim import build_optimizers
 from trainkit.config import CONF
 from trainkit.errors import ConfigError
 from trainkit.models import GRUClassifier, RowCNN, ToyCNN
@@ -232,7 +233,7 @@ def test_the_optimizers_groups_are_those_written_by_hand(case: str, here: Any) -
     config = compose([f"optim={overrides[0]}", *overrides[1:]])
     OmegaConf.update(config, "param_groups", rules, force_add=True)
     config.param_groups = rules
-    optimizers, _, _ = build.build_optimizers(config, named_params(model))
+    optimizers, _, _ = build_optimizers(config, named_params(model))
     (optimizer,) = optimizers.values()
 
     params = dict(model.named_parameters())
@@ -352,6 +353,24 @@ def test_learnable_parameters_of_the_loss_are_named_loss() -> None:
     assert layout(groups)["t"] == ({"lr": 0.05}, ["loss.log_t"])
 
 
+def test_a_parameter_of_the_model_and_one_of_the_loss_may_not_share_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.weight is a parameter of the model and of the loss"):
+        named_params(nn.ModuleDict({"loss": nn.Linear(1, 1)}), nn.Linear(1, 1))
+
+
+def test_the_type_of_a_computed_weight_is_its_modules() -> None:
+    from torch.nn.utils.parametrizations import weight_norm
+
+    groups = groups_of(nn.Sequential(weight_norm(nn.Linear(2, 2)), nn.PReLU()), {"l": {"type": "Linear", "lr": 1}})
+    assert len(layout(groups)["l"][1]) == 3  # the bias, and what the weight is computed from
+
+
+def test_an_option_that_an_optimizer_takes_once_for_all_is_no_rules(here: Any) -> None:  # noqa: ARG001
+    config = compose(["optim=adagrad", "+param_groups.h={module: fc2, initial_accumulator_value: 2.0}"])
+    with pytest.raises(ConfigError, match="Adagrad takes initial_accumulator_value once for all parameters"):
+        build_optimizers(config, named_params(ToyCNN()))
+
+
 def test_an_optimizer_takes_the_groups_with_their_names() -> None:
     groups = groups_of(ToyCNN(), {"head": {"module": "fc2", "lr_mult": 10}})
     optimizer = torch.optim.SGD([group.for_optimizer() for group in groups], lr=0.1)
@@ -388,6 +407,10 @@ def test_an_optimizer_takes_the_groups_with_their_names() -> None:
         ({"a": {"module": "fc1", "lr": 1}, "b": {"module": "fc1", "lr": 2}}, ["param_groups.b", "before it, by a"]),
         ({"f": {"module": "fc1", "freeze": True}, "b": {"module": "fc1", "lr": 2}}, ["param_groups.b", "only frozen"]),
         ({"f": {"name": ".*", "freeze": True}}, ["no trainable parameter"]),
+        (
+            {"b": {"module": "fc1", "lr": 2}, "f": {"name": "fc1.*", "freeze": True}},
+            ["param_groups.b: it decides only frozen parameters (fc1.weight, fc1.bias), frozen by f"],
+        ),
     ],
 )
 def test_a_wrong_rule_is_an_error_that_names_it_and_the_way_out(rules: dict[str, Any], words: list[str]) -> None:

@@ -152,6 +152,35 @@ def test_a_floor_is_each_groups_own_by_its_ratio() -> None:
     assert [g["lr"] for g in training.state.optimizer.param_groups] == pytest.approx([0.02, 0.002])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["scheduler=warmup_cosine", "scheduler.schedulers.cosine.eta_min=0.002", HEAD], [0.02, 0.002]),
+        (["scheduler=cosine", "scheduler.eta_min=0.002", HEAD, "+param_groups.z={module: fc1, freeze: true}"], [0.02]),
+        (["scheduler=cosine", "scheduler.eta_min=[0.03,0.002]", HEAD], [0.03, 0.002]),
+    ],
+)
+def test_a_floor_holds_behind_a_warm_up_for_a_sole_group_and_as_a_list(
+    overrides: list[str], wanted: list[float]
+) -> None:
+    training = build.training(compose([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
+    fit(training.state, training.train, training.val)
+    assert [g["lr"] for g in training.state.optimizer.param_groups] == pytest.approx(wanted)
+
+
+def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
+    (here / "conf/optim").mkdir(parents=True)
+    (here / "conf/optim/two.yaml").write_text(
+        "# @package _global_\nlr: 0.02\noptim:\n  muon: {_target_: torch.optim.Muon, lr: '${lr}'}\n"
+        "  adamw: {_target_: torch.optim.AdamW, lr: 0.001}\n"
+        "param_groups:\n  matrices: {ndim: 2, optimizer: muon}\n"
+    )
+    rates = Rates()
+    training = build.training(compose(["optim=two", "scheduler=onecycle", "epochs=1", "limit_batches=10"]))
+    fit(training.state, training.train, training.val, [rates])
+    assert [max(column) for column in zip(*rates.seen, strict=True)] == pytest.approx([0.02, 0.001])
+
+
 def test_rates_given_as_lists_stay_as_they_are() -> None:
     overrides = ["scheduler=onecycle", "scheduler.max_lr=[0.5,0.25]", "model=mlp", HEAD]
     training = build.training(compose(overrides))
@@ -167,6 +196,7 @@ def test_rates_given_as_lists_stay_as_they_are() -> None:
         (["scheduler.T_max=${total_steps:}"], 35),
         (["scheduler.T_max=${total_steps:0.2}"], 7),
         (["scheduler.T_max=${total_steps:0.2,1}"], 28),
+        (["scheduler.T_max=${total_steps:0.001}"], 1),  # a part is never nothing
         (["scheduler.T_max=${steps_per_epoch:}"], 5),
         (["scheduler.T_max=${steps_per_epoch:3}"], 15),
         (["scheduler.T_max=${total_steps:}", "scheduler.interval=epoch"], 7),
@@ -203,6 +233,7 @@ def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
     ("overrides", "words"),
     [
         (["scheduler=lambda"], ["scheduler.lr_lambda", "must be given"]),
+        (["scheduler=warmup_cosine", "+scheduler.schedulers.cosine.interval=epoch"], ["only the scheduler around it"]),
         (["scheduler=lambda", "scheduler.lr_lambda=math.cosinus"], ["scheduler.lr_lambda=math.cosinus"]),
         (["+scheduler.sgd._target_=torch.optim.lr_scheduler.StepLR"], ["scheduler.sgd", "no optimizer of that name"]),
         (["scheduler=warmup_cosine", "~scheduler.schedulers.cosine._target_"], ["schedulers.cosine", "no _target_"]),

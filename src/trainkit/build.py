@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from trainkit import device, optim
+from trainkit.build_optim import build_optimizers, build_schedulers
 from trainkit.config import count_steps
-from trainkit.errors import ConfigError, DataError, Problem, TrainkitError, UserCodeError, did_you_mean
+from trainkit.errors import ConfigError, DataError, Problem, UserCodeError, did_you_mean
+from trainkit.instantiate import call
 from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
-from trainkit.loop import EVENTS, State
-from trainkit.rules import Options, Param, named_params
-from trainkit.schedulers import Scheduler, keeping_ratios
-from trainkit.targets import locate, missing_source, wrong_targets
-
-CALLABLES = ("lr_lambda", "scale_fn")  # a scheduler's arguments that may be dotted paths
+from trainkit.loop import EVENTS, State, takes_batch_statistics
+from trainkit.rules import named_params
+from trainkit.targets import wrong_targets
 
 
 @dataclass
@@ -68,10 +63,10 @@ def training(config: DictConfig) -> Training:
     if problems:
         raise ConfigError(*problems)
     table = optim.table(named, groups, options)  # before a scheduler changes any rate
-    step_schedulers, epoch_schedulers = build_schedulers(config.scheduler, optimizers)
+    step_schedulers, epoch_schedulers = build_schedulers(config, optimizers)
     several = len(optimizers) > 1
     early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
-    state = State(
+    state = new_state(
         model=model,
         loss_fn=loss_fn,
         optimizer=optim.ChainedOptimizer(optimizers) if several else next(iter(optimizers.values())),
@@ -92,28 +87,6 @@ def training(config: DictConfig) -> Training:
     )
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
     return Training(state, train, val, hooks, groups, table, {p.name: p.tensor for p in named}, split_off)
-
-
-def call(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **extra: Any) -> Any:
-    """What a node's `_target_` returns for its arguments (as plain containers) and the extra ones.
-
-    With `instead`, that is called in place of what `_target_` names.
-
-    Raises:
-        UserCodeError: it raised an error; `path` says which key called it.
-    """
-    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    for key in extra:
-        plain.pop(key, None)
-    try:
-        made = instantiate(plain | {"_partial_": True}, _convert_="all")
-        return (instead or made.func)(*made.args, **made.keywords, **extra)
-    except InstantiationException as error:
-        raise UserCodeError(path, error.__cause__ or error) from error
-    except TrainkitError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserCodeError(path, error) from error
 
 
 # ----------------------------------------------------------------------------------------------- data
@@ -235,119 +208,19 @@ def build_loss(node: DictConfig) -> nn.Module:
     return _module(call(node, "loss", **tensors), "loss")
 
 
-def build_optimizers(
-    config: DictConfig, params: list[Param]
-) -> tuple[dict[str, Optimizer], list[optim.Group], dict[str, Options]]:
-    """The optimizers by name, over the param groups that the rules make; the groups; their options.
-
-    One optimizer goes by the name of its class, several by their names under `optim`.
-    """
-    plain: Any = OmegaConf.to_container(config.optim, resolve=True)
-    several = "_target_" not in plain
-    nodes = plain if several else {str(plain["_target_"]).rpartition(".")[2]: plain}
-    paths = {name: f"optim.{name}" if several else "optim" for name in nodes}
-    makers = {name: locate(node["_target_"]) for name, node in nodes.items()}
-    options = {
-        name: Options.of(makers[name], {key: value for key, value in node.items() if not key.startswith("_")})
-        for name, node in nodes.items()
-    }
-    rules: Any = OmegaConf.to_container(config.param_groups, resolve=True)
-    groups = optim.resolve(params, rules, options)
-    optimizers = {}
-    for name, node in nodes.items():
-        own = [group for group in groups if group.optimizer == name]
-        fits_groups(paths[name], makers[name], own, alone=not several)
-        # torch checks only an optimizer's own values, so each group's are tried as such, on one thrown away.
-        for group in own:
-            if group.options.keys() - {"lr"} and group.name != "default":
-                tensors = [param.tensor for param in group.params]
-                call(node, f"param_groups.{group.name}", params=tensors, **group.options)
-        optimizer = call(node, paths[name], params=[group.for_optimizer() for group in own])
-        if not isinstance(optimizer, Optimizer):
-            cause = f"{paths[name]}: {type(optimizer).__name__} is no torch.optim.Optimizer"
-            raise ConfigError(cause, mend="name a class of optimizers")
-        optimizers[name] = optimizer
-    stepped = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
-    wanted = [id(p.tensor) for group in groups for p in group.params]
-    if sorted(stepped) != sorted(wanted):
-        raise ConfigError(
-            "the optimizer does not hold each trainable parameter exactly once",
-            mend="let it keep the params it is given",
-        )
-    return optimizers, groups, options
-
-
-def fits_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool) -> None:
-    """Refuse what an optimizer cannot do, in words that name the parameters."""
-    if inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS) and (len(groups) > 1 or not alone):
-        raise ConfigError(f"{path}: LBFGS takes one param group", mend="write param_groups=none, or another optim")
-    odd = [param for group in groups for param in group.params if param.tensor.dim() != 2]
-    if inspect.isclass(cls) and issubclass(cls, torch.optim.Muon) and odd:
-        shown = ", ".join(f"{param.name} ({param.tensor.dim()}-D)" for param in odd[:3])
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise ConfigError(
-            f"{path}: Muon takes 2-D parameters only, not {shown}{more}",
-            mend="give it those alone and another optimizer the rest: optim=muon_sgd",
-        )
-
-
-def build_schedulers(
-    node: DictConfig | None, optimizers: dict[str, Optimizer]
-) -> tuple[list[Scheduler], list[Scheduler]]:
-    """The schedulers that step with every step, and those that step with every epoch.
-
-    A `_target_` is built for each optimizer, named children for the optimizers of those names.
-    """
-    plain: Any = OmegaConf.to_container(node, resolve=True) if node else {}
-    made: dict[str, list[Scheduler]] = {"step": [], "epoch": []}
-    for name, optimizer in optimizers.items():
-        path, own = ("scheduler", plain) if "_target_" in plain else (f"scheduler.{name}", plain.get(name))
-        if own:
-            made[own.get("interval", "epoch")].append(build_scheduler(own, path, optimizer))
-    return made["step"], made["epoch"]
-
-
-def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer) -> Scheduler:
-    """A scheduler, and those inside it, which keeps the ratios of the param groups' rates."""
-    arguments = {key: value for key, value in node.items() if key not in ("_target_", "interval")}
-    inside = arguments.get("schedulers")
-    if inside:
-        named = inside.items() if isinstance(inside, dict) else enumerate(inside)
-        arguments["schedulers"] = [build_scheduler(n, f"{path}.schedulers.{key}", optimizer) for key, n in named]
-    for key in CALLABLES:
-        if isinstance(arguments.get(key), str):
-            arguments[key] = function(arguments[key], f"{path}.{key}")
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    cls, arguments = keeping_ratios(locate(node["_target_"]), arguments, optimizer)
-    objects = {key: arguments.pop(key) for key in ("schedulers",) if key in arguments}
-    own = {"_target_": node["_target_"], **arguments}
-    scheduler: Scheduler = call(own, path, cls, optimizer=optimizer, **objects)
-    now = {float(group["lr"]) for group in optimizer.param_groups}
-    if len(set(rates)) > 1 and len(now) == 1 and now != {0.0}:
-        raise ConfigError(
-            f"{path}: {type(scheduler).__name__} gives all param groups one rate, theirs are {rates}",
-            mend="give its rates as lists, one value a group",
-        )
-    return scheduler
-
-
-def function(dotted: str, path: str) -> Any:
-    """The function that a dotted path names."""
-    key = f"{path}={dotted}"
-    problem = missing_source(dotted)
-    if problem:
-        raise ConfigError(f"{key}: {problem.cause}", mend=problem.mend)
+def new_state(**parts: Any) -> State:
+    """The state of a training, with a copy of the model where `ema` asks for one."""
     try:
-        return locate(dotted)
+        return State(**parts)
     except Exception as error:
-        raise UserCodeError(key, error) from error
+        raise UserCodeError("ema" if parts["ema_decay"] else "training", error) from error
 
 
 def on_oom(asked: str, model: nn.Module) -> str:
     """What to do where memory runs out: auto splits, but where layers see the batch's statistics."""
     if asked != "auto":
         return asked
-    return "stop" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else "split"
+    return "stop" if any(takes_batch_statistics(module) for module in model.modules()) else "split"
 
 
 # --------------------------------------------------------------------------------------- what is seen

@@ -97,6 +97,9 @@ def _schedulers(scheduler: Mapping[str, Any], optim: Mapping[str, Any]) -> Itera
             if not isinstance(child, dict) or "_target_" not in child:
                 mend = f"add +{path}.schedulers.{key}._target_=torch.optim.lr_scheduler.LinearLR"
                 yield Problem(f"{path}.schedulers.{key}: it has no _target_, so nothing can be built of it", mend)
+            elif "interval" in child:
+                mend = f"write {path}.interval=…, which holds for all inside"
+                yield Problem(f"{path}.schedulers.{key}.interval: only the scheduler around it has one", mend)
 
 
 def _at(node: Any, path: str) -> Any:

@@ -206,13 +206,15 @@ def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> 
     epochs = _root_.get("epochs")
     if in_epoch is None or not isinstance(epochs, int):
         return None
-    return round(end * epochs * in_epoch) - round(start * epochs * in_epoch)
+    total = epochs * in_epoch
+    first, last = (share and max(1, round(share * total)) for share in (start, end))  # a part is never nothing
+    return max(1, int(last - first))
 
 
 def _steps_per_epoch(epochs: float = 1, *, _parent_: Any, _root_: Any) -> int | None:
     """How often the scheduler around it steps in so many epochs."""
     in_epoch = _steps_in_epoch(_parent_, _root_)
-    return None if in_epoch is None else round(epochs * in_epoch)
+    return None if in_epoch is None else max(1, round(epochs * in_epoch))
 
 
 def _steps_in_epoch(node: Any, root: Any) -> int | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -13,16 +14,16 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def layers(model: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters of any model, frozen ones too, layer by layer from the input to the head.
 
-    A layer is a block of a stack (a residual block, a transformer block) or, outside stacks, a
-    module. What is no layer of its own joins one: a norm behind a block the layer after it, a norm
-    behind anything else the layer before it, a parameter that a model holds itself the layer before
-    it. So a vision transformer has its embeddings, its blocks and its head, as in BEiT
-    (https://arxiv.org/abs/2106.08254). A tied parameter counts where it is first met.
+    A layer is a block of a stack (a residual block, a transformer block), wherever in the model the
+    stack is, or else a module. What is no layer of its own joins one: a norm behind a block the layer
+    after it, a norm behind anything else the layer before it, a parameter that a model holds itself
+    the layer before it. So a vision transformer has its embeddings, its blocks and its head, as in
+    BEiT (https://arxiv.org/abs/2106.08254). A tied parameter counts where it is first met.
     """
     found: list[list[nn.Parameter]] = []
     waiting: list[nn.Parameter] = []  # for the next layer
     before = ""
-    for kind, params in _pieces(model, set()):
+    for kind, params in _pieces(model, set(), in_block=False):
         if kind in ("block", "module"):
             found.append(waiting + params)
             waiting, before = [], kind
@@ -35,18 +36,20 @@ def layers(model: nn.Module) -> list[list[nn.Parameter]]:
     return found or [waiting]
 
 
-def _pieces(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, list[nn.Parameter]]]:
+def _pieces(module: nn.Module, seen: set[int], *, in_block: bool) -> Iterator[tuple[str, list[nn.Parameter]]]:
     """The parameters inside a module in order, in pieces: a `block`, a `module`, a `norm`, its `own`."""
     yield "own", _unseen(module, seen, recurse=False)
     children = [child for child in module.children() if any(id(p) not in seen for p in child.parameters())]
     for child in children:
-        parts = list(child.children())
-        wraps = len(children) == 1 and bool(parts)
-        if type(child) in CONTAINERS or wraps or any(_is_stack(part) for part in (child, *parts)):
-            yield from _pieces(child, seen)
+        blocks = in_block or child in _blocks(module)
+        wrapped = type(module) not in CONTAINERS and len(children) == 1 and not list(child.parameters(recurse=False))
+        opens = type(child) in CONTAINERS or (wrapped and list(child.children())) or _holds_stack(child, blocks)
+        if opens and not is_parametrized(child):
+            yield from _pieces(child, seen, in_block=blocks)
             continue
         params = _unseen(child, seen, recurse=True)
-        yield "norm" if all(p.dim() < 2 for p in params) else "block" if parts else "module", params
+        whole = "block" if list(child.children()) else "module"
+        yield "norm" if all(p.dim() < 2 for p in params) else whole, params
 
 
 def _unseen(module: nn.Module, seen: set[int], *, recurse: bool) -> list[nn.Parameter]:
@@ -55,7 +58,27 @@ def _unseen(module: nn.Module, seen: set[int], *, recurse: bool) -> list[nn.Para
     return params
 
 
-def _is_stack(module: nn.Module) -> bool:
-    """Whether it holds blocks of one kind; a Sequential (convolution, norm, activation) is no block."""
-    blocks = [child for child in module.children() if not isinstance(child, CONTAINERS) and list(child.children())]
-    return isinstance(module, CONTAINERS) and any(count > 1 for count in Counter(map(type, blocks)).values())
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a stack: a container's children of one kind, each with several weights.
+
+    So a convolution with its norm and activation is no block, nor is one module with none like it.
+    """
+    if not isinstance(module, CONTAINERS):
+        return []
+    weights = {child: sum(p.dim() > 1 for p in child.parameters()) for child in module.children()}
+    composed = [child for child in weights if weights[child] > 1 and list(child.children())]
+    composed = [child for child in composed if not isinstance(child, CONTAINERS)]
+    count = Counter(map(type, composed))
+    return [child for child in composed if count[type(child)] > 1]
+
+
+def _holds_stack(module: nn.Module, in_block: bool) -> bool:
+    """Whether there is a stack inside at any depth; inside a block, of blocks that are composed themselves.
+
+    That tells a stage's blocks from a block's experts.
+    """
+    for part in module.modules():
+        for block in _blocks(part):
+            if not in_block or any(list(p.parameters()) and list(p.children()) for p in block.children()):
+                return True
+    return False

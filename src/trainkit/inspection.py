@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,6 @@ def inspect_step(training: Training) -> dict[str, Any]:
             row[key] = _number(named[name].grad)
 
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
-    differences = finite_differences(state, inputs, targets, [n for n, p in named.items() if p.requires_grad])
     state.optimizer.zero_grad()
     note("grad_before")
     with _same_draws(state.device):
@@ -50,6 +50,8 @@ def inspect_step(training: Training) -> dict[str, Any]:
     note("grad_twice")
     state.optimizer.zero_grad()
     note("grad_after_zero")
+    trainable = [name for name, param in named.items() if param.requires_grad]
+    differences = finite_differences(state, inputs, targets, loss.item(), trainable)
     train_step(state, inputs, targets)
     for name, row in rows.items():
         change = named[name].detach() - before[name]
@@ -61,40 +63,42 @@ def inspect_step(training: Training) -> dict[str, Any]:
     return {"loss": loss.item(), "samples": batch_size_of(inputs), "parameters": list(rows.values())}
 
 
-def finite_differences(state: State, inputs: Any, targets: Any, names: list[str]) -> dict[str, float]:
+def finite_differences(state: State, inputs: Any, targets: Any, at_start: float, names: list[str]) -> dict[str, float]:
     """(loss(p + h) - loss(p - h)) / 2h in float64, for each parameter among `names` that is one number.
 
-    Without those of a model that cannot be copied or does not compute in float64.
+    None of a model that cannot be copied, does not compute in float64, or gives another loss there (as
+    one does that draws at random in another way).
     """
     where = torch.device("cpu") if state.device.type == "mps" else state.device  # which has no float64
+    found: dict[str, float] = {}
     try:
         twin = copy.deepcopy(state.trained).to(where).double()
-    except Exception:
-        return {}
-    model, loss_fn = twin["model"], twin["loss"]
-    named = dict(model.named_parameters(remove_duplicate=False))
-    named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
-    exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
+        model, loss_fn = twin["model"], twin["loss"]
+        named = dict(model.named_parameters(remove_duplicate=False))
+        named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
+        exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
 
-    @torch.no_grad()
-    def value(param: nn.Parameter, at: Tensor) -> float:
-        with _same_draws(where):
-            param.copy_(at)
-            return float(loss_fn(model(exact[0]), exact[1]))
+        @torch.no_grad()
+        def value(param: nn.Parameter, at: Tensor) -> float:
+            with _same_draws(where):
+                param.copy_(at)
+                loss: Tensor = loss_fn(model(exact[0]), exact[1])
+            if loss.dtype != torch.float64:
+                raise TypeError("not in float64")
+            return loss.item()
 
-    found = {}
-    for name in names:
-        param = named[name]
-        if param.numel() != 1:
-            continue
-        start = param.detach().clone()
-        h = STEP * max(1.0, abs(start.item()))
-        try:
+        for name in names:
+            param = named[name]
+            if param.numel() != 1 or param.is_complex():
+                continue
+            start = param.detach().clone()
+            if not math.isclose(value(param, start), at_start, rel_tol=1e-3, abs_tol=1e-6):
+                return {}
+            h = STEP * max(1.0, abs(start.item()))
             found[name] = (value(param, start + h) - value(param, start - h)) / (2 * h)
-        except (RuntimeError, TypeError, ValueError):
-            return {}
-        with torch.no_grad():
-            param.copy_(start)
+            value(param, start)
+    except Exception:  # whatever a model that is written for float32 raises
+        return {}
     return found
 
 

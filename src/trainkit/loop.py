@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainkit.device import out_of_memory, release, wait
 from trainkit.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from trainkit.loaders import Batch, Loader, batch_size_of, map_tensors
-from trainkit.losses import denominator, is_sum, summing
+from trainkit.losses import denominator, is_sum, knows_sum, summing
 from trainkit.metrics import Mean, predicted_right
 from trainkit.optim import ChainedOptimizer
 from trainkit.schedulers import Scheduler
@@ -78,7 +78,7 @@ class State:
         self.needs_closure = closure is not None and closure.default is closure.empty
         self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
         if self.on_oom == "split":
-            norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            norms = [module for module in self.model.modules() if takes_batch_statistics(module)]
             self.statistics = [tensor for module in norms for tensor in module.buffers(recurse=False)]
         if self.ema_decay is not None:
             self.ema = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))
@@ -238,8 +238,9 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
         for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
             whole = batch_size_of(part) == samples
             loss = loss_of_part(state, part, part_targets, None if whole else weight)
-            loss.backward()
-            total = total + loss.detach()
+            if loss is not None:
+                loss.backward()
+                total = total + loss.detach()
         before_update(state, observe=not first)
         first.append(total)
         return total
@@ -253,17 +254,23 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     state.loss.update(first[0], weight)
 
 
-def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor:
-    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`; None: it is the whole."""
+def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor | None:
+    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`; None: nothing counts.
+
+    Without a weight the part is the whole.
+    """
     if weight is None:
         whole: Tensor = state.loss_fn(state.model(inputs), targets)
         return whole
+    own = denominator(state.loss_fn, targets, batch_size_of(inputs))
+    if not knows_sum(state.loss_fn) and not is_sum(state.loss_fn) and own == 0:  # its mean would be 0 / 0
+        return None
     with summing(state.loss_fn) as summed:
         loss: Tensor = state.loss_fn(state.model(inputs), targets)
     if is_sum(state.loss_fn):
         return loss
     if not summed:
-        loss = loss * denominator(state.loss_fn, targets, batch_size_of(inputs))
+        loss = loss * own
     return loss / (torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight)
 
 
@@ -273,6 +280,12 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
     for start in range(0, samples, size or samples):
         part = slice(start, start + (size or samples))
         yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
+
+
+def takes_batch_statistics(module: nn.Module) -> bool:
+    """Whether a layer normalises by its batch, or keeps count of the batches it sees."""
+    kept = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    return kept or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def before_update(state: State, *, observe: bool = True) -> None:
@@ -335,7 +348,8 @@ def observe_step(state: State) -> None:
     if state.batch + 1 < state.batches:
         return
     groups = enumerate(state.optimizer.param_groups)
-    state.rates = {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in groups}
+    rates = {f"lr/{group.get('name', number)}": group.get("lr") for number, group in groups}
+    state.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
     params = [p for group in state.optimizer.param_groups for p in group["params"]]
     state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     state.gradients = {f"grad/{name}": _number(tensor.grad) for name, tensor in state.watch.items()}
@@ -353,7 +367,7 @@ def report_of_step(state: State) -> Metrics:
 def _number(tensor: Tensor | None) -> float | None:
     if tensor is None:
         return None
-    return float(tensor.item() if tensor.numel() == 1 else tensor.norm().item())
+    return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())
 
 
 def check_finite(metrics: Metrics) -> None:

@@ -54,16 +54,27 @@ def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | i
     return torch.where(counted, weights, 0).sum()
 
 
+def knows_sum(loss_fn: nn.Module) -> bool:
+    """Whether a loss is a mean that can give its sum instead: torch's own cross entropies."""
+    forward = type(loss_fn).forward
+    return (
+        isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss)
+        and forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
+        and loss_fn.reduction == "mean"
+        and getattr(loss_fn, "denominator", None) is None
+    )
+
+
 @contextmanager
 def summing(loss_fn: nn.Module) -> Iterator[bool]:
     """Let cross entropy give its sum for a while; tells whether a loss value is a sum now.
 
     A part of a batch may hold nothing that counts: its mean is 0 / 0, its sum 0.
     """
-    known: Any = loss_fn if type(loss_fn) in (nn.CrossEntropyLoss, nn.NLLLoss) else None
-    if known is None or known.reduction != "mean":
+    if not knows_sum(loss_fn):
         yield False
         return
+    known: Any = loss_fn
     known.reduction = "sum"
     try:
         yield True

@@ -76,13 +76,13 @@ def range_test(
     no use afterwards.
 
     Raises:
-        ConfigError: `lr` is 0.
+        ConfigError: `lr` is 0, or an optimizer has none.
         NonFiniteError: the loss is from the first step.
     """
     groups = state.optimizer.param_groups
-    base = float(lr if lr is not None else groups[0]["lr"])
-    if base == 0:
-        raise ConfigError("lr=0: the param groups have no ratio to it", mend="leave out lr, or give another")
+    base = float(lr if lr is not None else state.optimizer.defaults.get("lr") or 0)
+    if base == 0 or any(group.get("lr") is None for group in groups):
+        raise ConfigError(f"lr={base:g}: the param groups have no ratio to it", mend="leave out lr, or give another")
     test = RangeTest({group["name"]: float(group["lr"]) / base for group in groups}, max(1.0, WIDTH * steps))
     means: list[float] = []
     average = 0.0

@@ -50,7 +50,7 @@ def resolve(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[s
     for name, rule in rules.items():
         wrong = [*malformed(name, rule, optimizers)]
         problems += wrong or _apply(name, rule, params)
-    problems += _ties(params)
+    problems += [*_frozen_later(rules, params), *_ties(params)]
     if problems:
         raise ConfigError(*problems)
     trainable = {id(param.tensor): param for param in reversed(params) if not param.frozen}
@@ -96,6 +96,17 @@ def _apply(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[
     else:
         deciders = ", ".join(sorted(shadows))
         yield Problem(f"param_groups.{name}: all it sets is decided before it, by {deciders}", f"move it up, {way_out}")
+
+
+def _frozen_later(rules: Mapping[str, Any], params: list[Param]) -> Iterator[Problem]:
+    """Rules that decided something, but only of parameters that a later rule froze."""
+    for name, rule in rules.items():
+        decided = [param for param in params if isinstance(rule, Mapping) and name in param.decided_by.values()]
+        froze = {param.decided_by.get("freeze") for param in decided}
+        if decided and all(param.frozen for param in decided) and not rule.get("freeze") and not rule.get("optional"):
+            cause = f"param_groups.{name}: it decides only frozen parameters ({_some(decided)})"
+            by = ", ".join(sorted(rule for rule in froze if rule))
+            yield Problem(f"{cause}, frozen by {by}", f"delete it, or write param_groups.{name}.optional=true")
 
 
 def _some(params: Iterable[Param]) -> str:
@@ -251,6 +262,11 @@ class ChainedOptimizer:
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all, in the order of the optimizers."""
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those of the first."""
+        return next(iter(self.optimizers.values())).defaults
 
     def zero_grad(self) -> None:
         """Let go of every gradient."""

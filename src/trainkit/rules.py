@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainkit.depth import layers
-from trainkit.errors import Problem, did_you_mean, nearest
+from trainkit.errors import ConfigError, Problem, did_you_mean, nearest
 
 SELECTORS = ("name", "module", "type", "ndim", "layer")
 OWN_OPTIONS = ("lr_mult", "layer_decay", "freeze", "optimizer", "optional")
@@ -23,7 +24,7 @@ KINDS |= {"freeze": bool, "optimizer": str, "optional": bool}
 LISTS = ("module", "type", "layer")  # selectors that take several values
 
 
-@dataclass
+@dataclass(eq=False)
 class Param:
     """A parameter under one of its names (a tied one has several), and what the rules decide for it.
 
@@ -71,17 +72,27 @@ class Options:
 
 
 def named_params(model: nn.Module, loss_fn: nn.Module | None = None) -> list[Param]:
-    """Every parameter of the model, and of the loss as `loss.*`, under each of its names."""
+    """Every parameter of the model, and of the loss as `loss.*`, under each of its names.
+
+    Raises:
+        ConfigError: a name of the model's is one of the loss's.
+    """
     order = layers(model)
     depth = {id(p): number for number, layer in enumerate(order) for p in layer}
     last = len(order) - 1
     found = []
     for prefix, root in (("", model), ("loss.", loss_fn)):
         for path, module in root.named_modules(remove_duplicate=False) if root is not None else ():
+            assert root is not None
             for leaf, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
                 name = prefix + (f"{path}.{leaf}" if path else leaf)
                 layer = depth.get(id(tensor), last)  # the loss is as near the end as the head
-                found.append(Param(name, tensor, module, layer, last - layer))
+                owner = root.get_submodule(re.split(r"\.?parametrizations\b", path)[0])  # whose weight is computed
+                found.append(Param(name, tensor, owner, layer, last - layer))
+    twice = [name for name, count in Counter(param.name for param in found).items() if count > 1]
+    if twice:
+        mend = "name the model's module otherwise: loss.* are the loss's"
+        raise ConfigError(f"model: {twice[0]} is a parameter of the model and of the loss", mend=mend)
     return found
 
 

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler, ReduceLROnPlateau
+
+from trainkit.errors import ConfigError
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 PER_GROUP = ("max_lr", "base_lr", "min_lr", "swa_lr")  # torch takes one number, or a list with one for each group
+ONE_FLOOR = (CosineAnnealingLR, CosineAnnealingWarmRestarts)  # whose eta_min torch takes for all groups
 
 
-def ratios(optimizer: Optimizer) -> list[float]:
-    """Each param group's learning rate over the optimizer's own."""
-    lr = float(optimizer.defaults.get("lr") or 0)
-    return [float(group["lr"]) / lr if lr else 1.0 for group in optimizer.param_groups]
-
-
-def keeping_ratios(cls: Any, arguments: dict[str, Any], optimizer: Optimizer) -> tuple[Any, dict[str, Any]]:
+def keeping_ratios(cls: Any, arguments: dict[str, Any], ratios: Sequence[float]) -> tuple[Any, dict[str, Any]]:
     """A scheduler's class and arguments such that no rate among them is the same for unequal groups.
 
     torch takes `max_lr`, `base_lr` and `min_lr` as they are for all groups, and `eta_min` as the one
-    floor of all. Here the number is meant for a group at the optimizer's own learning rate, and the
-    others have it in proportion. Lists stay as they are.
+    floor of all. Here the number is meant for a group of ratio 1, and the others have it in
+    proportion. Lists stay as they are.
+
+    Args:
+        cls: the scheduler's class.
+        arguments: what it is called with, the optimizer aside.
+        ratios: each param group's learning rate over the one that the numbers are meant for.
+
+    Raises:
+        ConfigError: a list of floors that does not fit the groups.
     """
-    scale = ratios(optimizer)
-    if len(set(scale)) < 2:
+    if all(ratio == 1 for ratio in ratios):
         return cls, arguments
     arguments = dict(arguments)
     for name in PER_GROUP:
         if isinstance(arguments.get(name), int | float):
-            arguments[name] = [arguments[name] * ratio for ratio in scale]
-    if cls in (CosineAnnealingLR, CosineAnnealingWarmRestarts) and arguments.get("eta_min"):
-        floors = [arguments["eta_min"] * ratio for ratio in scale]
+            arguments[name] = [arguments[name] * ratio for ratio in ratios]
+    floor = arguments.get("eta_min")
+    if isinstance(cls, type) and issubclass(cls, ONE_FLOOR) and floor:
+        floors = floor if isinstance(floor, list) else [floor * ratio for ratio in ratios]
+        if len(floors) != len(ratios):
+            raise ConfigError(f"eta_min={floors}: there are {len(ratios)} param groups", mend="give one for each")
+        arguments["eta_min"] = floors[0]
         cls = type(cls.__name__, (_FloorByGroup, cls), {"floors": floors})
     return cls, arguments
 

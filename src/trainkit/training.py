@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from trainkit import build, display
 from trainkit.blame import blame
 from trainkit.config import Composed, checked
 from trainkit.errors import Stopped, TrainkitError
-from trainkit.loop import State, fit
+from trainkit.loop import State, fit, takes_batch_statistics
 from trainkit.run import Run, claim, default_directory, point_latest
 
 
@@ -116,7 +115,7 @@ def remarks(config: DictConfig, training: build.Training, overrides: Sequence[st
     state, lines = training.state, []
     if not training.split_off and any(text.startswith("data.split=0") for text in overrides):
         lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
-    norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in state.model.modules() if takes_batch_statistics(module)]
     if state.micro_batch is not None and norms:
         lines.append(f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time")
     if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):

@@ -1,0 +1,140 @@
+"""Config to optimizers over their param groups, and to the schedulers of their rates."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
+
+from trainkit import optim
+from trainkit.errors import ConfigError
+from trainkit.instantiate import call, function
+from trainkit.rules import Options, Param
+from trainkit.schedulers import PER_GROUP, Scheduler, keeping_ratios
+from trainkit.targets import locate
+
+# Options of which torch reads the optimizer's own value alone.
+ONCE: dict[type, tuple[str, ...]] = {torch.optim.Adagrad: ("initial_accumulator_value",)}
+CALLABLES = ("lr_lambda", "scale_fn")  # a scheduler's arguments that may be dotted paths
+
+
+def build_optimizers(
+    config: DictConfig, params: list[Param]
+) -> tuple[dict[str, Optimizer], list[optim.Group], dict[str, Options]]:
+    """The optimizers by name, over the param groups that the rules make; the groups; their options.
+
+    One optimizer goes by the name of its class, several by their names under `optim`.
+    """
+    plain: Any = OmegaConf.to_container(config.optim, resolve=True)
+    several = "_target_" not in plain
+    nodes = plain if several else {str(plain["_target_"]).rpartition(".")[2]: plain}
+    paths = {name: f"optim.{name}" if several else "optim" for name in nodes}
+    makers = {name: locate(node["_target_"]) for name, node in nodes.items()}
+    options = {
+        name: Options.of(makers[name], {key: value for key, value in node.items() if not key.startswith("_")})
+        for name, node in nodes.items()
+    }
+    rules: Any = OmegaConf.to_container(config.param_groups, resolve=True)
+    groups = optim.resolve(params, rules, options)
+    optimizers = {}
+    for name, node in nodes.items():
+        own = [group for group in groups if group.optimizer == name]
+        fits_groups(paths[name], makers[name], own, alone=not several)
+        optimizers[name] = build_optimizer(node, paths[name], own)
+    stepped = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
+    wanted = [id(p.tensor) for group in groups for p in group.params]
+    if sorted(stepped) != sorted(wanted):
+        raise ConfigError(
+            "the optimizer does not hold each trainable parameter exactly once",
+            mend="let it keep the params it is given",
+        )
+    return optimizers, groups, options
+
+
+def build_optimizer(node: dict[str, Any], path: str, groups: list[optim.Group]) -> Optimizer:
+    """One optimizer over its groups, whose every option it must take into account."""
+    # torch checks only an optimizer's own values, so each group's are tried as such, on one thrown away.
+    for group in groups:
+        if group.options.keys() - {"lr"} and group.name != "default":
+            tensors = [param.tensor for param in group.params]
+            call(node, f"param_groups.{group.name}", params=tensors, **group.options)
+    optimizer = call(node, path, params=[group.for_optimizer() for group in groups])
+    if not isinstance(optimizer, Optimizer):
+        cause = f"{path}: {type(optimizer).__name__} is no torch.optim.Optimizer"
+        raise ConfigError(cause, mend="name a class of optimizers")
+    set_by_rule = {key for group in groups for key in group.options} - {"lr"}
+    once = set_by_rule - optimizer.defaults.keys() | set_by_rule & {*ONCE.get(type(optimizer), ())}
+    if once:
+        raise ConfigError(
+            f"param_groups: {type(optimizer).__name__} takes {', '.join(sorted(once))} once for all parameters",
+            mend=f"write {path}.{min(once)}=VALUE, and no rule for it",
+        )
+    return optimizer
+
+
+def fits_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool) -> None:
+    """Refuse what an optimizer cannot do, in words that name the parameters."""
+    if inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS) and (len(groups) > 1 or not alone):
+        raise ConfigError(f"{path}: LBFGS takes one param group", mend="write param_groups=none, or another optim")
+    odd = [param for group in groups for param in group.params if param.tensor.dim() != 2]
+    if inspect.isclass(cls) and issubclass(cls, torch.optim.Muon) and odd:
+        shown = ", ".join(f"{param.name} ({param.tensor.dim()}-D)" for param in odd[:3])
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise ConfigError(
+            f"{path}: Muon takes 2-D parameters only, not {shown}{more}",
+            mend="give it those alone and another optimizer the rest: optim=muon_sgd",
+        )
+
+
+def build_schedulers(config: DictConfig, optimizers: dict[str, Optimizer]) -> tuple[list[Scheduler], list[Scheduler]]:
+    """The schedulers that step with every step, and those that step with every epoch.
+
+    A `_target_` is built for each optimizer, named children for the optimizers of those names.
+    """
+    plain: Any = OmegaConf.to_container(config.scheduler, resolve=True) if config.scheduler else {}
+    made: dict[str, list[Scheduler]] = {"step": [], "epoch": []}
+    for name, optimizer in optimizers.items():
+        shared = "_target_" in plain
+        path, own = ("scheduler", plain) if shared else (f"scheduler.{name}", plain.get(name))
+        if not own:
+            continue
+        lr = optimizer.defaults.get("lr")
+        if lr is None:
+            raise ConfigError(f"{path}: {name} has no lr to schedule", mend="write scheduler=none")
+        # The numbers of a scheduler for all optimizers are meant for the root's rate.
+        base = float(config.lr if shared and len(optimizers) > 1 and config.lr is not None else lr)
+        ratios = [float(group["lr"]) / base if base else 1.0 for group in optimizer.param_groups]
+        made[own.get("interval", "epoch")].append(build_scheduler(own, path, optimizer, ratios))
+    return made["step"], made["epoch"]
+
+
+def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratios: list[float]) -> Scheduler:
+    """A scheduler, and those inside it, which keeps the ratios of the param groups' rates."""
+    arguments = {key: value for key, value in node.items() if key not in ("_target_", "interval")}
+    inside = arguments.get("schedulers")
+    if inside:
+        named = inside.items() if isinstance(inside, dict) else enumerate(inside)
+        arguments["schedulers"] = [
+            build_scheduler(n, f"{path}.schedulers.{key}", optimizer, ratios) for key, n in named
+        ]
+    for key in CALLABLES:
+        given = arguments.get(key)
+        if isinstance(given, str):
+            arguments[key] = function(given, f"{path}.{key}")
+        elif isinstance(given, list):
+            arguments[key] = [function(item, f"{path}.{key}") if isinstance(item, str) else item for item in given]
+    cls, arguments = keeping_ratios(locate(node["_target_"]), arguments, ratios)
+    objects = {key: arguments.pop(key) for key in ("schedulers",) if key in arguments}
+    own = {"_target_": node["_target_"], **arguments}
+    scheduler: Scheduler = call(own, path, cls, optimizer=optimizer, **objects)
+    now = {float(group["lr"]) for group in optimizer.param_groups}
+    asked = any(isinstance(arguments.get(key), list) for key in PER_GROUP)
+    if len(set(ratios)) > 1 and len(now) == 1 and now != {0.0} and not asked:
+        raise ConfigError(
+            f"{path}: {type(scheduler).__name__} gives all param groups one rate, theirs go as {ratios}",
+            mend="give its rates as lists, one value a group",
+        )
+    return scheduler
