@@ -81,7 +81,7 @@ def _apply(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[
             sets["lr_mult"] = sets.pop("layer_decay") ** param.height
         shadows |= {param.decided_by[key] for key in sets if key in param.decided_by}
         free = {key: value for key, value in sets.items() if key not in param.decided_by}
-        dead &= not (free and param in alive)
+        dead &= not free or param.frozen
         param.fields |= free
         param.decided_by |= dict.fromkeys(free, name)
     if not dead or rule.get("optional", False):
