@@ -167,6 +167,9 @@ class Odd(nn.Sequential):
         self.still = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def forward(self, x):
+        print("forward")
+        if len(x) > 20:
+            raise torch.OutOfMemoryError("out of memory")
         return super().forward(x) * self.scale * self.still
 """
 
@@ -183,10 +186,14 @@ def test_a_finite_difference_of_other_random_draws_is_not_shown(here: Path) -> N
     assert rows["w"]["finite_difference"] is None
 
 
-def test_inspect_copes_with_dropout_frozen_and_unused_parameters(trainkit: Command, tmp_path: Path) -> None:
+def test_inspect_copes_with_dropout_little_memory_prints_frozen_and_unused_parameters(
+    trainkit: Command, tmp_path: Path
+) -> None:
     (tmp_path / "oddmodels.py").write_text(MODELS)
     asked = ["inspect", "~model", "+model._target_=oddmodels.Odd"]
-    step = json.loads(trainkit(*asked, "--json").stdout)
+    done = trainkit(*asked, "--json")
+    step = json.loads(done.stdout)
+    assert "forward" in done.stderr
     rows = {row["name"]: row for row in step["parameters"]}
     assert rows["unused"]["grad"] is None
     assert rows["unused"]["update"] == 0
@@ -251,7 +258,25 @@ def test_find_lr_says_so_where_no_rate_helps(trainkit: Command) -> None:
     assert "the loss ran away" in done.stdout
 
 
-def test_a_loss_that_is_never_finite_ends_with_exit_code_4(trainkit: Command) -> None:
-    done = trainkit("find-lr", "experiment=line_fit", "model.init=nan")
-    assert done.returncode == 4
-    assert "not finite" in done.stderr
+def test_what_is_noise_is_no_fall() -> None:
+    rates = [10 ** (place / 20 - 6) for place in range(100)]
+    for seed in range(20):
+        noise = (2.3 + 0.05 * torch.randn(100, generator=torch.Generator().manual_seed(seed))).tolist()
+        assert RangeTest({}, 3.0, rates, noise).suggestion() is None
+        fall = [loss - 0.4 * (1 + math.tanh(2 * (math.log10(r) + 3))) for loss, r in zip(noise, rates, strict=True)]
+        assert RangeTest({}, 3.0, rates, fall).suggestion() == pytest.approx(1e-3, rel=2)
+
+
+def test_a_loss_that_is_not_finite_ends_with_exit_code_4(trainkit: Command) -> None:
+    for command in ("find-lr", "inspect"):
+        done = trainkit(command, "experiment=line_fit", "model.init=nan")
+        assert done.returncode == 4
+        assert "loss is" in done.stderr
+
+
+def test_find_lr_writes_where_it_is_told_and_over_no_answer(trainkit: Command) -> None:
+    asked = ["find-lr", "experiment=line_fit", "--steps", "10", "hydra.run.dir=here"]
+    assert trainkit(*asked, MPLBACKEND="module://nowhere").returncode == 0
+    again = trainkit(*asked)
+    assert again.returncode == 7
+    assert "here holds a run already (find_lr.json)" in again.stderr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.conftest import Command
 from tests.test_loop import SAMPLES, loader_of, problem, state_of
-from trainkit import build, compose
+from trainkit import build, compose, display
 from trainkit.errors import OutOfMemoryError
 from trainkit.loop import State, evaluate, fit, train_epoch
 
@@ -161,6 +161,16 @@ def test_hooks_are_told_of_a_split() -> None:
     fit(state, loader_of(inputs, targets, 16), hooks=[Hook()])
     assert told == [(1, 8)]
     assert state.step == -(-SAMPLES // 16)
+
+
+def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
+    _, loss_fn, inputs, targets = problem("cross entropy")
+    norm = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
+    with pytest.raises(OutOfMemoryError, match="of which batch norm sees each alone"):
+        fit(state_of(Small(norm, 5), loss_fn), loader_of(inputs, targets, 16))
+    state = state_of(Small(norm, 9), loss_fn, on_oom="split")
+    fit(state, loader_of(inputs, targets, 16))
+    assert "layers with batch statistics see" in display.split_line(state)
 
 
 def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001

@@ -385,6 +385,12 @@ def test_an_optimizer_takes_the_groups_with_their_names() -> None:
         ({"a": {"name": "fc9.*", "lr": 1}}, ["param_groups.a", "no parameter matches", "fc"]),
         ({"a": {"module": "fc3", "lr": 1}}, ["no parameter matches", "did you mean module: fc"]),
         ({"a": {"type": "Conv2D", "lr": 1}}, ["no parameter matches", "Conv2d"]),
+        (
+            {"a": {"module": ["fc1", "fc9"], "lr": 1}},
+            ["param_groups.a.module: no parameter matches 'fc9'", "did you mean"],
+        ),
+        ({"a": {"name": "bias", "lr": 1}}, ["it must match the whole name: name: '.*bias.*'"]),
+        ({"a": {"name": ".*", "layer_decay": 2}}, ["param_groups.a.layer_decay=2: must be at most 1"]),
         ({"a": {"layer": 7, "lr": 1}}, ["no parameter matches {'layer': 7}", "0, 1, 2, 3, 4"]),
         ({"a": {"module": "fc1", "ndim": 4, "lr": 1}}, ["no parameter matches", "none matches all of them"]),
         ({"a": {"module": "fc1", "momentun": 1}}, ["param_groups.a.momentun", "did you mean param_groups.a.momentum?"]),
@@ -432,6 +438,12 @@ def test_all_wrong_rules_are_told_at_once() -> None:
     message = told(ToyCNN(), {"a": {"module": "fc8", "lr": 1}, "b": {"type": "Conv7", "lr": 1}})
     assert "param_groups.a" in message
     assert "param_groups.b" in message
+
+
+def test_a_rule_is_switched_off_by_off(here: Any) -> None:  # noqa: ARG001
+    config = compose(["param_groups=[no_decay,head_lr]", "optim=adamw", "param_groups.head=off"])
+    _, groups, _ = build_optimizers(config, named_params(ToyCNN()))
+    assert [group.name for group in groups] == ["biases", "default"]
 
 
 def test_optional_allows_a_rule_that_matches_nothing() -> None:

@@ -239,6 +239,13 @@ def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
         (["scheduler=warmup_cosine", "~scheduler.schedulers.cosine._target_"], ["schedulers.cosine", "no _target_"]),
         (["scheduler=warmup_cosine", "scheduler.schedulers.cosine.T_mx=3"], ["T_m"]),
         (["scheduler=warmup_cosine", "scheduler.milestones=[]"], ["scheduler", "milestone"]),
+        (["scheduler=cosine", "scheduler.T_max=0"], ["scheduler: ZeroDivisionError"]),
+        (["scheduler=step", "scheduler.step_size=0"], ["scheduler: ZeroDivisionError"]),
+        (["scheduler=cosine", "scheduler.T_max=${totl_steps:}"], ["scheduler.T_max", "did you mean ${total_steps:}?"]),
+        (["scheduler=cosine", "scheduler.T_max=${total_steps}"], ["write it with a colon: ${total_steps:}"]),
+        (["scheduler=cosine", "scheduler.T_max=${total_steps:abc}"], ["scheduler.T_max", "shares of the run"]),
+        (["scheduler=cosine", "scheduler.T_max=${total_steps:1,0}"], ["scheduler.T_max", "shares of the run"]),
+        (["scheduler=off"], ["write scheduler=none"]),
     ],
 )
 def test_a_wrong_scheduler_is_told_by_its_key(overrides: list[str], words: list[str]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import warnings
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit import optim
-from trainkit.errors import ConfigError
+from trainkit.coherence import is_off
+from trainkit.errors import ConfigError, UserCodeError
 from trainkit.instantiate import call, function
 from trainkit.rules import Options, Param
 from trainkit.schedulers import PER_GROUP, Scheduler, keeping_ratios
@@ -37,7 +41,8 @@ def build_optimizers(
         name: Options.of(makers[name], {key: value for key, value in node.items() if not key.startswith("_")})
         for name, node in nodes.items()
     }
-    rules: Any = OmegaConf.to_container(config.param_groups, resolve=True)
+    given: Any = OmegaConf.to_container(config.param_groups, resolve=True)
+    rules = {name: rule for name, rule in given.items() if not is_off(rule)}
     groups = optim.resolve(params, rules, options)
     optimizers = {}
     for name, node in nodes.items():
@@ -107,8 +112,25 @@ def build_schedulers(config: DictConfig, optimizers: dict[str, Optimizer]) -> tu
         # The numbers of a scheduler for all optimizers are meant for the root's rate.
         base = float(config.lr if shared and len(optimizers) > 1 and config.lr is not None else lr)
         ratios = [float(group["lr"]) / base if base else 1.0 for group in optimizer.param_groups]
+        rehearse(own, path, optimizer, ratios)
         made[own.get("interval", "epoch")].append(build_scheduler(own, path, optimizer, ratios))
     return made["step"], made["epoch"]
+
+
+def rehearse(node: dict[str, Any], path: str, optimizer: Optimizer, ratios: list[float]) -> None:
+    """Step a scheduler once over a copy without parameters: an epoch need not end to tell what cannot work."""
+    twin = copy.copy(optimizer)
+    twin.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
+    scheduler = build_scheduler(node, path, twin, ratios)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses an optimizer's step before it
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(1.0)
+            else:
+                scheduler.step()
+    except Exception as error:
+        raise UserCodeError(path, error) from error
 
 
 def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratios: list[float]) -> Scheduler:

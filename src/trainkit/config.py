@@ -202,6 +202,8 @@ def count_steps(config: DictConfig, steps_per_epoch: int) -> None:
 def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> int | None:
     """How often the scheduler around it steps in the whole run; up to a fraction of it; between two."""
     start, end = (until, *more) if more else (0, until)
+    if not all(isinstance(share, int | float) for share in (start, end)) or not 0 <= start < end <= 1:
+        raise ValueError("give shares of the run, from 0 to 1: ${total_steps:0.1} or ${total_steps:0.1,1}")
     in_epoch = _steps_in_epoch(_parent_, _root_)
     epochs = _root_.get("epochs")
     if in_epoch is None or not isinstance(epochs, int):
@@ -316,7 +318,7 @@ def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Proble
     if override.package is not None or (override.is_add() and value in options):
         return [Problem(f"{text}: {group} is chosen once, in its place", f"write {group}={value}")]
     wrong = [choice for choice in (value if isinstance(value, list) else [value]) if choice not in options]
-    no_choice = [choice for choice in wrong if not isinstance(choice, str)]
+    no_choice = [choice for choice in wrong if not isinstance(choice, str) or choice in ("off", "null")]
     if no_choice and "none" in options:
         return [Problem(f"{text}: {group} has no such choice", f"write {group}=none")]
     mends = {choice: did_you_mean(str(choice), options, f"{group}=") for choice in wrong}

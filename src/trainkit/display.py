@@ -5,6 +5,8 @@ Each display is a hook of the loop. Progress goes to stderr, results to stdout.
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,7 +47,8 @@ def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
 
 def split_line(state: State) -> str:
     """What was done where memory ran out."""
-    return f"note: out of memory at step {state.step + 1}: it is taken again with micro_batch={state.micro_batch}"
+    seen = ", which is what layers with batch statistics see from now on" if state.sees_batches else ""
+    return f"note: out of memory at step {state.step + 1}: it is taken again with micro_batch={state.micro_batch}{seen}"
 
 
 def count(number: int, noun: str) -> str:
@@ -201,6 +204,19 @@ def inspection(step: Mapping[str, Any]) -> list[str]:
     return [*columns(cells), *notes]
 
 
+def as_json(content: Any) -> str:
+    """JSON that every reader takes: what is not finite becomes null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: strict(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [strict(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(strict(content), indent=2, default=str)
+
+
 def none_or(metric: float | None) -> str:
     """A metric, or none."""
     return "none" if metric is None else number(metric)
@@ -214,7 +230,7 @@ def lr_found(found: Mapping[str, Any]) -> list[str]:
         tried += ", where the loss ran away" if found["diverged"] else ""
     lines = [tried, f"curve: {found['picture']}"]
     if found["suggestion"] is None:
-        return [*lines, "no suggestion: the loss never fell; try another --start and --end, or more --steps"]
+        return [*lines, "no suggestion: no clear fall of the loss; try another --start and --end, or more --steps"]
     if len(found["groups"]) > 1:
         lines += columns([[f"lr/{name}", f"{rate:.2g}"] for name, rate in found["groups"].items()])
     return [*lines, f"the loss fell fastest at lr={found['suggestion']:.2g}"]

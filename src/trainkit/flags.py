@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -51,7 +53,7 @@ def parse(argv: Sequence[str], **own: Any) -> argparse.Namespace:
     problems = []
     for word in argv:
         flag, _, value = word.partition("=")
-        if flag.startswith("-") and flag not in known:
+        if flag.startswith("-") and flag not in known and not re.match(r"-[\d.]", flag):
             key = flag.lstrip("-").replace("-", "_")
             near = None if key.partition(".")[0] in Schema.__annotations__ else nearest(flag, known)
             mend = f"did you mean {near}?" if near else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
@@ -77,6 +79,13 @@ def one_config(argv: Sequence[str], **own: Any) -> tuple[argparse.Namespace, Com
         raise ConfigError("this command takes one config, and no flag of Hydra's", mend="leave out -m and --cfg")
     tell_unread(args)
     return args, compose(args)
+
+
+@contextmanager
+def answer_alone(args: argparse.Namespace) -> Iterator[None]:
+    """With `--json`, send what the user's own code prints to stderr: stdout is for the answer."""
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        yield
 
 
 def tell_unread(args: argparse.Namespace) -> None:

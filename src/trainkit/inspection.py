@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainkit.build import Training
 from trainkit.loaders import batch_size_of, map_tensors
-from trainkit.loop import State, train_step
+from trainkit.loop import State, fitting, loss_in_parts, number_of, train_step
 
 STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
 
@@ -37,26 +37,24 @@ def inspect_step(training: Training) -> dict[str, Any]:
 
     def note(key: str) -> None:
         for name, row in rows.items():
-            row[key] = _number(named[name].grad)
+            row[key] = number_of(named[name].grad)
 
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
     state.optimizer.zero_grad()
     note("grad_before")
-    with _same_draws(state.device):
-        loss: Tensor = state.loss_fn(state.model(inputs), targets)
-    loss.backward(retain_graph=True)
-    note("grad")
-    loss.backward()
-    note("grad_twice")
+    for key in ("grad", "grad_twice"):
+        with _same_draws(state.device):
+            loss = fitting(loss_in_parts, state, inputs, targets, [])
+        note(key)
     state.optimizer.zero_grad()
     note("grad_after_zero")
     trainable = [name for name, param in named.items() if param.requires_grad]
     differences = finite_differences(state, inputs, targets, loss.item(), trainable)
-    train_step(state, inputs, targets)
+    fitting(train_step, state, inputs, targets, [])
     for name, row in rows.items():
         change = named[name].detach() - before[name]
-        row["weight"], row["weight_after"] = _number(before[name]), _number(named[name].detach())
-        row["update"] = _number(change)
+        row["weight"], row["weight_after"] = number_of(before[name]), number_of(named[name].detach())
+        row["update"] = number_of(change)
         size = before[name].norm().item()
         row["relative_update"] = change.norm().item() / size if size else None
         row["finite_difference"] = differences.get(name)
@@ -76,13 +74,15 @@ def finite_differences(state: State, inputs: Any, targets: Any, at_start: float,
         model, loss_fn = twin["model"], twin["loss"]
         named = dict(model.named_parameters(remove_duplicate=False))
         named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
+        twin_state = copy.copy(state)
+        twin_state.model, twin_state.loss_fn = model, loss_fn
         exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
 
         @torch.no_grad()
         def value(param: nn.Parameter, at: Tensor) -> float:
             with _same_draws(where):
                 param.copy_(at)
-                loss: Tensor = loss_fn(model(exact[0]), exact[1])
+                loss = loss_in_parts(twin_state, *exact)
             if loss.dtype != torch.float64:
                 raise TypeError("not in float64")
             return loss.item()
@@ -104,12 +104,6 @@ def finite_differences(state: State, inputs: Any, targets: Any, at_start: float,
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _number(tensor: Tensor | None) -> float | None:
-    if tensor is None:
-        return None
-    return float(tensor.item() if tensor.numel() == 1 else tensor.norm().item())
 
 
 @contextmanager

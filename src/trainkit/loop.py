@@ -70,6 +70,7 @@ class State:
     needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
     trained: nn.ModuleDict = field(init=False)  # model and loss
     ema: AveragedModel | None = None  # their moving average
+    sees_batches: bool = False  # some layer takes batch statistics
     statistics: list[Tensor] = field(default_factory=list)  # of the batches seen, which a step taken again counts twice
 
     def __post_init__(self) -> None:
@@ -77,8 +78,9 @@ class State:
         closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is closure.empty
         self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
+        norms = [module for module in self.model.modules() if takes_batch_statistics(module)]
+        self.sees_batches = bool(norms)
         if self.on_oom == "split":
-            norms = [module for module in self.model.modules() if takes_batch_statistics(module)]
             self.statistics = [tensor for module in norms for tensor in module.buffers(recurse=False)]
         if self.ema_decay is not None:
             self.ema = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))
@@ -228,19 +230,11 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     Each micro batch's loss counts by its share of the whole step's denominator, so the gradient is
     that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
     """
-    samples = batch_size_of(inputs)
-    weight = denominator(state.loss_fn, targets, samples)
     first: list[Tensor] = []
 
     def closure() -> Tensor:
         state.optimizer.zero_grad()
-        total = torch.zeros((), device=state.device)
-        for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
-            whole = batch_size_of(part) == samples
-            loss = loss_of_part(state, part, part_targets, None if whole else weight)
-            if loss is not None:
-                loss.backward()
-                total = total + loss.detach()
+        total = loss_in_parts(state, inputs, targets)
         before_update(state, observe=not first)
         first.append(total)
         return total
@@ -251,7 +245,22 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     else:
         closure()
         state.optimizer.step()
-    state.loss.update(first[0], weight)
+    state.loss.update(first[0], weight=denominator(state.loss_fn, targets, batch_size_of(inputs)))
+
+
+def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
+    """The loss of a batch, one micro batch at a time; where gradients are on, each adds its own to what is there."""
+    samples = batch_size_of(inputs)
+    weight = denominator(state.loss_fn, targets, samples)
+    total = torch.zeros((), device=state.device)
+    for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
+        whole = batch_size_of(part) == samples
+        loss = loss_of_part(state, part, part_targets, None if whole else weight)
+        if loss is not None:
+            if torch.is_grad_enabled():
+                loss.backward()
+            total = total + loss.detach()
+    return total
 
 
 def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor | None:
@@ -330,7 +339,8 @@ def fitting(
             size = min(batch_size_of(inputs), state.micro_batch or math.inf)
             half = math.ceil(size / 2)
             if state.on_oom != "split" or state.updating or size == 1:
-                mend = f"set micro_batch={half}, which changes no number" if size > 1 else "take a smaller model"
+                effect = "of which batch norm sees each alone" if state.sees_batches else "which changes no number"
+                mend = f"set micro_batch={half}, {effect}" if size > 1 else "take a smaller model"
                 raise OutOfMemoryError(f"{state.device} ran out of memory", mend=mend) from error
         state.micro_batch = half
         state.optimizer.zero_grad()
@@ -352,7 +362,7 @@ def observe_step(state: State) -> None:
     state.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
     params = [p for group in state.optimizer.param_groups for p in group["params"]]
     state.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    state.gradients = {f"grad/{name}": _number(tensor.grad) for name, tensor in state.watch.items()}
+    state.gradients = {f"grad/{name}": number_of(tensor.grad) for name, tensor in state.watch.items()}
 
 
 def report_of_step(state: State) -> Metrics:
@@ -360,11 +370,12 @@ def report_of_step(state: State) -> Metrics:
 
     A parameter with several elements is given by its norm, and so is its gradient.
     """
-    values = {f"param/{name}": _number(tensor) for name, tensor in state.watch.items()}
-    return {**state.rates, "grad_norm": _number(state.grad_norm), **values, **state.gradients}
+    values = {f"param/{name}": number_of(tensor) for name, tensor in state.watch.items()}
+    return {**state.rates, "grad_norm": number_of(state.grad_norm), **values, **state.gradients}
 
 
-def _number(tensor: Tensor | None) -> float | None:
+def number_of(tensor: Tensor | None) -> float | None:
+    """A tensor of one element by its value, any other by its norm."""
     if tensor is None:
         return None
     return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())

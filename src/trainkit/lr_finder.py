@@ -7,6 +7,7 @@ suggestion is fastai's. The curve is smoothed to both sides: a mean of the past 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ from trainkit.loop import State, fitting, tell, train_step
 from trainkit.losses import is_sum
 from trainkit.metrics import Mean
 
-WIDTH = 0.02  # of the bell curve that smooths, in shares of the steps
+WIDTH = 0.03  # of the bell curve that smooths, in shares of the steps
+SCATTER = 5  # a fall counts from so many times the smoothed curve's own scatter
 PAST = 0.9  # weight of the past in the moving average that tells when to end
 RISE = 4  # the test ends where that average has risen so many times as far as it had fallen
 
@@ -45,14 +47,23 @@ class RangeTest:
         return means
 
     def suggestion(self) -> float | None:
-        """The rate at which the smoothed loss falls fastest; None where it never falls."""
+        """The rate at which the smoothed loss falls fastest on its way down; None where it does not fall.
+
+        The way down begins where the loss was last as high as at the start, a tenth of the fall aside.
+        What does not stand out of the curve's own scatter is no fall.
+        """
         smoothed = self.smoothed()
         lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
-        falls = {  # central differences; the rates are evenly spaced in their logarithm
-            place: smoothed[place - 1] - smoothed[place + 1] for place in range(1, min(lowest + 1, len(smoothed) - 1))
-        }
-        place = max(falls, key=falls.__getitem__, default=0)
-        return self.rates[place] if falls.get(place, 0) > 0 else None
+        level = statistics.median(smoothed[: max(1, min(lowest, len(smoothed) // 5))])
+        fall = level - smoothed[lowest]
+        apart = [abs(loss - mean) for loss, mean in zip(self.losses, smoothed, strict=True)][: lowest + 1]
+        scatter = 1.48 * statistics.median(apart) / math.sqrt(2 * math.sqrt(math.pi) * self.width)
+        if fall <= SCATTER * scatter:
+            return None
+        begin = max((place for place in range(lowest) if smoothed[place] >= level - 0.1 * fall), default=0)
+        way = range(max(1, begin), min(lowest + 1, len(smoothed) - 1))
+        # Central differences; the rates are evenly spaced in their logarithm.
+        return self.rates[max(way, key=lambda place: smoothed[place - 1] - smoothed[place + 1], default=lowest)]
 
     def found(self) -> dict[str, Any]:
         """All of it in plain containers."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from trainkit.errors import ConfigError, Problem
-from trainkit.rules import OWN_OPTIONS, SELECTORS, Options, Param, malformed, matches, nearest_names
+from trainkit.rules import OWN_OPTIONS, SELECTORS, Options, Param, listed, malformed, matches, nearest_names
 
 
 @dataclass
@@ -84,7 +84,14 @@ def _apply(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[
         dead &= not free or param.frozen
         param.fields |= free
         param.decided_by |= dict.fromkeys(free, name)
-    if not dead or rule.get("optional", False):
+    if rule.get("optional", False):
+        return
+    for key in ("module", "layer"):  # a type that a model lacks is no mistake: rules are for several models
+        for value in listed(rule.get(key, [])) if matched else ():
+            if not any(matches({key: value}, param) for param in params):
+                cause = f"param_groups.{name}.{key}: no parameter matches {value!r}"
+                yield Problem(cause, nearest_names({key: value}, params))
+    if not dead:
         return
     way_out = f"or write param_groups.{name}.optional=true"
     if not matched:

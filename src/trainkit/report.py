@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 def lr_curve(path: Path, found: Mapping[str, Any]) -> None:
     """Draw the losses of a learning-rate range test over the rates, and mark the suggestion."""
     rates, smoothed, suggestion = found["rates"], found["smoothed"], found["suggestion"]
+    os.environ.pop("MPLBACKEND", None)  # a notebook's: a picture in a file needs none, and it may not be installed
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

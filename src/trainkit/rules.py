@@ -126,6 +126,10 @@ def malformed(name: str, rule: Any, optimizers: Mapping[str, Options]) -> Iterat
     for key in sorted({*RATES, "weight_decay"} & options):
         if isinstance(rule[key], bool) or not isinstance(rule[key], int | float) or not 0 <= rule[key] < float("inf"):
             yield Problem(f"{where}.{key}={rule[key]!r}: must be a number of at least 0", f"write {where}.{key}=0.1")
+    if isinstance(rule.get("layer_decay"), int | float) and rule["layer_decay"] > 1:
+        yield Problem(
+            f"{where}.layer_decay={rule['layer_decay']}: must be at most 1", f"write {where}.layer_decay=0.75"
+        )
     yield from _of_wrong_type(where, rule)
     if isinstance(rule.get("optimizer"), str) and rule["optimizer"] not in optimizers:
         one = f"there is one optimizer, {next(iter(optimizers))}; name several under optim, or delete {where}.optimizer"
@@ -134,12 +138,14 @@ def malformed(name: str, rule: Any, optimizers: Mapping[str, Options]) -> Iterat
     try:
         re.compile(str(rule.get("name", "")))
     except re.error as error:
-        yield Problem(f"{where}.name={rule['name']!r}: no regular expression ({error})", "write a dot as '\\.'")
+        yield Problem(
+            f"{where}.name={rule['name']!r}: no regular expression ({error})", "write .* for anything, \\. for a dot"
+        )
 
 
 def _of_wrong_type(where: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
     for key, kind in KINDS.items():
-        values = _listed(rule[key]) if key in LISTS and key in rule else [rule[key]] if key in rule else []
+        values = listed(rule[key]) if key in LISTS and key in rule else [rule[key]] if key in rule else []
         if key in rule and not values:
             yield Problem(f"{where}.{key}=[]: it names nothing", f"write {where}.{key}=VALUE")
         for value in values:
@@ -148,7 +154,8 @@ def _of_wrong_type(where: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(cause, f"write {where}.{key}=VALUE")
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A selector's values, of which there may be one."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -165,10 +172,10 @@ def _is_type(owner: nn.Module, name: str) -> bool:
 def matches(rule: Mapping[str, Any], param: Param) -> bool:
     return (
         ("name" not in rule or re.fullmatch(str(rule["name"]), param.name) is not None)
-        and ("module" not in rule or any(param.name.startswith(f"{m}.") for m in _listed(rule["module"])))
-        and ("type" not in rule or any(_is_type(param.owner, name) for name in _listed(rule["type"])))
+        and ("module" not in rule or any(param.name.startswith(f"{m}.") for m in listed(rule["module"])))
+        and ("type" not in rule or any(_is_type(param.owner, name) for name in listed(rule["type"])))
         and ("ndim" not in rule or param.tensor.dim() == rule["ndim"])
-        and ("layer" not in rule or bool({param.layer, -1 - param.height} & set(_listed(rule["layer"]))))
+        and ("layer" not in rule or bool({param.layer, -1 - param.height} & set(listed(rule["layer"]))))
     )
 
 
@@ -185,4 +192,6 @@ def nearest_names(selectors: Mapping[str, Any], params: list[Param]) -> str:
     alone = [key for key in selectors if not any(matches({key: selectors[key]}, param) for param in params)]
     if not alone:
         return "each selector matches some parameter, but none matches all of them: drop one"
-    return did_you_mean(str(_listed(selectors[alone[0]])[0]), among[alone[0]], f"{alone[0]}: ")
+    if alone[0] == "name" and any(re.search(selectors["name"], param.name) for param in params):
+        return f"it must match the whole name: name: '.*{selectors['name']}.*'"
+    return did_you_mean(str(listed(selectors[alone[0]])[0]), among[alone[0]], f"{alone[0]}: ")

@@ -46,7 +46,7 @@ def claim(path: Path, *, exact: bool = False) -> Path:
                 raise unwritable(candidate, error) from error
         except OSError as error:
             raise unwritable(candidate, error) from error
-        holds = [name for name in ("run.json", "multirun.yaml") if (candidate / name).exists()]
+        holds = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
         if holds:
             raise RunDirectoryInUseError(
                 f"{candidate} holds a run already ({holds[0]})", mend="choose another directory"

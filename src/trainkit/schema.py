@@ -17,6 +17,8 @@ from trainkit.coherence import CHOICES, EXAMPLES, UNKNOWN, contradictions, is_of
 from trainkit.errors import Problem, did_you_mean
 from trainkit.targets import missing_source, targets
 
+COUNTERS = ("total_steps", "steps_per_epoch")  # resolvers of `config`
+
 
 @dataclass(frozen=True)
 class Range:
@@ -277,9 +279,14 @@ def _unresolved(where: str, text: str, node: Any) -> Problem | None:
         return None
     variable = re.search(r"Environment variable '([^']*)' not found", text)
     key = re.search(r"Interpolation key '([^']*)' not found", text)
+    kind = re.search(r"Unsupported interpolation type (\w+)", text)
     mend = "write a value instead of ${…}"
     if variable:
         mend = f"set {variable[1]}, or give a default: ${{oc.env:{variable[1]},VALUE}}"
+    elif kind:
+        mend = did_you_mean(kind[1], COUNTERS, "${", ":}")
+    elif key and key[1] in COUNTERS:
+        mend = f"write it with a colon: ${{{key[1]}:}}"
     elif key:
         mend = did_you_mean(key[1], paths(node._get_root()), "${", "}")
     return Problem(f"{where}: {text}", mend)

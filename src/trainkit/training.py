@@ -117,7 +117,8 @@ def remarks(config: DictConfig, training: build.Training, overrides: Sequence[st
         lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
     norms = [module for module in state.model.modules() if takes_batch_statistics(module)]
     if state.micro_batch is not None and norms:
-        lines.append(f"note: {len(norms)} layers take batch statistics, and see {state.micro_batch} samples at a time")
+        layers = display.count(len(norms), "layer")
+        lines.append(f"note: {layers} with batch statistics: they see {state.micro_batch} samples at a time")
     if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
     if state.ema is not None:

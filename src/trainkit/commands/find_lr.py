@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,17 +23,19 @@ def run(argv: Sequence[str]) -> int:
 
     config = composed.config
     config.scheduler = config.ema = None
-    training = build.training(config)
-    screen = display.make(config.progress)
-    with blamed(training), screen:
-        test = range_test(training.state, training.train, config.lr, args.start, args.end, args.steps, [screen])
     now = datetime.datetime.now()
-    directory = claim(composed.directory or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}")
+    given = composed.directory
+    with flags.answer_alone(args):
+        training = build.training(config)
+        directory = claim(given or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}", exact=given is not None)
+        screen = display.make(config.progress)
+        with blamed(training), screen:
+            test = range_test(training.state, training.train, config.lr, args.start, args.end, args.steps, [screen])
     found = {**test.found(), "picture": str(directory / "find_lr.png")}
     try:
-        (directory / "find_lr.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        (directory / "find_lr.json").write_text(display.as_json(found), encoding="utf-8")
         report.lr_curve(directory / "find_lr.png", found)
     except OSError as error:
         raise unwritable(directory, error) from error
-    print(json.dumps(found, indent=2) if args.json else "\n".join(display.lr_found(found)))
+    print(display.as_json(found) if args.json else "\n".join(display.lr_found(found)))
     return 0

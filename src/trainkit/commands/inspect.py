@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 
 from trainkit import display, flags
+from trainkit.errors import NonFiniteError
 
 
 def run(argv: Sequence[str]) -> int:
@@ -15,8 +16,11 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.blame import blamed
     from trainkit.inspection import inspect_step
 
-    training = build.training(composed.config)
-    with blamed(training):
-        step = inspect_step(training)
-    print(json.dumps(step, indent=2) if args.json else "\n".join(display.inspection(step)))
+    with flags.answer_alone(args):
+        training = build.training(composed.config)
+        with blamed(training):
+            step = inspect_step(training)
+    print(display.as_json(step) if args.json else "\n".join(display.inspection(step)))
+    if not math.isfinite(step["loss"]):
+        raise NonFiniteError(f"the loss is {step['loss']}", mend="look for NaN in the data and the weights")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from trainkit import display, flags
@@ -13,6 +12,7 @@ def run(argv: Sequence[str]) -> int:
     args, composed = flags.one_config(argv, json=False)
     from trainkit import build
 
-    params = build.training(composed.config).params
-    print(json.dumps(params, indent=2, default=str) if args.json else "\n".join(display.params(params)))
+    with flags.answer_alone(args):
+        params = build.training(composed.config).params
+    print(display.as_json(params) if args.json else "\n".join(display.params(params)))
     return 0
