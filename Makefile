@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+# The tests start many processes: without bytecode each would compile torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: train test test-slow format constraints clean
 
@@ -28,9 +30,8 @@ format: .venv/tests
 	$(INSTALL) --editable .
 	@touch $@
 
-# The tests start many processes, each of which would compile torch anew where Python may not write bytecode.
 .venv/tests: .venv/trains
-	$(INSTALL) --compile-bytecode --group dev
+	$(INSTALL) --group dev
 	@touch $@
 
 # Pins for every platform, without addresses of any package index.
