@@ -203,7 +203,7 @@ def test_a_sweeps_mistakes_are_told_before_anything_is_trained() -> None:
         (["seed=range(4)"], 4),
         (["optim=glob(ad*)"], 6),
         (["lr=0.1"], 1),
-        (["seed=range(0,50000)"], 200),
+        pytest.param(["seed=range(0,50000)"], 200, marks=pytest.mark.slow),
     ],
 )
 def test_a_sweep_knows_its_jobs_beforehand(sweep: list[str], jobs: int) -> None:
