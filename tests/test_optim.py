@@ -434,6 +434,12 @@ def test_a_multiple_of_no_rate_is_an_error() -> None:
     assert "param_groups.a: Own has no lr to multiply" in message
 
 
+def test_a_rule_for_frozen_parameters_alone_is_told_once() -> None:
+    rules = {"f": {"module": "fc1", "freeze": True}, "b": {"module": "fc1", "lr": 2}}
+    assert told(ToyCNN(), rules).count("param_groups.b:") == 1
+    assert told(frozen_parts(), {"b": {"module": "conv1", "lr": 2}}).count("param_groups.b:") == 1
+
+
 def test_all_wrong_rules_are_told_at_once() -> None:
     message = told(ToyCNN(), {"a": {"module": "fc8", "lr": 1}, "b": {"type": "Conv7", "lr": 1}})
     assert "param_groups.a" in message

@@ -245,6 +245,7 @@ def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
         (["scheduler=cosine", "scheduler.T_max=${total_steps}"], ["write it with a colon: ${total_steps:}"]),
         (["scheduler=cosine", "scheduler.T_max=${total_steps:abc}"], ["scheduler.T_max", "shares of the run"]),
         (["scheduler=cosine", "scheduler.T_max=${total_steps:1,0}"], ["scheduler.T_max", "shares of the run"]),
+        (["scheduler=warmup_cosine", "scheduler.schedulers=abc"], ["scheduler.schedulers", "must be a list"]),
         (["scheduler=off"], ["write scheduler=none"]),
     ],
 )

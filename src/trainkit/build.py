@@ -17,7 +17,7 @@ from trainkit.config import count_steps
 from trainkit.errors import ConfigError, DataError, Problem, UserCodeError, did_you_mean
 from trainkit.instantiate import call
 from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
-from trainkit.loop import EVENTS, State, takes_batch_statistics
+from trainkit.loop import EVENTS, State
 from trainkit.rules import named_params
 from trainkit.targets import wrong_targets
 
@@ -76,7 +76,7 @@ def training(config: DictConfig) -> Training:
         epoch_schedulers=epoch_schedulers,
         ema_decay=config.ema,
         micro_batch=config.micro_batch,
-        on_oom=on_oom(config.on_oom, model),
+        on_oom=config.on_oom,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         monitor=monitored(config, loss_fn, val),
@@ -214,13 +214,6 @@ def new_state(**parts: Any) -> State:
         return State(**parts)
     except Exception as error:
         raise UserCodeError("ema" if parts["ema_decay"] else "training", error) from error
-
-
-def on_oom(asked: str, model: nn.Module) -> str:
-    """What to do where memory runs out: auto splits, but where layers see the batch's statistics."""
-    if asked != "auto":
-        return asked
-    return "stop" if any(takes_batch_statistics(module) for module in model.modules()) else "split"
 
 
 # --------------------------------------------------------------------------------------- what is seen

@@ -136,12 +136,11 @@ def rehearse(node: dict[str, Any], path: str, optimizer: Optimizer, ratios: list
 def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratios: list[float]) -> Scheduler:
     """A scheduler, and those inside it, which keeps the ratios of the param groups' rates."""
     arguments = {key: value for key, value in node.items() if key not in ("_target_", "interval")}
-    inside = arguments.get("schedulers")
-    if inside:
+    inside = arguments.pop("schedulers", None)
+    objects = {}
+    if inside is not None:
         named = inside.items() if isinstance(inside, dict) else enumerate(inside)
-        arguments["schedulers"] = [
-            build_scheduler(n, f"{path}.schedulers.{key}", optimizer, ratios) for key, n in named
-        ]
+        objects["schedulers"] = [build_scheduler(n, f"{path}.schedulers.{key}", optimizer, ratios) for key, n in named]
     for key in CALLABLES:
         given = arguments.get(key)
         if isinstance(given, str):
@@ -149,7 +148,6 @@ def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratio
         elif isinstance(given, list):
             arguments[key] = [function(item, f"{path}.{key}") if isinstance(item, str) else item for item in given]
     cls, arguments = keeping_ratios(locate(node["_target_"]), arguments, ratios)
-    objects = {key: arguments.pop(key) for key in ("schedulers",) if key in arguments}
     own = {"_target_": node["_target_"], **arguments}
     scheduler: Scheduler = call(own, path, cls, optimizer=optimizer, **objects)
     now = {float(group["lr"]) for group in optimizer.param_groups}

@@ -92,6 +92,9 @@ def _schedulers(scheduler: Mapping[str, Any], optim: Mapping[str, Any]) -> Itera
         elif interval == "step" and str(node.get("_target_")).endswith("ReduceLROnPlateau"):
             yield Problem(f"{path}.interval=step: a plateau shows in epochs", f"write {path}.interval=epoch")
         inside = node.get("schedulers", {})
+        if not isinstance(inside, dict | list):
+            mend = f"write {path}.schedulers: {{first: {{_target_: …}}, second: {{_target_: …}}}}"
+            yield Problem(f"{path}.schedulers={inside}: must be a list of schedulers, or a mapping", mend)
         named = inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
         for key, child in named:
             if not isinstance(child, dict) or "_target_" not in child:

@@ -44,7 +44,7 @@ class State:
     epoch_schedulers: list[Scheduler] = field(default_factory=list)
     ema_decay: float | None = None
     micro_batch: int | None = None
-    on_oom: str = "stop"
+    on_oom: str = "stop"  # or split; auto splits but where layers take batch statistics
     clip_norm: float | None = None
     clip_value: float | None = None
     monitor: str = "val/loss"
@@ -80,6 +80,8 @@ class State:
         self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
         norms = [module for module in self.model.modules() if takes_batch_statistics(module)]
         self.sees_batches = bool(norms)
+        if self.on_oom == "auto":
+            self.on_oom = "stop" if norms else "split"
         if self.on_oom == "split":
             self.statistics = [tensor for module in norms for tensor in module.buffers(recurse=False)]
         if self.ema_decay is not None:
@@ -272,7 +274,8 @@ def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int |
         whole: Tensor = state.loss_fn(state.model(inputs), targets)
         return whole
     own = denominator(state.loss_fn, targets, batch_size_of(inputs))
-    if not knows_sum(state.loss_fn) and not is_sum(state.loss_fn) and own == 0:  # its mean would be 0 / 0
+    # Its mean would be 0 / 0. Only a loss of the user's own makes the device wait for this.
+    if not knows_sum(state.loss_fn) and not is_sum(state.loss_fn) and own == 0:
         return None
     with summing(state.loss_fn) as summed:
         loss: Tensor = state.loss_fn(state.model(inputs), targets)

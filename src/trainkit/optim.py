@@ -107,13 +107,14 @@ def _apply(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[
 
 def _frozen_later(rules: Mapping[str, Any], params: list[Param]) -> Iterator[Problem]:
     """Rules that decided something, but only of parameters that a later rule froze."""
-    for name, rule in rules.items():
-        decided = [param for param in params if isinstance(rule, Mapping) and name in param.decided_by.values()]
-        froze = {param.decided_by.get("freeze") for param in decided}
-        if decided and all(param.frozen for param in decided) and not rule.get("freeze") and not rule.get("optional"):
+    for place, (name, rule) in enumerate(rules.items()):
+        decided = [param for param in params if name in param.decided_by.values()]
+        froze = {param.decided_by.get("freeze") for param in decided if param.frozen}
+        later = [other for other in list(rules)[place + 1 :] if other in froze]
+        if later and all(param.frozen for param in decided) and not rule.get("optional"):
             cause = f"param_groups.{name}: it decides only frozen parameters ({_some(decided)})"
-            by = ", ".join(sorted(rule for rule in froze if rule))
-            yield Problem(f"{cause}, frozen by {by}", f"delete it, or write param_groups.{name}.optional=true")
+            mend = f"delete it, or write param_groups.{name}.optional=true"
+            yield Problem(f"{cause}, frozen by {', '.join(later)}", mend)
 
 
 def _some(params: Iterable[Param]) -> str:

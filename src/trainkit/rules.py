@@ -100,6 +100,7 @@ def named_params(model: nn.Module, loss_fn: nn.Module | None = None) -> list[Par
 
 
 def malformed(name: str, rule: Any, optimizers: Mapping[str, Options]) -> Iterator[Problem]:
+    """What is wrong with a rule by itself, whatever the model is."""
     where = f"param_groups.{name}"
     if not isinstance(rule, Mapping):
         yield Problem(f"{where}={rule!r}: a rule is a mapping", f"write {where}: {{module: NAME, lr_mult: 10}}")
@@ -170,6 +171,7 @@ def _is_type(owner: nn.Module, name: str) -> bool:
 
 
 def matches(rule: Mapping[str, Any], param: Param) -> bool:
+    """Whether all of a rule's selectors hold for a parameter."""
     return (
         ("name" not in rule or re.fullmatch(str(rule["name"]), param.name) is not None)
         and ("module" not in rule or any(param.name.startswith(f"{m}.") for m in listed(rule["module"])))
