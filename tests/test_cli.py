@@ -91,7 +91,10 @@ def test_a_run_leaves_its_config_history_and_status_and_says_where(trainkit: Com
     keys = "epoch step train/loss train/loss_sum train/samples val/loss val/accuracy lr/default grad_norm"
     assert list(history[0]) == [*keys.split(), "seconds", "samples_per_second"]
     names = {file.name for file in run.iterdir()}
-    assert names == {".hydra", "run.json", "params.json", "history.jsonl", "trainkit.log"}
+    assert names == {
+        *(".hydra", ".lock", "checkpoints"),
+        *("run.json", "params.json", "history.jsonl", "trainkit.log"),
+    }
     assert {file.name for file in (run / ".hydra").iterdir()} == {
         "config.yaml",
         "overrides.yaml",
@@ -203,7 +206,11 @@ def test_two_runs_in_one_second_have_a_directory_each(tmp_path: Path) -> None:
         (["model=linear"], 2, ["model: ", "inputs (32, 3, 32, 32)"]),
         (["loss=mse"], 2, ["loss: ", "target size"]),
         (["device=cuda"], 2, ["device=cuda", "device=auto"]),
-        (["lr=1e9", "epochs=2"], 4, ["train/loss is nan in epoch 1", "lower lr"]),
+        (
+            ["lr=1e9", "epochs=2"],
+            4,
+            ["loss is nan, the gradient is not finite in param group default", "lower lr"],
+        ),
         (["data=mnist", "data.root=nothing_here"], 5, ["nothing_here", "data=digits"]),
         (["data=image_folder", "data.root=nothing_here"], 5, ["nothing_here"]),
         (["data=arrays", "data.file=mymodels.py"], 5, ["mymodels.py", ".npz"]),

@@ -318,12 +318,14 @@ def test_training_stops_early_after_so_many_epochs_without_a_new_best() -> None:
     assert state.best["epoch"] == 1
 
 
-def test_a_non_finite_loss_is_reported_as_it_is_and_ends_the_training() -> None:
+def test_where_steps_are_not_looked_at_a_non_finite_loss_is_reported_as_it_is_and_ends_the_training() -> None:
     model, loss_fn, inputs, targets = problem("mse")
     inputs[5] = math.inf
     seen: list[dict[str, Any]] = []
+    state = state_of(model, loss_fn)
+    state.checks_steps = False  # as on an accelerator
     with pytest.raises(NonFiniteError, match=r"train/loss is (nan|inf)"):
-        fit(state_of(model, loss_fn), loader_of(inputs, targets, 8), hooks=[Collector(seen)])
+        fit(state, loader_of(inputs, targets, 8), hooks=[Collector(seen)])
     assert not math.isfinite(seen[0]["train/loss"])
 
 
@@ -412,7 +414,10 @@ def test_the_best_epoch_and_early_stopping_by_hand(
     assert state.epoch == epochs
 
 
-def test_a_gradient_that_is_not_finite_ends_the_training() -> None:
+@pytest.mark.parametrize(
+    ("looked_at", "words"), [(True, "step 1: the gradient is not finite"), (False, "grad_norm is")]
+)
+def test_a_gradient_that_is_not_finite_ends_the_training(looked_at: bool, words: str) -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -421,8 +426,10 @@ def test_a_gradient_that_is_not_finite_ends_the_training() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.w.sqrt() + 0 * x
 
-    with pytest.raises(NonFiniteError, match="grad_norm is"):
-        fit(state_of(Root(), nn.MSELoss()), loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
+    state = state_of(Root(), nn.MSELoss())
+    state.checks_steps = looked_at
+    with pytest.raises(NonFiniteError, match=words):
+        fit(state, loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
 
 
 def test_hooks_are_told_of_start_steps_epochs_and_end() -> None:

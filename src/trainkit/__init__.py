@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compose", "train"]
+__all__ = ["__version__", "compose", "load", "resume", "train"]
 
 if TYPE_CHECKING:
     from trainkit.config import compose
+    from trainkit.resuming import load, resume
     from trainkit.training import train
 
 
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from trainkit.training import train
 
         return train
+    if name in ("load", "resume"):
+        from trainkit import resuming
+
+        return getattr(resuming, name)
     raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from trainkit import loop
+from trainkit import loop, steps
 from trainkit.build import Training
 from trainkit.device import out_of_memory
 from trainkit.errors import DataError, OutOfMemoryError, TrainkitError, UserCodeError
+from trainkit.loaders import shape_of
 from trainkit.optim import ChainedOptimizer
 
 
@@ -35,6 +34,11 @@ def blame(error: BaseException, training: Training) -> TrainkitError:
     if out_of_memory(error):
         mend = "take a smaller micro_batch or model, or another device"
         return OutOfMemoryError(f"{training.state.device} ran out of memory", mend=mend)
+    if "DataLoader worker" in str(error) and ("killed by" in str(error) or "exited unexpectedly" in str(error)):
+        return DataError(
+            f"a process that reads data died: {' '.join(str(error).split())}",
+            mend="if memory ran out, lower data.num_workers; data.num_workers=0 shows an error that it died of",
+        )
     state = training.state
     owners: list[tuple[str, Any]] = [("model", state.model), ("loss", state.loss_fn), ("optim", state.optimizer)]
     owners += zip(("model", "loss"), state.evaluated, strict=True)
@@ -45,8 +49,9 @@ def blame(error: BaseException, training: Training) -> TrainkitError:
     owners += [(f"hooks.{name}", hook) for name, hook in training.hooks.items()]
     key, shapes = "training", ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if {"inputs", "targets"} <= frame.f_locals.keys() and frame.f_code.co_filename == loop.__file__:
-            shapes = f"inputs {_shape(frame.f_locals['inputs'])}, targets {_shape(frame.f_locals['targets'])}"
+        ours = frame.f_code.co_filename in (loop.__file__, steps.__file__)
+        if ours and {"inputs", "targets"} <= frame.f_locals.keys():
+            shapes = f"inputs {shape_of(frame.f_locals['inputs'])}, targets {shape_of(frame.f_locals['targets'])}"
         key = next((name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key)
         if key != "training":
             break
@@ -57,7 +62,3 @@ def blame(error: BaseException, training: Training) -> TrainkitError:
     if isinstance(error, IndexError) and "out of bounds" in str(error):
         mend = "the model has fewer outputs than the data has classes: see data.classes and the model's arguments"
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, mend=mend)
-
-
-def _shape(batch: Any) -> str:
-    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__

@@ -13,11 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from trainkit import device, optim
 from trainkit.build_optim import build_optimizers, build_schedulers
-from trainkit.config import count_steps
+from trainkit.counting import count_steps
 from trainkit.errors import ConfigError, DataError, Problem, UserCodeError, did_you_mean
+from trainkit.hooks import EVENTS
 from trainkit.instantiate import call
 from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
-from trainkit.loop import EVENTS, State
+from trainkit.loop import State
 from trainkit.rules import named_params
 from trainkit.targets import wrong_targets
 
@@ -34,6 +35,7 @@ class Training:
     params: list[dict[str, Any]]  # the table of `optim.table`
     named: dict[str, nn.Parameter]
     split_off: bool  # the validation set, from the training set
+    config: DictConfig  # that knows what the data tells
 
 
 def training(config: DictConfig) -> Training:
@@ -77,6 +79,7 @@ def training(config: DictConfig) -> Training:
         ema_decay=config.ema,
         micro_batch=config.micro_batch,
         on_oom=config.on_oom,
+        on_nonfinite=config.on_nonfinite,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         monitor=monitored(config, loss_fn, val),
@@ -86,7 +89,7 @@ def training(config: DictConfig) -> Training:
         watch={param.name: param.tensor for param in named if param.name in config.watch},
     )
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
-    return Training(state, train, val, hooks, groups, table, {p.name: p.tensor for p in named}, split_off)
+    return Training(state, train, val, hooks, groups, table, {p.name: p.tensor for p in named}, split_off, config)
 
 
 # ----------------------------------------------------------------------------------------------- data
@@ -161,16 +164,17 @@ def loader(config: DictConfig, dataset: Any, where: torch.device, *, train: bool
         seed=config.seed if train else None,
         num_workers=config.data.num_workers,
         limit_batches=config.limit_batches,
+        skip=config.data.on_error == "skip",
     )
 
 
 # ------------------------------------------------------------------------- model, loss and optimizer
 
 
-def build_model(node: DictConfig, train: Loader, where: torch.device) -> nn.Module:
+def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> nn.Module:
     """The model, on its device: one `_target_`, or named children applied in order.
 
-    Lazy layers take their shapes from the first training batch.
+    Lazy layers take their shapes from the first training batch; without data they stay lazy.
     """
     if "_target_" in node:
         model = call(node, "model")
@@ -179,7 +183,8 @@ def build_model(node: DictConfig, train: Loader, where: torch.device) -> nn.Modu
         for name in map(str, node):
             model.add_module(name, _module(call(node[name], f"model.{name}"), f"model.{name}"))
     model = _module(model, "model").to(where)
-    if any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules()):
+    lazy = any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules())
+    if train is not None and lazy:
         inputs, _ = next(train.batches(0))
         inputs = map_tensors(inputs, lambda tensor: tensor[:2])  # shapes are all that is wanted
         training, _ = model.training, model.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -20,7 +19,7 @@ COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _stop)
     try:
@@ -31,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except TrainkitError as error:
         return _fail(str(error), error, error.exit_code)
-    except (Stopped, KeyboardInterrupt) as error:
-        name = getattr(error, "name", "SIGINT")
-        return _fail(f"stopped by {name}", error, getattr(error, "exit_code", 130))
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        saved = f", saved as {stopped.saved}" if stopped.saved else ""
+        return _fail(f"stopped by {stopped.name}{saved}", error, stopped.exit_code)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -71,10 +71,8 @@ def dispatch(argv: list[str]) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    if multiprocessing.parent_process() is not None:  # a loader's worker: its parent does the talking
-        raise KeyboardInterrupt
     signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-    raise Stopped(number, signal.Signals(number).name)
+    raise Stopped(number)
 
 
 def _fail(text: str, error: BaseException, code: int) -> int:

@@ -49,6 +49,9 @@ def contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]:
         yield Problem("loss.reduction=none: a loss must be one number", "write loss.reduction=mean")
     yield from _rates(plain.get("lr"), _mapping(plain.get("optim")), raw)
     yield from _schedulers(_mapping(plain.get("scheduler")), _mapping(plain.get("optim")))
+    if plain.get("on_nonfinite") == "rollback" and is_off(plain.get("checkpoint")):
+        cause = "on_nonfinite=rollback: without checkpoints there is nothing to go back to"
+        yield Problem(cause, "leave out checkpoint=off, or write on_nonfinite=skip")
     monitor = _mapping(plain.get("monitor"))
     mode = "max" if monitor.get("metric") == "val/accuracy" else "min"
     if monitor.get("mode") in ("min", "max") and monitor["mode"] != mode:

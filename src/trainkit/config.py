@@ -27,7 +27,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainkit import counting  # noqa: F401  # registers what configs may ask for
 from trainkit.errors import ConfigError, Problem, did_you_mean, nearest
+from trainkit.redaction import REDACTED
 from trainkit.schema import check, paths, turn_off
 
 HERE = Path(__file__).parent
@@ -37,7 +39,6 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
 MOST_CHECKED_JOBS = 200  # of a sweep, before any is trained
 MOST_VALUES = 100_000  # of a key in a sweep
-STEPS_PER_EPOCH = "_steps_per_epoch_"  # the root key that `count_steps` fills in
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,64 @@ def checked(config: DictConfig) -> DictConfig:
     return config
 
 
+def recomposed(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """A run's config once more, with values changed; and what `resume.allow` names among the overrides.
+
+    Args:
+        config: as the run saved it.
+        overrides: `KEY=VALUE`, as on the command line; what was chosen by group stays chosen.
+
+    Raises:
+        ConfigError: all that is wrong with them.
+    """
+    loader = make_loader()
+    if "${hydra:" in OmegaConf.to_yaml(config):
+        HydraConfig.instance().set_config(loader.load_configuration("config", [], RunMode.RUN))
+    allow: list[str] = []
+    problems: list[Problem] = []
+    OmegaConf.set_struct(config, True)
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            problems.append(Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE"))
+            continue
+        key, value = override.key_or_group, override.value()
+        if key == "resume.allow":
+            allow += map(str, value if isinstance(value, list) else [value])
+            continue
+        choices = loader.get_group_options(key)
+        if choices and isinstance(value, str) and value not in ("off", "null"):
+            mend = f"override single keys, such as {key}._target_=…, or start a new run with {text}"
+            problems.append(Problem(f"{text}: a resumed run keeps its {key}", mend))
+        elif override.is_sweep_override() or key.startswith("hydra."):
+            problems.append(Problem(f"{text}: it means nothing for one run that goes on", "leave it out"))
+        else:
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([override], config)
+            except (HydraException, OmegaConfBaseException):
+                problems.append(_key_problem(loader, config, override))
+    for key in (key for key in allow if OmegaConf.select(config, key, throw_on_missing=False) is None):
+        near = did_you_mean(key, paths(config), limit=0)
+        problems.append(Problem(f"resume.allow={key}: there is no such key", near or "name a key of the config"))
+    for key in _redacted_keys(OmegaConf.to_container(config, resolve=False)):
+        mend = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
+        problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", mend))
+    try:
+        checked(config)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return config, allow
+
+
+def _redacted_keys(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, dict):
+        return [found for key, value in node.items() for found in _redacted_keys(value, f"{path}.{key}".lstrip("."))]
+    return [path] if node == REDACTED or (isinstance(node, list) and REDACTED in node) else []
+
+
 def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
     """A sweep, whose every job is composed and checked first.
 
@@ -189,50 +248,6 @@ def _given_directory(whole: DictConfig, overrides: Iterable[str], mode: str) -> 
     if not directory:
         raise ConfigError(f"{key}: it names no directory", mend=f"write {key}=DIR")
     return Path(directory)
-
-
-# ------------------------------------------------------------------- steps that a config may ask for
-
-
-def count_steps(config: DictConfig, steps_per_epoch: int) -> None:
-    """Tell a config how many optimizer steps an epoch has, for `${total_steps:}` and `${steps_per_epoch:}`."""
-    OmegaConf.update(config, STEPS_PER_EPOCH, steps_per_epoch, force_add=True)
-
-
-def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> int | None:
-    """How often the scheduler around it steps in the whole run; up to a fraction of it; between two."""
-    start, end = (until, *more) if more else (0, until)
-    if not all(isinstance(share, int | float) for share in (start, end)) or not 0 <= start < end <= 1:
-        raise ValueError("give shares of the run, from 0 to 1: ${total_steps:0.1} or ${total_steps:0.1,1}")
-    in_epoch = _steps_in_epoch(_parent_, _root_)
-    epochs = _root_.get("epochs")
-    if in_epoch is None or not isinstance(epochs, int):
-        return None
-    total = epochs * in_epoch
-    first, last = (share and max(1, round(share * total)) for share in (start, end))  # a part is never nothing
-    return max(1, int(last - first))
-
-
-def _steps_per_epoch(epochs: float = 1, *, _parent_: Any, _root_: Any) -> int | None:
-    """How often the scheduler around it steps in so many epochs."""
-    in_epoch = _steps_in_epoch(_parent_, _root_)
-    return None if in_epoch is None else max(1, round(epochs * in_epoch))
-
-
-def _steps_in_epoch(node: Any, root: Any) -> int | None:
-    """1 inside a scheduler that steps each epoch; else the optimizer steps, None until they are counted."""
-    inside = str(node._get_full_key(None)).partition(".")[0].partition("[")[0] == "scheduler"
-    while inside and node is not None:
-        interval = node.get("interval") if isinstance(node, DictConfig) else None
-        if interval is not None or node._get_parent() is root:
-            return 1 if interval in (None, "epoch") else root.get(STEPS_PER_EPOCH)
-        node = node._get_parent()
-    counted: int | None = root.get(STEPS_PER_EPOCH)
-    return counted
-
-
-OmegaConf.register_new_resolver("total_steps", _total_steps, replace=True)
-OmegaConf.register_new_resolver("steps_per_epoch", _steps_per_epoch, replace=True)
 
 
 # --------------------------------------------------------------------------------- where configs lie

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from trainkit.errors import NonFiniteError
     from trainkit.loop import State
     from trainkit.run import Run
 
@@ -49,6 +50,12 @@ def split_line(state: State) -> str:
     """What was done where memory ran out."""
     seen = ", which is what layers with batch statistics see from now on" if state.sees_batches else ""
     return f"note: out of memory at step {state.step + 1}: it is taken again with micro_batch={state.micro_batch}{seen}"
+
+
+def nonfinite_line(state: State, error: NonFiniteError) -> str:
+    """What was done where a loss or a gradient was not finite."""
+    done = "the weights of the last checkpoint are back" if state.on_nonfinite == "rollback" else "no update"
+    return f"note: {error.problems[0].cause}: left out, {done} ({state.skipped} in this epoch)"
 
 
 def count(number: int, noun: str) -> str:
@@ -105,6 +112,21 @@ def result(run: Run) -> list[str]:
         reached = f"best of {count(done, 'epoch')} by {run.best['metric']}: {reached}"
     early = [run.info["why"]] if run.info["why"] else []
     return [*early, reached, f"history and config: {short(run.directory)}"]
+
+
+def finished(run: Run) -> list[str]:
+    """That nothing is left to do in a run."""
+    more = f"to train longer: trainkit resume {short(run.directory)} epochs=N"
+    return [f"finished: it has done all of its {count(len(run.history), 'epoch')}; {more}", *result(run)]
+
+
+def verified(found: Mapping[str, Any], directory: Path) -> list[str]:
+    """Whether a training that was killed and resumed ended with the bits of one that was not."""
+    kills = f"killed at {'step' if len(found['steps']) == 1 else 'steps'} {', '.join(map(str, found['steps']))}"
+    lines = [f"straight  {found['straight']}", f"resumed   {found['resumed']}  ({kills})"]
+    if found["equal"]:
+        return [*lines, "equal: model, optimizer, schedulers, averages, random states and history, to the last bit"]
+    return [*lines, f"DIFFERENT: see {short(directory)}; on a GPU write deterministic=true"]
 
 
 def comparison(runs: list[Run]) -> list[str]:
@@ -267,6 +289,10 @@ class Plain(Silent):
         """Tell that memory ran out."""
         self.say(split_line(state))
 
+    def on_nonfinite(self, state: State, error: NonFiniteError) -> None:
+        """Tell which batch was left out."""
+        self.say(nonfinite_line(state, error))
+
 
 class Tqdm(Plain):
     """A bar an epoch, in notebooks too."""
@@ -285,7 +311,8 @@ class Tqdm(Plain):
     def on_step(self, state: State) -> None:
         """Move the bar on, and read the running loss now and then."""
         if self.bar is None:
-            self.bar = self.tqdm(total=state.batches, desc=f"epoch {state.epoch + 1}/{state.epochs}", leave=False)
+            name = f"epoch {state.epoch + 1}/{state.epochs}"
+            self.bar = self.tqdm(total=state.batches, initial=state.batch - 1, desc=name, leave=False)
         self.bar.update()
         if time.monotonic() - self.read_at > REFRESH:
             self.bar.set_postfix_str(f"loss {state.loss.item():.4f}", refresh=False)
@@ -341,7 +368,7 @@ class Rich(Plain):
         self.epochs = self.bars.add_task("epoch", total=state.epochs, completed=state.epoch, text="")
         self.batches = self.bars.add_task("batch", total=state.batches, text="")
         self.live.start()
-        self.epoch_began = time.monotonic()
+        self.epoch_began, self.begun_at = time.monotonic(), state.batch
 
     def on_step(self, state: State) -> None:
         """Move the batch bar on, and read the running loss now and then."""
@@ -350,7 +377,8 @@ class Rich(Plain):
             return
         self.read_at = now
         loss = state.loss.item()
-        rate = state.batch / state.batches * state.samples / max(now - self.epoch_began, 1e-9)
+        done_here = (state.batch - self.begun_at) / state.batches
+        rate = done_here * state.samples / max(now - self.epoch_began, 1e-9)
         self.bars.update(self.batches, completed=state.batch, text=f"loss {loss:.4f}  {rate:,.0f} samples/s")
         self.bars.update(self.epochs, completed=state.epoch + state.batch / state.batches)
 
@@ -360,7 +388,7 @@ class Rich(Plain):
         super().on_epoch(state, metrics)
         self.bars.update(self.epochs, completed=state.epoch, text=f"loss {metrics['train/loss']:.4f}")
         self.bars.reset(self.batches, total=state.batches, text="")
-        self.epoch_began = time.monotonic()
+        self.epoch_began, self.begun_at = time.monotonic(), 0
 
     def close(self) -> None:
         """Take the bars away; the lines stay."""

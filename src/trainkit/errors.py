@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import site
 import sysconfig
 import traceback
@@ -41,8 +42,14 @@ class ConfigError(TrainkitError):
     composed: Any = None  # what could be composed all the same, for finding more that is wrong
 
 
+class CheckpointError(TrainkitError):
+    """There is no checkpoint to go on from, or it does not belong to this training."""
+
+    exit_code = 3
+
+
 class NonFiniteError(TrainkitError):
-    """A loss is NaN or infinite."""
+    """A loss or a gradient is NaN or infinite."""
 
     exit_code = 4
 
@@ -60,7 +67,7 @@ class StorageError(TrainkitError):
 
 
 class RunDirectoryInUseError(TrainkitError):
-    """The run directory belongs to another run."""
+    """The run directory belongs to another run, or another process is at work in it."""
 
     exit_code = 7
 
@@ -98,16 +105,19 @@ class UserCodeError(TrainkitError):
         super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), mend=mend)
 
 
-class Stopped(BaseException):
-    """A signal asked the training to stop (the shell's exit code is 128 + its number).
+class Stopped(KeyboardInterrupt):
+    """A signal asked the training to stop.
 
-    Not an `Exception`, as `KeyboardInterrupt` is not: nobody's `except Exception` may swallow it.
+    Like the interrupt that it is no `Exception`: nobody's `except Exception` may swallow it. Its exit
+    code is the shell's, 128 + the signal's number, but for SIGUSR1: 75, which asks a scheduler to start
+    the job again.
     """
 
-    def __init__(self, signal_number: int, name: str) -> None:
-        self.exit_code = 128 + signal_number
-        self.name = name
-        super().__init__(name)
+    def __init__(self, number: int) -> None:
+        self.name = signal.Signals(number).name
+        self.exit_code = 75 if self.name == "SIGUSR1" else 128 + number
+        self.saved = ""  # where, and what goes on from there
+        super().__init__(self.name)
 
 
 def nearest(word: str, among: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config import Composed, compose_run, search_path, unread
 from trainkit.errors import ConfigError, Problem, nearest
+from trainkit.redaction import redacted, scrubbed, secrets_in
 from trainkit.schema import Schema
 from trainkit.targets import wrong_targets
 
@@ -130,14 +132,17 @@ def show(args: argparse.Namespace) -> bool:
         return True
     composed = compose_run(args.overrides, args.config_dir)
     if args.cfg == "job":
-        _print(composed.config, args.package, args.resolve)
+        _print(composed, args.package, args.resolve)
         return True
     from hydra._internal.hydra import Hydra
 
     logging.raiseExceptions = False  # the reader of our output may leave, as `| head` does
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
     if args.cfg:
-        hydra.show_cfg("config", args.overrides, args.cfg, args.package, args.resolve)
+        shown = io.StringIO()
+        with redirect_stdout(shown):
+            hydra.show_cfg("config", args.overrides, args.cfg, args.package, args.resolve)
+        print(scrubbed(shown.getvalue(), _secrets(composed)), end="")
     elif args.hydra_help:
         hydra.hydra_help("config", get_args_parser(), args)
     else:
@@ -145,11 +150,17 @@ def show(args: argparse.Namespace) -> bool:
     return True
 
 
-def _print(config: DictConfig, package: str | None, resolve: bool) -> None:
-    node = OmegaConf.select(config, package) if package else config
+def _print(composed: Composed, package: str | None, resolve: bool) -> None:
+    node = OmegaConf.select(composed.config, package) if package else composed.config
     if not OmegaConf.is_config(node):
         raise ConfigError(f"--package {package}: the config has no such part", mend="for example --package optim")
-    print(OmegaConf.to_yaml(node, resolve=resolve), end="")
+    shown = OmegaConf.create(redacted(OmegaConf.to_container(node, resolve=resolve)))
+    print(OmegaConf.to_yaml(shown), end="")
+
+
+def _secrets(composed: Composed) -> set[str]:
+    plain = [OmegaConf.to_container(node, resolve=False) for node in (composed.config, composed.hydra)]
+    return {secret for node in plain for secret in secrets_in(node)}
 
 
 def _complete(args: argparse.Namespace) -> None:

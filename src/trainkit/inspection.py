@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainkit.build import Training
 from trainkit.loaders import batch_size_of, map_tensors
-from trainkit.loop import State, fitting, loss_in_parts, number_of, train_step
+from trainkit.loop import State, train_step
+from trainkit.steps import fitting, loss_in_parts, number_of
 
 STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
 
@@ -32,6 +33,7 @@ def inspect_step(training: Training) -> dict[str, Any]:
     state = training.state
     inputs, targets = next(training.train.batches(0))
     state.trained.train()
+    state.checks_steps = False  # a NaN is shown like any other number
     rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in training.params}
     named = {name: training.named[name] for name in rows}
 

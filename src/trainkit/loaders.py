@@ -1,8 +1,9 @@
 """From a data set to batches on the device: the split, the order of an epoch, the loaders.
 
 A data set has a length and gives `(inputs, target)` for an index. One whose samples lie in tensors
-(`TensorDataset`) is sliced; every other streams through torch's `DataLoader`. Images travel as uint8
-and become floats from 0 to 1 on the device (`Prepare`).
+(`TensorDataset`) is sliced; every other streams through torch's `DataLoader`, where what a sample draws
+at random depends on (seed, epoch, sample) alone. Images travel as uint8 and become floats from 0 to 1
+on the device (`Prepare`).
 """
 
 from __future__ import annotations
@@ -11,26 +12,35 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.errors import DataError
+from trainkit.samples import Seeded, collate, epoch_seed, leave_signals_to_parent, name_of
 
 Batch = tuple[Any, Any]
+MOST_UNREADABLE = 10  # samples that data.on_error=skip leaves out, or 1 in 100 of the set
 
 
 class Loader(Protocol):
     """What the loop knows of data."""
 
     samples: int
+    unreadable: dict[int, str]  # samples left out, each with why
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """`(inputs, targets)` on the device, of epoch `epoch` (from 0) from batch `start` on."""
+
+    def describe(self, epoch: int, batch: int, inputs: Any) -> str:
+        """Which samples a batch of an epoch holds, and which of them have inputs that are not finite."""
+
+    def close(self) -> None:
+        """End whatever reads data in the background."""
 
 
 # ------------------------------------------------------------------------------------- what a set is
@@ -79,9 +89,12 @@ def in_tensors(dataset: Any) -> bool:
 
 
 def _subset(dataset: Any, mask: Tensor) -> Any:
-    if in_tensors(dataset):
-        return TensorDataset(*(tensor[mask] for tensor in dataset.tensors))
-    return Subset(dataset, mask.nonzero().flatten().tolist())
+    indices = mask.nonzero().flatten().tolist()
+    if not in_tensors(dataset):
+        return Subset(dataset, indices)
+    part = TensorDataset(*(tensor[mask] for tensor in dataset.tensors))
+    part.indices = indices  # type: ignore[attr-defined]  # for `name_of`
+    return part
 
 
 # ------------------------------------------------------------------------------------------- loaders
@@ -90,11 +103,6 @@ def _subset(dataset: Any, mask: Tensor) -> Any:
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch: a permutation (samples,) int64 made from (seed, epoch) alone."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed out of two numbers, so that neighbours of either have nothing in common."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -125,6 +133,11 @@ def batch_size_of(batch: Any) -> int:
     if not sizes:
         raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", mend="give tensors")
     return sizes[0]
+
+
+def shape_of(batch: Any) -> str:
+    """A batch's shape and type, for messages."""
+    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
 
 
 @dataclass(frozen=True)
@@ -173,8 +186,9 @@ class Order:
         count = -(-self.samples // self.batch_size)
         return count if self.limit is None else min(count, self.limit)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (indices.tolist() for indices in self.batches())
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices in self.batches():
+            yield [(self.epoch, index) for index in indices.tolist()]
 
     def batches(self) -> Iterator[Tensor]:
         """The indices of each batch from `start` on, (batch_size,) int64."""
@@ -185,12 +199,38 @@ class Order:
         for batch in range(self.start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
+    def describe(self, dataset: Any, epoch: int, batch: int, inputs: Any) -> str:
+        """See `Loader`."""
+        self.epoch, self.start = epoch, batch
+        indices = next(self.batches()).tolist()
+        shown = ", ".join(name_of(dataset, index).removeprefix("sample ") for index in indices[:8])
+        text = f"samples {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
+        bad = _not_finite_rows(inputs)
+        if bad and batch_size_of(inputs) == len(indices):
+            names = ", ".join(name_of(dataset, indices[row]) for row in bad[:3])
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            return f"{text}; the inputs of {names}{more} are not finite"
+        return text
+
+
+def _not_finite_rows(inputs: Any) -> list[int]:
+    rows: set[int] = set()
+
+    def look(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.dim():
+            rows.update((~tensor.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist())
+        return tensor
+
+    map_tensors(inputs, look)
+    return sorted(rows)
+
 
 class SlicingLoader:
     """Batches sliced out of tensors in memory."""
 
     def __init__(self, dataset: TensorDataset, order: Order, prepare: Prepare) -> None:
-        self.tensors, self.order, self.prepare = dataset.tensors, order, prepare
+        self.dataset, self.tensors, self.order, self.prepare = dataset, dataset.tensors, order, prepare
+        self.unreadable: dict[int, str] = {}
         self.samples = min(order.samples, len(order) * order.batch_size)
 
     def __len__(self) -> int:
@@ -203,22 +243,41 @@ class SlicingLoader:
             inputs, targets = (tensor[indices] for tensor in self.tensors)
             yield self.prepare(inputs, targets)
 
+    def describe(self, epoch: int, batch: int, inputs: Any) -> str:
+        """See `Loader`."""
+        return self.order.describe(self.dataset, epoch, batch, inputs)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
 
 class StreamingLoader:
-    """Batches read sample by sample through torch's `DataLoader`, in worker processes if asked for."""
+    """Batches read sample by sample through torch's `DataLoader`, in worker processes if asked for.
 
-    def __init__(self, dataset: Dataset[Any], order: Order, prepare: Prepare, num_workers: int = 0) -> None:
-        self.order, self.prepare = order, prepare
+    Args:
+        dataset: with a length and items.
+        order: of the batches.
+        prepare: brings a batch onto the device.
+        num_workers: processes that read samples.
+        skip: leave out samples that cannot be read, up to `MOST_UNREADABLE`; they are kept in `unreadable`.
+    """
+
+    def __init__(
+        self, dataset: Any, order: Order, prepare: Prepare, num_workers: int = 0, *, skip: bool = False
+    ) -> None:
+        self.dataset, self.order, self.prepare, self.skip = dataset, order, prepare, skip
+        self.unreadable: dict[int, str] = {}
         self.samples = min(order.samples, len(order) * order.batch_size)
-        self.generator = torch.Generator()
+        seeded: Dataset[Any] = Seeded(dataset, order.seed or 0, skip=skip)  # type: ignore[assignment]  # it is like one
         self.loader = DataLoader(
-            dataset,
+            seeded,
             batch_sampler=order,
             num_workers=num_workers,
             collate_fn=collate,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=prepare.device.type == "cuda",
             persistent_workers=num_workers > 0,
-            generator=self.generator,  # its own: reading data must not move the model's random numbers
+            generator=torch.Generator(),  # its own: reading data must not move the model's random numbers
         )
 
     def __len__(self) -> int:
@@ -227,29 +286,39 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        self.generator.manual_seed(epoch_seed(self.order.seed or 0, epoch))
-        for inputs, targets in self.loader:
+        for inputs, targets, unreadable in self.loader:
+            for index, why in unreadable:
+                self._leave_out(index, why)
+            if inputs is None:
+                raise DataError(
+                    "no sample of a batch can be read: the first is " + next(reversed(self.unreadable.values())),
+                    mend="mend those files, or take a larger batch_size",
+                )
             yield self.prepare(inputs, targets)
 
+    def describe(self, epoch: int, batch: int, inputs: Any) -> str:
+        """See `Loader`."""
+        return self.order.describe(self.dataset, epoch, batch, inputs)
 
-def collate(samples: list[Any]) -> Any:
-    """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W).
+    def _leave_out(self, index: int, why: str) -> None:
+        text = f"{name_of(self.dataset, index)}: {why}"
+        if not self.skip:
+            raise DataError(f"{text}", mend="mend or delete it, or leave out such samples: data.on_error=skip")
+        self.unreadable[index] = text
+        most = max(MOST_UNREADABLE, len(self.dataset) // 100)
+        if len(self.unreadable) > most:
+            raise DataError(
+                f"{len(self.unreadable)} of {len(self.dataset)} samples cannot be read, {most} may be left out; {text}",
+                mend="mend or delete those files: trainkit.log names the others",
+            )
 
-    Raises:
-        TypeError: a sample is no pair. (A plain error in one line: it may have to leave a worker process.)
-    """
-    for sample in samples:
-        if not isinstance(sample, tuple | list) or len(sample) != 2:
-            kind = type(sample).__name__
-            raise TypeError(f"a sample is {kind}: let the data set's __getitem__ return a pair (inputs, target)")
-    return default_collate([tuple(_as_tensor(part) for part in sample) for sample in samples])
-
-
-def _as_tensor(part: Any) -> Any:
-    if hasattr(part, "getbands"):  # an image of PIL, which need not be imported to ask
-        pixels = torch.from_numpy(np.array(part))
-        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-    return part
+    def close(self) -> None:
+        """End the worker processes, whatever they are at."""
+        iterator, self.loader._iterator = self.loader._iterator, None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()  # torch waits for each 5 s, and then sends a signal that they ignore
 
 
 def make_loader(
@@ -260,6 +329,7 @@ def make_loader(
     seed: int | None,
     num_workers: int = 0,
     limit_batches: int | None = None,
+    skip: bool = False,
 ) -> Loader:
     """The loader that suits a data set.
 
@@ -270,8 +340,9 @@ def make_loader(
         seed: of the order; None keeps the data set's own.
         num_workers: processes that read samples.
         limit_batches: most batches of an epoch.
+        skip: leave out samples that cannot be read.
     """
     order = Order(len(dataset), batch_size, limit_batches, seed)
     if in_tensors(dataset) and len(dataset.tensors) == 2:
         return SlicingLoader(dataset, order, prepare)
-    return StreamingLoader(dataset, order, prepare, num_workers)
+    return StreamingLoader(dataset, order, prepare, num_workers, skip=skip)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainkit.errors import ConfigError, NonFiniteError
+from trainkit.hooks import tell
 from trainkit.loaders import Batch, Loader
-from trainkit.loop import State, fitting, tell, train_step
+from trainkit.loop import State, train_step
 from trainkit.losses import is_sum
 from trainkit.metrics import Mean
+from trainkit.steps import fitting
 
 WIDTH = 0.03  # of the bell curve that smooths, in shares of the steps
 SCATTER = 5  # a fall counts from so many times the smoothed curve's own scatter
@@ -98,6 +100,7 @@ def range_test(
     means: list[float] = []
     average = 0.0
     state.trained.train()
+    state.checks_steps = False  # a loss that runs away is what ends the test
     state.epochs, state.batches, state.samples = 1, steps, round(steps * loader.samples / len(loader))
     tell(hooks, "on_start", state)
     for number, (inputs, targets) in zip(range(steps), _endless(loader), strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -13,9 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.errors import RunDirectoryInUseError, StorageError
+from trainkit.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
+from trainkit.lock import Lock
+from trainkit.redaction import redacted, scrubbed, secrets_in
 
 
 def claim(path: Path, *, exact: bool = False) -> Path:
@@ -54,6 +59,29 @@ def claim(path: Path, *, exact: bool = False) -> Path:
         return candidate
 
 
+def find(name: str) -> Path:
+    """The run directory that a command line names: its path, or `last`.
+
+    Raises:
+        ConfigError: there is none, or it is a sweep's, whose runs are named then.
+    """
+    directory = Path("outputs/latest") if name == "last" else Path(name)
+    if not directory.is_dir():
+        there = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
+        mend = f"the newest here is {there[-1]}" if there else "name a run's directory; there is none under outputs/"
+        raise ConfigError(f"{directory}: there is no such directory", mend=mend)
+    if (directory / "run.json").exists():
+        return directory.resolve() if name == "last" else directory
+    inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
+    open_ones = [run for run in inside if Run.load(run).info.get("status") != "completed"]
+    if open_ones:
+        mend = "resume them one by one: " + "; ".join(f"trainkit resume {_short(run)}" for run in open_ones[:8])
+        raise ConfigError(f"{directory} holds {len(inside)} runs, {len(open_ones)} of them unfinished", mend=mend)
+    if inside:
+        raise ConfigError(f"{directory} holds {len(inside)} runs, all of them finished", mend="name one of them")
+    raise ConfigError(f"{directory} holds no run: no training was begun there", mend="start one: trainkit …")
+
+
 def default_directory() -> Path:
     """Where a run lands if nothing else is said: outputs/<date>/<time>."""
     return Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
@@ -71,24 +99,43 @@ def point_latest(directory: Path, outputs: Path) -> None:
 
 
 class Run:
-    """One run: a directory with `.hydra/`, `run.json`, `history.jsonl` and `trainkit.log`.
+    """One run: a directory with `.hydra/`, `run.json`, `history.jsonl`, `trainkit.log` and `checkpoints/`.
 
     Args:
         directory: made by `claim`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, lock: Lock | None = None) -> None:
         self.directory = directory
         self.info: dict[str, Any] = {}
         self.log: TextIO | None = None
+        self.lock = lock or Lock(directory)
+        self.secrets: set[str] = set()  # which no file may hold
 
     @classmethod
-    def load(cls, directory: Path) -> Run:
+    def load(cls, directory: Path, lock: Lock | None = None) -> Run:
         """A run as its directory tells of it; its `info` is empty where it never began."""
-        run = cls(directory)
+        run = cls(directory, lock)
         path = directory / "run.json"
         run.info = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return run
+
+    @property
+    def config(self) -> DictConfig:
+        """The config that ran, with its interpolations, without its secrets.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        path = self.directory / ".hydra" / "config.yaml"
+        try:
+            config = OmegaConf.load(path)
+        except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"{path} cannot be read: {text}", mend="put it back, or start a new run") from error
+        if not isinstance(config, DictConfig):
+            raise CheckpointError(f"{path} is no config", mend="put it back, or start a new run")
+        return config
 
     @property
     def overrides(self) -> list[str]:
@@ -99,9 +146,20 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The metrics of each epoch so far."""
+        return [row for _, row in self._rows()]
+
+    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """The lines of the history with what they say; the last may have been cut off by a kill."""
         path = self.directory / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                found.append((line, row))
+        return found
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -118,38 +176,85 @@ class Run:
         hydra: DictConfig | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write down what is about to run."""
-        try:
-            folder = self.directory / ".hydra"
-            folder.mkdir(exist_ok=True)
-            OmegaConf.save(config, folder / "config.yaml")
-            OmegaConf.save(OmegaConf.create(list(overrides)), folder / "overrides.yaml")
-            if hydra is not None:
-                OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "hydra.yaml")
-            self.log = (self.directory / "trainkit.log").open("a", encoding="utf-8")
-        except OSError as error:
-            raise unwritable(self.directory, error) from error
+        """Take the directory, and write down what is about to run there; `run.json` last.
+
+        Raises:
+            RunDirectoryInUseError: another process has taken it meanwhile.
+            StorageError: it cannot be written.
+        """
+        self.acquire()
+        if (self.directory / "run.json").exists():
+            self.lock.release()
+            raise RunDirectoryInUseError(f"{self.directory} holds a run already", mend="choose another directory")
+        self.record(config, overrides, hydra)
+        self._open_log()
         self.info = {
             "status": "running",
             "exit_code": None,
             "why": None,
-            "command": list(command),
+            "command": self._clean(command),
             "started": _now(),
             "ended": None,
             "best": None,
-            "versions": versions(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "git_commit": git_commit(),
+            **_here(),
             **(facts or {}),
         }
         self.save()
+
+    def resume(
+        self, config: DictConfig, *, command: Sequence[str], overrides: Sequence[str], epoch: int, at: Mapping[str, Any]
+    ) -> None:
+        """Write down that it goes on, with the history up to `epoch`; `at` says from where. It is locked already.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.record(config, overrides)
+        self._open_log()
+        rows = [line for line, row in self._rows() if row["epoch"] <= epoch]
+        self._replace("history.jsonl", "".join(f"{line}\n" for line in rows))
+        resumed = [*self.info.get("resumed", []), {"at": _now(), "command": self._clean(command), **at}]
+        self.info |= {"status": "running", "exit_code": None, "why": None, "ended": None, **_here(), "resumed": resumed}
+        self.save()
+
+    def acquire(self) -> None:
+        """Be the one process at work in the directory, until `finish`.
+
+        Raises:
+            RunDirectoryInUseError: another is.
+            StorageError: it cannot be written.
+        """
+        try:
+            self.lock.acquire()
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+
+    def record(self, config: DictConfig, overrides: Sequence[str], hydra: DictConfig | None = None) -> None:
+        """Write the config and how it came about into `.hydra/`, interpolations as they are, without secrets."""
+        for node in (config, hydra):
+            if node is not None:
+                self.secrets |= set(secrets_in(OmegaConf.to_container(node, resolve=False)))
+        self.secrets |= set(secrets_in(_resolved(config)))
+        content: dict[str, Any] = {"config": config, "overrides": self._clean(overrides)}
+        if hydra is not None:
+            content["hydra"] = {"hydra": hydra}
+        try:
+            (self.directory / ".hydra").mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+        for name, node in content.items():
+            plain = redacted(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
+            # In the config itself a secret may be a part of other words, which a resumed run needs as they are.
+            text = OmegaConf.to_yaml(OmegaConf.create(plain if name == "config" else scrub_words(plain, self.secrets)))
+            self._replace(f".hydra/{name}.yaml", text)
 
     def append(self, metrics: Mapping[str, Any], best: Mapping[str, Any] | None) -> None:
         """Add an epoch's metrics to the history."""
         try:
             with (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise unwritable(self.directory, error) from error
         self.info["best"] = best and dict(best)
@@ -158,17 +263,25 @@ class Run:
     def note(self, line: str) -> None:
         """Add a line to `trainkit.log`, with the time."""
         if self.log is not None:
-            self.log.write(f"{_now()} {line}\n")
-            self.log.flush()
+            try:
+                self.log.write(f"{_now()} {scrubbed(line, self.secrets)}\n")
+                self.log.flush()
+            except OSError as error:
+                raise unwritable(self.directory, error) from error
 
     def finish(self, status: str, exit_code: int, why: str | None = None) -> None:
-        """Write down how it ended: completed, stopped or failed."""
+        """Write down how it ended: completed, stopped or failed; let go of the directory."""
+        why = why and scrubbed(why, self.secrets)
         self.info |= {"status": status, "exit_code": exit_code, "why": why, "ended": _now()}
-        self.note(f"{status}" + (f": {why}" if why else ""))
-        if self.log is not None:
-            self.log.close()
-            self.log = None
-        self.save()
+        try:
+            self.note(f"{status}" + (f": {why}" if why else ""))
+            self.save()
+        finally:
+            if self.log is not None:
+                with contextlib.suppress(OSError):
+                    self.log.close()
+                self.log = None
+            self.lock.release()
 
     def save(self) -> None:
         """Write `run.json` as it is now."""
@@ -176,17 +289,63 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the directory, as a whole or not at all."""
+        self._replace(name, json.dumps(content, indent=2, default=str) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
         path = self.directory / name
-        fresh = path.with_name(f".{name}.new")
+        fresh = path.with_name(f".{path.name}.new")
         try:
             with fresh.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2, default=str)
-                file.write("\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
             raise unwritable(self.directory, error) from error
+
+    def _open_log(self) -> None:
+        try:
+            self.log = (self.directory / "trainkit.log").open("a", encoding="utf-8")
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+
+    def _clean(self, words: Sequence[str]) -> list[str]:
+        return [scrubbed(word, self.secrets) for word in words]
+
+
+def scrub_words(node: Any, secrets: set[str]) -> Any:
+    """Plain containers with the secrets taken out of every string, such as a command line that is kept."""
+    if isinstance(node, Mapping):
+        return {key: scrub_words(value, secrets) for key, value in node.items()}
+    if isinstance(node, list):
+        return [scrub_words(value, secrets) for value in node]
+    return scrubbed(node, secrets) if isinstance(node, str) else node
+
+
+def redact_file(path: Path, secrets: set[str]) -> None:
+    """Take the secrets out of a YAML file that Hydra wrote."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    clean = scrub_words(redacted(content), secrets | set(secrets_in(content)))
+    if clean != content:
+        path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
+
+
+def _resolved(config: DictConfig) -> Any:
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:  # something that only the data tells
+        return {}
+
+
+def _here() -> dict[str, Any]:
+    """What `run.json` tells of the process."""
+    return {"versions": versions(), "host": socket.gethostname(), "pid": os.getpid(), "git_commit": git_commit()}
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def versions() -> dict[str, str]:

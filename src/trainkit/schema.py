@@ -93,6 +93,17 @@ class Data:
     classes: Count | None
     normalize: Normalize | None
     num_workers: Annotated[int, Range(least=0)]
+    on_error: Literal["stop", "skip"]
+
+
+@dataclass
+class Checkpoint:
+    """When to save, and how many to keep."""
+
+    every_epochs: Count | None
+    every_steps: Count | None
+    every_minutes: Positive | None
+    keep: Count
 
 
 @dataclass
@@ -116,12 +127,14 @@ class Schema:
     clip_value: Positive | None
     ema: Annotated[float, Range(above=0, below=1)] | None
     on_oom: Literal["auto", "split", "stop"]
+    on_nonfinite: Literal["stop", "skip", "rollback"]
     limit_batches: Count | None
     watch: list[str]
     hooks: dict[str, Open]
     progress: Literal["auto", "rich", "tqdm", "plain", "off"]
     monitor: Monitor
     early_stop: EarlyStop | None
+    checkpoint: Checkpoint | None
 
 
 def check(config: DictConfig, defaults: DictConfig) -> list[Problem]:

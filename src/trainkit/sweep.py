@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit import display
 from trainkit.config import Composed, Sweep, search_path
 from trainkit.errors import ConfigError, TrainkitError
-from trainkit.run import Run, claim, point_latest
+from trainkit.run import Run, claim, point_latest, redact_file
 from trainkit.targets import wrong_targets
 from trainkit.training import train
 
@@ -42,10 +42,10 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     if not checked.directory_given:
         point_latest(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
-    place = f"hydra.sweep.dir='{directory}'"
+    place = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would hold secrets
     asked = [text for text in overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
-        returned = app.multirun("config", sweep_job, [*asked, place], with_log_configuration=False)
+        returned = app.multirun("config", sweep_job, [*asked, *place], with_log_configuration=False)
     except (HydraException, RuntimeError) as error:
         raise ConfigError(f"the sweep cannot start: {error}", mend="see hydra/sweeper and hydra/launcher") from error
 
@@ -63,6 +63,9 @@ def sweep_job(config: DictConfig) -> float | None:
     hydra: Any = HydraConfig.get()
     print(f"run {hydra.job.num}: {' '.join(hydra.overrides.task)}", file=sys.stderr)
     composed = Composed(config, hydra, list(hydra.overrides.task), Path(hydra.runtime.output_dir))
+    begun = Run(Path(hydra.runtime.output_dir))
+    begun.record(config, composed.overrides, hydra)  # what fails before it runs is told of too
+    redact_file(Path(hydra.sweep.dir) / "multirun.yaml", begun.secrets)
     try:
         done = train(config, composed=composed)
     except TrainkitError as error:  # the other jobs go on

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import copy
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit import build, display
 from trainkit.blame import blame
+from trainkit.checkpoint import Checkpoints
 from trainkit.config import Composed, checked
 from trainkit.errors import Stopped, TrainkitError
-from trainkit.loop import State, fit, takes_batch_statistics
+from trainkit.fingerprint import fingerprint
+from trainkit.loop import State, fit
+from trainkit.recorder import Recorder, Saver
 from trainkit.run import Run, claim, default_directory, point_latest
+from trainkit.steps import takes_batch_statistics
+
+# Those that stop a training. SIGHUP: the terminal is gone; SIGUSR1: a cluster takes the machine back.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 def train(config: DictConfig, *, directory: Path | str | None = None, composed: Composed | None = None) -> Run:
@@ -32,25 +44,63 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
 
     Raises:
         TrainkitError: with a clear message; `run.json` tells of it too.
+        Stopped: by a signal, once no step was under way; a checkpoint holds where.
     """
     config = checked(copy.deepcopy(OmegaConf.create(config)))
     training = build.training(config)
-    screen = display.make(config.progress)
     given = directory or (composed and composed.directory)
     run = Run(claim_directory(Path(given) if given else None))
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
     run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
     run.write("params.json", training.params)
-    hooks = [*training.hooks.values(), Recorder(run), screen]
+    return go(run, config, training, remarks(config, training, overrides), saver_of(run, config, training))
+
+
+def saver_of(
+    run: Run, config: DictConfig, training: build.Training, resumed: Mapping[str, Any] | None = None
+) -> Saver | None:
+    """The hook that saves a run, where its config asks for checkpoints.
+
+    Args:
+        run: that it is for.
+        config: of the run.
+        training: what it built.
+        resumed: what `snapshot.remember` gives of it, if it is to go on.
+    """
+    if config.checkpoint is None:
+        return None
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    checkpoints.clean()
+    return Saver(checkpoints, config.checkpoint, identity(training), resumed=resumed, note=run.note)
+
+
+def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[str], saver: Saver | None) -> Run:
+    """Train what is built, in a run that is begun; write down how it ends.
+
+    Args:
+        run: started, or resumed.
+        config: of the run.
+        training: what it built.
+        lines: what a person should know first.
+        saver: of its checkpoints.
+    """
+    state = training.state
+    screen = display.make(config.progress)
+    hooks = [*training.hooks.values(), Recorder(run, training), *([saver] if saver else []), screen]
     try:
-        for line in [*display.opening(run), *remarks(config, training, overrides)]:
+        for line in [*display.opening(run), *lines]:
             screen.say(line)
             run.note(line)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stopping(state):
             # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
             warnings.filterwarnings("error", message="Using a target size")
-            fit(training.state, training.train, training.val, hooks)
-    except (Stopped, KeyboardInterrupt) as error:
+            try:
+                fit(state, training.train, training.val, hooks)
+            except Stopped as error:
+                if error is state.stop and saver is not None:
+                    error.saved = f"{saver.save(state)}; to go on: trainkit resume {display.short(run.directory)}"
+                raise
+    except KeyboardInterrupt as error:
         run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
         raise
     except (Exception, SystemExit) as error:
@@ -59,34 +109,50 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
         raise told from error
     finally:
         screen.close()
-    state = training.state
+        for loader in (training.train, training.val):
+            if loader is not None:
+                loader.close()
     early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
     run.finish("completed", 0, early if state.stopped_early else None)
     return run
 
 
-class Recorder:
-    """The hook that writes a run's history."""
+@contextmanager
+def stopping(state: State) -> Iterator[None]:
+    """Let a signal stop the training once no step is under way; a second one ends the process at once."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        state.stop = Stopped(number)
+        if state.interruptible:
+            raise state.stop
 
-    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
-        """Append the epoch."""
-        self.run.append(metrics, best(state))
-        self.run.note(display.epoch_line(state.epochs, metrics))
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def on_split(self, state: State) -> None:
-        """Write down that memory ran out."""
-        self.run.note(display.split_line(state))
 
-
-def best(state: State) -> dict[str, Any] | None:
-    """What `run.json` tells of the best epoch."""
-    if state.best is None:
-        return None
-    shown = {name: value for name, value in state.best.items() if name.startswith(("train/loss", "val/"))}
-    return {"metric": state.monitor, "value": state.best[state.monitor], "epoch": state.best["epoch"]} | shown
+def identity(training: build.Training) -> dict[str, Any]:
+    """What the numbers of a run depend on: its config and data exactly, its machine to rounding."""
+    state = training.state
+    return {
+        "config": fingerprint(training.config),
+        "epochs": state.epochs,
+        "data": {"training samples": training.train.samples},
+        "machine": {
+            "device": state.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "micro_batch": training.config.micro_batch,
+        },
+    }
 
 
 def claim_directory(given: Path | None) -> Path:
@@ -107,6 +173,7 @@ def facts(training: build.Training) -> dict[str, Any]:
         "trainable_parameters": sum(count for count, trainable in sizes if trainable),
         "train_samples": training.train.samples,
         "val_samples": training.val.samples if training.val is not None else 0,
+        "classes": training.config.data.classes,
     }
 
 

@@ -34,14 +34,16 @@ FLAGS = {
     "--version": "the version of trainkit",
 }
 OWN_FLAGS = {
-    "--json": "find-lr, inspect, params: the answer as JSON",
+    "--json": "find-lr, inspect, params, verify-resume: the answer as JSON",
     "--start LR, --end LR, --steps N": "find-lr: from 1e-7 to 10 in 100 steps",
+    "--kills N": "verify-resume: how often the second training is killed (3)",
 }
 EXAMPLES = {
     "trainkit": "the toy CNN on handwritten digits, nothing to download",
     "trainkit model=toy_cnn optim=adam lr=0.001": "another optimizer, at a rate of your own",
     "trainkit experiment=line_fit": "a recorded experiment",
     "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer at its own rate",
+    "trainkit resume last epochs=40": "go on with the newest run, and longer than planned",
 }
 
 

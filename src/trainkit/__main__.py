@@ -1,0 +1,7 @@
+"""`python -m trainkit`."""
+
+import sys
+
+from trainkit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a run's numbers depend on: its config without the machine, and how two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from trainkit.redaction import redacted
+
+# Machinery, what is only seen, and when a run ends: none of it changes a number of the epochs that there are.
+FREE = {
+    "epochs",
+    "early_stop",
+    "device",
+    "micro_batch",
+    "deterministic",
+    "on_oom",
+    "on_nonfinite",
+    "checkpoint",
+    "watch",
+    "hooks",
+    "progress",
+    "data.num_workers",
+    "data.on_error",
+}
+PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `data` that say where it lies
+
+
+def fingerprint(config: DictConfig) -> dict[str, Any]:
+    """The keys of a config that the numbers depend on, dotted, with their values; no secret, no environment."""
+    with _environment_unread():
+        return {key: value for key, value in _leaves(redacted(_resolved(config))) if not _is_free(key)}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two fingerprints differ, each with both values; a key that one lacks is None there."""
+    keys = dict.fromkeys([*there, *here])
+    return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
+
+
+def allowed(key: str, allow: Collection[str]) -> bool:
+    """Whether a key, or one above it, is among those named."""
+    return any(key == name or key.startswith(f"{name}.") for name in allow)
+
+
+def _is_free(key: str) -> bool:
+    inside_data = key.startswith("data.")
+    return key.startswith("_") or allowed(key, FREE) or (inside_data and key.rpartition(".")[2] in PATHS)
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping with something in it; lists are values."""
+    if isinstance(node, Mapping) and (node or not path):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _resolved(node: Any) -> Any:
+    """A config as plain containers; what cannot be resolved without the environment stays as it is written."""
+    if isinstance(node, DictConfig):
+        return {str(key): _value(node, key) for key in node}
+    if isinstance(node, ListConfig):
+        return [_value(node, index) for index in range(len(node))]
+    return node
+
+
+def _value(node: Any, key: Any) -> Any:
+    try:
+        return _resolved(node[key])
+    except OmegaConfBaseException:
+        return OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+
+
+@contextmanager
+def _environment_unread() -> Iterator[None]:
+    """Let `${oc.env:NAME}` be its own name: what is in the environment is for the process, not for files."""
+    OmegaConf.register_new_resolver("oc.env", lambda name, *_: f"(oc.env:{name})", replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)

@@ -1,0 +1,190 @@
+"""Going back to a run: resume it where it stopped, or load its model."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from trainkit import build
+from trainkit.checkpoint import Checkpoints, DamagedError
+from trainkit.config import recomposed
+from trainkit.errors import CheckpointError, Problem
+from trainkit.fingerprint import allowed, differences, fingerprint
+from trainkit.run import Run, find
+from trainkit.snapshot import in_host_memory, remember, restore
+from trainkit.training import go, identity, remarks, saver_of
+
+ORDER = {"batch_size", "seed", "data", "limit_batches"}  # keys whose change gives an epoch other batches
+
+
+def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
+    """Go on with a run where it stopped: the same directory, the same history, the same bits.
+
+    Args:
+        run: it, its directory, or `last`.
+        overrides: values to change, such as `["epochs=40"]`; what changes the mathematics must be named
+            in `resume.allow=[...]`.
+
+    Returns:
+        The run. One that is finished is returned as it is.
+
+    Raises:
+        ConfigError: an override is wrong.
+        CheckpointError: there is nothing to go on from, or the config is another.
+        RunDirectoryInUseError: a process is at work in it.
+    """
+    directory = run.directory if isinstance(run, Run) else find(str(run))
+    run = Run.load(directory)
+    if is_finished(run, overrides):
+        return run
+    config, allow = recomposed(run.config, overrides)
+    run.acquire()
+    try:
+        run = Run.load(directory, lock=run.lock)  # as the last process left it
+        name, saved, lines = _newest(run)
+        training = build.training(copy.deepcopy(config))
+        if saved is not None:
+            changed, more = compare(saved["fingerprint"], identity(training), training.config, allow)
+            lines += [*more, *_restored(training, saved, changed)]
+            if changed:  # nothing but the rates, say, is as it was saved
+                saved = in_host_memory(remember(training.state, {}))
+        if training.state.done:
+            return run
+        at = {"checkpoint": name, "step": training.state.step, "epoch": training.state.epoch + 1}
+        texts = [text for text in overrides if not text.startswith("resume.allow=")]
+        every = [*(old for old in run.overrides if not _replaced(old, texts)), *texts]
+        run.resume(config, command=sys.argv, overrides=every, epoch=training.state.epoch, at=at)
+        lines = [_begin(training, name), *lines, *remarks(config, training)]
+        saver = saver_of(run, config, training, saved)
+        del saved  # which the saver lets go of once it has used it
+        return go(run, config, training, lines, saver)
+    finally:
+        run.lock.release()
+
+
+def is_finished(run: Run, overrides: Sequence[str] = ()) -> bool:
+    """Whether nothing is left to do in a run, as far as its files tell."""
+    return run.info.get("status") == "completed" and not overrides
+
+
+def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
+    """The model of a run with the weights it had, in evaluation mode, on the CPU; with `ema`, the averaged ones.
+
+    The model is built from the run's config, which is trusted as any config is.
+
+    Args:
+        run: it, its directory, or `last`.
+        checkpoint: `best`, or `last`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or it is of another model.
+    """
+    if checkpoint not in ("best", "last"):
+        raise ValueError(f"checkpoint is best or last, not {checkpoint!r}")
+    run = run if isinstance(run, Run) else Run.load(find(str(run)))
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    name = checkpoints.pointed(checkpoint)
+    if name is None:
+        raise CheckpointError(f"{run.directory} has no {checkpoint} checkpoint", mend="train an epoch of it first")
+    try:
+        saved = checkpoints.load(name)
+    except DamagedError as error:
+        raise CheckpointError(f"{checkpoints.directory / name}: {error}", mend="try checkpoint='last'") from error
+    config, _ = recomposed(run.config, ())
+    if config.data.classes is None:
+        config.data.classes = run.info.get("classes")
+    model = build.build_model(config.model, None, torch.device("cpu"))
+    weights = saved["model"]
+    if saved["ema"] is not None:
+        prefix = "module.model."
+        weights = {key.removeprefix(prefix): v for key, v in saved["ema"].items() if key.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{name} is of another model: {text}", mend="use the code it was trained with") from error
+    return model.eval()
+
+
+# ------------------------------------------------------------------------------------- what has changed
+
+
+def compare(
+    there: Mapping[str, Any], here: Mapping[str, Any], config: DictConfig, allow: Sequence[str]
+) -> tuple[set[str], list[str]]:
+    """The top-level keys in which the run's config is another now, and what to say of it.
+
+    What follows from a longer `epochs` alone, in the schedulers, is allowed.
+
+    Raises:
+        CheckpointError: a difference that changes the mathematics and is not allowed, each with both values.
+    """
+    planned = config.copy()
+    planned.epochs = there["epochs"]
+    others = differences(there["config"], fingerprint(planned))
+    by_epochs = differences(fingerprint(planned), here["config"])
+    others |= {key: values for key, values in by_epochs.items() if not key.startswith("scheduler.")}
+    others |= {f"data ({key})": values for key, values in differences(there["data"], here["data"]).items()}
+    refused = {key: values for key, values in others.items() if not allowed(_key(key), allow)}
+    if refused:
+        tops = ",".join(dict.fromkeys(_top(key) for key in refused))
+        problems = [Problem(f"{key}: {old!r} in the checkpoint, {new!r} now") for key, (old, new) in refused.items()]
+        mend = f"go on as it was, start a new run, or accept another course from here on: 'resume.allow=[{tops}]'"
+        raise CheckpointError(*problems[:-1], Problem(problems[-1].cause, mend))
+    lines = [f"note: {key} was {old!r}, and is {new!r} from here on" for key, (old, new) in others.items()]
+    if by_epochs:
+        lines.append(f"note: the scheduler is planned for {here['epochs']} epochs now, and goes on where it would be")
+    machine = differences(there["machine"], here["machine"])
+    lines += [f"note: {key} was {old}, and is {new}: equal to rounding only" for key, (old, new) in machine.items()]
+    return {_top(key) for key in [*others, *by_epochs]}, lines
+
+
+def _key(key: str) -> str:
+    return key.partition(" (")[0]
+
+
+def _top(key: str) -> str:
+    return _key(key).partition(".")[0]
+
+
+def _replaced(override: str, by: Sequence[str]) -> bool:
+    key = override.lstrip("+").partition("=")[0]
+    return any(text.lstrip("+").partition("=")[0] == key for text in by)
+
+
+def _newest(run: Run) -> tuple[str | None, dict[str, Any] | None, list[str]]:
+    """The checkpoint to go on from, None where the run was stopped before it had any; what to say of others."""
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    if not checkpoints.names() and not run.history:
+        return None, None, []
+    name, saved, passed = checkpoints.newest()
+    return name, saved, [f"note: passed over {why}" for why in passed]
+
+
+def _restored(training: build.Training, saved: Mapping[str, Any], changed: set[str]) -> list[str]:
+    state = training.state
+    restore(state, saved, changed)
+    if state.batch and changed & ORDER:
+        state.begin_epoch()
+        return [f"note: epoch {state.epoch + 1} begins again, as its batches are others now"]
+    if state.batch > len(training.train):
+        raise CheckpointError(
+            f"the checkpoint is at batch {state.batch} of an epoch, which has {len(training.train)} here",
+            mend="resume it with the data it was trained on",
+        )
+    return []
+
+
+def _begin(training: build.Training, name: str | None) -> str:
+    if name is None:
+        return "resumed from the beginning: it was stopped before there was a checkpoint"
+    state = training.state
+    place = f", batch {state.batch + 1} of {len(training.train)}" if state.batch else ""
+    return f"resumed from {name}: epoch {state.epoch + 1} of {state.epochs}{place}"

@@ -1,0 +1,231 @@
+"""What a step needs beyond its five lines: batches in parts, closures, the gradient's bounds, too little memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.device import out_of_memory, peak_memory, release
+from trainkit.errors import NonFiniteError, OutOfMemoryError
+from trainkit.hooks import tell
+from trainkit.loaders import Batch, batch_size_of, map_tensors, shape_of
+from trainkit.losses import denominator, is_sum, knows_sum, summing
+
+if TYPE_CHECKING:
+    from trainkit.loop import Metrics, State
+
+Result = TypeVar("Result")
+
+
+def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
+    """The same update in micro batches, or where the optimizer evaluates the loss itself.
+
+    Each micro batch's loss counts by its share of the whole step's denominator, so the gradient is
+    that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
+    """
+    first: list[Tensor] = []
+    weight = denominator(state.loss_fn, targets, batch_size_of(inputs))
+
+    def closure() -> Tensor:
+        state.optimizer.zero_grad()
+        total = loss_in_parts(state, inputs, targets)
+        before_update(state, total, weight, first=not first)
+        first.append(total)
+        return total
+
+    if state.needs_closure:
+        state.updating = True
+        state.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch says it returns a float
+    else:
+        closure()
+        state.optimizer.step()
+    state.loss.update(first[0], weight=weight)
+
+
+def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
+    """The loss of a batch, one micro batch at a time; where gradients are on, each adds its own to what is there."""
+    samples = batch_size_of(inputs)
+    weight = denominator(state.loss_fn, targets, samples)
+    total = torch.zeros((), device=state.device)
+    for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
+        whole = batch_size_of(part) == samples
+        loss = loss_of_part(state, part, part_targets, None if whole else weight)
+        if loss is not None:
+            if torch.is_grad_enabled():
+                loss.backward()
+            total = total + loss.detach()
+    return total
+
+
+def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor | None:
+    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`; None: nothing counts.
+
+    Without a weight the part is the whole.
+    """
+    if weight is None:
+        whole: Tensor = state.loss_fn(state.model(inputs), targets)
+        return whole
+    own = denominator(state.loss_fn, targets, batch_size_of(inputs))
+    # Its mean would be 0 / 0. Only a loss of the user's own makes the device wait for this.
+    if not knows_sum(state.loss_fn) and not is_sum(state.loss_fn) and own == 0:
+        return None
+    with summing(state.loss_fn) as summed:
+        loss: Tensor = state.loss_fn(state.model(inputs), targets)
+    if is_sum(state.loss_fn):
+        return loss
+    if not summed:
+        loss = loss * own
+    return loss / (torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight)
+
+
+def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
+    """A batch in parts of at most `size` samples, in order."""
+    samples = batch_size_of(inputs)
+    for start in range(0, samples, size or samples):
+        part = slice(start, start + (size or samples))
+        yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
+
+
+def takes_batch_statistics(module: nn.Module) -> bool:
+    """Whether a layer normalises by its batch, or keeps count of the batches it sees."""
+    kept = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    return kept or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+# ------------------------------------------------------------------- between backward and the update
+
+
+def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bool = True) -> None:
+    """Look at the loss, a mean over `weight`, and at the gradient, and bound it; from here on the weights may change.
+
+    Of an optimizer's several evaluations only the `first` is looked at: the others are its own search.
+
+    Raises:
+        NonFiniteError: one of them is NaN or infinite (where each step is looked at).
+    """
+    last = state.batch + 1 >= state.batches
+    norm = gradient_norm(state) if first and (state.checks_steps or last) else None
+    if first and state.checks_steps and norm is not None:
+        check_step(state, loss, weight, norm)
+    if first and last:
+        observe_step(state, norm)
+    clip_gradients(state, norm)
+    state.updating = True
+
+
+def gradient_norm(state: State) -> Tensor:
+    """The norm of the gradient over the parameters of all groups, a scalar on the device."""
+    return nn.utils.get_total_norm([p.grad for p in parameters(state) if p.grad is not None])
+
+
+def parameters(state: State) -> Iterator[Tensor]:
+    """All that the optimizer updates."""
+    return (param for group in state.optimizer.param_groups for param in group["params"])
+
+
+def check_step(state: State, loss: Tensor, weight: Tensor | int, norm: Tensor) -> None:
+    """Raise `NonFiniteError` where the loss or the gradient is NaN or infinite, with the groups it is in."""
+    value = loss.item()
+    if not math.isfinite(value) and weight == 0:  # a mean over nothing, which adds nothing
+        value = 0.0
+    # A norm can overflow where no element does, so what it says is only a suspicion.
+    if math.isfinite(value) and math.isfinite(norm.item()):
+        return
+    groups = [
+        str(group.get("name", number))
+        for number, group in enumerate(state.optimizer.param_groups)
+        if any(p.grad is not None and not bool(p.grad.isfinite().all()) for p in group["params"])
+    ]
+    if math.isfinite(value) and not groups:
+        return
+    what = f"the loss is {value}" if not math.isfinite(value) else "the gradient is not finite"
+    where = f"in param group{'s' * (len(groups) != 1)} {', '.join(groups)}"
+    if not math.isfinite(value):
+        where = f"the gradient is not finite {where}" if groups else "the gradient is finite"
+    raise NonFiniteError(
+        f"step {state.step + 1}: {what}{', ' if not math.isfinite(value) else ' '}{where}",
+        mend="lower lr, or set clip_norm=1; if the first step has it already, look for NaN in the data and the model",
+    )
+
+
+def clip_gradients(state: State, norm: Tensor | None = None) -> None:
+    """Bound the gradient over the parameters of all groups: each element, then the whole's norm."""
+    if state.clip_value is not None:
+        nn.utils.clip_grad_value_(parameters(state), state.clip_value)
+        norm = None
+    if state.clip_norm is not None:
+        norm = gradient_norm(state) if norm is None else norm
+        nn.utils.clip_grads_with_norm_(parameters(state), state.clip_norm, norm)
+
+
+# --------------------------------------------------------------------------- where memory runs out
+
+
+def fitting(
+    work: Callable[[State, Any, Any], Result], state: State, inputs: Any, targets: Any, hooks: Sequence[Any]
+) -> Result:
+    """Do the work on a batch; where memory runs out, halve the micro batch and do it again.
+
+    Raises:
+        OutOfMemoryError: with `on_oom` stop, where one sample is too much, and where the weights may
+            have begun to change.
+        NonFiniteError: from the work; what the batch did to batch statistics is undone.
+    """
+    kept = [(tensor, tensor.clone()) for tensor in state.statistics]
+    while True:
+        state.updating = False
+        try:
+            return work(state, inputs, targets)
+        except NonFiniteError:
+            for tensor, before in kept:
+                tensor.copy_(before)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            size = min(batch_size_of(inputs), state.micro_batch or math.inf)
+            half = math.ceil(size / 2)
+            if state.on_oom != "split" or state.updating or size == 1:
+                effect = "of which batch norm sees each alone" if state.sees_batches else "which changes no number"
+                mend = f"set micro_batch={half}, {effect}" if size > 1 else "take a smaller model"
+                peak = f"{peak_memory(state.device) / 2**30:.2f} GiB"
+                cause = f"{state.device} ran out of memory: inputs {shape_of(inputs)}, {size} at a time, peak {peak}"
+                raise OutOfMemoryError(cause, mend=mend) from error
+        state.micro_batch = half
+        state.optimizer.zero_grad()
+        for tensor, before in kept:
+            tensor.copy_(before)
+        release(state.device)
+        tell(hooks, "on_split", state)
+
+
+# ------------------------------------------------------------------------- what is reported
+
+
+def observe_step(state: State, norm: Tensor | None) -> None:
+    """Keep what is reported of an epoch's last step: rates and gradient, before anything changes them."""
+    groups = enumerate(state.optimizer.param_groups)
+    rates = {f"lr/{group.get('name', number)}": group.get("lr") for number, group in groups}
+    state.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
+    state.grad_norm = norm
+    state.gradients = {f"grad/{name}": number_of(tensor.grad) for name, tensor in state.watch.items()}
+
+
+def report_of_step(state: State) -> Metrics:
+    """The learning rates, the gradient's norm and the watched parameters, as the last step had them.
+
+    A parameter with several elements is given by its norm, and so is its gradient.
+    """
+    values = {f"param/{name}": number_of(tensor) for name, tensor in state.watch.items()}
+    return {**state.rates, "grad_norm": number_of(state.grad_norm), **values, **state.gradients}
+
+
+def number_of(tensor: Tensor | None) -> float | None:
+    """A tensor of one element by its value, any other by its norm."""
+    if tensor is None:
+        return None
+    return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())

@@ -1,0 +1,139 @@
+"""The command in real processes that need not import torch anew: forks of one that has.
+
+A fork runs `trainkit.cli.main` as the installed command does; it can be killed, and its exit code is real.
+Run as a script this is the process that forks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Process:
+    """One command under way."""
+
+    forks: Forks
+    pid: int
+    out: Path
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code once it has ended, negative for a signal."""
+        return int(self.forks.ask({"wait": self.pid})["code"])
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote to stderr so far."""
+        return self.out.with_suffix(".err").read_text()
+
+    @property
+    def stdout(self) -> str:
+        """What it wrote to stdout so far."""
+        return self.out.with_suffix(".out").read_text()
+
+
+class Forks:
+    """Starts commands as forks of one process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.number = directory, 0
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request, return the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def start(self, *argv: str, cwd: Path, **env: str) -> Process:
+        """Start `trainkit ARGV` in a folder."""
+        self.number += 1
+        out = self.directory / f"command{self.number}"
+        answer = self.ask({"argv": list(argv), "cwd": str(cwd), "out": str(out), "env": env})
+        return Process(self, answer["pid"], out)
+
+    def run(self, *argv: str, cwd: Path, **env: str) -> Process:
+        """Run `trainkit ARGV` to its end, which must be exit code 0."""
+        done = self.start(*argv, cwd=cwd, **env)
+        code = done.wait()
+        assert code == 0, f"{code}: {done.stderr}"
+        return done
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def until(happened: Any, timeout: float = 60.0, interval: float = 0.002) -> Any:
+    """Wait until a function's answer is true; the answer."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        answer = happened()
+        if answer:
+            return answer
+        time.sleep(interval)
+    raise TimeoutError
+
+
+def serve() -> None:
+    """Fork for each request on stdin."""
+    import torch
+
+    import trainkit.resuming  # what every command needs; nothing below starts a thread
+    import trainkit.verification  # noqa: F401
+    from trainkit import cli
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                os.chdir(request["cwd"])
+                os.environ.update(request["env"])
+                nowhere = os.open(os.devnull, os.O_RDONLY)
+                os.dup2(nowhere, 0)
+                for number, suffix in ((1, "out"), (2, "err")):
+                    file = os.open(f"{request['out']}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                    os.dup2(file, number)
+                sys.argv = ["trainkit", *request["argv"]]
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                code = 1
+                try:
+                    code = cli.main(request["argv"])
+                except SystemExit as error:
+                    code = int(error.code or 0)
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(code)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

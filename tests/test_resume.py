@@ -1,0 +1,399 @@
+"""Resuming: a run that was stopped anywhere ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainkit
+from tests.conftest import read_history
+from trainkit import build, compose
+from trainkit.checkpoint import Checkpoints
+from trainkit.errors import CheckpointError, ConfigError
+from trainkit.loop import State
+from trainkit.run import Run
+from trainkit.snapshot import CLOCKS, digest
+
+MODULE = '''
+import random
+import numpy as np
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """With dropout, batch norm, and a parameter that gets no gradient in some steps."""
+
+    def __init__(self, norm=True):
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 16), nn.BatchNorm1d(16) if norm else nn.Identity()
+        self.dropout, self.last = nn.Dropout(0.3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
+
+class Augmented:
+    """Draws from all three generators for each sample."""
+
+    classes = ["a", "b", "c"]
+
+    def __init__(self, size=37, draws=True):
+        generator = torch.Generator().manual_seed(1)
+        self.x, self.draws = torch.randn(size, 8, generator=generator), draws
+        self.y = torch.randint(0, 3, (size,), generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        noise = 0.1 * torch.randn(8) + float(np.random.rand()) + random.random() if self.draws else 0
+        return self.x[index] + noise, int(self.y[index])
+
+class Crash(Exception): ...
+
+class CrashAt:
+    def __init__(self, step, batch=None):
+        self.step = step
+
+    def on_step(self, state):
+        if state.step == self.step:
+            raise Crash(f"at step {self.step}")
+
+class CrashAfter:
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch(self, state, metrics):
+        if state.epoch == self.epoch + 1:
+            raise Crash(f"in epoch {self.epoch + 1}")
+'''
+CONFIGS = {
+    "model/net.yaml": "_target_: resumemodule.Net\n",
+    "data/augmented.yaml": (
+        "train: {_target_: resumemodule.Augmented}\nval: {_target_: resumemodule.Augmented, size: 20}\n"
+    ),
+}
+BASE = ["model=net", "data=augmented", "epochs=3", "batch_size=5", "progress=off", "checkpoint.every_steps=1"]
+
+
+@pytest.fixture
+def own(here: Path) -> Path:
+    """A folder with a model with dropout and data with augmentation."""
+    (here / "resumemodule.py").write_text(MODULE)
+    for name, text in CONFIGS.items():
+        (here / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "conf" / name).write_text(text)
+    return here
+
+
+def final(run: Run) -> tuple[str, list[dict[str, Any]]]:
+    """The hash of a run's final state, and its history without the clocks."""
+    _, saved, _ = Checkpoints(run.directory / "checkpoints").newest()
+    history = [{key: value for key, value in row.items() if key not in CLOCKS} for row in run.history]
+    return digest(saved), history
+
+
+def crashed(overrides: list[str], directory: Path, hook: str) -> None:
+    """Train until a hook raises: the process is gone as far as the run can tell, its memory with it."""
+    with pytest.raises(trainkit.errors.UserCodeError, match="Crash"):
+        trainkit.train(compose([*overrides, f"+hooks.crash={{_target_: resumemodule.{hook}}}"]), directory=directory)
+
+
+OPTIMIZERS = (["optim=sgd", "optim.momentum=0.9", "lr=0.05"], ["optim=adamw"], ["optim=lbfgs", "model.norm=false"])
+SCHEDULERS = ("none", "onecycle", "plateau")
+MATRIX = list(itertools.product(OPTIMIZERS, SCHEDULERS, (0, 2), ("mid-epoch", "boundary"), ("off", "0.9")))
+
+
+def in_the_matrix(case: Any, directory: Path) -> None:
+    """Train straight and with a crash, and compare."""
+    optimizer, scheduler, workers, place, ema = case
+    overrides = [
+        *BASE,
+        *(text for text in optimizer),
+        f"scheduler={scheduler}",
+        f"data.num_workers={workers}",
+        f"ema={ema}",
+        *(["scheduler.patience=0"] if scheduler == "plateau" else []),
+    ]
+    overrides = [text.replace("model.norm", "+model.norm") for text in overrides]
+    straight = trainkit.train(compose(overrides), directory=directory / "straight")
+    crashed(overrides, directory / "resumed", "CrashAt, step: 12" if place == "mid-epoch" else "CrashAfter, epoch: 1")
+    name, saved, _ = Checkpoints(directory / "resumed" / "checkpoints").newest()
+    assert (saved["epoch"], saved["batch"]) == ((1, 3) if place == "mid-epoch" else (1, 7)), name
+    resumed = trainkit.resume(directory / "resumed", ["~hooks.crash"])
+    assert final(resumed) == final(straight)
+
+
+@pytest.mark.parametrize("case", MATRIX[::13], ids=str)
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(case: Any, own: Path) -> None:
+    in_the_matrix(case, own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_a_resumed_run_ends_with_the_same_bits_whatever_it_is_made_of(case: Any, own: Path) -> None:
+    in_the_matrix(case, own)
+
+
+def test_a_run_stopped_at_an_epochs_end_resumes_with_the_next(own: Path) -> None:
+    overrides = [*BASE, "checkpoint.every_steps=off"]
+    straight = trainkit.train(compose(overrides), directory=own / "straight")
+    crashed(overrides, own / "resumed", "CrashAfter, epoch: 1")
+    _, saved, _ = Checkpoints(own / "resumed" / "checkpoints").newest()
+    assert (saved["epoch"], saved["batch"]) == (1, 0)
+    assert final(trainkit.resume(own / "resumed", ["~hooks.crash"])) == final(straight)
+
+
+def test_the_number_of_workers_may_change_at_a_resume_and_changes_no_bit(own: Path) -> None:
+    straight = trainkit.train(compose(BASE), directory=own / "straight")
+    for before, after in ((0, 2), (2, 0)):
+        directory = own / f"from {before}"
+        crashed([*BASE, f"data.num_workers={before}"], directory, "CrashAt, step: 12")
+        resumed = trainkit.resume(directory, ["~hooks.crash", f"data.num_workers={after}"])
+        assert final(resumed) == final(straight)
+
+
+def test_skipped_batches_are_not_read_again(own: Path) -> None:
+    (own / "counting.py").write_text(
+        "from resumemodule import Augmented\nread = []\nclass Counted(Augmented):\n"
+        "    def __getitem__(self, index):\n        read.append(index)\n        return super().__getitem__(index)\n"
+    )
+    overrides = [*BASE, "data.train._target_=counting.Counted", "data.val=null"]
+    crashed(overrides, own / "resumed", "CrashAt, step: 14")  # of 8 batches an epoch, 5 in the second are left
+    import counting  # type: ignore[import-not-found]
+
+    counting.read.clear()
+    run = trainkit.resume(own / "resumed", ["~hooks.crash", "epochs=2"])
+    assert len(counting.read) == 37 - 5 * 5 == run.history[-1]["train/samples"] - 5 * 5
+
+
+def test_what_hooks_do_at_their_start_is_undone_by_a_resume(own: Path) -> None:
+    (own / "starthook.py").write_text(
+        "import torch\nclass Reset:\n    def on_start(self, state):\n        torch.randn(3)\n"
+        "        for p in state.model.parameters():\n            p.data.fill_(0.1)\n"
+    )
+    overrides = [*BASE, "+hooks.reset._target_=starthook.Reset"]
+    straight = trainkit.train(compose(overrides), directory=own / "straight")
+    crashed(overrides, own / "resumed", "CrashAt, step: 12")
+    assert final(trainkit.resume(own / "resumed", ["~hooks.crash"])) == final(straight)
+
+
+def test_several_optimizers_and_param_groups_resume_to_the_same_bits(own: Path) -> None:
+    overrides = [*BASE, "optim=muon_sgd", "+param_groups.norm={type: BatchNorm1d, weight_decay: 0, lr_mult: 0.5}"]
+    overrides += ["scheduler=warmup_cosine", "clip_norm=0.5"]
+    straight = trainkit.train(compose(overrides), directory=own / "straight")
+    crashed(overrides, own / "resumed", "CrashAt, step: 12")
+    assert final(trainkit.resume(own / "resumed", ["~hooks.crash"])) == final(straight)
+
+
+# ------------------------------------------------------------------------------- what may change, what not
+
+
+def trained(own: Path, *overrides: str) -> Run:
+    """A run of three epochs."""
+    return trainkit.train(compose([*BASE, "checkpoint.every_steps=off", *overrides]), directory=own / "run")
+
+
+def test_more_epochs_without_a_schedule_end_with_the_bits_of_a_run_planned_so(own: Path) -> None:
+    straight = trainkit.train(compose([*BASE, "epochs=5"]), directory=own / "straight")
+    run = trained(own)
+    assert final(trainkit.resume(run, ["epochs=5"])) == final(straight)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "warmup_cosine", "linear", "step"])
+def test_with_more_epochs_a_schedule_goes_on_where_one_of_that_length_would_be(scheduler: str, own: Path) -> None:
+    straight = trainkit.train(compose([*BASE, f"scheduler={scheduler}", "epochs=6"]), directory=own / "straight")
+    run = trainkit.resume(trained(own, f"scheduler={scheduler}"), ["epochs=6"])
+    rates = [row["lr/default"] for row in straight.history]
+    assert [row["lr/default"] for row in run.history[3:]] == rates[3:]
+    note = "the scheduler is planned for 6 epochs now" in (run.directory / "trainkit.log").read_text()
+    assert note == (scheduler != "step")  # whose steps do not depend on the run's length
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=1", ["seed: 0 in the checkpoint, 1 now", "resume.allow=[seed]"]),
+        ("batch_size=7", ["batch_size: 5 in the checkpoint, 7 now"]),
+        ("lr=0.5", ["lr: 0.01 in the checkpoint, 0.5 now", "optim.lr: 0.01", "resume.allow=[lr,optim]"]),
+        ("optim.momentum=0.5", ["optim.momentum: 0 in the checkpoint, 0.5 now"]),
+        ("data.train.size=40", ["data.train.size: None in the checkpoint, 40 now"]),
+        ("loss.label_smoothing=0.1", ["loss.label_smoothing"]),
+        ("clip_norm=1", ["clip_norm: None in the checkpoint, 1 now"]),
+        ("ema=0.9", ["ema"]),
+    ],
+)
+def test_what_changes_the_mathematics_is_refused_with_both_values(override: str, words: list[str], own: Path) -> None:
+    run = trained(own)
+    before = {file: file.read_bytes() for file in run.directory.rglob("*") if file.is_file()}
+    override = f"+{override}" if override.startswith("data.train.size") else override
+    with pytest.raises(CheckpointError) as caught:
+        trainkit.resume(run, ["epochs=5", override])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert {file: file.read_bytes() for file in run.directory.rglob("*") if file.is_file()} == before
+
+
+def test_an_allowed_rate_is_in_force_from_there_on(own: Path) -> None:
+    run = trainkit.resume(trained(own), ["epochs=5", "lr=0.5", "resume.allow=[lr,optim]"])
+    assert [row["lr/default"] for row in run.history] == [0.01] * 3 + [0.5] * 2
+    assert trainkit.resume(run, ["epochs=6"]).history[-1]["lr/default"] == 0.5
+
+
+def test_an_allowed_batch_size_begins_the_epoch_again(own: Path) -> None:
+    crashed(BASE, own / "run", "CrashAt, step: 12")
+    run = trainkit.resume(own / "run", ["~hooks.crash", "batch_size=10", "resume.allow=[batch_size]"])
+    assert [row["train/samples"] for row in run.history] == [37, 37, 37]
+    assert [row["step"] for row in run.history] == [8, 11 + 4, 11 + 4 + 4]  # it was saved after 11 steps
+
+
+def test_another_monitor_begins_to_look_for_the_best_anew(own: Path) -> None:
+    overrides = ["epochs=5", "monitor={metric: val/accuracy, mode: max}", "resume.allow=[monitor]"]
+    run = trainkit.resume(trained(own), overrides)
+    assert run.best is not None
+    assert run.best["metric"] == "val/accuracy"
+    assert run.best["epoch"] > 3
+
+
+def test_a_stopped_run_goes_on_with_more_patience(own: Path) -> None:
+    run = trained(own, "lr=0", "epochs=9", "early_stop.patience=2")
+    assert len(run.history) == 3
+    assert len(trainkit.resume(run, ["early_stop.patience=4"]).history) == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim=adam", ["a resumed run keeps its optim"]),
+        ("epoch=5", ["there is no key 'epoch'", "did you mean epochs?"]),
+        ("epochs=-1", ["epochs=-1"]),
+        ("resume.allow=[leraning_rate]", ["resume.allow=leraning_rate", "no such key"]),
+        ("seed=1,2", ["it means nothing for one run"]),
+        ("hydra.run.dir=x", ["it means nothing for one run"]),
+    ],
+)
+def test_a_wrong_override_is_a_config_error(override: str, words: list[str], own: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        trainkit.resume(trained(own), [override])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# -------------------------------------------------------------------------------------- what is left alone
+
+
+def test_a_finished_run_is_left_as_it_is(own: Path) -> None:
+    run = trained(own)
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run.directory.rglob("*") if file.is_file()}
+    for overrides in ([], ["epochs=2"], ["epochs=3"]):
+        assert trainkit.resume(run, overrides).history == run.history
+    assert {
+        file: (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in run.directory.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    } == {file: content for file, content in before.items() if file.name != ".lock"}
+
+
+def test_run_json_tells_of_each_resume_and_history_lists_each_epoch_once(own: Path) -> None:
+    crashed(BASE, own / "run", "CrashAt, step: 12")
+    assert json.loads((own / "run" / "run.json").read_text())["status"] == "failed"
+    with (own / "run" / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train/loss"')  # a line that a kill cut off
+    run = trainkit.resume(own / "run", ["~hooks.crash"])
+    info = json.loads((own / "run" / "run.json").read_text())
+    assert info["status"] == "completed"
+    assert info["resumed"][0] | {"at": "", "command": []} == {
+        "at": "",
+        "command": [],
+        "checkpoint": "step-00000011",
+        "step": 11,
+        "epoch": 2,
+    }
+    assert [row["epoch"] for row in read_history(run.directory)] == [1, 2, 3]
+
+
+def test_a_run_without_checkpoints_is_not_begun_anew_in_silence(own: Path) -> None:
+    run = trained(own, "checkpoint=off")
+    with pytest.raises(CheckpointError, match="there is none"):
+        trainkit.resume(run, ["epochs=5"])
+    assert len(run.history) == 3
+    assert not (run.directory / "checkpoints").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(own: Path) -> None:
+    straight = trained(own)
+    shutil.copytree(straight.directory, own / "early")
+    shutil.rmtree(own / "early" / "checkpoints")
+    (own / "early" / "history.jsonl").unlink()
+    info = json.loads((own / "early" / "run.json").read_text())
+    (own / "early" / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    run = trainkit.resume(own / "early")
+    assert "resumed from the beginning" in (own / "early" / "trainkit.log").read_text()
+    assert final(run) == final(straight)
+
+
+def test_another_machine_is_told_of_as_equal_to_rounding(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(own)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    trainkit.resume(run, ["epochs=4", "micro_batch=3"])
+    log = (run.directory / "trainkit.log").read_text()
+    assert "note: threads was 1, and is 7: equal to rounding only" in log
+    assert "note: micro_batch was None, and is 3: equal to rounding only" in log
+
+
+@pytest.mark.parametrize("name", ["nowhere", "last", "."])
+def test_what_is_no_run_is_a_config_error(name: str, own: Path) -> None:  # noqa: ARG001
+    with pytest.raises(ConfigError):
+        trainkit.resume(name)
+
+
+def test_of_a_sweep_the_unfinished_runs_are_named(own: Path) -> None:
+    for number in range(2):
+        trainkit.train(compose(BASE), directory=own / "sweep" / str(number))
+    path = own / "sweep" / "1" / "run.json"
+    path.write_text(path.read_text().replace("completed", "stopped"))
+    with pytest.raises(ConfigError, match="1 of them unfinished") as caught:
+        trainkit.resume("sweep")
+    assert "trainkit resume sweep/1" in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- the model
+
+
+def test_load_gives_the_model_with_the_best_weights_in_evaluation_mode(own: Path) -> None:
+    class Keep:
+        def __init__(self) -> None:
+            self.weights: dict[str, torch.Tensor] = {}
+
+        def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
+            if state.best is metrics:
+                model, _ = state.evaluated
+                self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    for ema in ("off", "0.9"):
+        keep = Keep()
+        config = compose([*BASE, "lr=0.3", f"ema={ema}", "optim.momentum=0.9"])
+        training = build.training(config.copy())
+        trainkit.loop.fit(training.state, training.train, training.val, [keep])
+        run = trainkit.train(config, directory=own / f"ema {ema}")
+        model = trainkit.load(run.directory)
+        assert not model.training
+        loaded = model.state_dict()
+        assert loaded.keys() == keep.weights.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in keep.weights.items())
+
+
+def test_load_needs_neither_the_data_nor_the_classes_in_the_config(own: Path) -> None:
+    run = trainkit.train(compose(["model=mlp", "epochs=1", "limit_batches=2", "progress=off"]), directory=own / "run")
+    (own / "conf" / "data" / "augmented.yaml").unlink()
+    assert trainkit.load(run)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert trainkit.load(run, checkpoint="last") is not None
+    with pytest.raises(ValueError, match="best or last"):
+        trainkit.load(run, checkpoint="newest")
+    (run.directory / "checkpoints" / "best").write_text("../../elsewhere")
+    with pytest.raises(CheckpointError, match="no best checkpoint"):
+        trainkit.load(run)
