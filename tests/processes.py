@@ -106,6 +106,7 @@ def serve() -> None:
     from trainkit import cli
 
     torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports torch's compiler
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

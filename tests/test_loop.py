@@ -406,7 +406,7 @@ def test_the_best_epoch_and_early_stopping_by_hand(
     model, loss_fn, inputs, targets = problem("mse")
     told = iter(values)
     monkeypatch.setattr(loop, "evaluate", lambda *_: {"val/loss": next(told)})
-    monkeypatch.setattr(loop, "check_finite", lambda _: None)
+    monkeypatch.setattr(loop, "check_finite", lambda *_: None)
     state = state_of(model, loss_fn, epochs=len(values), monitor="val/loss", patience=2, min_delta=0.2)
     loader = loader_of(inputs, targets, SAMPLES)
     fit(state, loader, loader)

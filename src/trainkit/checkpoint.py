@@ -73,7 +73,7 @@ class Checkpoints:
                 "files": {STATE: _write_state(fresh / STATE, saved)},
             }
             with (fresh / MANIFEST).open("w", encoding="utf-8") as file:
-                json.dump(manifest, file, indent=2)
+                json.dump({**manifest, "sha256": _sum(manifest)}, file, indent=2)
                 _sync(file)
             _sync_directory(fresh)
             if (self.directory / name).exists():  # and is damaged
@@ -231,6 +231,11 @@ def _write_state(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": hashing.size, "sha256": hashing.sum.hexdigest()}
 
 
+def _sum(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of what a manifest says, whatever its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
@@ -254,6 +259,8 @@ def _verified(path: Path) -> Iterator[BufferedReader]:
     try:
         with _open(path / MANIFEST) as file:
             manifest = json.loads(file.read(MOST_MANIFEST))
+        if manifest.pop("sha256") != _sum(manifest):
+            raise DamagedError(f"the sha256 of {MANIFEST} is not its own")
         if set(manifest["files"]) != {STATE}:
             raise DamagedError(f"{MANIFEST} names other files than {STATE}")
         size, wanted = manifest["files"][STATE]["size"], manifest["files"][STATE]["sha256"]

@@ -165,7 +165,7 @@ def recomposed(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig
                 ConfigLoaderImpl._apply_overrides_to_config([override], config)
             except (HydraException, OmegaConfBaseException):
                 problems.append(_key_problem(loader, config, override))
-    for key in (key for key in allow if OmegaConf.select(config, key, throw_on_missing=False) is None):
+    for key in (key for key in allow if key.partition(".")[0] not in config):
         near = did_you_mean(key, paths(config), limit=0)
         problems.append(Problem(f"resume.allow={key}: there is no such key", near or "name a key of the config"))
     for key in _redacted_keys(OmegaConf.to_container(config, resolve=False)):

@@ -44,7 +44,8 @@ def seed_all(seed: int, *, deterministic: bool) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # to set it imports torch's compiler
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def random_state() -> dict[str, Any]:

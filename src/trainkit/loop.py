@@ -144,7 +144,7 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics["seconds"] = time.perf_counter() - state.began
         metrics = finish_epoch(state, metrics)
         tell(hooks, "on_epoch", state, metrics)
-        check_finite(metrics)
+        check_finite(state, metrics)
     tell(hooks, "on_end", state)
 
 
@@ -302,15 +302,16 @@ def leave_out(state: State, loader: Loader, inputs: Any, error: NonFiniteError, 
     tell(hooks, "on_nonfinite", state, told)
 
 
-def not_finite(metrics: Mapping[str, Any]) -> str | None:
-    """The first of an epoch's losses and its last gradient's norm that is NaN or infinite."""
-    values = {name: metrics.get(name) for name in ("train/loss", "grad_norm", "val/loss")}
+def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
+    """The first of an epoch's losses, and where steps are not looked at its last gradient, that is not finite."""
+    names = ("train/loss", "val/loss") if state.checks_steps else ("train/loss", "grad_norm", "val/loss")
+    values = {name: metrics.get(name) for name in names}
     return next((name for name, value in values.items() if value is not None and not math.isfinite(value)), None)
 
 
-def check_finite(metrics: Metrics) -> None:
+def check_finite(state: State, metrics: Metrics) -> None:
     """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
-    name = not_finite(metrics)
+    name = not_finite(state, metrics)
     if name is not None:
         raise NonFiniteError(
             f"{name} is {metrics[name]} in epoch {metrics['epoch']}",

@@ -97,7 +97,7 @@ class Saver:
         """Save if it is time, if there is a new best, or if this was the last epoch."""
         epochs = self.options.every_epochs
         new_best = state.best is metrics
-        if not_finite(metrics) is not None:
+        if not_finite(state, metrics) is not None:  # which ends the training
             return
         if self.due or new_best or state.done or (epochs is not None and state.epoch % epochs == 0):
             name = self.save(state, prune=False)

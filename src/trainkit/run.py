@@ -141,7 +141,8 @@ class Run:
     def overrides(self) -> list[str]:
         """The command line's overrides that made it."""
         path = self.directory / ".hydra" / "overrides.yaml"
-        return [str(override) for override in OmegaConf.load(path)] if path.exists() else []
+        # They may hold interpolations, which are for the config to resolve.
+        return list(map(str, yaml.safe_load(path.read_text(encoding="utf-8")))) if path.exists() else []
 
     @property
     def history(self) -> list[dict[str, Any]]:

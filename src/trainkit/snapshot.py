@@ -132,6 +132,7 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
             state.ema.load_state_dict(saved["ema"])
         for name, optimizer in optimizers.items():
             _restore_optimizer(optimizer, saved["optimizers"][name], with_options=not planned_anew)
+            optimizer._opt_called = state.step > 0  # type: ignore[attr-defined]  # or torch's schedulers warn
         if planned_anew:
             rates_kept = not {"lr", "param_groups"} & set(changed)
             for scheduler in schedulers:

@@ -61,8 +61,9 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
 def sweep_job(config: DictConfig) -> float | None:
     """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
     hydra: Any = HydraConfig.get()
-    print(f"run {hydra.job.num}: {' '.join(hydra.overrides.task)}", file=sys.stderr)
-    composed = Composed(config, hydra, list(hydra.overrides.task), Path(hydra.runtime.output_dir))
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    print(f"run {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr)
+    composed = Composed(config, hydra, overrides, Path(hydra.runtime.output_dir))
     begun = Run(Path(hydra.runtime.output_dir))
     begun.record(config, composed.overrides, hydra)  # what fails before it runs is told of too
     redact_file(Path(hydra.sweep.dir) / "multirun.yaml", begun.secrets)
