@@ -50,3 +50,15 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     started = Forks(tmp_path_factory.mktemp("forks"))
     yield started
     started.close()
+
+
+@pytest.fixture
+def forked(forks: Forks, tmp_path: Path) -> Command:
+    """The command in an empty folder, as a fork of a process that has torch already: for the many."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        process = forks.start(*args, cwd=tmp_path, **env)
+        code = process.wait()
+        return subprocess.CompletedProcess(args, code, process.stdout, process.stderr)
+
+    return run

@@ -24,6 +24,7 @@ class Process:
     forks: Forks
     pid: int
     out: Path
+    code: int | None = None
 
     def send(self, number: int) -> None:
         """Send a signal."""
@@ -31,7 +32,9 @@ class Process:
 
     def wait(self) -> int:
         """Its exit code once it has ended, negative for a signal."""
-        return int(self.forks.ask({"wait": self.pid})["code"])
+        if self.code is None:
+            self.code = int(self.forks.ask({"wait": self.pid})["code"])
+        return self.code
 
     @property
     def stderr(self) -> str:

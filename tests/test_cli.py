@@ -111,8 +111,8 @@ def test_ones_own_model_works_from_any_folder(trainkit: Command, tmp_path: Path)
     assert "step 1\nstep 2\n" in done.stdout
 
 
-def test_line_fit_takes_the_steps_of_the_tutorial(trainkit: Command, tmp_path: Path) -> None:
-    assert trainkit("experiment=line_fit", "progress=off").returncode == 0
+def test_line_fit_takes_the_steps_of_the_tutorial(forked: Command, tmp_path: Path) -> None:
+    assert forked("experiment=line_fit", "progress=off").returncode == 0
     history = read_history(tmp_path / "outputs" / "latest")
     gradients, weight = [], -2.05931
     for line in history:
@@ -125,8 +125,8 @@ def test_line_fit_takes_the_steps_of_the_tutorial(trainkit: Command, tmp_path: P
     assert history[-1]["param/weight"] == pytest.approx(5, abs=1e-5)
 
 
-def test_polynomial_descends_its_own_value(trainkit: Command, tmp_path: Path) -> None:
-    assert trainkit("experiment=polynomial", "progress=off").returncode == 0
+def test_polynomial_descends_its_own_value(forked: Command, tmp_path: Path) -> None:
+    assert forked("experiment=polynomial", "progress=off").returncode == 0
     x, y, z = 1.0, 2.0, 3.0
     for line in read_history(tmp_path / "outputs" / "latest"):
         assert line["train/loss"] == pytest.approx(x + y**2 + z**3, rel=1e-4, abs=1e-4)
@@ -135,8 +135,8 @@ def test_polynomial_descends_its_own_value(trainkit: Command, tmp_path: Path) ->
     assert line["step"] == 100
 
 
-def test_two_modules_train_under_one_adam_with_a_group_each(trainkit: Command, tmp_path: Path) -> None:
-    assert trainkit("experiment=two_modules", *QUICK).returncode == 0
+def test_two_modules_train_under_one_adam_with_a_group_each(forked: Command, tmp_path: Path) -> None:
+    assert forked("experiment=two_modules", *QUICK).returncode == 0
     (line,) = read_history(tmp_path / "outputs" / "latest")
     assert (line["lr/cnn"], line["lr/gru"]) == (0.001, 0.003)
 
@@ -154,17 +154,17 @@ def test_a_multirun_trains_each_optimizer_at_its_own_rate_in_its_own_directory(
     assert {row.split()[0] for row in table[1:]} == {"optim=sgd", "optim=adam", "optim=adadelta"}
 
 
-def test_a_failed_run_of_a_multirun_leaves_the_others_alone(trainkit: Command, tmp_path: Path) -> None:
-    done = trainkit("-m", "optim.momentum=-1,0", *QUICK)
+def test_a_failed_run_of_a_multirun_leaves_the_others_alone(forked: Command, tmp_path: Path) -> None:
+    done = forked("-m", "optim.momentum=-1,0", *QUICK)
     assert done.returncode == 10
     assert "Invalid momentum value" in done.stderr
     assert len(list((tmp_path / "outputs" / "sweeps").glob("*/*/*/history.jsonl"))) == 1
 
 
-def test_a_multirun_into_the_directory_of_another_is_refused(trainkit: Command, tmp_path: Path) -> None:
+def test_a_multirun_into_the_directory_of_another_is_refused(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "multirun.yaml").touch()
-    assert trainkit("-m", "hydra.sweep.dir=taken", "seed=1,2", *QUICK).returncode == 7
+    assert forked("-m", "hydra.sweep.dir=taken", "seed=1,2", *QUICK).returncode == 7
     assert [file.name for file in (tmp_path / "taken").iterdir()] == ["multirun.yaml"]
 
 
@@ -220,7 +220,7 @@ def test_two_runs_in_one_second_have_a_directory_each(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_a_mistake_is_one_clear_message_and_an_exit_code(
-    argv: list[str], code: int, words: list[str], trainkit: Command, tmp_path: Path
+    argv: list[str], code: int, words: list[str], forked: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "mymodels.py").write_text(MODULE)
     (tmp_path / "conf" / "model").mkdir(parents=True)
@@ -228,7 +228,7 @@ def test_a_mistake_is_one_clear_message_and_an_exit_code(
         (tmp_path / "conf" / "model" / file).write_text(f"_target_: mymodels.{name}\n")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "run.json").write_text("{}")
-    done = trainkit(*argv, http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+    done = forked(*argv, http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -298,26 +298,26 @@ def test_a_closed_or_full_stderr_does_not_leave_a_run_running(tmp_path: Path) ->
         assert f'"status": "{status}"' in (tmp_path / "outputs" / "latest" / "run.json").read_text()
 
 
-def test_a_file_of_ones_own_named_like_a_module_of_pythons_hides_nothing(trainkit: Command, tmp_path: Path) -> None:
+def test_a_file_of_ones_own_named_like_a_module_of_pythons_hides_nothing(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise RuntimeError")
     (tmp_path / "yaml.py").write_text("raise RuntimeError")
-    assert trainkit(*QUICK).returncode == 0
+    assert forked(*QUICK).returncode == 0
 
 
-def test_an_image_that_is_none_is_a_data_error_that_names_it(trainkit: Command, tmp_path: Path) -> None:
+def test_an_image_that_is_none_is_a_data_error_that_names_it(forked: Command, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "images" / name / f"{number}.png").write_text("no image")
     for workers in (0, 2):
-        done = trainkit("data=image_folder", "data.root=images", f"data.num_workers={workers}", *QUICK)
+        done = forked("data=image_folder", "data.root=images", f"data.num_workers={workers}", *QUICK)
         assert done.returncode == 5, done.stderr
         assert "cannot identify image file" in done.stderr
         assert ".png" in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_a_sample_that_is_no_pair_is_told_the_same_from_a_worker(trainkit: Command, tmp_path: Path) -> None:
+def test_a_sample_that_is_no_pair_is_told_the_same_from_a_worker(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "mydata.py").write_text(
         "import torch\nclass Dicts:\n    classes = list('ab')\n    def __len__(self): return 8\n"
         "    def __getitem__(self, i): return {'x': torch.zeros(3, 32, 32)}\n"
@@ -325,7 +325,7 @@ def test_a_sample_that_is_no_pair_is_told_the_same_from_a_worker(trainkit: Comma
     (tmp_path / "conf" / "data").mkdir(parents=True)
     (tmp_path / "conf" / "data" / "mine.yaml").write_text("train: {_target_: mydata.Dicts}\n")
     for workers in (0, 2):
-        done = trainkit("data=mine", f"data.num_workers={workers}", *QUICK)
+        done = forked("data=mine", f"data.num_workers={workers}", *QUICK)
         assert done.returncode == 2, done.stderr
         assert "data.train: TypeError: a sample is dict: let" in done.stderr
         assert "Traceback" not in done.stderr

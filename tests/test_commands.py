@@ -59,9 +59,9 @@ def test_params_shows_a_table_and_trains_nothing(trainkit: Command, tmp_path: Pa
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_run_prints_its_groups_and_keeps_the_whole_table(trainkit: Command, tmp_path: Path) -> None:
+def test_a_run_prints_its_groups_and_keeps_the_whole_table(forked: Command, tmp_path: Path) -> None:
     overrides = ["param_groups=head_lr", "optim=muon_sgd"]
-    done = trainkit("train", *overrides, "epochs=1", "limit_batches=1", "hydra.run.dir=run")
+    done = forked("train", *overrides, "epochs=1", "limit_batches=1", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     shown = [line.split()[:6] for line in done.stderr.splitlines() if line.startswith(("matrices", "head", "default"))]
     assert shown == [
@@ -70,12 +70,12 @@ def test_a_run_prints_its_groups_and_keeps_the_whole_table(trainkit: Command, tm
         ["head", "1", "10", "sgd", "0.1", "0"],
         ["default", "7", "79,392", "sgd", "0.01", "0"],
     ]
-    shown_by_command = json.loads(trainkit("params", *overrides, "--json").stdout)
+    shown_by_command = json.loads(forked("params", *overrides, "--json").stdout)
     assert json.loads((tmp_path / "run/params.json").read_text()) == shown_by_command
 
 
-def test_all_wrong_rules_are_told_by_params_with_exit_code_2(trainkit: Command) -> None:
-    done = trainkit("params", "+param_groups.a={module: fc9, lr: 1}", "+param_groups.b={type: Conv9, lr: 1}")
+def test_all_wrong_rules_are_told_by_params_with_exit_code_2(forked: Command) -> None:
+    done = forked("params", "+param_groups.a={module: fc9, lr: 1}", "+param_groups.b={type: Conv9, lr: 1}")
     assert done.returncode == 2
     assert "param_groups.a" in done.stderr
     assert "param_groups.b" in done.stderr
@@ -92,8 +92,8 @@ def test_all_wrong_rules_are_told_by_params_with_exit_code_2(trainkit: Command) 
         (["params", "optim=sgdd"], "did you mean optim=sgd?"),
     ],
 )
-def test_a_wrong_command_line_is_told_at_once(argv: list[str], words: str, trainkit: Command) -> None:
-    done = trainkit(*argv)
+def test_a_wrong_command_line_is_told_at_once(argv: list[str], words: str, forked: Command) -> None:
+    done = forked(*argv)
     assert done.returncode == 2
     assert words in done.stderr
 
@@ -251,8 +251,8 @@ def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:
     assert RangeTest({}, 1.0, rates, [1.0 + place for place in range(100)]).suggestion() is None
 
 
-def test_find_lr_says_so_where_no_rate_helps(trainkit: Command) -> None:
-    done = trainkit("find-lr", "--start", "5", "--end", "50", "--steps", "10", "experiment=line_fit")
+def test_find_lr_says_so_where_no_rate_helps(forked: Command) -> None:
+    done = forked("find-lr", "--start", "5", "--end", "50", "--steps", "10", "experiment=line_fit")
     assert done.returncode == 0, done.stderr
     assert "no suggestion" in done.stdout
     assert "the loss ran away" in done.stdout
@@ -267,16 +267,16 @@ def test_what_is_noise_is_no_fall() -> None:
         assert RangeTest({}, 3.0, rates, fall).suggestion() == pytest.approx(1e-3, rel=2)
 
 
-def test_a_loss_that_is_not_finite_ends_with_exit_code_4(trainkit: Command) -> None:
+def test_a_loss_that_is_not_finite_ends_with_exit_code_4(forked: Command) -> None:
     for command in ("find-lr", "inspect"):
-        done = trainkit(command, "experiment=line_fit", "model.init=nan")
+        done = forked(command, "experiment=line_fit", "model.init=nan")
         assert done.returncode == 4
         assert "loss is" in done.stderr
 
 
-def test_find_lr_writes_where_it_is_told_and_over_no_answer(trainkit: Command) -> None:
+def test_find_lr_writes_where_it_is_told_and_over_no_answer(forked: Command) -> None:
     asked = ["find-lr", "experiment=line_fit", "--steps", "10", "hydra.run.dir=here"]
-    assert trainkit(*asked, MPLBACKEND="module://nowhere").returncode == 0
-    again = trainkit(*asked)
+    assert forked(*asked, MPLBACKEND="module://nowhere").returncode == 0
+    again = forked(*asked)
     assert again.returncode == 7
     assert "here holds a run already (find_lr.json)" in again.stderr

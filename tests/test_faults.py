@@ -205,14 +205,11 @@ def test_sixty_kills_at_random_moments_lose_no_bit(own: Path, forks: Forks) -> N
         process = forks.start(*argv, f"hydra.run.dir={run.name}", cwd=own)
         for _ in range(6):
             until(lambda run=run: (run / "run.json").exists())
-            saving = draw.random() < 0.5
-            if saving:
-                before = set(Checkpoints(run / "checkpoints").names())
+            if draw.random() < 0.5:
                 with contextlib.suppress(TimeoutError):
                     until(lambda run=run: half_written(run), timeout=length, interval=0)
                     time.sleep(draw.uniform(0, 0.02))
             else:
-                before = set()
                 time.sleep(draw.uniform(0, 0.6 * length))
             with contextlib.suppress(ProcessLookupError):
                 process.send(signal.SIGKILL)
@@ -221,7 +218,6 @@ def test_sixty_kills_at_random_moments_lose_no_bit(own: Path, forks: Forks) -> N
                 break
             assert code == -signal.SIGKILL, process.stderr
             kills["while saving" if half_written(run) else "anywhere"] += 1
-            del before
             process = forks.start("resume", run.name, cwd=own)
         assert process.wait() in (0, -signal.SIGKILL), process.stderr
         forks.run("resume", run.name, cwd=own)

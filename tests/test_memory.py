@@ -191,14 +191,14 @@ class Small(ToyCNN):
 """
 
 
-def test_the_command_splits_and_says_so_or_stops_with_exit_code_8(trainkit: Command, tmp_path: Path) -> None:
+def test_the_command_splits_and_says_so_or_stops_with_exit_code_8(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "smallmodels.py").write_text(MODULE)
     asked = ["model._target_=smallmodels.Small", "epochs=1", "limit_batches=2"]
-    done = trainkit(*asked, "hydra.run.dir=split")
+    done = forked(*asked, "hydra.run.dir=split")
     assert done.returncode == 0, done.stderr
     assert "out of memory at step 1: it is taken again with micro_batch=16" in done.stderr
     assert "micro_batch=8" in (tmp_path / "split/trainkit.log").read_text()
-    stopped = trainkit(*asked, "on_oom=stop", "hydra.run.dir=stop")
+    stopped = forked(*asked, "on_oom=stop", "hydra.run.dir=stop")
     assert stopped.returncode == 8
     assert "set micro_batch=16" in stopped.stderr
     assert json.loads((tmp_path / "stop/run.json").read_text())["exit_code"] == 8
