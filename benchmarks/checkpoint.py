@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from trainkit.checkpoint import Checkpoints
-from trainkit.loop import State
 from trainkit.snapshot import remember
+from trainkit.state import State
 
 MODULE = """
 import os, time

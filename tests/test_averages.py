@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tests.test_loop import Collector, in_float64, loader_of, problem, state_of
 from trainkit import build, compose
 from trainkit.loaders import epoch_order
-from trainkit.loop import State, evaluate, fit
+from trainkit.loop import evaluate, fit
 from trainkit.models import ToyCNN
+from trainkit.state import State
 
 
 class Weights:

@@ -15,6 +15,7 @@ LAYERS = [
     {"errors", "depth", "hooks"},
     {"rules", "coherence", "targets", "samples", "redaction", "lock"},
     {"optim", "schedulers", "losses", "metrics", "data", "loaders", "models", "device", "schema"},
+    {"state"},
     {"steps"},
     {"loop", "run", "counting", "instantiate"},
     {"config"},

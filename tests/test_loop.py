@@ -15,8 +15,9 @@ from torch.utils.data import TensorDataset
 from trainkit import build, compose
 from trainkit.errors import NonFiniteError
 from trainkit.loaders import Loader, Prepare, epoch_order, make_loader
-from trainkit.loop import State, evaluate, fit, train_epoch
+from trainkit.loop import evaluate, fit, train_epoch
 from trainkit.models import ToyCNN
+from trainkit.state import State
 
 CPU = torch.device("cpu")
 SAMPLES = 47

@@ -15,7 +15,8 @@ from tests.conftest import Command
 from tests.test_loop import SAMPLES, loader_of, problem, state_of
 from trainkit import build, compose, display
 from trainkit.errors import OutOfMemoryError
-from trainkit.loop import State, evaluate, fit, train_epoch
+from trainkit.loop import evaluate, fit, train_epoch
+from trainkit.state import State
 
 LOSSES = ["cross entropy", "class weights", "ignore_index"]
 

@@ -16,9 +16,9 @@ from tests.conftest import read_history
 from trainkit import build, compose
 from trainkit.checkpoint import Checkpoints
 from trainkit.errors import CheckpointError, ConfigError
-from trainkit.loop import State
 from trainkit.run import Run
 from trainkit.snapshot import CLOCKS, digest
+from trainkit.state import State
 
 MODULE = '''
 import random

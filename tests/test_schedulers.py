@@ -13,7 +13,8 @@ from trainkit import build, compose
 from trainkit.config import CONF
 from trainkit.errors import TrainkitError
 from trainkit.loaders import epoch_order
-from trainkit.loop import State, fit
+from trainkit.loop import fit
+from trainkit.state import State
 
 OPTIMIZERS = sorted(file.stem for file in (CONF / "optim").glob("*.yaml") if file.stem != "muon_sgd")
 BY_STEP = ["epochs=1", "limit_batches=20", "scheduler.interval=step"]

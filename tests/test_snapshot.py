@@ -18,8 +18,9 @@ from trainkit.checkpoint import Checkpoints
 from trainkit.config import CONF
 from trainkit.device import random_state, set_random_state
 from trainkit.errors import CheckpointError, NonFiniteError
-from trainkit.loop import State, fit, train_epoch
+from trainkit.loop import fit, train_epoch
 from trainkit.snapshot import digest, in_host_memory, remember, restore
+from trainkit.state import State
 
 OPTIMIZERS = sorted(file.stem for file in (CONF / "optim").glob("*.yaml"))
 SCHEDULERS = sorted(file.stem for file in (CONF / "scheduler").glob("*.yaml"))

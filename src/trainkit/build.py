@@ -18,8 +18,8 @@ from trainkit.errors import ConfigError, DataError, Problem, UserCodeError, did_
 from trainkit.hooks import EVENTS
 from trainkit.instantiate import call
 from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
-from trainkit.loop import State
 from trainkit.rules import named_params
+from trainkit.state import State
 from trainkit.targets import wrong_targets
 
 

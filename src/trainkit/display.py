@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from trainkit.errors import NonFiniteError
-    from trainkit.loop import State
     from trainkit.run import Run
+    from trainkit.state import State
 
 REFRESH = 0.1  # seconds between two looks at the running loss, each of which waits for the device
 BARS = "▁▂▃▄▅▆▇█"

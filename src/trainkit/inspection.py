@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainkit.build import Training
 from trainkit.loaders import batch_size_of, map_tensors
-from trainkit.loop import State, train_step
+from trainkit.loop import train_step
+from trainkit.state import State
 from trainkit.steps import fitting, loss_in_parts, number_of
 
 STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1

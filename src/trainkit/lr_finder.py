@@ -15,9 +15,10 @@ from typing import Any
 from trainkit.errors import ConfigError, NonFiniteError
 from trainkit.hooks import tell
 from trainkit.loaders import Batch, Loader
-from trainkit.loop import State, train_step
+from trainkit.loop import train_step
 from trainkit.losses import is_sum
 from trainkit.metrics import Mean
+from trainkit.state import State
 from trainkit.steps import fitting
 
 WIDTH = 0.03  # of the bell curve that smooths, in shares of the steps

@@ -12,9 +12,10 @@ from trainkit import display
 from trainkit.build import Training
 from trainkit.checkpoint import Checkpoints
 from trainkit.errors import NonFiniteError
-from trainkit.loop import State, not_finite
+from trainkit.loop import not_finite
 from trainkit.run import Run
 from trainkit.snapshot import remember, restore, restore_weights
+from trainkit.state import State
 
 
 class Recorder:

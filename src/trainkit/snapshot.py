@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit.device import random_state, set_random_state
 from trainkit.errors import CheckpointError
-from trainkit.loop import State
 from trainkit.optim import ChainedOptimizer
+from trainkit.state import State
 
 FORMAT = 1
 KEYS = (

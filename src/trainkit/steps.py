@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ from trainkit.errors import NonFiniteError, OutOfMemoryError
 from trainkit.hooks import tell
 from trainkit.loaders import Batch, batch_size_of, map_tensors, shape_of
 from trainkit.losses import denominator, is_sum, knows_sum, summing
-
-if TYPE_CHECKING:
-    from trainkit.loop import Metrics, State
+from trainkit.state import Metrics, State
 
 Result = TypeVar("Result")
 
@@ -88,12 +86,6 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
     for start in range(0, samples, size or samples):
         part = slice(start, start + (size or samples))
         yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
-
-
-def takes_batch_statistics(module: nn.Module) -> bool:
-    """Whether a layer normalises by its batch, or keeps count of the batches it sees."""
-    kept = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-    return kept or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 # ------------------------------------------------------------------- between backward and the update

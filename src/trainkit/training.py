@@ -22,10 +22,10 @@ from trainkit.checkpoint import Checkpoints
 from trainkit.config import Composed, checked
 from trainkit.errors import Stopped, TrainkitError
 from trainkit.fingerprint import fingerprint
-from trainkit.loop import State, fit
+from trainkit.loop import fit
 from trainkit.recorder import Recorder, Saver
 from trainkit.run import Run, claim, default_directory, point_latest
-from trainkit.steps import takes_batch_statistics
+from trainkit.state import State, takes_batch_statistics
 
 # Those that stop a training. SIGHUP: the terminal is gone; SIGUSR1: a cluster takes the machine back.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]

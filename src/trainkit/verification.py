@@ -15,9 +15,9 @@ from typing import Any
 
 from trainkit.checkpoint import Checkpoints
 from trainkit.errors import ConfigError
-from trainkit.loop import State
 from trainkit.run import Run
 from trainkit.snapshot import CLOCKS, digest
+from trainkit.state import State
 
 HOOK = "hooks.killed_for_verification"
 
