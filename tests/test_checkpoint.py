@@ -279,12 +279,24 @@ def test_a_damaged_one_does_not_count_and_nothing_before_it_is_deleted(tmp_path:
     assert later.load("step-00000004")["step"] == 4
 
 
+def test_one_of_the_same_step_but_of_another_batch_is_replaced(two: Checkpoints) -> None:
+    saved = two.load("step-00000002")
+    inode = (two.directory / "step-00000002" / STATE).stat().st_ino
+    two.write(saved)
+    assert (two.directory / "step-00000002" / STATE).stat().st_ino == inode
+    two.write({**saved, "epoch": saved["epoch"] + 1})
+    assert two.load("step-00000002")["epoch"] == saved["epoch"] + 1
+    assert {path.name for path in two.directory.iterdir()} == {"step-00000001", "step-00000002", "last"}
+
+
 def test_what_a_killed_process_left_half_done_is_cleaned_up(two: Checkpoints) -> None:
     shutil.copytree(two.directory / "step-00000002", two.directory / ".step-00000003.new-123")
-    shutil.copytree(two.directory / "step-00000002", two.directory / ".step-00000001.old-123")
+    shutil.copytree(two.directory / "step-00000002", two.directory / ".step-00000001.deleted-123")
+    (two.directory / "step-00000002").rename(two.directory / ".step-00000002.replaced-123")
+    shutil.copytree(two.directory / "step-00000001", two.directory / ".step-00000001.replaced-123")
     (two.directory / ".best.new").touch()
     (two.directory / "mine").mkdir()
-    assert two.names() == ["step-00000002", "step-00000001"]
+    assert two.names() == ["step-00000001"]
     two.clean()
     assert {path.name for path in two.directory.iterdir()} == {"step-00000002", "step-00000001", "last", "mine"}
 

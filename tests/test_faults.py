@@ -144,7 +144,7 @@ def test_a_signal_lets_the_step_end_saves_and_gives_its_code(number: int, code: 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int, own: Path, forks: Forks) -> None:
-    argv = [*BASE, "epochs=2", f"data.num_workers={workers}", f"+data.{part}.stuck=13"]
+    argv = [*BASE, "epochs=1", f"data.num_workers={workers}", f"+data.{part}.stuck=13"]
     (own / "hang").touch()
     run = forks.start(*argv, cwd=own)
     until((own / "stuck").exists)

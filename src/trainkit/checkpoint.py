@@ -20,7 +20,7 @@ from trainkit.snapshot import FORMAT, KEYS
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 NAME = re.compile(r"step-\d{8,}")
-TEMPORARY = re.compile(r"\.(step-\d{8,}|last|best)\.(new|old).*")
+TEMPORARY = re.compile(r"\.(step-\d{8,}|last|best)\.(new|replaced|deleted).*")
 MOST_MANIFEST = 1 << 16  # bytes
 
 
@@ -53,15 +53,16 @@ class Checkpoints:
     def write(self, saved: Mapping[str, Any]) -> str:
         """Write what `snapshot.remember` gave; returns its name.
 
-        Where there is a valid one of that step, its weights are the same, and nothing is written.
+        One of the same step is replaced, but not if it is of the same batch: then it is the same.
 
         Raises:
             StorageError: it cannot be written. Nothing that was there is touched.
         """
         name = f"step-{saved['step']:08d}"
-        if self.is_valid(name):
+        if self.is_valid(name) and self._batch(name) == (saved["epoch"], saved["batch"]):
             return name
-        fresh = self.directory / f".{name}.new-{os.getpid()}"
+        fresh, place = self.directory / f".{name}.new-{os.getpid()}", self.directory / name
+        replaced = self.directory / f".{name}.replaced-{os.getpid()}"
         try:
             self.directory.mkdir(exist_ok=True)
             fresh.mkdir()
@@ -76,14 +77,15 @@ class Checkpoints:
                 json.dump({**manifest, "sha256": _sum(manifest)}, file, indent=2)
                 _sync(file)
             _sync_directory(fresh)
-            if (self.directory / name).exists():  # and is damaged
-                self._delete(name)
-            fresh.rename(self.directory / name)
+            if place.exists():
+                place.rename(replaced)  # `clean` puts it back if this is as far as it gets
+            fresh.rename(place)
             _sync_directory(self.directory)
+            shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise StorageError(
-                f"{self.directory / name} cannot be written: {error.strerror or error}",
+                f"{place} cannot be written: {error.strerror or error}",
                 mend=f"the checkpoints before it are as they were: free that disk, then "
                 f"trainkit resume {self.directory.parent}",
             ) from error
@@ -166,6 +168,11 @@ class Checkpoints:
                 self.valid.add(name)
         return name in self.valid
 
+    def _batch(self, name: str) -> tuple[Any, Any]:
+        """The epoch and batch that a valid checkpoint is of."""
+        manifest = json.loads((self.directory / name / MANIFEST).read_text(encoding="utf-8"))
+        return manifest.get("epoch"), manifest.get("batch")
+
     def prune(self, keep: int) -> None:
         """Delete what is older than the newest `keep` valid ones, but for the best.
 
@@ -184,13 +191,16 @@ class Checkpoints:
                 kept += 1
 
     def clean(self) -> None:
-        """Delete what a process that was killed left half written or half deleted."""
-        for path in self.directory.iterdir() if self.directory.is_dir() else ():
-            if TEMPORARY.fullmatch(path.name):
+        """Put right what a process that was killed left half written, half replaced or half deleted."""
+        for path in list(self.directory.iterdir()) if self.directory.is_dir() else ():
+            found = TEMPORARY.fullmatch(path.name)
+            if found and found[2] == "replaced" and not (self.directory / found[1]).exists():
+                path.rename(self.directory / found[1])
+            elif found:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _delete(self, name: str) -> None:
-        old = self.directory / f".{name}.old-{os.getpid()}"
+        old = self.directory / f".{name}.deleted-{os.getpid()}"
         (self.directory / name).rename(old)  # under its own name a checkpoint is whole, to the end
         self.valid.discard(name)
         shutil.rmtree(old)

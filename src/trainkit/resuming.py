@@ -162,6 +162,7 @@ def _replaced(override: str, by: Sequence[str]) -> bool:
 def _newest(run: Run) -> tuple[str | None, dict[str, Any] | None, list[str]]:
     """The checkpoint to go on from, None where the run was stopped before it had any; what to say of others."""
     checkpoints = Checkpoints(run.directory / "checkpoints")
+    checkpoints.clean()
     if not checkpoints.names() and not run.history:
         return None, None, []
     name, saved, passed = checkpoints.newest()

@@ -70,7 +70,6 @@ def saver_of(
     if config.checkpoint is None:
         return None
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    checkpoints.clean()
     return Saver(checkpoints, config.checkpoint, identity(training), resumed=resumed, note=run.note)
 
 
