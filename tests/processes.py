@@ -67,7 +67,7 @@ class Forks:
         return answer
 
     def start(self, *argv: str, cwd: Path, **env: str) -> Process:
-        """Start `trainkit ARGV` in a folder."""
+        """Start `trainkit ARGV` in a folder; the signal that IGNORED names is ignored, as `nohup` has it."""
         self.number += 1
         out = self.directory / f"command{self.number}"
         answer = self.ask({"argv": list(argv), "cwd": str(cwd), "out": str(out), "env": env})
@@ -126,6 +126,8 @@ def serve() -> None:
                     os.dup2(file, number)
                 sys.argv = ["trainkit", *request["argv"]]
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+                if "IGNORED" in request["env"]:
+                    signal.signal(signal.Signals[request["env"]["IGNORED"]], signal.SIG_IGN)
                 code = 1
                 try:
                     code = cli.main(request["argv"])

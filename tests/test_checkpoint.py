@@ -188,6 +188,62 @@ def test_a_missing_file_or_one_that_is_a_link_is_damage(file: str, two: Checkpoi
     assert f"{file} cannot be read" in passed[0]
 
 
+@pytest.mark.parametrize("file", [STATE, MANIFEST])
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_file_is_damage(file: str, kind: str, two: Checkpoints) -> None:
+    path = two.directory / "step-00000002" / file
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    name, _, passed = two.newest()
+    assert name == "step-00000001"
+    assert f"{file} cannot be read: it is no file" in passed[0]
+    os.mkfifo(two.directory / "best")
+    assert two.pointed("best") is None
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_lies_where_a_checkpoint_is_to_be_makes_room(kind: str, two: Checkpoints, tmp_path: Path) -> None:
+    path = two.directory / "step-00000003"
+    (tmp_path / "elsewhere").mkdir()
+    path.touch() if kind == "file" else path.symlink_to(tmp_path / ("nowhere" if "dangling" in kind else "elsewhere"))
+    two.write({**two.load("step-00000002"), "step": 3})
+    assert two.newest()[0] == "step-00000003"
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert {entry.name for entry in two.directory.iterdir()} == {*two.names(), "last"}
+
+
+def test_nothing_is_written_through_links(two: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("as it was")
+    for name in (".last.new", ".best.new", "best"):
+        (two.directory / name).symlink_to(tmp_path / "precious")
+    two.write({**two.load("step-00000002"), "step": 3})
+    two.point("best", "step-00000003")
+    assert (tmp_path / "precious").read_text() == "as it was"
+    assert two.pointed("best") == "step-00000003"
+    two.directory.rename(tmp_path / "moved")
+    two.directory.symlink_to(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="is a link"):
+        two.newest()
+
+
+def test_a_copy_under_another_steps_name_is_damage(two: Checkpoints) -> None:
+    shutil.copytree(two.directory / "step-00000002", two.directory / "step-99999999999")
+    name, _, passed = two.newest()
+    assert name == "step-00000002"
+    assert passed == ["step-99999999999: it is of step 2"]
+
+
+def test_what_was_not_planned_neither_is_gone_back_to_nor_displaces_what_was(tmp_path: Path) -> None:
+    saved = content()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step, planned in ((1, True), (2, True), (3, False), (4, False)):
+        checkpoints.write({**saved, "step": step}, planned=planned)
+        checkpoints.prune(1)
+    assert checkpoints.names() == ["step-00000004", "step-00000002"]
+    assert checkpoints.newest()[0] == "step-00000004"
+    assert checkpoints.newest(planned=True)[0] == "step-00000002"
+
+
 def test_a_checkpoint_that_is_a_link_is_none(two: Checkpoints, tmp_path: Path) -> None:
     shutil.copytree(two.directory / "step-00000002", tmp_path / "outside")
     (two.directory / "step-00000009").symlink_to(tmp_path / "outside", target_is_directory=True)

@@ -72,7 +72,7 @@ class Greedy(nn.Module):
 class Slow(Net):
     def forward(self, x):
         Path("in a step").touch()
-        time.sleep(0.2)
+        time.sleep(2 if Path("very slow").exists() else 0.2)
         Path("in a step").unlink()
         return super().forward(x)
 '''
@@ -162,14 +162,38 @@ def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int
     assert final(own / "run") == final(own / "straight")
 
 
-def test_a_second_signal_ends_it_at_once(own: Path, forks: Forks) -> None:
-    run = forks.start(*BASE, "model._target_=faultmodule.Slow", "data.val=null", cwd=own)
-    until((own / "in a step").exists)
-    run.send(signal.SIGTERM)
-    time.sleep(0.05)
-    run.send(signal.SIGTERM)
-    assert run.wait() == -signal.SIGTERM
-    assert saved(own / "run")["step"] == 0
+def test_a_second_signal_ends_it_at_once_but_a_doubled_one_is_one(own: Path, forks: Forks) -> None:
+    (own / "very slow").touch()
+    argv = [*BASE[:-1], "model._target_=faultmodule.Slow", "data.val=null", "limit_batches=1", "epochs=1"]
+    for name, pause in (("doubled", 0.0), ("second", 0.8)):
+        run = forks.start(*argv, f"hydra.run.dir={name}", cwd=own)
+        until((own / "in a step").exists)
+        run.send(signal.SIGTERM)
+        time.sleep(pause)
+        run.send(signal.SIGTERM)
+        assert run.wait() == (143 if name == "doubled" else -signal.SIGTERM), run.stderr
+        assert saved(own / name)["step"] == (1 if name == "doubled" else 0)
+        (own / "in a step").unlink(missing_ok=True)
+
+
+def test_an_ignored_signal_stays_ignored(own: Path, forks: Forks) -> None:
+    run = forks.start(*BASE, "epochs=2", "+data.train.wait=0.005", cwd=own, IGNORED="SIGHUP")
+    until(has_saved(own / "run", 0))
+    run.send(signal.SIGHUP)
+    assert run.wait() == 0, run.stderr
+
+
+def test_a_dead_terminal_ends_no_training(own: Path, forks: Forks) -> None:
+    for progress in ("rich", "tqdm", "plain"):
+        argv = [*BASE[:-2], f"progress={progress}", "epochs=1", f"hydra.run.dir={progress}"]
+        hook = "+hooks.gone._target_=gone.Gone"
+        (own / "gone.py").write_text(
+            "import os\nclass Gone:\n    def on_step(self, state):\n        os.close(2)\n"
+            "        os.open('/dev/full', os.O_WRONLY)\n"
+        )
+        run = forks.start(*argv, hook, cwd=own)
+        assert run.wait() == 0
+        assert json.loads((own / progress / "run.json").read_text())["status"] == "completed"
 
 
 def test_a_signal_to_the_whole_group_does_not_take_the_data_from_the_step(own: Path) -> None:
@@ -264,6 +288,17 @@ def test_verify_resume_prints_two_equal_hashes_and_ends_with_0(own: Path, traink
 
 
 @pytest.mark.slow
+def test_verify_resume_gives_secrets_again(own: Path, forks: Forks) -> None:
+    (own / "keyed.py").write_text(
+        "from faultmodule import Net\nclass Keyed(Net):\n"
+        "    def __init__(self, width, api_key):\n        super().__init__(width)\n"
+    )
+    argv = ["model=net", "model._target_=keyed.Keyed", "+model.api_key=abc123", "data=points", "epochs=1"]
+    done = forks.start("verify-resume", *argv, "--kills", "1", cwd=own)
+    assert done.wait() == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_verify_resume_ends_with_1_where_the_bits_differ(own: Path, forks: Forks) -> None:
     """A model that keeps count outside of its state is not resumable, and this is how one finds out."""
     (own / "counted.py").write_text(
@@ -308,6 +343,20 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_as_they_were(
     forks.run("resume", "disk/run", "epochs=2", "checkpoint.keep=1", cwd=own)
     forks.run(*argv[:-1], "epochs=2", "hydra.run.dir=straight", cwd=own)
     assert final(small_disk / "run") == final(own / "straight")
+
+
+def test_the_first_cause_is_told_also_where_the_disk_is_full(own: Path, small_disk: Path, forks: Forks) -> None:
+    (own / "filling.py").write_text(
+        "class Fill:\n    def on_step(self, state):\n        try:\n"
+        "            with open('disk/filler', 'wb') as file:\n"
+        "                while True:\n                    file.write(bytes(4096))\n                    file.flush()\n"
+        "        except OSError:\n            raise ValueError('first') from None\n"
+    )
+    run = forks.start(*BASE[:-1], "hydra.run.dir=disk/run", "+hooks.fill._target_=filling.Fill", cwd=own)
+    text = told(run, 1, "hooks.fill: ValueError: first", "disk/run cannot be written: No space left")
+    assert text.index("first") < text.index("cannot be written")
+    info = json.loads((small_disk / "run" / "run.json").read_text())
+    assert (info["status"], info["exit_code"]) == ("failed", 1)
 
 
 def test_a_directory_that_has_become_read_only_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
@@ -503,6 +552,45 @@ def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> Non
     assert "resume.allow=[model]" in text
     forks.start("resume", "run", "epochs=2", "resume.allow=[model]", cwd=own).wait()
     assert not (own / "was here").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+model.api_keys={hf: sEcret1}",
+        "+model.api_keys=[sEcret1, other]",
+        "+model.token='it\\'s sEcret1'",
+        '+model.token="a\\"b sEcret1"',
+        "+model.token=zq9sEcret1,zq8sEcret1",
+        "+model.more={url: x, Password: sEcret1}",
+        "+model.token=${oc.env:NOT_THERE,sEcret1}",
+        "+model.url=${oc.env:MINE}",
+    ],
+)
+def test_however_a_secret_is_written_no_file_holds_it(override: str, own: Path, forks: Forks) -> None:
+    (own / "anything.py").write_text(
+        "from faultmodule import Net\nclass Anything(Net):\n    def __init__(self, width, **rest):\n"
+        "        super().__init__(width)\n        self.rest = rest\n"
+        "    def forward(self, x):\n        raise ValueError(f'refused: {self.rest}')\n"
+    )
+    argv = [*BASE[:-1], "model._target_=anything.Anything", "+model.derived='${model.token}@x'", override]
+    argv = [text for text in argv if "derived" not in text or "token" in override]
+    sweep = ["-m", "hydra.sweep.dir=run"] if "," in override and "[" not in override and "{" not in override else []
+    run = forks.start(*argv, *(sweep or ["hydra.run.dir=run"]), cwd=own, MINE="sEcret1")
+    assert run.wait() in (2, 10), run.stderr
+    files = [file for file in (own / "run").rglob("*") if file.is_file()]
+    assert any(file.name == "run.json" for file in files), run.stderr
+    assert not [file for file in files if b"sEcret" in file.read_bytes()]
+
+
+def test_numbers_and_targets_under_such_names_stay(own: Path, forks: Forks) -> None:
+    (own / "tokens.py").write_text(
+        "from faultmodule import Net\nclass Tokens(Net):\n    def __init__(self, width, num_tokens, key_encoder):\n"
+        "        super().__init__(width)\n        assert num_tokens == 12\n"
+    )
+    argv = [*BASE, "model._target_=tokens.Tokens", "+model.num_tokens=12", "epochs=1"]
+    forks.run(*argv, "+model.key_encoder={_target_: torch.nn.Linear, in_features: 2, out_features: 3}", cwd=own)
+    forks.run("resume", "run", "epochs=2", cwd=own)
 
 
 def test_secrets_and_the_environment_are_in_no_file(own: Path, forks: Forks) -> None:

@@ -13,15 +13,15 @@ import trainkit
 PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"errors", "depth", "hooks"},
-    {"rules", "coherence", "targets", "samples", "redaction", "lock"},
-    {"optim", "schedulers", "losses", "metrics", "data", "loaders", "models", "device", "schema"},
+    {"rules", "coherence", "targets", "samples", "redaction", "lock", "places"},
+    {"by_name", "optim", "schedulers", "losses", "metrics", "data", "loaders", "models", "device", "schema"},
     {"state"},
     {"steps"},
     {"loop", "run", "counting", "instantiate"},
     {"config"},
-    {"build_optim", "snapshot", "fingerprint"},
+    {"build_optim", "snapshot", "fingerprint", "recompose"},
     {"build", "checkpoint", "display", "report", "usage"},
-    {"blame", "flags", "recorder"},
+    {"blame", "flags", "recorder", "tables"},
     {"training", "inspection", "lr_finder"},
     {"sweep", "resuming", "verification"},
     {"commands"},
@@ -82,8 +82,20 @@ def test_every_room_has_its_layer() -> None:
 
 
 def test_the_bottom_row_imports_nothing_of_trainkit_but_errors() -> None:
-    row = ("losses", "metrics", "data", "samples", "lock", "redaction", "models", "device", "schedulers", "depth")
-    for name in (*row, "hooks", "targets", "loaders"):
+    row = (
+        "losses",
+        "metrics",
+        "data",
+        "samples",
+        "lock",
+        "redaction",
+        "places",
+        "models",
+        "device",
+        "schedulers",
+        "depth",
+    )
+    for name in (*row, "schedulers", "depth", "hooks", "targets", "loaders"):
         inside = {module.split(".")[1] for module in imports(PACKAGE / f"{name}.py") if module.startswith("trainkit.")}
         assert inside <= {"errors"} | ({"samples"} if name == "loaders" else set()), name
 

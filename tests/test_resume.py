@@ -42,7 +42,7 @@ class Augmented:
 
     classes = ["a", "b", "c"]
 
-    def __init__(self, size=37, draws=True):
+    def __init__(self, size=37, draws=True, tag=None):
         generator = torch.Generator().manual_seed(1)
         self.x, self.draws = torch.randn(size, 8, generator=generator), draws
         self.y = torch.randint(0, 3, (size,), generator=generator)
@@ -180,8 +180,9 @@ def test_what_hooks_do_at_their_start_is_undone_by_a_resume(own: Path) -> None:
     (own / "starthook.py").write_text(
         "import torch\nclass Reset:\n    def on_start(self, state):\n        torch.randn(3)\n"
         "        for p in state.model.parameters():\n            p.data.fill_(0.1)\n"
+        "        for content in state.optimizer.state.values():\n            content['momentum_buffer'].zero_()\n"
     )
-    overrides = [*BASE, "+hooks.reset._target_=starthook.Reset"]
+    overrides = [*BASE, "optim.momentum=0.9", "+hooks.reset._target_=starthook.Reset"]
     straight = trainkit.train(compose(overrides), directory=own / "straight")
     crashed(overrides, own / "resumed", "CrashAt, step: 12")
     assert final(trainkit.resume(own / "resumed", ["~hooks.crash"])) == final(straight)
@@ -225,7 +226,7 @@ def test_with_more_epochs_a_schedule_goes_on_where_one_of_that_length_would_be(s
     [
         ("seed=1", ["seed: 0 in the checkpoint, 1 now", "resume.allow=[seed]"]),
         ("batch_size=7", ["batch_size: 5 in the checkpoint, 7 now"]),
-        ("lr=0.5", ["lr: 0.01 in the checkpoint, 0.5 now", "optim.lr: 0.01", "resume.allow=[lr,optim]"]),
+        ("lr=0.5", ["lr: 0.01 in the checkpoint, 0.5 now", "resume.allow=[lr]"]),
         ("optim.momentum=0.5", ["optim.momentum: 0 in the checkpoint, 0.5 now"]),
         ("data.train.size=40", ["data.train.size: None in the checkpoint, 40 now"]),
         ("loss.label_smoothing=0.1", ["loss.label_smoothing"]),
@@ -244,7 +245,7 @@ def test_what_changes_the_mathematics_is_refused_with_both_values(override: str,
 
 
 def test_an_allowed_rate_is_in_force_from_there_on(own: Path) -> None:
-    run = trainkit.resume(trained(own), ["epochs=5", "lr=0.5", "resume.allow=[lr,optim]"])
+    run = trainkit.resume(trained(own), ["epochs=5", "lr=0.5", "resume.allow=[lr]"])
     assert [row["lr/default"] for row in run.history] == [0.01] * 3 + [0.5] * 2
     assert trainkit.resume(run, ["epochs=6"]).history[-1]["lr/default"] == 0.5
 
@@ -287,6 +288,59 @@ def test_a_wrong_override_is_a_config_error(override: str, words: list[str], own
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_an_allowed_loss_weight_is_in_force_from_there_on(own: Path) -> None:
+    run = trained(own, "loss.weight=[1,2,0.5]")
+    trainkit.resume(run, ["epochs=4", "loss.weight=[1,50,0.5]", "resume.allow=[loss]"])
+    _, saved, _ = Checkpoints(run.directory / "checkpoints").newest()
+    assert saved["loss"]["weight"].tolist() == [1, 50, 0.5]
+
+
+def test_what_was_switched_on_may_be_switched_off(own: Path) -> None:
+    run = trained(own, "clip_norm=0.01")
+    assert len(trainkit.resume(run, ["epochs=4", "clip_norm=off", "resume.allow=clip_norm"]).history) == 4
+
+
+def test_what_was_allowed_once_is_allowed_until_a_checkpoint_holds_it(own: Path) -> None:
+    run = trained(own)
+    (own / "early.py").write_text(
+        "from resumemodule import Crash\nclass AtStart:\n    def on_start(self, state):\n        raise Crash\n"
+    )
+    with pytest.raises(trainkit.errors.UserCodeError):
+        hook = "+hooks.early._target_=early.AtStart"
+        trainkit.resume(run, ["epochs=5", "lr=0.5", "resume.allow=[lr]", hook])
+    rows = trainkit.resume(run, ["~hooks.early"]).history
+    assert [row["lr/default"] for row in rows] == [0.01] * 3 + [0.5] * 2
+
+
+def test_a_rollback_after_a_changed_rate_keeps_the_new_one(own: Path) -> None:
+    (own / "poison.py").write_text(
+        "from resumemodule import Augmented\nclass Poison(Augmented):\n    def __getitem__(self, index):\n"
+        "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index == 3 else x), y\n"
+    )
+    overrides = ["on_nonfinite=rollback", "data.train._target_=poison.Poison", "scheduler=cosine"]
+    run = trainkit.resume(trained(own, *overrides), ["epochs=6"])
+    straight = trainkit.train(compose([*BASE, *overrides, "epochs=6"]), directory=own / "straight")
+    assert all(row["train/skipped"] == 1 for row in run.history)
+    assert [row["lr/default"] for row in run.history[3:]] == [row["lr/default"] for row in straight.history[3:]]
+
+
+def test_a_plateau_forgets_the_best_of_another_metric(own: Path) -> None:
+    run = trained(own, "scheduler=plateau", "scheduler.patience=0", "lr=0")
+    changes = ["monitor={metric: val/accuracy, mode: max}", "resume.allow=[monitor,scheduler]"]
+    trainkit.resume(run, ["epochs=4", *changes])
+    _, saved, _ = Checkpoints(run.directory / "checkpoints").newest()
+    assert saved["schedulers"][0]["best"] == run.history[-1]["val/accuracy"]
+
+
+def test_with_another_batch_size_a_schedule_goes_on_where_the_epochs_are(own: Path) -> None:
+    run = trained(own, "scheduler=onecycle", "epochs=6", "early_stop.patience=1", "lr=0")
+    changes = ["batch_size=37", "early_stop.patience=off", "lr=0.01", "resume.allow=[batch_size,scheduler,lr]"]
+    done = len(run.history)
+    rows = trainkit.resume(run, changes).history
+    straight = trainkit.train(compose([*BASE, "scheduler=onecycle", "epochs=6", "batch_size=37"]), directory=own / "s")
+    assert [row["lr/default"] for row in rows[done:]] == [row["lr/default"] for row in straight.history[done:]]
+
+
 # -------------------------------------------------------------------------------------- what is left alone
 
 
@@ -310,14 +364,78 @@ def test_run_json_tells_of_each_resume_and_history_lists_each_epoch_once(own: Pa
     run = trainkit.resume(own / "run", ["~hooks.crash"])
     info = json.loads((own / "run" / "run.json").read_text())
     assert info["status"] == "completed"
-    assert info["resumed"][0] | {"at": "", "command": []} == {
-        "at": "",
-        "command": [],
-        "checkpoint": "step-00000011",
-        "step": 11,
-        "epoch": 2,
-    }
+    (resumed,) = info["resumed"]
+    assert (resumed["checkpoint"], resumed["step"], resumed["epoch"]) == ("step-00000011", 11, 2)
     assert [row["epoch"] for row in read_history(run.directory)] == [1, 2, 3]
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished_by_a_resume(own: Path) -> None:
+    run = trained(own)
+    path = run.directory / "run.json"
+    path.write_text(path.read_text().replace("completed", "running"))
+    history = run.history
+    trainkit.resume(run)
+    assert json.loads(path.read_text())["status"] == "completed"
+    assert run.history == history
+
+
+def test_pointers_that_a_kill_left_behind_are_put_right(own: Path) -> None:
+    run = trained(own, "lr=0.3", "checkpoint.keep=9")
+    pointers = {name: (run.directory / "checkpoints" / name).read_text() for name in ("best", "last")}
+    for name in pointers:
+        (run.directory / "checkpoints" / name).write_text("step-00000000\n")
+    path = run.directory / "run.json"
+    path.write_text(path.read_text().replace("completed", "running"))
+    trainkit.resume(run)
+    assert {name: (run.directory / "checkpoints" / name).read_text() for name in pointers} == pointers
+
+
+def test_samples_left_out_are_counted_over_the_whole_run(own: Path) -> None:
+    (own / "torn.py").write_text(
+        "from resumemodule import Augmented\nclass Torn(Augmented):\n    def __getitem__(self, index):\n"
+        "        if index in (3, 4, 5):\n            raise OSError('torn')\n        return super().__getitem__(index)\n"
+    )
+    overrides = [*BASE, "data.train._target_=torn.Torn", "data.on_error=skip", "batch_size=10"]
+    straight = trainkit.train(compose(overrides), directory=own / "straight")
+    assert straight.history[0]["unreadable"] == 3
+    crashed(overrides, own / "resumed", "CrashAt, step: 4")
+    assert final(trainkit.resume(own / "resumed", ["~hooks.crash"])) == final(straight)
+
+
+def test_what_hydra_said_then_is_what_it_says_at_a_resume(own: Path) -> None:
+    composed = trainkit.config.compose_run([*BASE, "optim=adam", "+data.train.tag=${hydra:runtime.choices.optim}"])
+    assert composed.config.data.train.tag == "adam"
+    run = trainkit.training.train(composed.config, directory=own / "run", composed=composed)
+    assert len(trainkit.resume(run, ["epochs=4"]).history) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000])
+def test_a_damaged_run_json_is_told(content: str, own: Path) -> None:
+    run = trained(own)
+    (run.directory / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        trainkit.resume(run.directory)
+
+
+def test_damaged_files_that_are_not_needed_are_no_hindrance(own: Path) -> None:
+    run = trained(own)
+    (run.directory / ".hydra" / "overrides.yaml").write_bytes(b"\xff\x00{")
+    with (run.directory / "history.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n" + b'{"epoch": 1}\n{"epoch": -5}\n')
+    run = trainkit.resume(run, ["epochs=4"])
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
+
+
+def test_a_metric_that_is_a_tensor_is_kept_as_a_number_and_what_is_none_is_told_by_name(own: Path) -> None:
+    (own / "adding.py").write_text(
+        "import torch\nclass Add:\n    def __init__(self, odd=False):\n        self.odd = odd\n"
+        "    def on_epoch(self, state, metrics):\n        metrics['mine'] = torch.tensor(1.5)\n"
+        "        if self.odd:\n            metrics['odd'] = object()\n"
+    )
+    run = trained(own, "+hooks.add={_target_: adding.Add}")
+    assert run.history[0]["mine"] == 1.5
+    with pytest.raises(ConfigError, match="the metric odd is a object"):
+        trainkit.train(compose([*BASE, "+hooks.add={_target_: adding.Add, odd: true}"]), directory=own / "odd")
 
 
 def test_a_run_without_checkpoints_is_not_begun_anew_in_silence(own: Path) -> None:
@@ -360,7 +478,7 @@ def test_of_a_sweep_the_unfinished_runs_are_named(own: Path) -> None:
         trainkit.train(compose(BASE), directory=own / "sweep" / str(number))
     path = own / "sweep" / "1" / "run.json"
     path.write_text(path.read_text().replace("completed", "stopped"))
-    with pytest.raises(ConfigError, match="1 of them unfinished") as caught:
+    with pytest.raises(ConfigError, match="1 unfinished") as caught:
         trainkit.resume("sweep")
     assert "trainkit resume sweep/1" in str(caught.value)
 

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 import trainkit
 from trainkit.errors import ConfigError, RunDirectoryInUseError, StorageError
-from trainkit.run import Run, claim
+from trainkit.places import claim
+from trainkit.run import Run
 
 QUICK = ["model=mlp", "epochs=2", "limit_batches=2", "progress=off"]
 

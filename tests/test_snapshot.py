@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import math
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch import nn
 
 from tests.test_loop import loader_of, problem, sole, state_of
 from trainkit import build, compose
+from trainkit.by_name import in_host_memory
 from trainkit.checkpoint import Checkpoints
 from trainkit.config import CONF
 from trainkit.device import random_state, set_random_state
-from trainkit.errors import CheckpointError, NonFiniteError
-from trainkit.loop import fit, train_epoch
-from trainkit.snapshot import digest, in_host_memory, remember, restore
+from trainkit.errors import CheckpointError, NonFiniteError, Stopped
+from trainkit.loaders import Prepare, make_loader
+from trainkit.loop import evaluate, fit, train_epoch
+from trainkit.snapshot import digest, remember, restore
 from trainkit.state import State
 
 OPTIMIZERS = sorted(file.stem for file in (CONF / "optim").glob("*.yaml"))
@@ -115,9 +118,9 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.update(step=-1), "a count is -1"),
-        (lambda s: s.update(epoch="3"), "a count is '3'"),
-        (lambda s: s.update(batch=True), "a count is True"),
+        (lambda s: s.update(step=-1), "step is -1, which is no count"),
+        (lambda s: s.update(epoch="3"), "epoch is '3', which is no count"),
+        (lambda s: s.update(batch=True), "batch is True, which is no count"),
         (lambda s: s["model"].pop("weight"), "Missing key"),
         (lambda s: s["model"].update(weight=torch.zeros(9)), "size mismatch"),
         (lambda s: s.update(optimizers={}), "its optimizers are others"),
@@ -125,7 +128,15 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
         (lambda s: s["optimizers"]["optim"]["state"].update(x={}), "its optimized parameters are others: it has x"),
         (lambda s: s.update(schedulers=[{}]), "it has 1 schedulers, this training 0"),
         (lambda s: s.update(ema={}), "ema: one has it"),
-        (lambda s: s.update(metrics={}), "it lacks 'numerator'"),
+        (lambda s: s.update(metrics={}), "it lacks 'seen'"),
+        (lambda s: s["metrics"].update(seconds="nan"), "seconds is not of its type"),
+        (lambda s: s.update(best="good"), "best is not of its type"),
+        (lambda s: s.update(fingerprint=[1]), "fingerprint is not of its type"),
+        (lambda s: s.update(epoch=9, fingerprint={"epochs": 3}), "it has done 9 of 3 epochs"),
+        (
+            lambda s: s["optimizers"]["optim"]["groups"]["default"].update(lr="high"),
+            "lr of param group default is 'high'",
+        ),
         (lambda s: s.update(rng={}), "it lacks 'python'"),
         (lambda s: s["rng"].update(torch=torch.zeros(3)), "does not fit"),
         (lambda s: s.update(early_stop=None), "does not fit"),
@@ -165,6 +176,210 @@ def test_a_digest_tells_the_last_bit_of_anything_but_the_clocks() -> None:
     assert digest(saved) == before  # which is less than a float32 can tell
     saved["model"]["weight"].view(torch.int32)[0, 0] += 1
     assert digest(saved) != before
+
+
+class Lookahead(torch.optim.SGD):
+    """Keeps slow weights beside its state, and gives them by its own `state_dict`, as torch lets it."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr, momentum=0.9)
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure: Any = None) -> Any:
+        done = super().step(closure)
+        fast = [p for group in self.param_groups for p in group["params"]]
+        for slow, p in zip(self.slow, fast, strict=True):
+            slow.lerp_(p.detach(), 0.5)
+            p.data.copy_(slow)
+        return done
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "slow": self.slow}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self.slow = [tensor.clone() for tensor in state_dict["slow"]]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "slow"})
+
+
+def test_what_an_optimizer_adds_to_its_state_dict_is_kept(tmp_path: Path) -> None:
+    def made() -> State:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        return state_of(model, nn.MSELoss(), epochs=2, optimizer=Lookahead(model.parameters(), 0.1))
+
+    loader = loader_of(torch.randn(8, 3), torch.randn(8, 2), 4)
+    straight, first, second = made(), made(), made()
+    fit(straight, loader)
+    first.batches = len(loader)
+    train_epoch(first, loader, [])
+    sole(first).state["all"] = {"seen": 3}  # a key that is no parameter
+    restore(second, through_a_file(remember(first, {}), tmp_path))
+    assert sole(second).state["all"] == {"seen": 3}
+    fit(second, loader)
+    assert digest(remember(second, {})["model"]) == digest(remember(straight, {})["model"])
+
+
+def test_a_schedulers_containers_keep_their_types(tmp_path: Path) -> None:
+    class Odd(torch.optim.lr_scheduler.ConstantLR):
+        def __init__(self, optimizer: Any) -> None:
+            self.seen, self.counts = {1, 2}, collections.defaultdict(int, a=1)
+            self.array = np.arange(3)
+            super().__init__(optimizer)
+
+    def made() -> State:
+        model = nn.Linear(3, 2)
+        state = state_of(model, nn.MSELoss())
+        state.epoch_schedulers = [Odd(state.optimizer)]
+        return state
+
+    first, second = made(), made()
+    first.epoch_schedulers[0].seen.add(7)
+    restore(second, through_a_file(remember(first, {}), tmp_path))
+    scheduler: Any = second.epoch_schedulers[0]
+    assert scheduler.seen == {1, 2, 7}
+    assert scheduler.counts["missing"] == 0
+    assert scheduler.array.tolist() == [0, 1, 2]
+
+
+def test_options_that_are_no_arguments_are_state_also_where_the_rates_are_planned_anew() -> None:
+    class Counting(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float) -> None:
+            super().__init__(params, lr=lr)
+            self.param_groups[0]["k"] = 0
+
+    def made() -> State:
+        model = nn.Linear(3, 2)
+        return state_of(model, nn.MSELoss(), optimizer=Counting(model.parameters(), 0.1))
+
+    first, second = made(), made()
+    first.optimizer.param_groups[0].update(k=7, lr=0.3)
+    restore(second, remember(first, {}), changed={"lr"})
+    assert second.optimizer.param_groups[0]["k"] == 7
+    assert second.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_lbfgs_over_parameters_of_two_types_goes_on(tmp_path: Path) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4).bfloat16(), nn.Linear(4, 2).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.b(self.a(x.bfloat16()).double())
+            return outputs.float()
+
+    def made() -> State:
+        torch.manual_seed(0)
+        model = Mixed()
+        return state_of(model, nn.MSELoss(), epochs=2, optimizer=torch.optim.LBFGS(model.parameters(), lr=0.1))
+
+    loader = loader_of(torch.randn(8, 3), torch.randn(8, 2), 8)
+    straight, first, second = made(), made(), made()
+    fit(straight, loader)
+    first.batches = len(loader)
+    train_epoch(first, loader, [])
+    restore(second, through_a_file(remember(first, {}), tmp_path))
+    fit(second, loader)
+    assert digest(remember(second, {})) == digest(remember(straight, {}))
+
+
+@pytest.mark.parametrize("extra", [{np.int64(1): 2}, {"big": 2**3000}])
+def test_what_is_written_can_be_read_again_or_is_refused(extra: Any, tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return extra
+
+        def set_extra_state(self, state: Any) -> None: ...
+
+    state = state_of(Extra(2, 2), nn.MSELoss())
+    if "big" in extra:
+        with pytest.raises(CheckpointError, match=r"model\._extra_state\.big: .* is too large to be"):
+            remember(state, {})
+    else:
+        assert through_a_file(remember(state, {}), tmp_path)["model"]["_extra_state"] == {1: 2}
+
+
+# --------------------------------------------------------------------------------------- where it may stop
+
+
+class Stopping:
+    """A data set in whose fifth sample a signal comes, as its handler would see it."""
+
+    classes = ("a", "b")
+
+    def __init__(self, how: str) -> None:
+        self.how, self.state = how, None
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        sample = torch.randn(3), index % 2
+        if index == 4 and self.state is not None:
+            self.state.stop = Stopped(15)
+            if self.how == "raised":
+                raise self.state.stop
+            try:
+                raise self.state.stop
+            except:  # noqa: E722  # as people do
+                return torch.zeros(3), 0
+        return sample
+
+
+@pytest.mark.parametrize("how", ["raised", "swallowed", "in the midst of putting back"])
+def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import random
+
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
+    state = state_of(model, nn.CrossEntropyLoss())
+    data = Stopping("raised" if how != "swallowed" else how)
+    loader = make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None)
+    seen: list[Any] = []
+
+    class Watch:
+        def on_step(self, state: State) -> None:
+            seen.append(digest({"rng": random_state(), "model": dict(state.model.state_dict())}))
+            if state.step == 2:
+                data.state = state  # type: ignore[assignment]
+
+    if how.startswith("in the midst"):
+        put_back = random.setstate
+
+        def interrupted(value: Any) -> None:
+            put_back(value)
+            if state.stop is None and state.step == 2:
+                state.stop = Stopped(15)
+                raise state.stop
+
+        monkeypatch.setattr(random, "setstate", interrupted)
+        data.how = "swallowed"
+    with pytest.raises(Stopped):
+        fit(state, loader, hooks=[Watch()])
+    assert state.batch == state.step == 2
+    assert digest({"rng": random_state(), "model": dict(state.model.state_dict())}) == seen[-1]
+
+
+def test_a_stop_in_validation_undoes_what_that_did_to_buffers() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.get_buffer("seen").add_(1)
+            outputs: torch.Tensor = self.linear(x)
+            return outputs
+
+    state = state_of(Counting(), nn.CrossEntropyLoss())
+    data = Stopping("raised")
+    data.state = state  # type: ignore[assignment]
+    with pytest.raises(Stopped):
+        evaluate(state, make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None))
+    assert state.model.get_buffer("seen").item() == 0
 
 
 # ------------------------------------------------------------------------------------ what is not finite

@@ -88,6 +88,8 @@ def training(config: DictConfig) -> Training:
         min_delta=early_stop["min_delta"],
         watch={param.name: param.tensor for param in named if param.name in config.watch},
     )
+    state.batches, state.samples = len(train), train.samples
+    state.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
     return Training(state, train, val, hooks, groups, table, {p.name: p.tensor for p in named}, split_off, config)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from trainkit.errors import CheckpointError, StorageError
+from trainkit.places import short
 from trainkit.snapshot import FORMAT, KEYS
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -44,50 +48,55 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """What is there under a checkpoint's name, the newest first."""
+        if self.directory.is_symlink():
+            cause = f"{self.directory} is a link, and what it names may be anybody's"
+            raise CheckpointError(cause, mend="move the checkpoints there, or the whole run where there is room")
         if not self.directory.is_dir():
             return []
         found = [entry for entry in os.scandir(self.directory) if NAME.fullmatch(entry.name)]
         there = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
-        return sorted(there, key=lambda name: int(name.removeprefix("step-")), reverse=True)
+        return sorted(there, key=_step, reverse=True)
 
-    def write(self, saved: Mapping[str, Any]) -> str:
+    def write(self, saved: Mapping[str, Any], *, planned: bool = True) -> str:
         """Write what `snapshot.remember` gave; returns its name.
 
-        One of the same step is replaced, but not if it is of the same batch: then it is the same.
+        One of the same step is replaced, but not if it is of the same batch and fingerprint: then it is the same.
+
+        Args:
+            saved: from `snapshot.remember`.
+            planned: at a moment that the run's config decides, and nothing that happens to it.
 
         Raises:
             StorageError: it cannot be written. Nothing that was there is touched.
         """
-        name = f"step-{saved['step']:08d}"
-        if self.is_valid(name) and self._batch(name) == (saved["epoch"], saved["batch"]):
+        name = name_of(saved["step"])
+        which = {"step": saved["step"], "epoch": saved["epoch"], "batch": saved["batch"]}
+        which["fingerprint"] = _sum(saved["fingerprint"])
+        if self.is_valid(name) and which.items() <= self._manifest(name).items():
+            self.point("last", name)
             return name
         fresh, place = self.directory / f".{name}.new-{os.getpid()}", self.directory / name
         replaced = self.directory / f".{name}.replaced-{os.getpid()}"
         try:
             self.directory.mkdir(exist_ok=True)
             fresh.mkdir()
-            manifest = {
-                "format": FORMAT,
-                "step": saved["step"],
-                "epoch": saved["epoch"],
-                "batch": saved["batch"],
-                "files": {STATE: _write_state(fresh / STATE, saved)},
-            }
+            files = {STATE: _write_state(fresh / STATE, saved)}
+            manifest = {"format": FORMAT, **which, "planned": planned, "files": files}
             with (fresh / MANIFEST).open("w", encoding="utf-8") as file:
                 json.dump({**manifest, "sha256": _sum(manifest)}, file, indent=2)
                 _sync(file)
             _sync_directory(fresh)
-            if place.exists():
+            if os.path.lexists(place):
                 place.rename(replaced)  # `clean` puts it back if this is as far as it gets
             fresh.rename(place)
             _sync_directory(self.directory)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise StorageError(
                 f"{place} cannot be written: {error.strerror or error}",
                 mend=f"the checkpoints before it are as they were: free that disk, then "
-                f"trainkit resume {self.directory.parent}",
+                f"trainkit resume {shlex.quote(short(self.directory.parent))}",
             ) from error
         self.valid.add(name)
         self.point("last", name)
@@ -100,20 +109,24 @@ class Checkpoints:
             StorageError: it cannot be written.
         """
         fresh = self.directory / f".{which}.new"
+        if self.pointed(which) == name:
+            return
         try:
-            with fresh.open("w", encoding="utf-8") as file:
+            _remove(fresh)
+            with fresh.open("x", encoding="utf-8") as file:  # never through a link that lies there
                 file.write(f"{name}\n")
                 _sync(file)
             fresh.replace(self.directory / which)
             _sync_directory(self.directory)
         except OSError as error:
-            fresh.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
             raise StorageError(f"{self.directory / which} cannot be written: {error.strerror or error}") from error
 
     def pointed(self, which: str) -> str | None:
         """The checkpoint that `last` or `best` names; None where it names none."""
         try:
-            with (self.directory / which).open("rb") as file:
+            with _open(self.directory / which) as file:
                 text = file.read(64).decode("ascii").strip()
         except (OSError, UnicodeDecodeError):
             return None
@@ -135,7 +148,7 @@ class Checkpoints:
                 raise DamagedError(f"{STATE} holds something else than tensors and plain containers{named}") from error
         if not isinstance(saved, dict):
             raise DamagedError(f"{STATE} holds no dict")
-        if saved.get("format") != FORMAT:
+        if type(saved.get("format")) is not int or saved["format"] != FORMAT:
             raise CheckpointError(
                 f"{self.directory / name}: its format is {saved.get('format')!r}, this trainkit reads {FORMAT}",
                 mend="resume it with the trainkit that wrote it: see versions in run.json",
@@ -143,11 +156,16 @@ class Checkpoints:
         lacking = [key for key in KEYS if key not in saved]
         if lacking:
             raise CheckpointError(f"{self.directory / name}: it lacks {', '.join(lacking)}", mend="use another")
+        if saved["step"] != _step(name):
+            raise DamagedError(f"it is of step {saved['step']!r}")
         self.valid.add(name)
         return saved
 
-    def newest(self) -> tuple[str, dict[str, Any], list[str]]:
+    def newest(self, *, planned: bool = False) -> tuple[str, dict[str, Any], list[str]]:
         """The newest checkpoint that is what was written: its name, its content, and what was passed over and why.
+
+        Args:
+            planned: only of those that were written when the config said so.
 
         Raises:
             CheckpointError: there is none.
@@ -155,6 +173,8 @@ class Checkpoints:
         passed: list[str] = []
         for name in self.names():
             try:
+                if planned and self.is_valid(name) and not self._manifest(name)["planned"]:
+                    continue
                 return name, self.load(name), passed
             except DamagedError as error:
                 passed.append(f"{name}: {error}")
@@ -168,26 +188,30 @@ class Checkpoints:
                 self.valid.add(name)
         return name in self.valid
 
-    def _batch(self, name: str) -> tuple[Any, Any]:
-        """The epoch and batch that a valid checkpoint is of."""
-        manifest = json.loads((self.directory / name / MANIFEST).read_text(encoding="utf-8"))
-        return manifest.get("epoch"), manifest.get("batch")
+    def _manifest(self, name: str) -> dict[str, Any]:
+        """What the manifest of a valid checkpoint says."""
+        with _open(self.directory / name / MANIFEST) as file:
+            manifest: dict[str, Any] = json.loads(file.read(MOST_MANIFEST))
+        return manifest
 
     def prune(self, keep: int) -> None:
-        """Delete what is older than the newest `keep` valid ones, but for the best.
+        """Delete what is older than the newest `keep` valid ones, but for the best and the newest planned one.
 
         Raises:
             StorageError: something cannot be deleted.
         """
-        best, kept = self.pointed("best"), 0
+        best, kept, planned = self.pointed("best"), 0, False
         for name in self.names():
-            if kept >= keep and name != best:
+            valid = (kept < keep or not planned) and self.is_valid(name)
+            first_planned = valid and not planned and bool(self._manifest(name)["planned"])
+            planned |= first_planned
+            if kept >= keep and name != best and not first_planned:
                 try:
                     self._delete(name)
                 except OSError as error:
                     cause = f"{self.directory / name} cannot be deleted: {error.strerror or error}"
                     raise StorageError(cause, mend="let it be deleted, or write checkpoint.keep=1000") from error
-            elif kept < keep and self.is_valid(name):
+            elif valid and kept < keep:
                 kept += 1
 
     def clean(self) -> None:
@@ -197,13 +221,13 @@ class Checkpoints:
             if found and found[2] == "replaced" and not (self.directory / found[1]).exists():
                 path.rename(self.directory / found[1])
             elif found:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                _remove(path)
 
     def _delete(self, name: str) -> None:
         old = self.directory / f".{name}.deleted-{os.getpid()}"
         (self.directory / name).rename(old)  # under its own name a checkpoint is whole, to the end
         self.valid.discard(name)
-        shutil.rmtree(old)
+        _remove(old)
 
 
 # ------------------------------------------------------------------------------- bytes, sums and the disk
@@ -243,7 +267,7 @@ def _write_state(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sum(manifest: Mapping[str, Any]) -> str:
     """The sha256 of what a manifest says, whatever its layout."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _sync(file: IO[Any]) -> None:
@@ -293,6 +317,28 @@ def _verified(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
+def name_of(step: Any) -> str:
+    """The name of a checkpoint after so many steps."""
+    return f"step-{step:08d}"
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link itself, or a directory with all in it, as far as that is allowed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _open(path: Path) -> BufferedReader:
-    """Open a file for reading; a link is an error: what it names may lie anywhere."""
-    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    """Open a file for reading; a link is an error (what it names may lie anywhere), and so is what is no file."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return os.fdopen(descriptor, "rb")

@@ -20,20 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), _stop)
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays what it is
+            signal.signal(number, _stop)
     try:
         # At the end: `_target_: mymodels.Net` finds ./mymodels.py, and no ./random.py hides Python's.
         sys.path.append(str(Path.cwd()))
         code = dispatch(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as by `>&-`
+            sys.stdout.flush()
         return code
-    except TrainkitError as error:
-        return _fail(str(error), error, error.exit_code)
     except KeyboardInterrupt as error:
-        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-        saved = f", saved as {stopped.saved}" if stopped.saved else ""
-        return _fail(f"stopped by {stopped.name}{saved}", error, stopped.exit_code)
+        return _stopped(error)
+    except TrainkitError as error:
+        # Libraries may turn the interrupt into an error of their own.
+        return _stopped(Stopped.asked) if Stopped.asked else _fail(str(error), error, error.exit_code)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -72,7 +73,14 @@ def dispatch(argv: list[str]) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-    raise Stopped(number)
+    Stopped.asked = Stopped(number)
+    raise Stopped.asked
+
+
+def _stopped(error: KeyboardInterrupt) -> int:
+    stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+    saved = f", saved as {stopped.saved}" if stopped.saved else ""
+    return _fail(f"stopped by {stopped.name}{saved}", error, stopped.exit_code)
 
 
 def _fail(text: str, error: BaseException, code: int) -> int:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra import version as hydra_version
@@ -29,7 +28,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit import counting  # noqa: F401  # registers what configs may ask for
 from trainkit.errors import ConfigError, Problem, did_you_mean, nearest
-from trainkit.redaction import REDACTED
 from trainkit.schema import check, paths, turn_off
 
 HERE = Path(__file__).parent
@@ -126,64 +124,6 @@ def checked(config: DictConfig) -> DictConfig:
     turn_off(config)
     OmegaConf.set_struct(config, True)
     return config
-
-
-def recomposed(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """A run's config once more, with values changed; and what `resume.allow` names among the overrides.
-
-    Args:
-        config: as the run saved it.
-        overrides: `KEY=VALUE`, as on the command line; what was chosen by group stays chosen.
-
-    Raises:
-        ConfigError: all that is wrong with them.
-    """
-    loader = make_loader()
-    if "${hydra:" in OmegaConf.to_yaml(config):
-        HydraConfig.instance().set_config(loader.load_configuration("config", [], RunMode.RUN))
-    allow: list[str] = []
-    problems: list[Problem] = []
-    OmegaConf.set_struct(config, True)
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            problems.append(Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE"))
-            continue
-        key, value = override.key_or_group, override.value()
-        if key == "resume.allow":
-            allow += map(str, value if isinstance(value, list) else [value])
-            continue
-        choices = loader.get_group_options(key)
-        if choices and isinstance(value, str) and value not in ("off", "null"):
-            mend = f"override single keys, such as {key}._target_=…, or start a new run with {text}"
-            problems.append(Problem(f"{text}: a resumed run keeps its {key}", mend))
-        elif override.is_sweep_override() or key.startswith("hydra."):
-            problems.append(Problem(f"{text}: it means nothing for one run that goes on", "leave it out"))
-        else:
-            try:
-                ConfigLoaderImpl._apply_overrides_to_config([override], config)
-            except (HydraException, OmegaConfBaseException):
-                problems.append(_key_problem(loader, config, override))
-    for key in (key for key in allow if key.partition(".")[0] not in config):
-        near = did_you_mean(key, paths(config), limit=0)
-        problems.append(Problem(f"resume.allow={key}: there is no such key", near or "name a key of the config"))
-    for key in _redacted_keys(OmegaConf.to_container(config, resolve=False)):
-        mend = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
-        problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", mend))
-    try:
-        checked(config)
-    except ConfigError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigError(*dict.fromkeys(problems))
-    return config, allow
-
-
-def _redacted_keys(node: Any, path: str = "") -> list[str]:
-    if isinstance(node, dict):
-        return [found for key, value in node.items() for found in _redacted_keys(value, f"{path}.{key}".lstrip("."))]
-    return [path] if node == REDACTED or (isinstance(node, list) and REDACTED in node) else []
 
 
 def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
@@ -318,7 +258,7 @@ def _diagnose(
             ConfigLoaderImpl._apply_overrides_to_config([override], trial)
             config = trial
         except (HydraException, OmegaConfBaseException):
-            problems.append(_key_problem(loader, config, override))
+            problems.append(key_problem(loader, config, override))
     return config, problems or [_file_problem(loader, error, groups)]
 
 
@@ -340,7 +280,7 @@ def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Proble
     return [Problem(f"{text}: {group} has no choice {choice!r}", mend) for choice, mend in mends.items()]
 
 
-def _key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> Problem:
+def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> Problem:
     """Why a value could not be set."""
     key, text = override.key_or_group, str(override.input_line)
     parent, _, leaf = key.rpartition(".")

@@ -68,8 +68,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     kind, words, place, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, words.numpy().astype(np.uint32), place, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for index, generator in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(generator, index)
 
 
 @contextmanager

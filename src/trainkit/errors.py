@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class TrainkitError(Exception):
     def __init__(self, *problems: Problem | str, mend: str = "") -> None:
         self.problems = [p if isinstance(p, Problem) else Problem(p, mend) for p in problems]
         super().__init__("\n".join(map(str, self.problems)))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
 
 class ConfigError(TrainkitError):
@@ -112,6 +115,8 @@ class Stopped(KeyboardInterrupt):
     code is the shell's, 128 + the signal's number, but for SIGUSR1: 75, which asks a scheduler to start
     the job again.
     """
+
+    asked: ClassVar[Stopped | None] = None  # by a signal that came before there was a training to stop
 
     def __init__(self, number: int) -> None:
         self.name = signal.Signals(number).name

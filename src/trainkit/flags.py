@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config import Composed, compose_run, search_path, unread
 from trainkit.errors import ConfigError, Problem, nearest
-from trainkit.redaction import redacted, scrubbed, secrets_in
+from trainkit.redaction import redacted, redacted_words, secrets_in
 from trainkit.schema import Schema
 from trainkit.targets import wrong_targets
 
@@ -142,7 +142,7 @@ def show(args: argparse.Namespace) -> bool:
         shown = io.StringIO()
         with redirect_stdout(shown):
             hydra.show_cfg("config", args.overrides, args.cfg, args.package, args.resolve)
-        print(scrubbed(shown.getvalue(), _secrets(composed)), end="")
+        _show(shown.getvalue(), composed)
     elif args.hydra_help:
         hydra.hydra_help("config", get_args_parser(), args)
     else:
@@ -155,12 +155,13 @@ def _print(composed: Composed, package: str | None, resolve: bool) -> None:
     if not OmegaConf.is_config(node):
         raise ConfigError(f"--package {package}: the config has no such part", mend="for example --package optim")
     shown = OmegaConf.create(redacted(OmegaConf.to_container(node, resolve=resolve)))
-    print(OmegaConf.to_yaml(shown), end="")
+    _show(OmegaConf.to_yaml(shown), composed)
 
 
-def _secrets(composed: Composed) -> set[str]:
+def _show(text: str, composed: Composed) -> None:
     plain = [OmegaConf.to_container(node, resolve=False) for node in (composed.config, composed.hydra)]
-    return {secret for node in plain for secret in secrets_in(node)}
+    secrets = {secret for node in plain for secret in secrets_in(node)}
+    print("".join(redacted_words(text.splitlines(keepends=True), secrets)), end="")
 
 
 def _complete(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -315,10 +316,12 @@ class StreamingLoader:
     def close(self) -> None:
         """End the worker processes, whatever they are at."""
         iterator, self.loader._iterator = self.loader._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
+        if isinstance(iterator, _MultiProcessingDataLoaderIter) and iterator._worker_pids_set:
+            _remove_worker_pids(id(iterator))  # or torch takes their end for a fault
+            iterator._worker_pids_set = False
             for worker in iterator._workers:
-                worker.kill()  # torch waits for each 5 s, and then sends a signal that they ignore
+                worker.kill()
+            iterator._shutdown_workers()
 
 
 def make_loader(

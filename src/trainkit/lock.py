@@ -41,7 +41,8 @@ class Lock:
         """
         if self.path in _held:
             raise self._in_use({"pid": os.getpid(), "host": socket.gethostname()})
-        file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        file = os.fdopen(os.open(self.path, flags, 0o644), "r+", encoding="utf-8")
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit.device import random_state_kept, wait
-from trainkit.errors import ConfigError, NonFiniteError, Problem
+from trainkit.errors import ConfigError, NonFiniteError, Problem, Stopped
 from trainkit.hooks import tell
 from trainkit.loaders import Batch, Loader, batch_size_of
 from trainkit.losses import denominator, is_sum
 from trainkit.metrics import Mean, predicted_right
+from trainkit.samples import put_back_draws
 from trainkit.state import Metrics, State
 from trainkit.steps import (
     before_update,
@@ -88,8 +89,12 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
 def waiting(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches; a training that is asked to stop does so while it waits for one."""
     while True:
-        with interruptible(state):
-            batch = next(batches, None)
+        try:
+            with interruptible(state):
+                batch = next(batches, None)
+        except Stopped:
+            put_back_draws()
+            raise
         if batch is None:
             return
         yield batch
@@ -100,7 +105,7 @@ def interruptible(state: State) -> Iterator[None]:
     """No step is under way inside: whoever asks the training to stop may raise `state.stop` there.
 
     Raises:
-        Stopped: it was asked to before.
+        Stopped: it was asked to before, or meanwhile and somebody's `except` has swallowed it.
     """
     if state.stop is not None:
         raise state.stop
@@ -109,6 +114,8 @@ def interruptible(state: State) -> Iterator[None]:
         yield
     finally:
         state.interruptible = False
+    if state.stop is not None:
+        raise state.stop
 
 
 def train_step(state: State, inputs: Any, targets: Any) -> None:
@@ -137,7 +144,7 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     loss_fn.eval()
     loss, accuracy = Mean(state.device, summed=is_sum(loss_fn)), Mean(state.device, summed=True)
     judged = False
-    with random_state_kept(), interruptible(state):
+    with random_state_kept(), buffers_kept_if_stopped(model, loss_fn), interruptible(state):
         for inputs, targets in loader.batches(0):
             for value, weight, right in fitting(evaluate_batch, state, inputs, targets, hooks):
                 loss.update(value, weight=weight)
@@ -145,6 +152,18 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
                     judged = True
                     accuracy.update(*right)
     return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if judged else {})
+
+
+@contextmanager
+def buffers_kept_if_stopped(*modules: nn.Module) -> Iterator[None]:
+    """Undo what half a validation has done to buffers: it will be done again from its start."""
+    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    except Stopped:
+        for buffer, before in kept:
+            buffer.copy_(before)
+        raise
 
 
 def finish_epoch(state: State, metrics: Metrics) -> Metrics:

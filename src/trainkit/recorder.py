@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from trainkit import display
-from trainkit.build import Training
-from trainkit.checkpoint import Checkpoints
-from trainkit.errors import NonFiniteError
+from trainkit.checkpoint import Checkpoints, name_of
+from trainkit.errors import ConfigError, NonFiniteError
 from trainkit.loop import not_finite
 from trainkit.run import Run
 from trainkit.snapshot import remember, restore, restore_weights
@@ -21,18 +21,35 @@ from trainkit.state import State
 class Recorder:
     """Writes a run's history, and what happened on the way into its log."""
 
-    def __init__(self, run: Run, training: Training) -> None:
-        self.run, self.training = run, training
-        self.told = 0  # of the samples left out
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.told: set[str] = set()  # samples left out
+
+    def on_start(self, state: State) -> None:
+        """What an earlier process has told of is not told again."""
+        self.told = {line for known in state.unreadable.values() for line in known.values()}
+
+    def on_step(self, state: State) -> None:
+        """Write down samples that could not be read."""
+        self.tell_left_out(state)
+
+    def tell_left_out(self, state: State) -> None:
+        """Write down samples that could not be read, once each."""
+        if sum(map(len, state.unreadable.values())) > len(self.told):
+            lines = {line: None for known in state.unreadable.values() for line in known.values()}
+            for line in lines:
+                if line not in self.told:
+                    self.run.note(f"note: left out: {line}")
+            self.told |= set(lines)
 
     def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
         """Append the epoch."""
-        left_out = self._left_out()
-        for line in left_out[self.told :]:
-            self.run.note(f"note: left out: {line}")
-        self.told = len(left_out)
+        self.tell_left_out(state)
+        left_out = sum(map(len, state.unreadable.values()))
         if left_out:
-            metrics["unreadable"] = len(left_out)
+            metrics["unreadable"] = left_out
+        for name, value in metrics.items():
+            metrics[name] = number_of_metric(name, value)
         self.run.append(metrics, best(state))
         self.run.note(display.epoch_line(state.epochs, metrics))
 
@@ -43,10 +60,6 @@ class Recorder:
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:
         """Write down which batch was left out."""
         self.run.note(display.nonfinite_line(state, error))
-
-    def _left_out(self) -> list[str]:
-        loaders = (self.training.train, self.training.val)
-        return [line for loader in loaders if loader is not None for line in loader.unreadable.values()]
 
 
 class Saver:
@@ -61,6 +74,7 @@ class Saver:
         options: the config's `checkpoint`.
         fingerprint: what the run's numbers depend on.
         resumed: where the run goes on from.
+        anew: its config is another than that checkpoint's.
         note: writes a line into the log.
     """
 
@@ -71,20 +85,24 @@ class Saver:
         fingerprint: Mapping[str, Any],
         *,
         resumed: Mapping[str, Any] | None = None,
+        anew: bool = False,
         note: Any = lambda _: None,
     ) -> None:
         self.checkpoints, self.options, self.fingerprint, self.note = checkpoints, options, fingerprint, note
-        self.resumed = resumed
+        self.resumed, self.anew = resumed, anew
         self.due = False
         self.saved_at = time.monotonic()
 
     def on_start(self, state: State) -> None:
         """Save the beginning; of a resumed run, undo what other hooks did to it at their start."""
-        if self.resumed is None:
-            self.save(state)
-        else:
+        if self.resumed is not None:
             restore(state, self.resumed)
-            self.resumed = None
+        if self.resumed is None or self.anew:  # from here on the other config is the checkpoint's too
+            self.checkpoints.load(self.save(state))  # what cannot be read again is told of now
+        elif name_of(state.step) in self.checkpoints.names():  # a kill may have come before the pointers
+            self.checkpoints.point("last", name_of(state.step))
+        self.point_best(state)
+        self.resumed = None
 
     def on_step(self, state: State) -> None:
         """Save if it is time; at the end of an epoch, once that is judged."""
@@ -92,35 +110,54 @@ class Saver:
         self.due |= steps is not None and state.step % steps == 0
         self.due |= minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         if self.due and state.batch < state.batches:
-            self.save(state)
+            self.save(state, planned=steps is not None and state.step % steps == 0)
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if there is a new best, or if this was the last epoch."""
         epochs = self.options.every_epochs
-        new_best = state.best is metrics
         if not_finite(state, metrics) is not None:  # which ends the training
             return
-        if self.due or new_best or state.done or (epochs is not None and state.epoch % epochs == 0):
-            name = self.save(state, prune=False)
-            if new_best:
+        if self.due or state.best is metrics or state.done or (epochs is not None and state.epoch % epochs == 0):
+            self.save(state)
+
+    def point_best(self, state: State) -> None:
+        """Let `best` name the checkpoint of the best epoch, if that is there."""
+        if state.best is not None:
+            name = name_of(state.best["step"])
+            if name in self.checkpoints.names():
                 self.checkpoints.point("best", name)
-            self.checkpoints.prune(self.options.keep)
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:  # noqa: ARG002
         """With `on_nonfinite` rollback, put the weights of the newest checkpoint back; the data goes on."""
         if state.on_nonfinite == "rollback":
-            name, saved, passed = self.checkpoints.newest()
+            name, saved, passed = self.checkpoints.newest(planned=True)
             restore_weights(state, saved)
             self.note(f"note: back to the weights of {name}" + "".join(f"; not {why}" for why in passed))
 
-    def save(self, state: State, *, prune: bool = True) -> str:
+    def save(self, state: State, *, planned: bool = True) -> str:
         """Save now; returns the checkpoint's name."""
-        name = self.checkpoints.write(remember(state, self.fingerprint))
-        if prune:
-            self.checkpoints.prune(self.options.keep)
+        name = self.checkpoints.write(remember(state, self.fingerprint), planned=planned)
+        self.point_best(state)
+        self.checkpoints.prune(self.options.keep)
         self.due, self.saved_at = False, time.monotonic()
         self.note(f"saved {name}")
         return name
+
+
+def number_of_metric(name: str, value: Any) -> Any:
+    """A metric as the history holds it: tensors and NumPy's numbers of one element become Python's.
+
+    Raises:
+        ConfigError: a hook has added something else.
+    """
+    if hasattr(value, "item") and getattr(value, "size", None) is not None and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        cause = f"hooks: the metric {name} is a {type(value).__name__}"
+        raise ConfigError(cause, mend="let metrics be numbers") from error
+    return value
 
 
 def best(state: State) -> dict[str, Any] | None:

@@ -1,14 +1,22 @@
-"""Keeping secrets out of files: by the name of their key, and as they stand in any text."""
+"""Keeping secrets out of files: by the names of their keys, and wherever else their text stands."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-SECRET_KEY = re.compile("key|token|secret|password", re.IGNORECASE)
 REDACTED = "***"
 SHORTEST = 4  # characters of a secret that is looked for inside other words
+SECRET_KEY = re.compile("key|token|secret|password", re.IGNORECASE)
+# KEY=VALUE or KEY: VALUE up to the end, but where the value is a number or says only where to look.
+SPOKEN = re.compile(
+    r"([\w.]*(?:key|token|secret|password)[\w.]*['\"]?\s*[=:]\s*)"
+    r"(?!\[?[\d.,eE+-]+\]?(?:[,}\s]|$)|(?:null|true|false)\b|['\"]?\$\{[\w.:]+\}['\"]?(?:[,}\s]|$)).*",
+    re.IGNORECASE | re.DOTALL,
+)
+ONLY_A_REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 
 
 def is_secret(key: Any) -> bool:
@@ -17,31 +25,61 @@ def is_secret(key: Any) -> bool:
 
 
 def redacted(node: Any, *, secret: bool = False) -> Any:
-    """Plain containers with every secret string replaced; interpolations stay, as they say only where to look."""
+    """Plain containers with every secret string replaced; a reference such as `${oc.env:NAME}` stays."""
     if isinstance(node, Mapping):
-        return {key: redacted(value, secret=is_secret(key)) for key, value in node.items()}
+        inside = secret and "_target_" not in node
+        return {key: redacted(value, secret=inside or is_secret(key)) for key, value in node.items()}
     if isinstance(node, list):
         return [redacted(value, secret=secret) for value in node]
-    return REDACTED if secret and isinstance(node, str) and "${" not in node and node != "???" else node
+    return REDACTED if secret and _is_text(node) else node
 
 
 def secrets_in(node: Any, *, secret: bool = False) -> Iterator[str]:
     """The secret strings in plain containers."""
     if isinstance(node, Mapping):
+        inside = secret and "_target_" not in node
         for key, value in node.items():
-            yield from secrets_in(value, secret=is_secret(key))
+            yield from secrets_in(value, secret=inside or is_secret(key))
     elif isinstance(node, list):
         for value in node:
             yield from secrets_in(value, secret=secret)
-    elif secret and isinstance(node, str) and node not in ("", REDACTED, "???") and "${" not in node:
+    elif secret and _is_text(node) and node != REDACTED:
         yield node
 
 
+def from_environment(text: str) -> Iterator[str]:
+    """The values of the variables that a config's text refers to."""
+    for name in re.findall(r"\$\{oc\.env:(\w+)", text):
+        value = os.environ.get(name, "")
+        if len(value) >= SHORTEST and not value.isdigit():
+            yield value
+
+
+def redacted_words(node: Any, secrets: Iterable[str]) -> Any:
+    """Plain containers whose strings are words of a command line: `token=…` and known secrets are replaced."""
+    if isinstance(node, Mapping):
+        return {key: redacted_words(value, secrets) for key, value in node.items()}
+    if isinstance(node, list):
+        return [redacted_words(value, secrets) for value in node]
+    return scrubbed_words(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
+
+
+def scrubbed_words(node: Any, secrets: Iterable[str]) -> Any:
+    """Plain containers whose strings hold no secret."""
+    if isinstance(node, Mapping):
+        return {key: scrubbed_words(value, secrets) for key, value in node.items()}
+    if isinstance(node, list):
+        return [scrubbed_words(value, secrets) for value in node]
+    return scrubbed(node, secrets) if isinstance(node, str) else node
+
+
 def scrubbed(text: str, secrets: Iterable[str]) -> str:
-    """A text without the secrets: wherever they stand, or where short ones are all of a `KEY=VALUE`'s value."""
+    """A text without the secrets, wherever they stand."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST:
             text = text.replace(secret, REDACTED)
-        elif text.partition("=")[2].strip("'\"") == secret and is_secret(text.partition("=")[0]):
-            text = f"{text.partition('=')[0]}={REDACTED}"
     return text
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, str) and node not in ("", "???") and ONLY_A_REFERENCE.fullmatch(node) is None

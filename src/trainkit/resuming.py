@@ -13,15 +13,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from trainkit import build
+from trainkit.by_name import in_host_memory
 from trainkit.checkpoint import Checkpoints, DamagedError
-from trainkit.config import recomposed
+from trainkit.device import random_state_kept
 from trainkit.errors import CheckpointError, Problem
 from trainkit.fingerprint import allowed, differences, fingerprint
+from trainkit.recompose import again
+from trainkit.redaction import scrubbed_words
 from trainkit.run import Run, find
-from trainkit.snapshot import in_host_memory, remember, restore
+from trainkit.snapshot import ORDER, remember, restore
 from trainkit.training import go, identity, remarks, saver_of
-
-ORDER = {"batch_size", "seed", "data", "limit_batches"}  # keys whose change gives an epoch other batches
 
 
 def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
@@ -44,29 +45,41 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
     run = Run.load(directory)
     if is_finished(run, overrides):
         return run
-    config, allow = recomposed(run.config, overrides)
+    config, allow = again(run, overrides)
     run.acquire()
     try:
         run = Run.load(directory, lock=run.lock)  # as the last process left it
         name, saved, lines = _newest(run)
+        allow += allowed_before(run, name)
+        anew = False
         training = build.training(copy.deepcopy(config))
         if saved is not None:
-            changed, more = compare(saved["fingerprint"], identity(training), training.config, allow)
+            run.secrets |= run.secrets_of(config)
+            here = scrubbed_words(identity(training), run.secrets)
+            changed, more = compare(saved["fingerprint"], here, training.config, run.secrets, allow)
             lines += [*more, *_restored(training, saved, changed)]
-            if changed:  # nothing but the rates, say, is as it was saved
+            anew = bool(changed)
+            if anew:  # nothing but the rates, say, is as it was saved
                 saved = in_host_memory(remember(training.state, {}))
-        if training.state.done:
+        if training.state.done and run.info.get("status") == "completed":
             return run
-        at = {"checkpoint": name, "step": training.state.step, "epoch": training.state.epoch + 1}
+        at = {"checkpoint": name, "step": training.state.step, "epoch": training.state.epoch + 1, "allow": allow}
         texts = [text for text in overrides if not text.startswith("resume.allow=")]
         every = [*(old for old in run.overrides if not _replaced(old, texts)), *texts]
         run.resume(config, command=sys.argv, overrides=every, epoch=training.state.epoch, at=at)
         lines = [_begin(training, name), *lines, *remarks(config, training)]
-        saver = saver_of(run, config, training, saved)
+        saver = saver_of(run, config, training, resumed=saved, anew=anew)
         del saved  # which the saver lets go of once it has used it
         return go(run, config, training, lines, saver)
     finally:
         run.lock.release()
+
+
+def allowed_before(run: Run, name: str | None) -> list[str]:
+    """What the last resume was allowed to change, if it was killed before its first checkpoint."""
+    resumed = run.info.get("resumed")
+    last = resumed[-1] if isinstance(resumed, list) and resumed else {}
+    return list(map(str, last.get("allow", []))) if isinstance(last, dict) and last.get("checkpoint") == name else []
 
 
 def is_finished(run: Run, overrides: Sequence[str] = ()) -> bool:
@@ -97,10 +110,11 @@ def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
         saved = checkpoints.load(name)
     except DamagedError as error:
         raise CheckpointError(f"{checkpoints.directory / name}: {error}", mend="try checkpoint='last'") from error
-    config, _ = recomposed(run.config, ())
+    config, _ = again(run, ())
     if config.data.classes is None:
         config.data.classes = run.info.get("classes")
-    model = build.build_model(config.model, None, torch.device("cpu"))
+    with random_state_kept():
+        model = build.build_model(config.model, None, torch.device("cpu"))
     weights = saved["model"]
     if saved["ema"] is not None:
         prefix = "module.model."
@@ -117,7 +131,7 @@ def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
 
 
 def compare(
-    there: Mapping[str, Any], here: Mapping[str, Any], config: DictConfig, allow: Sequence[str]
+    there: Mapping[str, Any], here: Mapping[str, Any], config: DictConfig, secrets: set[str], allow: Sequence[str]
 ) -> tuple[set[str], list[str]]:
     """The top-level keys in which the run's config is another now, and what to say of it.
 
@@ -126,15 +140,20 @@ def compare(
     Raises:
         CheckpointError: a difference that changes the mathematics and is not allowed, each with both values.
     """
+    if not all(isinstance(there.get(key), dict) for key in ("config", "data", "machine")) or not there.get("epochs"):
+        raise CheckpointError("the checkpoint does not say what it was trained with", mend="start a new run")
     planned = config.copy()
     planned.epochs = there["epochs"]
-    others = differences(there["config"], fingerprint(planned))
-    by_epochs = differences(fingerprint(planned), here["config"])
+    as_planned = scrubbed_words(fingerprint(planned), secrets)
+    others = differences(there["config"], as_planned)
+    by_epochs = differences(as_planned, here["config"])
     others |= {key: values for key, values in by_epochs.items() if not key.startswith("scheduler.")}
     others |= {f"data ({key})": values for key, values in differences(there["data"], here["data"]).items()}
+    if "lr" in others:  # what merely follows the root's rate is that rate
+        others = {k: v for k, v in others.items() if k == "lr" or not (k.endswith(".lr") and v == others["lr"])}
     refused = {key: values for key, values in others.items() if not allowed(_key(key), allow)}
     if refused:
-        tops = ",".join(dict.fromkeys(_top(key) for key in refused))
+        tops = ",".join(dict.fromkeys([*allow, *(_top(key) for key in refused)]))
         problems = [Problem(f"{key}: {old!r} in the checkpoint, {new!r} now") for key, (old, new) in refused.items()]
         mend = f"go on as it was, start a new run, or accept another course from here on: 'resume.allow=[{tops}]'"
         raise CheckpointError(*problems[:-1], Problem(problems[-1].cause, mend))
@@ -172,8 +191,7 @@ def _newest(run: Run) -> tuple[str | None, dict[str, Any] | None, list[str]]:
 def _restored(training: build.Training, saved: Mapping[str, Any], changed: set[str]) -> list[str]:
     state = training.state
     restore(state, saved, changed)
-    if state.batch and changed & ORDER:
-        state.begin_epoch()
+    if saved["batch"] and changed & ORDER:
         return [f"note: epoch {state.epoch + 1} begins again, as its batches are others now"]
     if state.batch > len(training.train):
         raise CheckpointError(
@@ -187,5 +205,6 @@ def _begin(training: build.Training, name: str | None) -> str:
     if name is None:
         return "resumed from the beginning: it was stopped before there was a checkpoint"
     state = training.state
-    place = f", batch {state.batch + 1} of {len(training.train)}" if state.batch else ""
+    place = f", batch {state.batch + 1} of {state.batches}" if state.batch else ""
+    place = ", its validation" if state.batch == state.batches else place
     return f"resumed from {name}: epoch {state.epoch + 1} of {state.epochs}{place}"

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,43 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
 from trainkit.lock import Lock
-from trainkit.redaction import redacted, scrubbed, secrets_in
-
-
-def claim(path: Path, *, exact: bool = False) -> Path:
-    """Make a directory that nobody else has: `path`, or `path_1`, `path_2`, … where it exists.
-
-    Args:
-        path: the directory.
-        exact: take `path` itself or nothing; it may exist as long as it holds no run.
-
-    Raises:
-        RunDirectoryInUseError: `exact`, and it holds a run.
-        StorageError: it cannot be made.
-    """
-    suffix = 0
-    while True:
-        candidate = path if suffix == 0 else path.with_name(f"{path.name}_{suffix}")
-        try:
-            candidate.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(candidate.parent, error) from error
-        try:
-            candidate.mkdir()
-        except FileExistsError as error:
-            if not exact:
-                suffix += 1
-                continue
-            if not candidate.is_dir():
-                raise unwritable(candidate, error) from error
-        except OSError as error:
-            raise unwritable(candidate, error) from error
-        holds = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
-        if holds:
-            raise RunDirectoryInUseError(
-                f"{candidate} holds a run already ({holds[0]})", mend="choose another directory"
-            )
-        return candidate
+from trainkit.places import short, unwritable
+from trainkit.redaction import from_environment, redacted, redacted_words, scrubbed, secrets_in
 
 
 def find(name: str) -> Path:
@@ -75,27 +41,14 @@ def find(name: str) -> Path:
     inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
     open_ones = [run for run in inside if Run.load(run).info.get("status") != "completed"]
     if open_ones:
-        mend = "resume them one by one: " + "; ".join(f"trainkit resume {_short(run)}" for run in open_ones[:8])
-        raise ConfigError(f"{directory} holds {len(inside)} runs, {len(open_ones)} of them unfinished", mend=mend)
+        mend = "resume them one by one: " + "; ".join(
+            f"trainkit resume {shlex.quote(short(run))}" for run in open_ones[:8]
+        )
+        raise ConfigError(f"{directory} holds several runs ({len(open_ones)} unfinished)", mend=mend)
     if inside:
-        raise ConfigError(f"{directory} holds {len(inside)} runs, all of them finished", mend="name one of them")
+        cause = f"{directory} holds several runs; those that were begun are finished"
+        raise ConfigError(cause, mend=f"name one of them: {shlex.quote(short(inside[0]))}")
     raise ConfigError(f"{directory} holds no run: no training was begun there", mend="start one: trainkit …")
-
-
-def default_directory() -> Path:
-    """Where a run lands if nothing else is said: outputs/<date>/<time>."""
-    return Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
-
-
-def point_latest(directory: Path, outputs: Path) -> None:
-    """Let `outputs/latest` point at a directory inside `outputs` (where links can be made)."""
-    link, fresh = outputs / "latest", outputs / f".latest-{os.getpid()}"
-    try:
-        if link.is_symlink() or not link.exists():
-            fresh.symlink_to(directory.relative_to(outputs), target_is_directory=True)
-            fresh.replace(link)
-    except OSError:
-        fresh.unlink(missing_ok=True)
 
 
 class Run:
@@ -106,7 +59,7 @@ class Run:
     """
 
     def __init__(self, directory: Path, lock: Lock | None = None) -> None:
-        self.directory = directory
+        self.directory = directory.absolute()  # whatever the working directory becomes
         self.info: dict[str, Any] = {}
         self.log: TextIO | None = None
         self.lock = lock or Lock(directory)
@@ -117,7 +70,13 @@ class Run:
         """A run as its directory tells of it; its `info` is empty where it never began."""
         run = cls(directory, lock)
         path = directory / "run.json"
-        run.info = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if path.exists():
+            try:
+                run.info = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(run.info, dict):
+                    raise ValueError("it holds no object")
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"{path} is damaged: {error}", mend="mend it, or write {} into it") from error
         return run
 
     @property
@@ -141,8 +100,11 @@ class Run:
     def overrides(self) -> list[str]:
         """The command line's overrides that made it."""
         path = self.directory / ".hydra" / "overrides.yaml"
-        # They may hold interpolations, which are for the config to resolve.
-        return list(map(str, yaml.safe_load(path.read_text(encoding="utf-8")))) if path.exists() else []
+        try:  # they may hold interpolations, which are for the config to resolve
+            listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return []
+        return list(map(str, listed)) if isinstance(listed, list) else []
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -152,13 +114,13 @@ class Run:
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
         """The lines of the history with what they say; the last may have been cut off by a kill."""
         path = self.directory / "history.jsonl"
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        found: list[tuple[str, dict[str, Any]]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+            if isinstance(row, dict) and row.get("epoch") == len(found) + 1:  # each epoch once, in order
                 found.append((line, row))
         return found
 
@@ -197,6 +159,7 @@ class Run:
             "started": _now(),
             "ended": None,
             "best": None,
+            "folder": str(Path.cwd()),
             **_here(),
             **(facts or {}),
         }
@@ -210,13 +173,13 @@ class Run:
         Raises:
             StorageError: it cannot be written.
         """
-        self.record(config, overrides)
         self._open_log()
         rows = [line for line, row in self._rows() if row["epoch"] <= epoch]
-        self._replace("history.jsonl", "".join(f"{line}\n" for line in rows))
         resumed = [*self.info.get("resumed", []), {"at": _now(), "command": self._clean(command), **at}]
         self.info |= {"status": "running", "exit_code": None, "why": None, "ended": None, **_here(), "resumed": resumed}
-        self.save()
+        self.save()  # before the config: it says what is allowed to differ from the checkpoint
+        self.record(config, overrides)
+        self._replace("history.jsonl", "".join(f"{line}\n" for line in rows))
 
     def acquire(self) -> None:
         """Be the one process at work in the directory, until `finish`.
@@ -232,10 +195,9 @@ class Run:
 
     def record(self, config: DictConfig, overrides: Sequence[str], hydra: DictConfig | None = None) -> None:
         """Write the config and how it came about into `.hydra/`, interpolations as they are, without secrets."""
-        for node in (config, hydra):
-            if node is not None:
-                self.secrets |= set(secrets_in(OmegaConf.to_container(node, resolve=False)))
-        self.secrets |= set(secrets_in(_resolved(config)))
+        self.secrets |= self.secrets_of(config)
+        if hydra is not None:
+            self.secrets |= set(secrets_in(OmegaConf.to_container(hydra, resolve=False)))
         content: dict[str, Any] = {"config": config, "overrides": self._clean(overrides)}
         if hydra is not None:
             content["hydra"] = {"hydra": hydra}
@@ -246,8 +208,17 @@ class Run:
         for name, node in content.items():
             plain = redacted(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
             # In the config itself a secret may be a part of other words, which a resumed run needs as they are.
-            text = OmegaConf.to_yaml(OmegaConf.create(plain if name == "config" else scrub_words(plain, self.secrets)))
+            node = plain if name == "config" else redacted_words(plain, self.secrets)
+            text = OmegaConf.to_yaml(OmegaConf.create(node))
             self._replace(f".hydra/{name}.yaml", text)
+
+    def secrets_of(self, config: DictConfig) -> set[str]:
+        """The secrets that a config holds or refers to."""
+        return {
+            *secrets_in(OmegaConf.to_container(config, resolve=False)),
+            *secrets_in(_resolved(config)),
+            *from_environment(OmegaConf.to_yaml(config)),
+        }
 
     def append(self, metrics: Mapping[str, Any], best: Mapping[str, Any] | None) -> None:
         """Add an epoch's metrics to the history."""
@@ -257,7 +228,7 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise unwritable(self.directory, error) from error
+            raise self._unwritable(error) from error
         self.info["best"] = best and dict(best)
         self.save()
 
@@ -268,15 +239,20 @@ class Run:
                 self.log.write(f"{_now()} {scrubbed(line, self.secrets)}\n")
                 self.log.flush()
             except OSError as error:
-                raise unwritable(self.directory, error) from error
+                raise self._unwritable(error) from error
 
     def finish(self, status: str, exit_code: int, why: str | None = None) -> None:
         """Write down how it ended: completed, stopped or failed; let go of the directory."""
         why = why and scrubbed(why, self.secrets)
         self.info |= {"status": status, "exit_code": exit_code, "why": why, "ended": _now()}
         try:
+            try:
+                self.save()
+            except StorageError:  # a full disk may still have the old one's place
+                with contextlib.suppress(OSError):
+                    (self.directory / "run.json").write_text(_json(self.info), encoding="utf-8")
+                raise
             self.note(f"{status}" + (f": {why}" if why else ""))
-            self.save()
         finally:
             if self.log is not None:
                 with contextlib.suppress(OSError):
@@ -290,13 +266,14 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the directory, as a whole or not at all."""
-        self._replace(name, json.dumps(content, indent=2, default=str) + "\n")
+        self._replace(name, _json(content))
 
     def _replace(self, name: str, text: str) -> None:
         path = self.directory / name
         fresh = path.with_name(f".{path.name}.new")
         try:
-            with fresh.open("w", encoding="utf-8") as file:
+            fresh.unlink(missing_ok=True)
+            with fresh.open("x", encoding="utf-8") as file:  # never through a link that lies there
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -304,31 +281,29 @@ class Run:
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-            raise unwritable(self.directory, error) from error
+            raise self._unwritable(error) from error
 
     def _open_log(self) -> None:
         try:
-            self.log = (self.directory / "trainkit.log").open("a", encoding="utf-8")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self.log = os.fdopen(os.open(self.directory / "trainkit.log", flags, 0o644), "a", encoding="utf-8")
         except OSError as error:
-            raise unwritable(self.directory, error) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        if not self.info:  # nothing has begun
+            return unwritable(self.directory, error)
+        mend = f"free or mend that disk, then trainkit resume {shlex.quote(short(self.directory))}"
+        return StorageError(f"{short(self.directory)} cannot be written: {error.strerror or error}", mend=mend)
 
     def _clean(self, words: Sequence[str]) -> list[str]:
-        return [scrubbed(word, self.secrets) for word in words]
-
-
-def scrub_words(node: Any, secrets: set[str]) -> Any:
-    """Plain containers with the secrets taken out of every string, such as a command line that is kept."""
-    if isinstance(node, Mapping):
-        return {key: scrub_words(value, secrets) for key, value in node.items()}
-    if isinstance(node, list):
-        return [scrub_words(value, secrets) for value in node]
-    return scrubbed(node, secrets) if isinstance(node, str) else node
+        return [str(word) for word in redacted_words(list(words), self.secrets)]
 
 
 def redact_file(path: Path, secrets: set[str]) -> None:
     """Take the secrets out of a YAML file that Hydra wrote."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    clean = scrub_words(redacted(content), secrets | set(secrets_in(content)))
+    clean = redacted_words(redacted(content), secrets | set(secrets_in(content)))
     if clean != content:
         path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
 
@@ -345,8 +320,8 @@ def _here() -> dict[str, Any]:
     return {"versions": versions(), "host": socket.gethostname(), "pid": os.getpid(), "git_commit": git_commit()}
 
 
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def versions() -> dict[str, str]:
@@ -378,11 +353,3 @@ def _git(*args: str) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def unwritable(path: Path, error: OSError) -> StorageError:
-    """What is raised where nothing can be written."""
-    return StorageError(
-        f"{path} cannot be written: {error.strerror or error}",
-        mend="free or mend that disk, or choose another directory: hydra.run.dir=DIR (a sweep's: hydra.sweep.dir)",
-    )

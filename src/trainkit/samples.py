@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import random
 import signal
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from torch.utils.data import Subset, default_collate, get_worker_info
 
 # What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
 UNREADABLE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
+
+_outside: Any = None  # the generators as the model has them, while a sample is read
 
 
 @functools.lru_cache
@@ -40,13 +44,22 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
 @contextmanager
 def draws_kept() -> Iterator[None]:
     """Put the generators of this process back afterwards: reading data does not move the model's draws."""
-    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    global _outside
+    _outside = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torchs)
+        put_back_draws()
+
+
+def put_back_draws() -> None:
+    """End `draws_kept`, which an interrupt may leave at any place, once more."""
+    global _outside
+    if _outside is not None:
+        random.setstate(_outside[0])
+        np.random.set_state(_outside[1])
+        torch.set_rng_state(_outside[2])
+    _outside = None
 
 
 def name_of(dataset: Any, index: int) -> str:
@@ -107,6 +120,8 @@ class Unreadable:
 
 def leave_signals_to_parent(_: int) -> None:
     """In a worker: a signal to the whole process group must not take the data from a step under way."""
+    if sys.platform == "linux":  # what it ignores must not keep it alive once its parent is gone
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -219,7 +219,7 @@ class _Checker:
         if choices:
             return did_you_mean(str(value), choices, f"{path}=")
         if inner is not None:
-            return f"write {path}.{fields(inner)[0].name}={value}"
+            return f"write {path}.{fields(inner)[0].name}={'VALUE' if isinstance(value, bool) else value}"
         if typing.get_origin(options[0]) is list and not isinstance(value, list | dict):
             return f"write {path}=[{value}]"
         default = OmegaConf.select(self.defaults, path)

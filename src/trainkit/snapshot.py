@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trainkit.by_name import in_host_memory, optimizer_state, restore_optimizer, same
 from trainkit.device import random_state, set_random_state
 from trainkit.errors import CheckpointError
 from trainkit.optim import ChainedOptimizer
@@ -39,6 +42,7 @@ KEYS = (
     "fingerprint",
 )
 RATES = {"lr", "optim", "param_groups", "scheduler"}  # config keys whose change gives a new plan of the rates
+ORDER = {"batch_size", "seed", "data", "limit_batches"}  # those whose change gives an epoch other batches
 CLOCKS = ("seconds", "samples_per_second")
 
 
@@ -55,7 +59,7 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: something in it cannot be stored.
     """
-    optimizers = {name: _optimizer_state(optimizer) for name, optimizer in _optimizers(state).items()}
+    optimizers = {name: optimizer_state(optimizer) for name, optimizer in _optimizers(state).items()}
     return {
         "format": FORMAT,
         "model": _module_state(state.model.state_dict(), "model"),
@@ -72,6 +76,7 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
             "denominator": state.loss.denominator,
             "seen": state.seen,
             "skipped": state.skipped,
+            "unreadable": {part: dict(known) for part, known in state.unreadable.items()},
             "seconds": time.perf_counter() - state.began,
             # of the epoch's last step, which are reported once the epoch is validated
             "rates": dict(state.rates),
@@ -90,7 +95,8 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
 
     Where its config has other rates now (`changed` names one of `RATES`, a longer `epochs` among the
     causes), its options are the config's, and the schedulers are stepped to where they would be if the
-    run had been planned so from the start. One that goes by a plateau keeps its count.
+    run had been planned so from the start. One that goes by a plateau keeps its count. Where an epoch
+    has other batches now (one of `ORDER`), one that was under way begins again.
 
     Raises:
         CheckpointError: what was saved is not of this training's parts.
@@ -98,19 +104,23 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
     with _fitting():
         restore_weights(state, saved, changed)
         metrics, early = saved["metrics"], saved["early_stop"]
-        state.epoch, state.batch = _count(saved["epoch"]), _count(saved["batch"])
-        state.loss.numerator.copy_(metrics["numerator"])
-        state.loss.denominator.copy_(metrics["denominator"])
-        state.seen, state.skipped = _count(metrics["seen"]), _count(metrics["skipped"])
-        state.began = time.perf_counter() - float(metrics["seconds"])
-        state.rates, state.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
-        state.grad_norm = metrics["grad_norm"]
-        if "monitor" in changed:  # the best by one metric is not the best by another
-            return set_random_state(saved["rng"])
-        state.best = saved["best"]
-        state.epochs_since_best, state.patience_reference = _count(early["epochs_since_best"]), early["reference"]
-        state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
-        return set_random_state(saved["rng"])
+        state.epoch = saved["epoch"]
+        for part, known in state.unreadable.items():
+            known.clear()
+            known.update(metrics["unreadable"].get(part, {}))
+        state.begin_epoch()
+        if not ORDER & set(changed):
+            state.batch, state.seen, state.skipped = saved["batch"], metrics["seen"], metrics["skipped"]
+            state.loss.numerator.copy_(metrics["numerator"])
+            state.loss.denominator.copy_(metrics["denominator"])
+            state.began = time.perf_counter() - metrics["seconds"]
+            state.rates, state.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
+            state.grad_norm = metrics["grad_norm"]
+        if "monitor" not in changed:  # the best by one metric is not the best by another
+            state.best = saved["best"]
+            state.epochs_since_best, state.patience_reference = early["epochs_since_best"], early["reference"]
+            state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
+        set_random_state(saved["rng"])
 
 
 def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
@@ -120,43 +130,35 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
         CheckpointError: what was saved is not of this training's parts.
     """
     with _fitting():
+        check_types(saved)
         planned_anew = bool(RATES & set(changed))
-        state.step = _count(saved["step"])
+        state.step = saved["step"]
         state.model.load_state_dict(saved["model"])
-        state.loss_fn.load_state_dict(saved["loss"])
+        given = {"weight", "pos_weight"} if "loss" in changed else set()  # arguments that torch keeps as buffers
+        own = {key: value for key, value in state.loss_fn.state_dict().items() if key in given}
+        state.loss_fn.load_state_dict({key: v for key, v in saved["loss"].items() if key not in given} | own)
         optimizers, schedulers = _optimizers(state), _schedulers(state)
-        _same(optimizers, saved["optimizers"], "optimizers")
+        same(optimizers, saved["optimizers"], "optimizers")
         if (state.ema is None) != (saved["ema"] is None):
             raise ValueError("ema: one has it, the other has not")
         if state.ema is not None:
             state.ema.load_state_dict(saved["ema"])
         for name, optimizer in optimizers.items():
-            _restore_optimizer(optimizer, saved["optimizers"][name], with_options=not planned_anew)
+            # A copy: the optimizer takes the tensors that it is given for its own.
+            content = in_host_memory(saved["optimizers"][name])
+            restore_optimizer(optimizer, content, with_options=not planned_anew)
             optimizer._opt_called = state.step > 0  # type: ignore[attr-defined]  # or torch's schedulers warn
         if planned_anew:
-            rates_kept = not {"lr", "param_groups"} & set(changed)
             for scheduler in schedulers:
-                _plan_anew(scheduler, state, saved, rates_kept=rates_kept)
+                _plan_anew(scheduler, state, saved, set(changed))
             return
         if len(schedulers) != len(saved["schedulers"]):
             raise ValueError(f"it has {len(saved['schedulers'])} schedulers, this training {len(schedulers)}")
         for scheduler, content in zip(schedulers, saved["schedulers"], strict=True):
+            fresh = copy.copy(scheduler.__dict__)
             scheduler.load_state_dict(_like(scheduler.state_dict(), content))
-
-
-def in_host_memory(saved: Any) -> Any:
-    """What `remember` gave, with copies of its tensors on the CPU, which later steps leave alone."""
-    if isinstance(saved, Tensor):
-        return saved.detach().to("cpu", copy=True)
-    if isinstance(saved, OrderedDict):  # a module's, with what torch notes of it
-        copied = OrderedDict((key, in_host_memory(value)) for key, value in saved.items())
-        copied.__dict__.update(saved.__dict__)
-        return copied
-    if isinstance(saved, Mapping):
-        return {key: in_host_memory(value) for key, value in saved.items()}
-    if isinstance(saved, list | tuple):
-        return type(saved)(in_host_memory(value) for value in saved)
-    return saved
+            if isinstance(scheduler, ReduceLROnPlateau) and "monitor" in changed:
+                scheduler.__dict__.update({key: fresh[key] for key in ("best", "num_bad_epochs", "mode", "mode_worse")})
 
 
 def digest(saved: Mapping[str, Any]) -> str:
@@ -193,52 +195,6 @@ def _optimizers(state: State) -> dict[str, Optimizer]:
     return {"optim": state.optimizer}
 
 
-def _names(optimizer: Optimizer) -> dict[str, list[str]]:
-    """The names of each group's parameters; their numbers where there are none."""
-    names, number = {}, 0
-    for place, group in enumerate(optimizer.param_groups):
-        numbers = [str(number + i) for i in range(len(group["params"]))]
-        names[str(group.get("name", place))] = [str(name) for name in group.get("param_names", numbers)]
-        number += len(numbers)
-    return names
-
-
-def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    names = _names(optimizer)
-    zipped = list(zip(optimizer.param_groups, names, strict=True))
-    name_of = {id(p): own for group, name in zipped for p, own in zip(group["params"], names[name], strict=True)}
-    groups = {name: {key: value for key, value in group.items() if key != "params"} for group, name in zipped}
-    return {"state": {name_of[id(p)]: content for p, content in optimizer.state.items()}, "groups": groups}
-
-
-def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_options: bool) -> None:
-    names = _names(optimizer)
-    order = [name for inside in names.values() for name in inside]
-    _same(names, saved["groups"], "param groups")
-    _same(order, {*order, *saved["state"]}, "optimized parameters")
-    number = {name: index for index, name in enumerate(order)}
-    groups = []
-    for group, name in zip(optimizer.param_groups, names, strict=True):
-        there = saved["groups"][name].get("param_names", names[name])
-        _same(names[name], there, f"parameters of group {name}")
-        own = {key: value for key, value in group.items() if key != "params"}
-        options = saved["groups"][name] if with_options else {}
-        kept = {key: own[key] for key in ("name", "param_names") if key in own}
-        groups.append({**own, **options, **kept, "params": [number[inside] for inside in names[name]]})
-    contents = {number[name]: content for name, content in saved["state"].items()}
-    optimizer.load_state_dict({"state": contents, "param_groups": groups})
-    params = {
-        name: p
-        for group, own in zip(optimizer.param_groups, names.values(), strict=True)
-        for name, p in zip(own, group["params"], strict=True)
-    }
-    for name, content in saved["state"].items():  # torch gives every tensor the type of its parameter
-        here = optimizer.state[params[name]]
-        for key, value in content.items() if isinstance(content, Mapping) else ():
-            if isinstance(value, Tensor) and here[key].dtype != value.dtype:
-                here[key] = value.to(here[key].device)
-
-
 # ------------------------------------------------------------------------------------------ schedulers
 
 
@@ -246,19 +202,22 @@ def _schedulers(state: State) -> list[Any]:
     return [*state.step_schedulers, *state.epoch_schedulers]
 
 
-def _plan_anew(scheduler: Any, state: State, saved: Mapping[str, Any], *, rates_kept: bool) -> None:
-    """Step a new scheduler as often as the old one was."""
+def _plan_anew(scheduler: Any, state: State, saved: Mapping[str, Any], changed: set[str]) -> None:
+    """Step a new scheduler as often as a run that was planned so would have by now."""
     if isinstance(scheduler, ReduceLROnPlateau):
         place = _schedulers(state).index(scheduler)
         if place < len(saved["schedulers"]) and "num_bad_epochs" in saved["schedulers"][place]:
-            counted = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+            counted = {"num_bad_epochs", "best", "cooldown_counter", "last_epoch"}
+            counted -= {"num_bad_epochs", "best"} if "monitor" in changed else set()
             scheduler.load_state_dict({key: saved["schedulers"][place][key] for key in counted})
-        if rates_kept:
+        if not {"lr", "param_groups"} & changed:
             groups = {name: own for kept in saved["optimizers"].values() for name, own in kept["groups"].items()}
             for group in scheduler.optimizer.param_groups:
                 group["lr"] = groups[group["name"]]["lr"]
         return
-    times = state.step if scheduler in state.step_schedulers else saved["epoch"]
+    times = saved["epoch"]
+    if scheduler in state.step_schedulers:
+        times = saved["epoch"] * state.batches if ORDER & changed else state.step
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch misses the optimizer's steps in between
         for _ in range(times):
@@ -269,9 +228,18 @@ def _like(present: Any, saved: Any) -> Any:
     """What was saved with the types that are there: a plain dict becomes the Counter that it was."""
     if isinstance(saved, Mapping) and isinstance(present, Mapping):
         content = {key: _like(present.get(key), value) for key, value in saved.items()}
-        return content if type(present) is dict else type(present)(content)  # type: ignore[call-arg]
+        if type(present) is dict:
+            return content
+        typed: Any = copy.copy(present)
+        typed.clear()
+        typed.update(content)
+        return typed
+    if isinstance(saved, list) and isinstance(present, set | frozenset):
+        return type(present)(saved)
     if isinstance(saved, list) and isinstance(present, list) and len(saved) == len(present):
         return [_like(mine, value) for mine, value in zip(present, saved, strict=True)]
+    if isinstance(saved, Tensor) and isinstance(present, np.ndarray):
+        return saved.numpy()
     return saved
 
 
@@ -293,7 +261,10 @@ def _plain(value: Any, where: str, *, without_callables: bool = False) -> Any:
     """
     if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if not (without_callables and callable(item))}
-        return {key: _plain(item, f"{where}.{key}", without_callables=without_callables) for key, item in kept.items()}
+        return {
+            _plain(key, where): _plain(item, f"{where}.{key}", without_callables=without_callables)
+            for key, item in kept.items()
+        }
     if isinstance(value, list | tuple | set | frozenset):
         items = [_plain(item, where, without_callables=without_callables) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
@@ -305,6 +276,9 @@ def _plain(value: Any, where: str, *, without_callables: bool = False) -> Any:
         return value.detach()
     if value is None:
         return None
+    if isinstance(value, int) and abs(value) >= 2**63:
+        cause = f"{where}: a whole number of {value.bit_length()} bits is too large to be stored"
+        raise CheckpointError(cause, mend="let its state hold it as text")
     kinds: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
     for kind in kinds:
         if isinstance(value, kind):  # or one derived from it, as torch's version is
@@ -315,18 +289,32 @@ def _plain(value: Any, where: str, *, without_callables: bool = False) -> Any:
     )
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"a count is {value!r}")
-    return value
+def check_types(saved: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where what was read is not of the types that `remember` writes."""
+    metrics, early, print_ = saved["metrics"], saved["early_stop"], saved["fingerprint"]
+    counts = {key: saved[key] for key in ("epoch", "batch", "step")}
+    counts |= {key: metrics[key] for key in ("seen", "skipped")}
+    counts |= {"epochs_since_best": early["epochs_since_best"]}
+    for key, value in counts.items():
+        if type(value) is not int or not 0 <= value < 2**53:
+            raise ValueError(f"{key} is {value!r}, which is no count")
+    wrong = {
+        "seconds": not (isinstance(metrics["seconds"], float) and 0 <= metrics["seconds"] < math.inf),
+        "reference": not isinstance(early["reference"], int | float | None),
+        "best": not (saved["best"] is None or (isinstance(saved["best"], dict) and _counts(saved["best"]))),
+        "grad_norm": not isinstance(metrics["grad_norm"], Tensor | None),
+        "fingerprint": not isinstance(print_, dict),
+    }
+    wrong |= {key: not isinstance(metrics[key], dict) for key in ("rates", "gradients", "unreadable")}
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"{key} is not of its type")
+    if "epochs" in print_ and saved["epoch"] > print_["epochs"]:
+        raise ValueError(f"it has done {saved['epoch']} of {print_['epochs']} epochs")
 
 
-def _same(here: Iterable[Any], there: Iterable[Any], what: str) -> None:
-    mine, others = set(map(str, here)), set(map(str, there))
-    if mine != others:
-        parts = [f"it has {', '.join(sorted(others - mine)[:5])}"] if others - mine else []
-        parts += [f"it lacks {', '.join(sorted(mine - others)[:5])}"] if mine - others else []
-        raise ValueError(f"its {what} are others: {'; '.join(parts)}")
+def _counts(best: Mapping[str, Any]) -> bool:
+    return all(isinstance(key, str) for key in best) and type(best.get("epoch")) is int
 
 
 class _fitting:  # noqa: N801  # read as `with _fitting():`

@@ -54,6 +54,7 @@ class State:
     step: int = 0  # optimizer updates done
     loss: Mean = field(init=False)  # of this epoch so far
     seen: int = 0  # samples of this epoch trained on
+    unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # samples left out of train and val, with why
     skipped: int = 0  # batches of this epoch left out, as their loss or gradient was not finite
     began: float = field(default_factory=time.perf_counter)  # when this epoch began, if it had been without a break
     best: Metrics | None = None  # of the epoch with the best monitored value

@@ -13,10 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from trainkit import display
+from trainkit import tables
 from trainkit.config import Composed, Sweep, search_path
 from trainkit.errors import ConfigError, TrainkitError
-from trainkit.run import Run, claim, point_latest, redact_file
+from trainkit.places import claim, point_latest, short
+from trainkit.run import Run, redact_file
 from trainkit.targets import wrong_targets
 from trainkit.training import train
 
@@ -50,10 +51,10 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         raise ConfigError(f"the sweep cannot start: {error}", mend="see hydra/sweeper and hydra/launcher") from error
 
     runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
-    print("\n".join(display.comparison(runs)))
+    print("\n".join(tables.comparison(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
-        print(f"failed: {' '.join(run.overrides)}: {display.short(run.directory)}", file=sys.stderr)
+        print(f"failed: {' '.join(run.overrides)}: {short(run.directory)}", file=sys.stderr)
     lost = [job for batch in returned or [] for job in batch if job.return_value is None]
     return 10 if failed or lost else 0
 

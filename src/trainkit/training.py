@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
+import os
+import shlex
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,19 +20,23 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from trainkit import build, display
+from trainkit import build, display, tables
 from trainkit.blame import blame
 from trainkit.checkpoint import Checkpoints
 from trainkit.config import Composed, checked
-from trainkit.errors import Stopped, TrainkitError
+from trainkit.errors import Stopped, StorageError, TrainkitError
 from trainkit.fingerprint import fingerprint
 from trainkit.loop import fit
+from trainkit.places import claim, default_directory, point_latest, short
 from trainkit.recorder import Recorder, Saver
-from trainkit.run import Run, claim, default_directory, point_latest
+from trainkit.redaction import scrubbed_words
+from trainkit.run import Run
 from trainkit.state import State, takes_batch_statistics
 
 # Those that stop a training. SIGHUP: the terminal is gone; SIGUSR1: a cluster takes the machine back.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+DOUBLED = 0.5  # seconds
 
 
 def train(config: DictConfig, *, directory: Path | str | None = None, composed: Composed | None = None) -> Run:
@@ -57,7 +65,12 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
 
 
 def saver_of(
-    run: Run, config: DictConfig, training: build.Training, resumed: Mapping[str, Any] | None = None
+    run: Run,
+    config: DictConfig,
+    training: build.Training,
+    *,
+    resumed: Mapping[str, Any] | None = None,
+    anew: bool = False,
 ) -> Saver | None:
     """The hook that saves a run, where its config asks for checkpoints.
 
@@ -66,11 +79,13 @@ def saver_of(
         config: of the run.
         training: what it built.
         resumed: what `snapshot.remember` gives of it, if it is to go on.
+        anew: the config is another than the checkpoint's that it goes on from.
     """
     if config.checkpoint is None:
         return None
+    what = scrubbed_words(identity(training), run.secrets)
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, config.checkpoint, identity(training), resumed=resumed, note=run.note)
+    return Saver(checkpoints, config.checkpoint, what, resumed=resumed, anew=anew, note=run.note)
 
 
 def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[str], saver: Saver | None) -> Run:
@@ -84,53 +99,69 @@ def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[s
         saver: of its checkpoints.
     """
     state = training.state
-    screen = display.make(config.progress)
-    hooks = [*training.hooks.values(), Recorder(run, training), *([saver] if saver else []), screen]
-    try:
-        for line in [*display.opening(run), *lines]:
-            screen.say(line)
-            run.note(line)
-        with warnings.catch_warnings(), stopping(state):
-            # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
-            warnings.filterwarnings("error", message="Using a target size")
-            try:
+    screen: Any = display.Unbreakable(display.make(config.progress))
+    recorder = Recorder(run)
+    hooks = [*training.hooks.values(), recorder, *([saver] if saver else []), screen]
+    with stopping(state):
+        try:
+            for line in [*display.opening(run), *lines]:
+                screen.say(line)
+                run.note(line)
+            with warnings.catch_warnings():
+                # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
+                warnings.filterwarnings("error", message="Using a target size")
                 fit(state, training.train, training.val, hooks)
-            except Stopped as error:
-                if error is state.stop and saver is not None:
-                    error.saved = f"{saver.save(state)}; to go on: trainkit resume {display.short(run.directory)}"
-                raise
-    except KeyboardInterrupt as error:
-        run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
-        raise
-    except (Exception, SystemExit) as error:
-        told = error if isinstance(error, TrainkitError) else blame(error, training)
-        run.finish("failed", told.exit_code, told.problems[0].cause)
-        raise told from error
-    finally:
-        screen.close()
-        for loader in (training.train, training.val):
-            if loader is not None:
-                loader.close()
-    early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
-    run.finish("completed", 0, early if state.stopped_early else None)
+        except KeyboardInterrupt as error:
+            if isinstance(error, Stopped) and error is state.stop and saver is not None:
+                name = saver.save(state, planned=False)
+                error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short(run.directory))}"
+            run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
+            raise
+        except BaseException as error:
+            told = error if isinstance(error, TrainkitError) else blame(error, training)
+            try:
+                recorder.tell_left_out(state)
+                run.finish("failed", told.exit_code, told.problems[0].cause)
+            except StorageError as second:  # the first cause is what matters
+                told.problems += [problem for problem in second.problems if problem not in told.problems]
+            raise told from error
+        finally:
+            screen.close()
+            for loader in (training.train, training.val):
+                if loader is not None:
+                    loader.close()
+        early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
+        run.finish("completed", 0, early if state.stopped_early else None)
     return run
 
 
 @contextmanager
 def stopping(state: State) -> Iterator[None]:
-    """Let a signal stop the training once no step is under way; a second one ends the process at once."""
+    """Let a signal stop the training once no step is under way; a second one ends the process at once.
+
+    What comes within `DOUBLED` seconds of the first is taken for the same: several may be told to tell it.
+    """
+    asked_at = math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        state.stop = Stopped(number)
-        if state.interruptible:
-            raise state.stop
+        nonlocal asked_at
+        if state.stop is None:
+            asked_at = time.monotonic()
+            state.stop = Stopped(number)
+            if state.interruptible:
+                raise state.stop
+        elif time.monotonic() - asked_at > DOUBLED:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h")  # a live display has hidden the cursor
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
+    state.stop = Stopped.asked
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:
@@ -189,4 +220,4 @@ def remarks(config: DictConfig, training: build.Training, overrides: Sequence[st
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
     if state.ema is not None:
         lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
-    return [*display.groups(training.params, [group.name for group in training.groups]), *lines]
+    return [*tables.groups(training.params, [group.name for group in training.groups]), *lines]

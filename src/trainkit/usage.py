@@ -36,6 +36,7 @@ FLAGS = {
 OWN_FLAGS = {
     "--json": "find-lr, inspect, params, verify-resume: the answer as JSON",
     "--start LR, --end LR, --steps N": "find-lr: from 1e-7 to 10 in 100 steps",
+    "resume.allow=[KEY,…]": "resume: go on although what these keys say has changed",
     "--kills N": "verify-resume: how often the second training is killed (3)",
 }
 EXAMPLES = {

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainkit.checkpoint import Checkpoints
 from trainkit.errors import ConfigError
+from trainkit.redaction import redacted_words
 from trainkit.run import Run
 from trainkit.snapshot import CLOCKS, digest
 from trainkit.state import State
@@ -51,6 +52,8 @@ def verify(overrides: Sequence[str], kills: int, directory: Path, say: Callable[
         ConfigError: the run has no step after which it could be killed.
     """
     straight, resumed = directory / "straight", directory / "resumed"
+    # The run's files do not hold them.
+    secrets = [text.lstrip("+") for text in overrides if redacted_words(text, ()) != text]
     say(f"training straight: {straight}")
     code = _trainkit(*overrides, f"hydra.run.dir='{straight}'")
     if code:
@@ -67,7 +70,7 @@ def verify(overrides: Sequence[str], kills: int, directory: Path, say: Callable[
             return {"failed": code}
         say(f"killed at step {step} of {steps}; resuming")
         after = at[number] if number < len(at) else steps + 1
-        code = _trainkit("resume", str(resumed), f"{HOOK}.step={after}")
+        code = _trainkit("resume", str(resumed), *secrets, f"{HOOK}.step={after}")
     if code:
         return {"failed": code}
     hashes = {"straight": _hash(straight), "resumed": _hash(resumed)}

@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit import display, flags
+from trainkit import display, flags, tables
 from trainkit.errors import ConfigError
-from trainkit.run import claim, unwritable
+from trainkit.places import claim, unwritable
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,9 +33,9 @@ def run(argv: Sequence[str]) -> int:
             test = range_test(training.state, training.train, config.lr, args.start, args.end, args.steps, [screen])
     found = {**test.found(), "picture": str(directory / "find_lr.png")}
     try:
-        (directory / "find_lr.json").write_text(display.as_json(found), encoding="utf-8")
+        (directory / "find_lr.json").write_text(tables.as_json(found), encoding="utf-8")
         report.lr_curve(directory / "find_lr.png", found)
     except OSError as error:
         raise unwritable(directory, error) from error
-    print(display.as_json(found) if args.json else "\n".join(display.lr_found(found)))
+    print(tables.as_json(found) if args.json else "\n".join(tables.lr_found(found)))
     return 0

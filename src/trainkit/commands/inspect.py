@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trainkit import display, flags
+from trainkit import flags, tables
 from trainkit.errors import NonFiniteError
 
 
@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
         training = build.training(composed.config)
         with blamed(training):
             step = inspect_step(training)
-    print(display.as_json(step) if args.json else "\n".join(display.inspection(step)))
+    print(tables.as_json(step) if args.json else "\n".join(tables.inspection(step)))
     if not math.isfinite(step["loss"]):
         raise NonFiniteError(f"the loss is {step['loss']}", mend="look for NaN in the data and the weights")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainkit import display, flags
+from trainkit import flags, tables
 
 
 def run(argv: Sequence[str]) -> int:
@@ -14,5 +14,5 @@ def run(argv: Sequence[str]) -> int:
 
     with flags.answer_alone(args):
         params = build.training(composed.config).params
-    print(display.as_json(params) if args.json else "\n".join(display.params(params)))
+    print(tables.as_json(params) if args.json else "\n".join(tables.params(params)))
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainkit import display, flags
-from trainkit.config import recomposed
 from trainkit.errors import ConfigError
+from trainkit.recompose import again
 from trainkit.run import Run, find
 
 
@@ -20,8 +20,10 @@ def run(argv: Sequence[str]) -> int:
     if before.info.get("status") == "completed" and not overrides:
         print("\n".join(display.finished(before)))
         return 0
-    recomposed(before.config, overrides)  # what is wrong there is told before torch is imported
+    again(before, overrides)  # what is wrong there is told before torch is imported
     from trainkit.resuming import resume
 
-    print("\n".join(display.result(resume(before, overrides))))
+    run = resume(before, overrides)
+    nothing_done = run.info.get("resumed") == before.info.get("resumed")
+    print("\n".join(display.finished(run) if nothing_done else display.result(run)))
     return 0

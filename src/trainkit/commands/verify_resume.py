@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit import display, flags
+from trainkit import flags, tables
 from trainkit.errors import ConfigError
-from trainkit.run import claim
+from trainkit.places import claim
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     found = verify(overrides, args.kills, directory, lambda line: print(line, file=sys.stderr))
     if "failed" in found:
         return int(found["failed"]) % 256
-    print(display.as_json(found) if args.json else "\n".join(display.verified(found, directory)))
+    print(tables.as_json(found) if args.json else "\n".join(tables.verified(found, directory)))
     if found["equal"]:
         shutil.rmtree(directory)
     return 0 if found["equal"] else 1
