@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"error: {error}\n  mend that, or run trainkit elsewhere", error, StorageError.exit_code)
     except Exception as error:
+        if Stopped.asked:
+            return _stopped(Stopped.asked)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"error: {type(error).__name__}: {error}\n  at {where.filename}, line {where.lineno}; "
         return _fail(text + "set TRAINKIT_TRACEBACK=1 and run again to see all of it", error, 1)
