@@ -107,9 +107,9 @@ def rows_of(*overrides: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
 @pytest.mark.parametrize("init", [-0.8820, -0.8819625])
-def test_inspect_takes_the_line_apart(trainkit: Command, init: float) -> None:
+def test_inspect_takes_the_line_apart(forked: Command, init: float) -> None:
     asked = ["inspect", "experiment=line_fit", f"model.init={init}"]
-    (row,) = json.loads(trainkit(*asked, "--json").stdout)["parameters"]
+    (row,) = json.loads(forked(*asked, "--json").stdout)["parameters"]
     gradient = 2 * 2 * (2 * init - 10)  # of (2w - 10)²
     assert row["weight"] == pytest.approx(init)
     assert row["grad_before"] is None
@@ -119,7 +119,7 @@ def test_inspect_takes_the_line_apart(trainkit: Command, init: float) -> None:
     assert row["finite_difference"] == pytest.approx(gradient, rel=1e-7)
     assert row["update"] == pytest.approx(-0.1 * gradient, rel=1e-6)
     assert row["weight_after"] == pytest.approx(init - 0.1 * gradient, rel=1e-6)
-    text = trainkit(*asked).stdout
+    text = forked(*asked).stdout
     assert f"{gradient:.4f}" in text
     assert f"{2 * gradient:.4f}" in text
 
