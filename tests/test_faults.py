@@ -359,6 +359,25 @@ def test_the_first_cause_is_told_also_where_the_disk_is_full(own: Path, small_di
     assert (info["status"], info["exit_code"]) == ("failed", 1)
 
 
+def test_a_stop_that_cannot_be_saved_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
+    argv = [*BASE[:-1], "model.width=60000", "hydra.run.dir=disk/run", "+data.train.wait=0.05"]  # 2.7 MiB
+    run = forks.start(*argv, cwd=own)
+    until(has_saved(small_disk / "run", 0))
+    time.sleep(0.5)
+    run.send(signal.SIGTERM)
+    told(run, 6, "cannot be written: No space left on device", "trainkit resume disk/run")
+    assert json.loads((small_disk / "run" / "run.json").read_text())["exit_code"] == 6
+    assert saved(small_disk / "run")["step"] == 0
+
+
+def test_whatever_user_code_raises_ends_the_run_in_words(own: Path, forks: Forks) -> None:
+    (own / "panic.py").write_text(
+        "class Panic(BaseException): ...\nclass Hook:\n    def on_step(self, state):\n        raise Panic('at once')\n"
+    )
+    told(forks.start(*BASE, "+hooks.panic._target_=panic.Hook", cwd=own), 1, "hooks.panic: Panic: at once")
+    assert json.loads((own / "run" / "run.json").read_text())["status"] == "failed"
+
+
 def test_a_directory_that_has_become_read_only_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
     run = forks.start(*BASE[:-1], "hydra.run.dir=disk/run", "epochs=200", "+data.train.wait=0.001", cwd=own)
     until(has_saved(small_disk / "run", 8))

@@ -173,7 +173,7 @@ class Checkpoints:
         passed: list[str] = []
         for name in self.names():
             try:
-                if planned and self.is_valid(name) and not self._manifest(name)["planned"]:
+                if planned and self.is_valid(name) and not self._manifest(name).get("planned"):
                     continue
                 return name, self.load(name), passed
             except DamagedError as error:
@@ -203,7 +203,7 @@ class Checkpoints:
         best, kept, planned = self.pointed("best"), 0, False
         for name in self.names():
             valid = (kept < keep or not planned) and self.is_valid(name)
-            first_planned = valid and not planned and bool(self._manifest(name)["planned"])
+            first_planned = valid and not planned and bool(self._manifest(name).get("planned"))
             planned |= first_planned
             if kept >= keep and name != best and not first_planned:
                 try:

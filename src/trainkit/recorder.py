@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from trainkit import display
-from trainkit.checkpoint import Checkpoints, name_of
-from trainkit.errors import ConfigError, NonFiniteError
+from trainkit.checkpoint import Checkpoints, DamagedError, name_of
+from trainkit.errors import CheckpointError, ConfigError, NonFiniteError
 from trainkit.loop import not_finite
 from trainkit.run import Run
 from trainkit.snapshot import remember, restore, restore_weights
@@ -21,12 +21,13 @@ from trainkit.state import State
 class Recorder:
     """Writes a run's history, and what happened on the way into its log."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, params: list[dict[str, Any]]) -> None:
+        self.run, self.params = run, params
         self.told: set[str] = set()  # samples left out
 
     def on_start(self, state: State) -> None:
-        """What an earlier process has told of is not told again."""
+        """Write down the parameters; what an earlier process has told of is not told again."""
+        self.run.write("params.json", self.params)
         self.told = {line for known in state.unreadable.values() for line in known.values()}
 
     def on_step(self, state: State) -> None:
@@ -98,7 +99,12 @@ class Saver:
         if self.resumed is not None:
             restore(state, self.resumed)
         if self.resumed is None or self.anew:  # from here on the other config is the checkpoint's too
-            self.checkpoints.load(self.save(state))  # what cannot be read again is told of now
+            name = self.save(state)
+            try:  # what cannot be read again is told of now
+                self.checkpoints.load(name)
+            except DamagedError as error:
+                mend = "let every state_dict hold numbers, strings, tensors, lists and dicts, or write checkpoint=off"
+                raise CheckpointError(f"what was saved cannot be read again: {error}", mend=mend) from error
         elif name_of(state.step) in self.checkpoints.names():  # a kill may have come before the pointers
             self.checkpoints.point("last", name_of(state.step))
         self.point_best(state)

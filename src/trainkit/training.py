@@ -59,9 +59,9 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
     given = directory or (composed and composed.directory)
     run = Run(claim_directory(Path(given) if given else None))
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
+    lines = remarks(config, training, overrides)
     run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
-    run.write("params.json", training.params)
-    return go(run, config, training, remarks(config, training, overrides), saver_of(run, config, training))
+    return go(run, config, training, lines, saver_of(run, config, training))
 
 
 def saver_of(
@@ -100,7 +100,7 @@ def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[s
     """
     state = training.state
     screen: Any = display.Unbreakable(display.make(config.progress))
-    recorder = Recorder(run)
+    recorder = Recorder(run, training.params)
     hooks = [*training.hooks.values(), recorder, *([saver] if saver else []), screen]
     with stopping(state):
         try:
@@ -110,11 +110,14 @@ def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[s
             with warnings.catch_warnings():
                 # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
                 warnings.filterwarnings("error", message="Using a target size")
-                fit(state, training.train, training.val, hooks)
+                try:
+                    fit(state, training.train, training.val, hooks)
+                except Stopped as error:
+                    if error is state.stop and saver is not None:
+                        name = saver.save(state, planned=False)
+                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short(run.directory))}"
+                    raise
         except KeyboardInterrupt as error:
-            if isinstance(error, Stopped) and error is state.stop and saver is not None:
-                name = saver.save(state, planned=False)
-                error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short(run.directory))}"
             run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
             raise
         except BaseException as error:
