@@ -476,3 +476,35 @@ def test_a_loss_over_nothing_is_not_what_is_meant() -> None:
     loader.tensors[1][4:8] = -100  # a batch whose every target is ignored
     fit(state, loader)
     assert state.epoch == 1
+
+
+def test_the_seconds_of_an_epoch_are_those_of_all_its_parts_and_of_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    seen: list[dict[str, Any]] = []
+
+    class Clock:
+        def on_start(self, _: State) -> None:
+            clock[0] += 50
+
+        def on_step(self, state: State) -> None:
+            clock[0] += 1
+            if state.step == 2:
+                seen.append(remember(state, {}))
+
+        def on_epoch(self, _: State, metrics: dict[str, Any]) -> None:
+            clock[0] += 20
+            seen.append(metrics)
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    loader = loader_of(torch.randn(8, 3), torch.randn(8, 2), 2)
+    fit(state_of(model, nn.MSELoss(), epochs=2), loader, hooks=[Clock()])
+    middle, first, second = seen
+    assert (middle["metrics"]["seconds"], first["seconds"], second["seconds"]) == (2, 4, 4)
+    assert first["samples_per_second"] == 8 / 4
+    later = state_of(model, nn.MSELoss(), epochs=1)
+    restore(later, middle)
+    clock[0] += 1000
+    fit(later, loader, hooks=[Clock()])
+    assert seen[-1]["seconds"] == 4

@@ -46,10 +46,11 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
     state.batches, state.samples = len(train), train.samples
     tell(hooks, "on_start", state)
     while not state.done:
+        state.began = time.perf_counter()
         metrics = train_epoch(state, train, hooks)
         if val is not None:
             metrics |= evaluate(state, val, hooks)
-        metrics["seconds"] = time.perf_counter() - state.began
+        metrics["seconds"] = state.elapsed
         metrics = finish_epoch(state, metrics)
         tell(hooks, "on_epoch", state, metrics)
         check_finite(state, metrics)
@@ -82,7 +83,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     if state.on_nonfinite != "stop":
         metrics["train/skipped"] = state.skipped
     wait(state.device)
-    metrics["samples_per_second"] = state.seen / (time.perf_counter() - state.began)
+    metrics["samples_per_second"] = state.seen / (state.elapsed or math.inf)
     return metrics
 
 

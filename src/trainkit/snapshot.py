@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -77,7 +76,7 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
             "seen": state.seen,
             "skipped": state.skipped,
             "unreadable": {part: dict(known) for part, known in state.unreadable.items()},
-            "seconds": time.perf_counter() - state.began,
+            "seconds": state.elapsed,
             # of the epoch's last step, which are reported once the epoch is validated
             "rates": dict(state.rates),
             "grad_norm": state.grad_norm,
@@ -113,7 +112,7 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
             state.batch, state.seen, state.skipped = saved["batch"], metrics["seen"], metrics["skipped"]
             state.loss.numerator.copy_(metrics["numerator"])
             state.loss.denominator.copy_(metrics["denominator"])
-            state.began = time.perf_counter() - metrics["seconds"]
+            state.seconds = metrics["seconds"]
             state.rates, state.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
             state.grad_norm = metrics["grad_norm"]
         if "monitor" not in changed:  # the best by one metric is not the best by another

@@ -56,7 +56,8 @@ class State:
     seen: int = 0  # samples of this epoch trained on
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # samples left out of train and val, with why
     skipped: int = 0  # batches of this epoch left out, as their loss or gradient was not finite
-    began: float = field(default_factory=time.perf_counter)  # when this epoch began, if it had been without a break
+    seconds: float = 0.0  # that this epoch took in earlier processes
+    began: float | None = None  # when it began in this one
     best: Metrics | None = None  # of the epoch with the best monitored value
     epochs_since_best: int = 0
     rates: Metrics = field(default_factory=dict)  # the learning rates of the last step
@@ -100,7 +101,12 @@ class State:
         """Count from nothing."""
         self.loss = Mean(self.device, summed=is_sum(self.loss_fn))
         self.batch = self.seen = self.skipped = 0
-        self.began = time.perf_counter()
+        self.seconds, self.began = 0.0, None
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds that this epoch has taken so far."""
+        return self.seconds + (0.0 if self.began is None else time.perf_counter() - self.began)
 
     @property
     def done(self) -> bool:
