@@ -251,6 +251,7 @@ def test_sixty_kills_at_random_moments_lose_no_bit(own: Path, forks: Forks) -> N
         shutil.rmtree(run)
     assert sum(kills.values()) >= 60, kills
     assert kills["while saving"] >= 20, kills
+    print(kills)  # for who asks: pytest -rP
 
 
 def half_written(run: Path) -> bool:
