@@ -72,7 +72,7 @@ class Greedy(nn.Module):
 class Slow(Net):
     def forward(self, x):
         Path("in a step").touch()
-        time.sleep(2 if Path("very slow").exists() else 0.2)
+        time.sleep(3 if Path("very slow").exists() else 0.2)
         Path("in a step").unlink()
         return super().forward(x)
 '''
@@ -162,10 +162,34 @@ def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int
     assert final(own / "run") == final(own / "straight")
 
 
+@pytest.mark.parametrize("started", [1, 3])
+def test_a_signal_while_readers_are_started_leaves_none_behind(started: int, own: Path, forks: Forks) -> None:
+    (own / "late.py").write_text(
+        "import multiprocessing.process as mp, os, signal\nstart, count = mp.BaseProcess.start, [0]\n"
+        "def late(self):\n    start(self)\n    count[0] += 1\n"
+        f"    if count[0] == {started}:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "class Hook:\n    def on_start(self, state):\n        mp.BaseProcess.start = late\n"
+        "    def on_end(self, state): ...\n"
+    )
+    run = forks.start(*BASE, "data.num_workers=2", "+hooks.late._target_=late.Hook", cwd=own)
+    told(run, 143, "stopped by SIGTERM, saved as step-")
+    until(lambda: not working_in(own), timeout=10)
+
+
+def working_in(folder: Path) -> list[str]:
+    """The processes whose working directory it is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(process.name)
+    return found
+
+
 def test_a_second_signal_ends_it_at_once_but_a_doubled_one_is_one(own: Path, forks: Forks) -> None:
     (own / "very slow").touch()
     argv = [*BASE[:-1], "model._target_=faultmodule.Slow", "data.val=null", "limit_batches=1", "epochs=1"]
-    for name, pause in (("doubled", 0.0), ("second", 0.8)):
+    for name, pause in (("doubled", 0.0), ("second", 1.3)):
         run = forks.start(*argv, f"hydra.run.dir={name}", cwd=own)
         until((own / "in a step").exists)
         run.send(signal.SIGTERM)

@@ -324,6 +324,95 @@ def test_a_rollback_after_a_changed_rate_keeps_the_new_one(own: Path) -> None:
     assert [row["lr/default"] for row in run.history[3:]] == [row["lr/default"] for row in straight.history[3:]]
 
 
+def test_what_was_allowed_once_must_be_named_again(own: Path) -> None:
+    run = trainkit.resume(trained(own), ["epochs=4", "lr=0.5", "resume.allow=[lr]"])
+    with pytest.raises(CheckpointError, match=r"lr: 0\.5 in the checkpoint, 0\.9 now"):
+        trainkit.resume(run, ["epochs=5", "lr=0.9"])
+    hook = "+hooks.crash={_target_: resumemodule.CrashAt, step: 33}"
+    with pytest.raises(trainkit.errors.UserCodeError):
+        trainkit.resume(run, ["epochs=5", "lr=0.7", "resume.allow=[lr]", hook, "checkpoint.every_epochs=9"])
+    with pytest.raises(CheckpointError, match=r"lr: 0\.7 in the checkpoint, 0\.9 now"):
+        trainkit.resume(run, ["lr=0.9"])
+
+
+def test_a_kill_in_between_changes_no_rollback(own: Path) -> None:
+    """Signals make checkpoints that nobody planned: a rollback goes back to those that were."""
+    (own / "poison.py").write_text(
+        "from resumemodule import Augmented\nclass Poison(Augmented):\n    def __getitem__(self, index):\n"
+        "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index in (3, 9) else x), y\n"
+        "class Stop:\n    def __init__(self, batch):\n        self.batch = batch\n"
+        "    def on_step(self, state):\n        if state.epoch == 1 and state.batch == self.batch:\n"
+        "            from trainkit.errors import Stopped\n            state.stop = Stopped(15)\n"
+    )
+    overrides = [*BASE, "checkpoint.every_steps=3", "checkpoint.keep=1", "on_nonfinite=rollback"]
+    overrides += ["data.train._target_=poison.Poison"]
+    straight = trainkit.train(compose(overrides), directory=own / "straight")
+    assert [row["train/skipped"] for row in straight.history] == [2, 2, 2]
+    for batch in range(1, 9):
+        directory = own / f"stopped at {batch}"
+        with pytest.raises(trainkit.errors.Stopped):
+            hook = f"+hooks.stop={{_target_: poison.Stop, batch: {batch}}}"
+            trainkit.train(compose([*overrides, hook]), directory=directory)
+        assert final(trainkit.resume(directory, ["~hooks.stop"])) == final(straight), batch
+
+
+def test_checkpoints_by_the_clock_are_not_planned(own: Path) -> None:
+    overrides = ["checkpoint.every_minutes=1e-9", "checkpoint.every_epochs=off", "checkpoint.keep=99", "lr=0.3"]
+    run = trained(own, *overrides)
+    planned = {}
+    for file in (run.directory / "checkpoints").glob("*/manifest.json"):
+        planned[file.parent.name] = json.loads(file.read_text())["planned"]
+    assert len(planned) == 25
+    best = {f"step-{step:08d}" for step in (row["step"] for row in run.history if is_best(row, run.history))}
+    assert {name for name, is_planned in planned.items() if is_planned} == {"step-00000000", "step-00000024"} | best
+
+
+def is_best(row: dict[str, Any], history: list[dict[str, Any]]) -> bool:
+    """Whether no epoch before had as small a validation loss."""
+    return all(row["val/loss"] < before["val/loss"] for before in history if before["epoch"] < row["epoch"])
+
+
+def test_checkpoints_may_be_switched_off_and_on_again(own: Path) -> None:
+    (own / "starthook.py").write_text(
+        "import torch\nclass Reset:\n    def on_start(self, state):\n        torch.randn(3)\n"
+        "        for p in state.model.parameters():\n            p.data.fill_(0.1)\n"
+    )
+    overrides = [*BASE, "+hooks.reset._target_=starthook.Reset"]
+    straight = trainkit.train(compose(overrides), directory=own / "straight")
+    crashed(overrides, own / "resumed", "CrashAt, step: 12")
+    run = trainkit.resume(own / "resumed", ["~hooks.crash", "checkpoint=off"])
+    assert final(run)[1] == final(straight)[1]
+    assert len(trainkit.resume(run, ["checkpoint.keep=3", "epochs=4"]).history) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("+model.tokenizer=wordpiece", True),
+        ("+model.keypoints=[1,2]", True),
+        ("+model.max_tokens=64", True),
+        ("+model.monkey=mean", True),
+        ("+model.api_key=mean", False),
+    ],
+)
+def test_ordinary_names_are_no_secrets(override: str, kept: bool, own: Path) -> None:
+    (own / "anynet.py").write_text(
+        "from resumemodule import Net\nclass AnyNet(Net):\n"
+        "    def __init__(self, **rest):\n        super().__init__()\n"
+    )
+    run = trained(
+        own, "model._target_=anynet.AnyNet", override, "+param_groups.key_layers={name: 'last.*', lr_mult: 2}"
+    )
+    if not kept:
+        with pytest.raises(ConfigError, match=r"model\.api_key: a secret"):
+            trainkit.resume(run, ["epochs=4"])
+        with pytest.raises(ConfigError, match=r"model\.api_key: a secret"):
+            trainkit.load(run)
+        assert trainkit.load(run, overrides=["model.api_key=mean"]) is not None
+    again = [] if kept else ["model.api_key=other"]
+    assert len(trainkit.resume(run, ["epochs=4", *again]).history) == 4
+
+
 def test_a_plateau_forgets_the_best_of_another_metric(own: Path) -> None:
     run = trained(own, "scheduler=plateau", "scheduler.patience=0", "lr=0")
     changes = ["monitor={metric: val/accuracy, mode: max}", "resume.allow=[monitor,scheduler]"]

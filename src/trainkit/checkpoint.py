@@ -72,9 +72,12 @@ class Checkpoints:
         name = name_of(saved["step"])
         which = {"step": saved["step"], "epoch": saved["epoch"], "batch": saved["batch"]}
         which["fingerprint"] = _sum(saved["fingerprint"])
-        if self.is_valid(name) and which.items() <= self._manifest(name).items():
-            self.point("last", name)
-            return name
+        if self.is_valid(name):
+            there = self._manifest(name)
+            if which.items() <= there.items():
+                self.point("last", name)
+                return name
+            planned |= bool(there.get("planned"))  # its weights are the same
         fresh, place = self.directory / f".{name}.new-{os.getpid()}", self.directory / name
         replaced = self.directory / f".{name}.replaced-{os.getpid()}"
         try:
@@ -213,6 +216,16 @@ class Checkpoints:
                     raise StorageError(cause, mend="let it be deleted, or write checkpoint.keep=1000") from error
             elif valid and kept < keep:
                 kept += 1
+
+    def drop_after(self, name: str) -> None:
+        """Delete what is of later steps than `name`: a course that was given up."""
+        for later in self.names():
+            if _step(later) > _step(name):
+                self._delete(later)
+
+    def sum_of(self, name: str) -> str:
+        """What tells a checkpoint from another of the same step."""
+        return str(self._manifest(name).get("sha256")) if self.is_valid(name) else ""
 
     def clean(self) -> None:
         """Put right what a process that was killed left half written, half replaced or half deleted."""

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from trainkit.redaction import redacted
+from trainkit.redaction import SHORTEST, redacted, secrets_in
 
 # Machinery, what is only seen, and when a run ends: none of it changes a number of the epochs that there are.
 FREE = {
@@ -33,8 +33,10 @@ PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `da
 
 def fingerprint(config: DictConfig) -> dict[str, Any]:
     """The keys of a config that the numbers depend on, dotted, with their values; no secret, no environment."""
+    secrets = {text for text in secrets_in(OmegaConf.to_container(config, resolve=False)) if len(text) >= SHORTEST}
     with _environment_unread():
-        return {key: value for key, value in _leaves(redacted(_resolved(config))) if not _is_free(key)}
+        plain = redacted(_resolved(config, secrets))
+    return {key: value for key, value in _leaves(plain) if not _is_free(key)}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -62,20 +64,22 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _resolved(node: Any) -> Any:
-    """A config as plain containers; what cannot be resolved without the environment stays as it is written."""
+def _resolved(node: Any, secrets: set[str]) -> Any:
+    """A config as plain containers; what needs the environment or holds a secret then stays as it is written."""
     if isinstance(node, DictConfig):
-        return {str(key): _value(node, key) for key in node}
+        return {str(key): _value(node, key, secrets) for key in node}
     if isinstance(node, ListConfig):
-        return [_value(node, index) for index in range(len(node))]
+        return [_value(node, index, secrets) for index in range(len(node))]
     return node
 
 
-def _value(node: Any, key: Any) -> Any:
+def _value(node: Any, key: Any, secrets: set[str]) -> Any:
     try:
-        return _resolved(node[key])
+        value = _resolved(node[key], secrets)
+        hidden = OmegaConf.is_interpolation(node, key) and any(secret in str(value) for secret in secrets)
     except OmegaConfBaseException:
-        return OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+        hidden = True
+    return OmegaConf.to_container(node, resolve=False)[key] if hidden else value  # type: ignore[index]
 
 
 @contextmanager

@@ -287,7 +287,10 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        for inputs, targets, unreadable in self.loader:
+        return self._prepared(iter(self.loader))  # worker processes start here, where nothing interrupts
+
+    def _prepared(self, fetched: Iterator[Any]) -> Iterator[Batch]:
+        for inputs, targets, unreadable in fetched:
             for index, why in unreadable:
                 self._leave_out(index, why)
             if inputs is None:
@@ -322,6 +325,8 @@ class StreamingLoader:
             for worker in iterator._workers:
                 worker.kill()
             iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.join(timeout=5)
 
 
 def make_loader(

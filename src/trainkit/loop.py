@@ -145,8 +145,9 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     loss_fn.eval()
     loss, accuracy = Mean(state.device, summed=is_sum(loss_fn)), Mean(state.device, summed=True)
     judged = False
+    batches = loader.batches(0)
     with random_state_kept(), buffers_kept_if_stopped(model, loss_fn), interruptible(state):
-        for inputs, targets in loader.batches(0):
+        for inputs, targets in batches:
             for value, weight, right in fitting(evaluate_batch, state, inputs, targets, hooks):
                 loss.update(value, weight=weight)
                 if right is not None:

@@ -64,7 +64,8 @@ def point_latest(directory: Path, outputs: Path) -> None:
 def short(path: Path) -> str:
     """A path as one would type it from here."""
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    text = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return "./last" if text == "last" else text  # `last` is the newest run
 
 
 def unwritable(path: Path, error: OSError) -> StorageError:

@@ -14,20 +14,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config import checked, key_problem, make_loader
+from trainkit.config import CONF, checked, key_problem, make_loader
 from trainkit.errors import ConfigError, Problem, did_you_mean
 from trainkit.redaction import REDACTED
 from trainkit.run import Run
 
 
-def again(run: Run, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """A run's config with some values changed, and what `resume.allow` names.
+def again(run: Run, overrides: Sequence[str], only: str = "") -> tuple[DictConfig, list[str]]:
+    """A run's config with some values changed, and what `resume.allow` names; secrets are asked for inside `only`.
 
     Raises:
         ConfigError: something is wrong with it; where the run was begun in another folder, that is told.
     """
     try:
-        return recomposed(run.config, overrides, run.directory / ".hydra" / "hydra.yaml")
+        return recomposed(run.config, overrides, run.directory / ".hydra" / "hydra.yaml", only)
     except ConfigError as error:
         folder = run.info.get("folder")
         if isinstance(folder, str) and Path(folder) != Path.cwd():
@@ -35,13 +35,16 @@ def again(run: Run, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
         raise
 
 
-def recomposed(config: DictConfig, overrides: Sequence[str], hydra: Path | None = None) -> tuple[DictConfig, list[str]]:
+def recomposed(
+    config: DictConfig, overrides: Sequence[str], hydra: Path | None = None, only: str = ""
+) -> tuple[DictConfig, list[str]]:
     """A run's config once more, with values changed; and what `resume.allow` names among the overrides.
 
     Args:
         config: as the run saved it.
         overrides: `KEY=VALUE`, as on the command line; what was chosen by group stays chosen.
         hydra: the file of Hydra's settings then, for `${hydra:…}`.
+        only: the part of the config whose secrets must be given again.
 
     Raises:
         ConfigError: all that is wrong with them.
@@ -55,6 +58,7 @@ def recomposed(config: DictConfig, overrides: Sequence[str], hydra: Path | None 
         HydraConfig.instance().set_config(whole)
     allow: list[str] = []
     problems: list[Problem] = []
+    defaults: Any = OmegaConf.load(CONF / "config.yaml")
     OmegaConf.set_struct(config, True)
     for text in overrides:
         try:
@@ -77,6 +81,9 @@ def recomposed(config: DictConfig, overrides: Sequence[str], hydra: Path | None 
         elif override.is_sweep_override() or key.startswith("hydra."):
             problems.append(Problem(f"{text}: it means nothing for one run that goes on", "leave it out"))
         else:
+            section = key.partition(".")[0]
+            if key != section and config.get(section) is None and defaults.get(section) is not None:
+                config[section] = defaults[section]  # it was off
             try:
                 ConfigLoaderImpl._apply_overrides_to_config([override], config)
             except (HydraException, OmegaConfBaseException):
@@ -84,7 +91,8 @@ def recomposed(config: DictConfig, overrides: Sequence[str], hydra: Path | None 
     for key in (key for key in allow if key.partition(".")[0] not in config):
         near = did_you_mean(key, map(str, config))
         problems.append(Problem(f"resume.allow={key}: there is no such key", near))
-    for key in _redacted_keys(OmegaConf.to_container(config, resolve=False)):
+    redacted_keys = _redacted_keys(OmegaConf.to_container(config, resolve=False))
+    for key in (key for key in redacted_keys if key.startswith(only)):
         mend = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
         problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", mend))
     try:

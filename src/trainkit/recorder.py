@@ -63,6 +63,23 @@ class Recorder:
         self.run.note(display.nonfinite_line(state, error))
 
 
+class Restorer:
+    """Undoes what other hooks have done to a resumed training at their start.
+
+    Args:
+        resumed: where the run goes on from, as `snapshot.remember` gives it.
+    """
+
+    def __init__(self, resumed: Mapping[str, Any]) -> None:
+        self.resumed: Mapping[str, Any] | None = resumed
+
+    def on_start(self, state: State) -> None:
+        """Restore once more, and let go of what was saved."""
+        if self.resumed is not None:
+            restore(state, self.resumed)
+        self.resumed = None
+
+
 class Saver:
     """Writes a run's checkpoints, and goes back to one.
 
@@ -74,8 +91,7 @@ class Saver:
         checkpoints: of the run.
         options: the config's `checkpoint`.
         fingerprint: what the run's numbers depend on.
-        resumed: where the run goes on from.
-        anew: its config is another than that checkpoint's.
+        first: whether to save as the training starts: a new run, or one with another config from here on.
         note: writes a line into the log.
     """
 
@@ -85,46 +101,49 @@ class Saver:
         options: DictConfig,
         fingerprint: Mapping[str, Any],
         *,
-        resumed: Mapping[str, Any] | None = None,
-        anew: bool = False,
+        first: bool = True,
         note: Any = lambda _: None,
     ) -> None:
         self.checkpoints, self.options, self.fingerprint, self.note = checkpoints, options, fingerprint, note
-        self.resumed, self.anew = resumed, anew
-        self.due = False
+        self.first = first
         self.saved_at = time.monotonic()
 
     def on_start(self, state: State) -> None:
-        """Save the beginning; of a resumed run, undo what other hooks did to it at their start."""
-        if self.resumed is not None:
-            restore(state, self.resumed)
-        if self.resumed is None or self.anew:  # from here on the other config is the checkpoint's too
+        """Save the beginning; put pointers right that a kill has left behind."""
+        if self.first:
             name = self.save(state)
             try:  # what cannot be read again is told of now
                 self.checkpoints.load(name)
             except DamagedError as error:
                 mend = "let every state_dict hold numbers, strings, tensors, lists and dicts, or write checkpoint=off"
                 raise CheckpointError(f"what was saved cannot be read again: {error}", mend=mend) from error
-        elif name_of(state.step) in self.checkpoints.names():  # a kill may have come before the pointers
+        elif name_of(state.step) in self.checkpoints.names():
             self.checkpoints.point("last", name_of(state.step))
         self.point_best(state)
-        self.resumed = None
 
     def on_step(self, state: State) -> None:
         """Save if it is time; at the end of an epoch, once that is judged."""
-        steps, minutes = self.options.every_steps, self.options.every_minutes
-        self.due |= steps is not None and state.step % steps == 0
-        self.due |= minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        if self.due and state.batch < state.batches:
-            self.save(state, planned=steps is not None and state.step % steps == 0)
+        if state.batch < state.batches and (self.planned_by_steps(state) or self.minutes_have_passed()):
+            self.save(state, planned=self.planned_by_steps(state))
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if there is a new best, or if this was the last epoch."""
         epochs = self.options.every_epochs
         if not_finite(state, metrics) is not None:  # which ends the training
             return
-        if self.due or state.best is metrics or state.done or (epochs is not None and state.epoch % epochs == 0):
-            self.save(state)
+        planned = state.best is metrics or state.done or (epochs is not None and state.epoch % epochs == 0)
+        planned |= self.planned_by_steps(state)
+        if planned or self.minutes_have_passed():
+            self.save(state, planned=planned)
+
+    def planned_by_steps(self, state: State) -> bool:
+        """Whether `every_steps` asks for a checkpoint of this step."""
+        return self.options.every_steps is not None and state.step % self.options.every_steps == 0
+
+    def minutes_have_passed(self) -> bool:
+        """Whether `every_minutes` asks for a checkpoint by now."""
+        minutes = self.options.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def point_best(self, state: State) -> None:
         """Let `best` name the checkpoint of the best epoch, if that is there."""
@@ -138,6 +157,7 @@ class Saver:
         if state.on_nonfinite == "rollback":
             name, saved, passed = self.checkpoints.newest(planned=True)
             restore_weights(state, saved)
+            self.checkpoints.drop_after(name)  # or they would be taken for newer
             self.note(f"note: back to the weights of {name}" + "".join(f"; not {why}" for why in passed))
 
     def save(self, state: State, *, planned: bool = True) -> str:
@@ -145,7 +165,7 @@ class Saver:
         name = self.checkpoints.write(remember(state, self.fingerprint), planned=planned)
         self.point_best(state)
         self.checkpoints.prune(self.options.keep)
-        self.due, self.saved_at = False, time.monotonic()
+        self.saved_at = time.monotonic()
         self.note(f"saved {name}")
         return name
 

@@ -10,9 +10,11 @@ from typing import Any
 REDACTED = "***"
 SHORTEST = 4  # characters of a secret that is looked for inside other words
 SECRET_KEY = re.compile("key|token|secret|password", re.IGNORECASE)
+# Words of the field that hold one of those and are none.
+ORDINARY = r"tokeni[sz]\w*|keypoints?|keywords?|keyframes?|keyboard|monkey"
 # KEY=VALUE or KEY: VALUE up to the end, but where the value is a number or says only where to look.
 SPOKEN = re.compile(
-    r"([\w.]*(?:key|token|secret|password)[\w.]*['\"]?\s*[=:]\s*)"
+    rf"((?<![\w.])(?![\w.]*(?:{ORDINARY})['\"]?\s*[=:])[\w.]*(?:key|token|secret|password)[\w.]*['\"]?\s*[=:]\s*)"
     r"(?!\[?[\d.,eE+-]+\]?(?:[,}\s]|$)|(?:null|true|false)\b|['\"]?\$\{[\w.:]+\}['\"]?(?:[,}\s]|$)).*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -21,14 +23,17 @@ ONLY_A_REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 
 def is_secret(key: Any) -> bool:
     """Whether the strings under a key of that name are secrets."""
-    return SECRET_KEY.search(str(key)) is not None
+    return SECRET_KEY.search(re.sub(ORDINARY, "", str(key), flags=re.IGNORECASE)) is not None
 
 
 def redacted(node: Any, *, secret: bool = False) -> Any:
     """Plain containers with every secret string replaced; a reference such as `${oc.env:NAME}` stays."""
     if isinstance(node, Mapping):
         inside = secret and "_target_" not in node
-        return {key: redacted(value, secret=inside or is_secret(key)) for key, value in node.items()}
+        return {
+            key: value if key == "param_groups" else redacted(value, secret=inside or is_secret(key))
+            for key, value in node.items()
+        }
     if isinstance(node, list):
         return [redacted(value, secret=secret) for value in node]
     return REDACTED if secret and _is_text(node) else node
@@ -39,7 +44,8 @@ def secrets_in(node: Any, *, secret: bool = False) -> Iterator[str]:
     if isinstance(node, Mapping):
         inside = secret and "_target_" not in node
         for key, value in node.items():
-            yield from secrets_in(value, secret=inside or is_secret(key))
+            if key != "param_groups":  # whose rules have names of their own
+                yield from secrets_in(value, secret=inside or is_secret(key))
     elif isinstance(node, list):
         for value in node:
             yield from secrets_in(value, secret=secret)

@@ -19,7 +19,7 @@ from trainkit.device import random_state_kept
 from trainkit.errors import CheckpointError, Problem
 from trainkit.fingerprint import allowed, differences, fingerprint
 from trainkit.recompose import again
-from trainkit.redaction import scrubbed_words
+from trainkit.recorder import Restorer
 from trainkit.run import Run, find
 from trainkit.snapshot import ORDER, remember, restore
 from trainkit.training import go, identity, remarks, saver_of
@@ -54,23 +54,24 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         anew = False
         training = build.training(copy.deepcopy(config))
         if saved is not None:
-            run.secrets |= run.secrets_of(config)
-            here = scrubbed_words(identity(training), run.secrets)
-            changed, more = compare(saved["fingerprint"], here, training.config, run.secrets, allow)
+            changed, more = compare(saved["fingerprint"], identity(training), training.config, allow)
             lines += [*more, *_restored(training, saved, changed)]
             anew = bool(changed)
             if anew:  # nothing but the rates, say, is as it was saved
                 saved = in_host_memory(remember(training.state, {}))
         if training.state.done and run.info.get("status") == "completed":
             return run
-        at = {"checkpoint": name, "step": training.state.step, "epoch": training.state.epoch + 1, "allow": allow}
+        which = Checkpoints(run.directory / "checkpoints").sum_of(name) if name else ""
+        step, epoch = training.state.step, training.state.epoch + 1
+        at = {"checkpoint": name, "sha256": which, "step": step, "epoch": epoch, "allow": allow}
         texts = [text for text in overrides if not text.startswith("resume.allow=")]
         every = [*(old for old in run.overrides if not _replaced(old, texts)), *texts]
         run.resume(config, command=sys.argv, overrides=every, epoch=training.state.epoch, at=at)
         lines = [_begin(training, name), *lines, *remarks(config, training)]
-        saver = saver_of(run, config, training, resumed=saved, anew=anew)
-        del saved  # which the saver lets go of once it has used it
-        return go(run, config, training, lines, saver)
+        restorer = Restorer(saved) if saved is not None else None
+        saver = saver_of(run, config, training, first=anew or saved is None)
+        del saved  # which the restorer lets go of
+        return go(run, config, training, lines, saver, restorer)
     finally:
         run.lock.release()
 
@@ -78,8 +79,11 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
 def allowed_before(run: Run, name: str | None) -> list[str]:
     """What the last resume was allowed to change, if it was killed before its first checkpoint."""
     resumed = run.info.get("resumed")
-    last = resumed[-1] if isinstance(resumed, list) and resumed else {}
-    return list(map(str, last.get("allow", []))) if isinstance(last, dict) and last.get("checkpoint") == name else []
+    last = resumed[-1] if isinstance(resumed, list) and resumed else None
+    if name is None or not isinstance(last, dict) or last.get("checkpoint") != name:
+        return []
+    same = last.get("sha256") == Checkpoints(run.directory / "checkpoints").sum_of(name)
+    return list(map(str, last.get("allow", []))) if same else []
 
 
 def is_finished(run: Run, overrides: Sequence[str] = ()) -> bool:
@@ -87,7 +91,7 @@ def is_finished(run: Run, overrides: Sequence[str] = ()) -> bool:
     return run.info.get("status") == "completed" and not overrides
 
 
-def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
+def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[str] = ()) -> nn.Module:
     """The model of a run with the weights it had, in evaluation mode, on the CPU; with `ema`, the averaged ones.
 
     The model is built from the run's config, which is trusted as any config is.
@@ -95,6 +99,7 @@ def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
     Args:
         run: it, its directory, or `last`.
         checkpoint: `best`, or `last`.
+        overrides: values that the run's files do not hold, such as `["model.hub_token=…"]`.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or it is of another model.
@@ -110,7 +115,7 @@ def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
         saved = checkpoints.load(name)
     except DamagedError as error:
         raise CheckpointError(f"{checkpoints.directory / name}: {error}", mend="try checkpoint='last'") from error
-    config, _ = again(run, ())
+    config, _ = again(run, overrides, only="model")
     if config.data.classes is None:
         config.data.classes = run.info.get("classes")
     with random_state_kept():
@@ -131,7 +136,7 @@ def load(run: Run | Path | str, checkpoint: str = "best") -> nn.Module:
 
 
 def compare(
-    there: Mapping[str, Any], here: Mapping[str, Any], config: DictConfig, secrets: set[str], allow: Sequence[str]
+    there: Mapping[str, Any], here: Mapping[str, Any], config: DictConfig, allow: Sequence[str]
 ) -> tuple[set[str], list[str]]:
     """The top-level keys in which the run's config is another now, and what to say of it.
 
@@ -144,7 +149,7 @@ def compare(
         raise CheckpointError("the checkpoint does not say what it was trained with", mend="start a new run")
     planned = config.copy()
     planned.epochs = there["epochs"]
-    as_planned = scrubbed_words(fingerprint(planned), secrets)
+    as_planned = fingerprint(planned)
     others = differences(there["config"], as_planned)
     by_epochs = differences(as_planned, here["config"])
     others |= {key: values for key, values in by_epochs.items() if not key.startswith("scheduler.")}

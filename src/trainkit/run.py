@@ -278,10 +278,12 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-            raise self._unwritable(error) from error
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
 
     def _open_log(self) -> None:
         try:

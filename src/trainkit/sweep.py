@@ -17,6 +17,7 @@ from trainkit import tables
 from trainkit.config import Composed, Sweep, search_path
 from trainkit.errors import ConfigError, TrainkitError
 from trainkit.places import claim, point_latest, short
+from trainkit.redaction import redacted_words
 from trainkit.run import Run, redact_file
 from trainkit.targets import wrong_targets
 from trainkit.training import train
@@ -63,7 +64,7 @@ def sweep_job(config: DictConfig) -> float | None:
     """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
     hydra: Any = HydraConfig.get()
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    print(f"run {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr)
+    print(f"run {hydra.job.num}: {' '.join(redacted_words(overrides, ()))}", file=sys.stderr)
     composed = Composed(config, hydra, overrides, Path(hydra.runtime.output_dir))
     begun = Run(Path(hydra.runtime.output_dir))
     begun.record(config, composed.overrides, hydra)  # what fails before it runs is told of too

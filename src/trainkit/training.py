@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,15 +28,14 @@ from trainkit.errors import Stopped, StorageError, TrainkitError
 from trainkit.fingerprint import fingerprint
 from trainkit.loop import fit
 from trainkit.places import claim, default_directory, point_latest, short
-from trainkit.recorder import Recorder, Saver
-from trainkit.redaction import scrubbed_words
+from trainkit.recorder import Recorder, Restorer, Saver
 from trainkit.run import Run
 from trainkit.state import State, takes_batch_statistics
 
 # Those that stop a training. SIGHUP: the terminal is gone; SIGUSR1: a cluster takes the machine back.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
-DOUBLED = 0.5  # seconds
+DOUBLED = 1.0  # seconds
 
 
 def train(config: DictConfig, *, directory: Path | str | None = None, composed: Composed | None = None) -> Run:
@@ -61,34 +60,25 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
     lines = remarks(config, training, overrides)
     run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
-    return go(run, config, training, lines, saver_of(run, config, training))
+    return go(run, config, training, lines, saver_of(run, config, training, first=True))
 
 
-def saver_of(
+def saver_of(run: Run, config: DictConfig, training: build.Training, *, first: bool) -> Saver | None:
+    """The hook that saves a run, where its config asks for checkpoints; with `first`, as it starts too."""
+    if config.checkpoint is None:
+        return None
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    return Saver(checkpoints, config.checkpoint, identity(training), first=first, note=run.note)
+
+
+def go(
     run: Run,
     config: DictConfig,
     training: build.Training,
-    *,
-    resumed: Mapping[str, Any] | None = None,
-    anew: bool = False,
-) -> Saver | None:
-    """The hook that saves a run, where its config asks for checkpoints.
-
-    Args:
-        run: that it is for.
-        config: of the run.
-        training: what it built.
-        resumed: what `snapshot.remember` gives of it, if it is to go on.
-        anew: the config is another than the checkpoint's that it goes on from.
-    """
-    if config.checkpoint is None:
-        return None
-    what = scrubbed_words(identity(training), run.secrets)
-    checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, config.checkpoint, what, resumed=resumed, anew=anew, note=run.note)
-
-
-def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[str], saver: Saver | None) -> Run:
+    lines: Sequence[str],
+    saver: Saver | None,
+    restorer: Restorer | None = None,
+) -> Run:
     """Train what is built, in a run that is begun; write down how it ends.
 
     Args:
@@ -97,11 +87,12 @@ def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[s
         training: what it built.
         lines: what a person should know first.
         saver: of its checkpoints.
+        restorer: of a resumed training.
     """
     state = training.state
     screen: Any = display.Unbreakable(display.make(config.progress))
     recorder = Recorder(run, training.params)
-    hooks = [*training.hooks.values(), recorder, *([saver] if saver else []), screen]
+    hooks = [hook for hook in (*training.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
     with stopping(state):
         try:
             for line in [*display.opening(run), *lines]:
@@ -118,6 +109,7 @@ def go(run: Run, config: DictConfig, training: build.Training, lines: Sequence[s
                         error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short(run.directory))}"
                     raise
         except KeyboardInterrupt as error:
+            recorder.tell_left_out(state)
             run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
             raise
         except BaseException as error:
