@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +84,16 @@ BASE = ["model=net", "data=augmented", "epochs=3", "batch_size=5", "progress=off
 
 
 @pytest.fixture
-def own(here: Path) -> Path:
-    """A folder with a model with dropout and data with augmentation."""
+def own(here: Path) -> Iterator[Path]:
+    """A folder with a model with dropout and data with augmentation; its modules are forgotten afterwards."""
     (here / "resumemodule.py").write_text(MODULE)
     for name, text in CONFIGS.items():
         (here / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
         (here / "conf" / name).write_text(text)
-    return here
+    yield here
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(here)):
+            del sys.modules[name]
 
 
 def final(run: Run) -> tuple[str, list[dict[str, Any]]]:

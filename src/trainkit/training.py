@@ -143,6 +143,8 @@ def stopping(state: State) -> Iterator[None]:
         if state.stop is None:
             asked_at = time.monotonic()
             state.stop = Stopped(number)
+            # One that follows at once may reach another thread, and be heard of only when this one next wakes up.
+            time.sleep(0.05)
             if state.interruptible:
                 raise state.stop
         elif time.monotonic() - asked_at > DOUBLED:
