@@ -56,38 +56,15 @@ def recomposed(
             OmegaConf.set_struct(whole, False)
             whole.merge_with(OmegaConf.load(hydra))
         HydraConfig.instance().set_config(whole)
+    OmegaConf.set_struct(config, True)
     allow: list[str] = []
     problems: list[Problem] = []
-    defaults: Any = OmegaConf.load(CONF / "config.yaml")
-    OmegaConf.set_struct(config, True)
     for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            problems.append(Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE"))
-            continue
-        key, value = override.key_or_group, override.value()
-        if key == "resume.allow":
-            allow += [name.strip() for name in text.partition("=")[2].strip("[]'\"").split(",") if name.strip()]
-            continue
-        choices = loader.get_group_options(key)
-        if key == "scheduler" and value in ("none", "off"):
-            config.scheduler = None
-        elif choices and isinstance(value, str):
-            mend = f"override single keys of it, or start a new run with {text}"
-            problems.append(Problem(f"{text}: a resumed run keeps its {key}", mend))
-        elif key.startswith("resume"):
-            problems.append(Problem(f"{text}: there is no such key", "write resume.allow=[KEY,…]"))
-        elif override.is_sweep_override() or key.startswith("hydra."):
-            problems.append(Problem(f"{text}: it means nothing for one run that goes on", "leave it out"))
+        if text.startswith("resume.allow="):
+            names = text.partition("=")[2].strip("[]'\"").split(",")
+            allow += [name.strip() for name in names if name.strip()]
         else:
-            section = key.partition(".")[0]
-            if key != section and config.get(section) is None and defaults.get(section) is not None:
-                config[section] = defaults[section]  # it was off
-            try:
-                ConfigLoaderImpl._apply_overrides_to_config([override], config)
-            except (HydraException, OmegaConfBaseException):
-                problems.append(key_problem(loader, config, override))
+            problems += _change(config, text, loader)
     for key in (key for key in allow if key.partition(".")[0] not in config):
         near = did_you_mean(key, map(str, config))
         problems.append(Problem(f"resume.allow={key}: there is no such key", near))
@@ -102,6 +79,34 @@ def recomposed(
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return config, allow
+
+
+def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Problem]:
+    """Apply an override to a config, in place; what is wrong with it."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return [Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE")]
+    key, value = override.key_or_group, override.value()
+    if key == "scheduler" and value in ("none", "off"):
+        config.scheduler = None
+        return []
+    if loader.get_group_options(key) and isinstance(value, str):
+        mend = f"override single keys of it, or start a new run with {text}"
+        return [Problem(f"{text}: a resumed run keeps its {key}", mend)]
+    if key.startswith("resume"):
+        return [Problem(f"{text}: there is no such key", "write resume.allow=[KEY,…]")]
+    if override.is_sweep_override() or key.startswith("hydra."):
+        return [Problem(f"{text}: it means nothing for one run that goes on", "leave it out")]
+    defaults: Any = OmegaConf.load(CONF / "config.yaml")
+    section = key.partition(".")[0]
+    if key != section and config.get(section) is None and defaults.get(section) is not None:
+        config[section] = defaults[section]  # it was off
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+    except (HydraException, OmegaConfBaseException):
+        return [key_problem(loader, config, override)]
+    return []
 
 
 def _redacted_keys(node: Any, path: str = "") -> list[str]:
