@@ -518,6 +518,36 @@ def test_damaged_files_that_are_not_needed_are_no_hindrance(own: Path) -> None:
         file.write(b"\xff\xfe\n" + b'{"epoch": 1}\n{"epoch": -5}\n')
     run = trainkit.resume(run, ["epochs=4"])
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
+    history = run.directory / "history.jsonl"
+    history.write_text(history.read_text().replace('{"epoch": 2', "{torn"))
+    assert [row["epoch"] for row in trainkit.resume(run, ["epochs=5"]).history] == [1, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprint": [1]},
+        {"fingerprint": {}},
+        {"fingerprint": {"config": {"lr": torch.zeros(2)}, "data": {}, "machine": {}, "epochs": 3}},
+        {"fingerprint": {"config": {}, "data": {}, "machine": {}, "epochs": "three"}},
+        {"best": {"epoch": 1, "step": 8}},
+        {"early_stop": 3},
+    ],
+)
+def test_wrong_types_in_a_checkpoint_are_refused_in_words_and_change_nothing(change: dict[str, Any], own: Path) -> None:
+    from tests.test_checkpoint import write_state
+
+    run = trained(own)
+    folder = run.directory / "checkpoints" / "step-00000024"
+    saved = torch.load(folder / "state.pt", weights_only=True)
+    if "config" in change.get("fingerprint", ()) and change["fingerprint"]["epochs"] == "three":
+        change = {"fingerprint": saved["fingerprint"] | {"epochs": "three"}}
+    torch.save(saved | change, own / "state")
+    write_state(folder, (own / "state").read_bytes())
+    info = (run.directory / "run.json").read_text()
+    with pytest.raises(CheckpointError):
+        trainkit.resume(run, ["epochs=5"])
+    assert (run.directory / "run.json").read_text() == info
 
 
 def test_a_metric_that_is_a_tensor_is_kept_as_a_number_and_what_is_none_is_told_by_name(own: Path) -> None:

@@ -67,16 +67,7 @@ def redacted_words(node: Any, secrets: Iterable[str]) -> Any:
         return {key: redacted_words(value, secrets) for key, value in node.items()}
     if isinstance(node, list):
         return [redacted_words(value, secrets) for value in node]
-    return scrubbed_words(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
-
-
-def scrubbed_words(node: Any, secrets: Iterable[str]) -> Any:
-    """Plain containers whose strings hold no secret."""
-    if isinstance(node, Mapping):
-        return {key: scrubbed_words(value, secrets) for key, value in node.items()}
-    if isinstance(node, list):
-        return [scrubbed_words(value, secrets) for value in node]
-    return scrubbed(node, secrets) if isinstance(node, str) else node
+    return scrubbed(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
 
 
 def scrubbed(text: str, secrets: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from trainkit.fingerprint import allowed, differences, fingerprint
 from trainkit.recompose import again
 from trainkit.recorder import Restorer
 from trainkit.run import Run, find
-from trainkit.snapshot import ORDER, remember, restore
+from trainkit.snapshot import ORDER, check_types, refusing, remember, restore
 from trainkit.training import go, identity, remarks, saver_of
 
 
@@ -54,7 +54,9 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         anew = False
         training = build.training(copy.deepcopy(config))
         if saved is not None:
-            changed, more = compare(saved["fingerprint"], identity(training), training.config, allow)
+            with refusing():
+                check_types(saved)
+                changed, more = compare(saved["fingerprint"], identity(training), training.config, allow)
             lines += [*more, *_restored(training, saved, changed)]
             anew = bool(changed)
             if anew:  # nothing but the rates, say, is as it was saved

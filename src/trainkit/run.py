@@ -120,7 +120,8 @@ class Run:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and row.get("epoch") == len(found) + 1:  # each epoch once, in order
+            epoch = row.get("epoch") if isinstance(row, dict) else None
+            if isinstance(epoch, int) and epoch > (found[-1][1]["epoch"] if found else 0):  # each once, in order
                 found.append((line, row))
         return found
 

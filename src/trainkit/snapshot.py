@@ -7,7 +7,8 @@ import hashlib
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
     Raises:
         CheckpointError: what was saved is not of this training's parts.
     """
-    with _fitting():
+    with refusing():
         restore_weights(state, saved, changed)
         metrics, early = saved["metrics"], saved["early_stop"]
         state.epoch = saved["epoch"]
@@ -117,6 +118,8 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
             state.grad_norm = metrics["grad_norm"]
         if "monitor" not in changed:  # the best by one metric is not the best by another
             state.best = saved["best"]
+            if state.best is not None and not isinstance(state.best[state.monitor], int | float):
+                raise ValueError(f"the best {state.monitor} is {state.best[state.monitor]!r}")
             state.epochs_since_best, state.patience_reference = early["epochs_since_best"], early["reference"]
             state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
         set_random_state(saved["rng"])
@@ -128,7 +131,7 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
     Raises:
         CheckpointError: what was saved is not of this training's parts.
     """
-    with _fitting():
+    with refusing():
         check_types(saved)
         planned_anew = bool(RATES & set(changed))
         state.step = saved["step"]
@@ -185,16 +188,13 @@ def digest(saved: Mapping[str, Any]) -> str:
     return whole.hexdigest()
 
 
-# ----------------------------------------------------------------------------------- optimizers by name
+# --------------------------------------------------------------------------- optimizers and schedulers
 
 
 def _optimizers(state: State) -> dict[str, Optimizer]:
     if isinstance(state.optimizer, ChainedOptimizer):
         return state.optimizer.optimizers
     return {"optim": state.optimizer}
-
-
-# ------------------------------------------------------------------------------------------ schedulers
 
 
 def _schedulers(state: State) -> list[Any]:
@@ -316,16 +316,14 @@ def _counts(best: Mapping[str, Any]) -> bool:
     return all(isinstance(key, str) for key in best) and type(best.get("epoch")) is int
 
 
-class _fitting:  # noqa: N801  # read as `with _fitting():`
+@contextmanager
+def refusing() -> Iterator[None]:
     """Turn what does not fit into a `CheckpointError`."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, KeyError | ValueError | TypeError | RuntimeError | AttributeError | IndexError):
-            told = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise CheckpointError(
-                f"the checkpoint does not fit this training: {told}",
-                mend="resume with the code and the config that it was made with, or start a new run",
-            ) from error
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        told = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint does not fit this training: {told}",
+            mend="resume with the code and the config that it was made with, or start a new run",
+        ) from error
