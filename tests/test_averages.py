@@ -75,6 +75,7 @@ def test_ema_keeps_the_latest_batch_statistics_and_averages_the_loss_too() -> No
 
 def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
     overrides = ["optim=muon_sgd", "lr=0.05", "clip_norm=0.5", "epochs=1", "limit_batches=6", "data.split=off"]
+    overrides += ["memory_format=contiguous"]
     training = build.training(compose([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
     seen = Collector([])
     fit(training.state, training.train, hooks=[seen])

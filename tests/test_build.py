@@ -12,6 +12,7 @@ from PIL import Image
 import trainkit
 from trainkit import build, compose
 from trainkit.blame import blame
+from trainkit.build_model import build_loss
 from trainkit.errors import ConfigError, UserCodeError
 from trainkit.loop import fit
 from trainkit.training import remarks
@@ -109,8 +110,8 @@ def test_learnable_parameters_of_the_loss_are_trained() -> None:
 
 def test_lists_and_numbers_given_for_loss_weights_become_tensors() -> None:
     weights = compose(["loss.weight=[1,2,3,4,5,6,7,8,9,10]"])
-    assert build.build_loss(weights.loss).weight.tolist() == list(range(1, 11))
-    assert build.build_loss(compose(["loss=bce", "loss.pos_weight=3"]).loss).pos_weight.tolist() == [3.0]
+    assert build_loss(weights.loss).weight.tolist() == list(range(1, 11))
+    assert build_loss(compose(["loss=bce", "loss.pos_weight=3"]).loss).pos_weight.tolist() == [3.0]
 
 
 def test_lazy_layers_take_their_shapes_from_the_data() -> None:

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import TensorDataset
 
 from trainkit import build, compose
+from trainkit.batches import Prepare
 from trainkit.errors import NonFiniteError
-from trainkit.loaders import Loader, Prepare, epoch_order, make_loader
+from trainkit.loaders import Loader, epoch_order, make_loader
 from trainkit.loop import evaluate, fit, train_epoch
 from trainkit.models import ToyCNN
 from trainkit.state import State
@@ -200,9 +201,12 @@ def test_an_optimizer_without_a_learning_rate_trains() -> None:
     assert not [name for name in seen[0] if name.startswith("lr/")]
 
 
-def test_weights_and_losses_are_those_of_a_loop_written_by_hand(here: Any) -> None:  # noqa: ARG001
-    config = compose(["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"])
-    training = build.training(config)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, precision: str, here: Any) -> None:  # noqa: ARG001
+    overrides = ["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"]
+    overrides += [f"memory_format={layout}", f"precision={precision}", "data.split=off"]
+    training = build.training(compose(overrides))
     reported: list[float] = []
 
     class Record:
@@ -213,14 +217,16 @@ def test_weights_and_losses_are_those_of_a_loop_written_by_hand(here: Any) -> No
 
     images, labels = training.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    model = ToyCNN()
+    strides = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
+    model = ToyCNN().to(memory_format=strides)
     loss_fn = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     for epoch in range(3):
         total, seen = 0.0, 0
         for indices in epoch_order(len(images), 0, epoch).split(32)[:6]:
-            inputs, targets = images[indices].float() / 255, labels[indices]
-            loss = loss_fn(model(inputs), targets)
+            inputs, targets = (images[indices].float() / 255).to(memory_format=strides), labels[indices]
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = loss_fn(model(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

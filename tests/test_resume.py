@@ -172,7 +172,7 @@ def test_skipped_batches_are_not_read_again(own: Path) -> None:
         "from resumemodule import Augmented\nread = []\nclass Counted(Augmented):\n"
         "    def __getitem__(self, index):\n        read.append(index)\n        return super().__getitem__(index)\n"
     )
-    overrides = [*BASE, "data.train._target_=counting.Counted", "data.val=null"]
+    overrides = [*BASE, "data.train._target_=counting.Counted", "data.val=null", "data.cache=none"]
     crashed(overrides, own / "resumed", "CrashAt, step: 14")  # of 8 batches an epoch, 5 in the second are left
     import counting  # type: ignore[import-not-found]
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from trainkit import build, compose
+from trainkit.build_model import build_model
 from trainkit.config import CONF
 from trainkit.errors import TrainkitError
 from trainkit.loaders import epoch_order
@@ -60,7 +61,7 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
 
     images, labels = training.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    model = build.build_model(config.model, training.train, torch.device("cpu"))
+    model = build_model(config.model, training.train, torch.device("cpu"))
     rest = [p for name, p in model.named_parameters() if not name.startswith("head")]
     head = [p for name, p in model.named_parameters() if name.startswith("head")]
     lr = config.lr
@@ -68,7 +69,8 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
         [{"params": [*rest, *head]}] if optimizer == "lbfgs" else [{"params": head, "lr": lr * 10}, {"params": rest}]
     )
     cls: Any = type(training.state.optimizer)
-    theirs: Any = cls(groups, **{k: v for k, v in config.optim.items() if k != "_target_"})
+    how = {"fused": True} if training.state.optimizer.param_groups[0].get("fused") else {}
+    theirs: Any = cls(groups, **{k: v for k, v in config.optim.items() if k != "_target_"}, **how)
     schedule = by_torch(scheduler, theirs)
     loss_fn = nn.CrossEntropyLoss()
     by_epoch = scheduler == "plateau"

@@ -15,12 +15,13 @@ from torch import nn
 
 from tests.test_loop import loader_of, problem, sole, state_of
 from trainkit import build, compose
+from trainkit.batches import Prepare
 from trainkit.by_name import in_host_memory
 from trainkit.checkpoint import Checkpoints
 from trainkit.config import CONF
 from trainkit.device import random_state, set_random_state
 from trainkit.errors import CheckpointError, NonFiniteError, Stopped
-from trainkit.loaders import Prepare, make_loader
+from trainkit.loaders import make_loader
 from trainkit.loop import evaluate, fit, train_epoch
 from trainkit.snapshot import digest, remember, restore
 from trainkit.state import State

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
-from trainkit import device, optim
+from trainkit import cache, device, optim
+from trainkit.build_data import loaders
+from trainkit.build_model import build_loss, build_model, compile_model, lay_out
 from trainkit.build_optim import build_optimizers, build_schedulers
-from trainkit.counting import count_steps
-from trainkit.errors import ConfigError, DataError, Problem, UserCodeError, did_you_mean
+from trainkit.errors import ConfigError, Problem, UserCodeError, did_you_mean
 from trainkit.hooks import EVENTS
 from trainkit.instantiate import call
-from trainkit.loaders import Loader, Prepare, count_classes, make_loader, map_tensors, split
+from trainkit.loaders import Loader
 from trainkit.rules import named_params
-from trainkit.state import State
-from trainkit.targets import wrong_targets
+from trainkit.state import State, needs_closure
+from trainkit.targets import locate, wrong_targets
 
 
 @dataclass
@@ -36,10 +36,15 @@ class Training:
     named: dict[str, nn.Parameter]
     split_off: bool  # the validation set, from the training set
     config: DictConfig  # that knows what the data tells
+    notes: list[str]  # what was decided that the config left open
 
 
-def training(config: DictConfig) -> Training:
+def training(config: DictConfig, tell: cache.Tell = lambda *_: None) -> Training:
     """Build everything a checked config names: data first, for what it tells of classes and shapes.
+
+    Args:
+        config: checked.
+        tell: is called while data is read into memory, with how far that is.
 
     Raises:
         ConfigError: arguments, groups or values that do not fit what they are for.
@@ -51,10 +56,14 @@ def training(config: DictConfig) -> Training:
         raise ConfigError(*problems)
     where = device.pick(config.device)
     device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
-    config, train, val, split_off = loaders(config, where)
+    if where.type == "cpu":
+        device.keep_memory()
+    config, data = loaders(config, where, tell)
+    train, val = data.train, data.val
 
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
+    laid_out = lay_out(model, layout(config), [loader for loader in (train, val) if loader is not None])
     loss_fn = build_loss(config.loss).to(where)
     named = named_params(model, loss_fn)
     problems = watch_problems(config.watch, [param.name for param in named])
@@ -74,6 +83,7 @@ def training(config: DictConfig) -> Training:
         optimizer=optim.ChainedOptimizer(optimizers) if several else next(iter(optimizers.values())),
         device=where,
         epochs=config.epochs,
+        precision=config.precision,
         step_schedulers=step_schedulers,
         epoch_schedulers=epoch_schedulers,
         ema_decay=config.ema,
@@ -88,131 +98,30 @@ def training(config: DictConfig) -> Training:
         min_delta=early_stop["min_delta"],
         watch={param.name: param.tensor for param in named if param.name in config.watch},
     )
+    if state.scaler is not None and state.needs_closure:
+        cause = f"precision=fp16: {type(state.optimizer).__name__} evaluates the loss itself, which no scaler bears"
+        raise ConfigError(cause, mend="write precision=bf16")
+    if config.compile:
+        compile_model(model, "default" if config.compile is True else config.compile)
     state.batches, state.samples = len(train), train.samples
     state.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
-    return Training(state, train, val, hooks, groups, table, {p.name: p.tensor for p in named}, split_off, config)
+    notes = [*data.notes, *([laid_out] if laid_out else [])]
+    params = {p.name: p.tensor for p in named}
+    return Training(state, train, val, hooks, groups, table, params, data.split_off, config, notes)
 
 
-# ----------------------------------------------------------------------------------------------- data
-
-
-def loaders(config: DictConfig, where: torch.device) -> tuple[DictConfig, Loader, Loader | None, bool]:
-    """A copy of the config that knows what the data tells: classes, steps; the loaders; whether one was split off."""
-    train_set, val_set, classes, split_off = datasets(config)
-    config = config.copy()
-    if config.data.classes is None:
-        config.data.classes = classes
-        if classes is None and "data.classes" in OmegaConf.to_yaml(config.model):
-            raise ConfigError(
-                f"data.classes: {config.data.train['_target_']} does not say how many it has, and the model asks",
-                mend="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
-            )
-    train = loader(config, train_set, where, train=True)
-    val = None if val_set is None else loader(config, val_set, where, train=False)
-    count_steps(config, len(train))
-    return config, train, val, split_off
-
-
-def datasets(config: DictConfig) -> tuple[Any, Any, int | None, bool]:
-    """The training set; the validation set: named, else split off, else None; the number of classes.
-
-    The last says whether the validation set was split off.
-    """
-    train = _dataset(config, "train")
-    if train is None:
-        raise DataError("data.train gave no data set", mend="choose another: data=digits")
-    val = None if config.data.val is None else _dataset(config, "val")
-    classes = count_classes(train)
-    split_off = val is None and config.data.split is not None
-    if split_off:
-        train, val = split(train, config.data.split)
-    for name, dataset in (("data.train", train), ("data.val", val)):
-        if dataset is not None and len(dataset) == 0:
-            raise DataError(f"{name} has no samples", mend="give it data, or change data.split")
-    return train, val, classes, split_off
-
-
-def _dataset(config: DictConfig, part: str) -> Any:
-    node = config.data[part]
-    try:
-        dataset = call(node, f"data.{part}")
-    except UserCodeError as error:
-        if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
-            raise DataError(
-                f"{node['_target_']} cannot read or fetch {node.get('root')}: " + " ".join(str(error.error).split()),
-                mend="put them there by hand, choose another folder with data.root=FOLDER, "
-                "or train on what needs no download: data=digits",
-            ) from error
-        if isinstance(error.error, OSError):
-            error.exit_code = DataError.exit_code
-        raise
-    if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ConfigError(
-            f"data.{part}: {type(dataset).__name__} has no length or no items, so no epoch can be told",
-            mend="give it __len__ and __getitem__, as torch.utils.data.Dataset has",
-        )
-    return dataset
-
-
-def loader(config: DictConfig, dataset: Any, where: torch.device, *, train: bool) -> Loader:
-    """The loader of a data set: the training set is shuffled by the seed."""
-    normalize = config.data.normalize
-    stats = [] if normalize is None else [torch.tensor(normalize[key], device=where) for key in ("mean", "std")]
-    return make_loader(
-        dataset,
-        Prepare(where, *stats),
-        batch_size=config.batch_size,
-        seed=config.seed if train else None,
-        num_workers=config.data.num_workers,
-        limit_batches=config.limit_batches,
-        skip=config.data.on_error == "skip",
-    )
-
-
-# ------------------------------------------------------------------------- model, loss and optimizer
-
-
-def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> nn.Module:
-    """The model, on its device: one `_target_`, or named children applied in order.
-
-    Lazy layers take their shapes from the first training batch; without data they stay lazy.
-    """
-    if "_target_" in node:
-        model = call(node, "model")
-    else:
-        model = nn.Sequential()
-        for name in map(str, node):
-            model.add_module(name, _module(call(node[name], f"model.{name}"), f"model.{name}"))
-    model = _module(model, "model").to(where)
-    lazy = any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules())
-    if train is not None and lazy:
-        inputs, _ = next(train.batches(0))
-        inputs = map_tensors(inputs, lambda tensor: tensor[:2])  # shapes are all that is wanted
-        training, _ = model.training, model.eval()
-        try:
-            with torch.no_grad():
-                model(inputs)
-        except Exception as error:
-            raise UserCodeError("model", error) from error
-        model.train(training)
-    return model
-
-
-def _module(made: Any, path: str) -> nn.Module:
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"{path}: {type(made).__name__} is no torch.nn.Module", mend="name a module class")
-    return made
-
-
-def build_loss(node: DictConfig) -> nn.Module:
-    """The loss; lists given for `weight` and `pos_weight` become tensors, as torch wants them."""
-    tensors = {}
-    for key in ("weight", "pos_weight"):
-        value = list(node[key]) if OmegaConf.is_list(node.get(key)) else node.get(key)
-        if isinstance(value, list | int | float):
-            tensors[key] = torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1)
-    return _module(call(node, "loss", **tensors), "loss")
+def layout(config: DictConfig) -> str:
+    """The `memory_format`: optimizers that flatten gradients, as LBFGS does, need them contiguous."""
+    node = config.optim
+    makers = [locate(one["_target_"]) for one in ([node] if "_target_" in node else node.values())]
+    flattening = [m for m in makers if inspect.isclass(m) and issubclass(m, Optimizer) and needs_closure(m)]
+    if not flattening:
+        return str(config.memory_format)
+    if config.memory_format == "channels_last":
+        cause = f"memory_format=channels_last: {flattening[0].__name__} takes no such gradients"
+        raise ConfigError(cause, mend="write memory_format=auto")
+    return "contiguous"
 
 
 def new_state(**parts: Any) -> State:

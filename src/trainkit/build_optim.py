@@ -22,6 +22,7 @@ from trainkit.targets import locate
 
 # Options of which torch reads the optimizer's own value alone.
 ONCE: dict[type, tuple[str, ...]] = {torch.optim.Adagrad: ("initial_accumulator_value",)}
+ANOTHER_WAY = {"fused", "foreach", "differentiable", "capturable"}  # options that say how to compute a step
 CALLABLES = ("lr_lambda", "scale_fn")  # a scheduler's arguments that may be dotted paths
 
 
@@ -66,7 +67,7 @@ def build_optimizer(node: dict[str, Any], path: str, groups: list[optim.Group]) 
         if group.options.keys() - {"lr"} and group.name != "default":
             tensors = [param.tensor for param in group.params]
             call(node, f"param_groups.{group.name}", params=tensors, **group.options)
-    optimizer = call(node, path, params=[group.for_optimizer() for group in groups])
+    optimizer = fused(node, groups) or call(node, path, params=[group.for_optimizer() for group in groups])
     if not isinstance(optimizer, Optimizer):
         cause = f"{path}: {type(optimizer).__name__} is no torch.optim.Optimizer"
         raise ConfigError(cause, mend="name a class of optimizers")
@@ -78,6 +79,38 @@ def build_optimizer(node: dict[str, Any], path: str, groups: list[optim.Group]) 
             mend=f"write {path}.{min(once)}=VALUE, and no rule for it",
         )
     return optimizer
+
+
+def fused(node: dict[str, Any], groups: list[optim.Group]) -> Optimizer | None:
+    """The optimizer as torch has it fused, all parameters of a group in one pass; None where it has not.
+
+    Its kernel on the CPU takes a parameter and its gradient to lie in memory in the same order, which
+    autograd sees to for parameters without gaps.
+    """
+    maker = locate(node["_target_"])
+    chosen = {*node, *(key for group in groups for key in group.options)}
+    takes = inspect.isclass(maker) and "fused" in inspect.signature(maker).parameters
+    if (
+        not takes
+        or maker.__module__.partition(".")[0] != "torch"
+        or chosen & {"fused", "foreach", "differentiable", "capturable"}
+    ):
+        return None
+    if any(
+        has_gaps(param.tensor) or getattr(param.owner, "sparse", False) for group in groups for param in group.params
+    ):
+        return None
+    try:
+        optimizer: Optimizer = call(node | {"fused": True}, "optim", params=[g.for_optimizer() for g in groups])
+        return optimizer
+    except UserCodeError:  # not on this device, or not of this type; what else is wrong the plain one tells
+        return None
+
+
+def has_gaps(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements do not lie side by side in memory."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > 0 and last + 1 != tensor.numel()
 
 
 def fits_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool) -> None:

@@ -7,10 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")  # options that schedulers add
+
+MACHINERY = ("fused", "foreach")  # options that change how a step is computed, and no number beyond rounding
 
 
 def _names(optimizer: Optimizer) -> dict[str, list[str]]:
@@ -57,6 +60,7 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_op
         own = {key: value for key, value in group.items() if key != "params"}
         # What is no argument is state of the optimizer's, whatever the config says.
         kept = {key: value for key, value in there.items() if with_options or key not in arguments}
+        kept = {key: value for key, value in kept.items() if key not in MACHINERY}
         for key, value in kept.items():
             if isinstance(own.get(key), int | float) and not isinstance(value, int | float | Tensor):
                 raise ValueError(f"{key} of param group {name} is {value!r}")
@@ -69,17 +73,24 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_op
     params = {name: p for group, inside in zipped for name, p in zip(inside, group["params"], strict=True)}
     for name, content in saved["state"].items():
         if params[name] in optimizer.state:
-            optimizer.state[params[name]] = _typed(optimizer.state[params[name]], content)
+            optimizer.state[params[name]] = _as_saved(optimizer.state[params[name]], content, params[name])
 
 
-def _typed(here: Any, saved: Any) -> Any:
-    """An optimizer's state with the types that were saved: torch gives every tensor that of its parameter."""
+def _as_saved(here: Any, saved: Any, param: Tensor) -> Any:
+    """An optimizer's state with the types that were saved: torch gives every tensor that of its parameter.
+
+    A tensor of the parameter's shape gets its strides, too: fused optimizers walk both in the order in
+    which they lie in memory, whatever `memory_format` they were saved with.
+    """
     if isinstance(saved, Tensor) and isinstance(here, Tensor):
-        return here if here.dtype == saved.dtype else saved.to(here.device)
+        kept = here if here.dtype == saved.dtype else saved.to(here.device)
+        if kept.shape == param.shape and kept.stride() != param.stride():
+            return torch.empty_like(param, dtype=kept.dtype, device=kept.device).copy_(kept)
+        return kept
     if isinstance(saved, Mapping) and isinstance(here, Mapping):
-        return {key: _typed(here.get(key), value) for key, value in saved.items()}
+        return {key: _as_saved(here.get(key), value, param) for key, value in saved.items()}
     if isinstance(saved, list | tuple) and isinstance(here, list | tuple) and len(here) == len(saved):
-        return type(saved)(_typed(mine, value) for mine, value in zip(here, saved, strict=True))
+        return type(saved)(_as_saved(mine, value, param) for mine, value in zip(here, saved, strict=True))
     return saved if here is None else here
 
 

@@ -1,4 +1,4 @@
-"""The data sets that configs name, besides those of torchvision."""
+"""The data sets that configs name, besides those of torchvision; what a set tells of itself; its split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from trainkit.errors import DataError
 
@@ -155,3 +155,47 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
         images.targets = [target for _, target in images.samples]
         images.classes, images.class_to_idx = classes, {name: i for i, name in enumerate(classes)}
     return images
+
+
+# ------------------------------------------------------------------------------------- what a set is
+
+
+def targets_of(dataset: Any) -> Tensor | None:
+    """The classes of all samples, (N,) int64, where the data set tells without reading them."""
+    targets = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+    if targets is None:
+        return None
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # names, boxes: no classes to count
+        return None
+    return None if targets.is_floating_point() or targets.dim() != 1 else targets
+
+
+def count_classes(dataset: Any) -> int | None:
+    """How many classes a data set has: as it says itself, or by its largest target."""
+    if hasattr(dataset, "classes"):
+        return len(dataset.classes)
+    targets = targets_of(dataset)
+    return None if targets is None or not len(targets) else int(targets.max()) + 1
+
+
+def split(dataset: Any, fraction: float) -> tuple[Any, Any]:
+    """Hold out `fraction` of a data set, the same share of each class where it has classes.
+
+    Which samples are held out depends on the data set alone, not on the run's seed: runs with other
+    seeds are judged on the same samples.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    targets = targets_of(dataset)
+    place = torch.empty(len(dataset), dtype=torch.float64)  # of a sample within its class, from 0 to 1
+    for label in [None] if targets is None else sorted(set(targets.tolist())):
+        members = order if targets is None else order[targets[order] == label]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    held_out = torch.zeros(len(dataset), dtype=torch.bool)
+    held_out[order[place[order].argsort(stable=True)[: round(fraction * len(dataset))]]] = True
+    return _subset(dataset, ~held_out), _subset(dataset, held_out)
+
+
+def _subset(dataset: Any, mask: Tensor) -> Subset[Any]:
+    return Subset(dataset, mask.nonzero().flatten().tolist())

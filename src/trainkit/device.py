@@ -1,12 +1,14 @@
-"""The device a training runs on, and the seeds it starts from."""
+"""The device a training runs on, the precision it computes in, and the seeds it starts from."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,56 @@ def pick(name: str) -> torch.device:
             mend=f"write device={device.type}:{count - 1}",
         )
     return device
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a forward pass and its loss: with bf16 and fp16, operations that bear it run in that type.
+
+    Also sets whether matrix products and convolutions on CUDA may round float32 to tf32, which only
+    `precision` tf32 allows; torch by itself allows convolutions to.
+
+    Raises:
+        ConfigError: the device has no such precision.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"precision=tf32: {device.type} has no tf32", mend="write precision=bf16 or precision=fp32")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError("precision=bf16: this GPU is older than that", mend="write precision=fp16")
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed, where it is glibc; processes that call this take all they ever took.
+
+    By itself it gives large blocks back at once, and every step would fault in its activations page by
+    page anew: a quarter of a step of the toy CNN at a batch of 256. (Jemalloc, which torch's tuning guide
+    recommends for this, would have to be loaded before Python.)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no block apart from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes that can still be had: of the device, or of this machine or its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * 2**30
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        group = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip()
+        for folder in (Path("/sys/fs/cgroup") / group.lstrip("/"), Path("/sys/fs/cgroup")):
+            most, used = (folder / "memory.max", folder / "memory.current")
+            if most.exists() and most.read_text(encoding="ascii").strip() != "max":
+                free = min(free, max(0, int(most.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))))
+    except (OSError, ValueError, StopIteration):  # no Linux, or a container that hides it
+        pass
+    return free
 
 
 def seed_all(seed: int, *, deterministic: bool) -> None:

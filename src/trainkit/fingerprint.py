@@ -17,6 +17,8 @@ FREE = {
     "epochs",
     "early_stop",
     "device",
+    "memory_format",
+    "compile",
     "micro_batch",
     "deterministic",
     "on_oom",
@@ -26,6 +28,8 @@ FREE = {
     "hooks",
     "progress",
     "data.num_workers",
+    "data.cache",
+    "data.cache_limit",
     "data.on_error",
 }
 PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `data` that say where it lies

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainkit.batches import batch_size_of, map_tensors
 from trainkit.build import Training
-from trainkit.loaders import batch_size_of, map_tensors
 from trainkit.loop import train_step
 from trainkit.state import State
 from trainkit.steps import fitting, loss_in_parts, number_of

@@ -1,14 +1,14 @@
-"""From a data set to batches on the device: the split, the order of an epoch, the loaders.
+"""From a data set to batches on the device: the order of an epoch, and the loaders.
 
 A data set has a length and gives `(inputs, target)` for an index. One whose samples lie in tensors
-(`TensorDataset`) is sliced; every other streams through torch's `DataLoader`, where what a sample draws
-at random depends on (seed, epoch, sample) alone. Images travel as uint8 and become floats from 0 to 1
-on the device (`Prepare`).
+(`TensorDataset`, or any other that `cache` holds) is sliced; every other streams through torch's
+`DataLoader`. Both give the same batches: the order depends on (seed, epoch), what a sample draws at
+random on (seed, epoch, sample) alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,10 +18,10 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from trainkit.batches import Batch, Prepare, batch_size_of, map_tensors
 from trainkit.errors import DataError
 from trainkit.samples import Seeded, collate, epoch_seed, leave_signals_to_parent, name_of
 
-Batch = tuple[Any, Any]
 MOST_UNREADABLE = 10  # samples that data.on_error=skip leaves out, or 1 in 100 of the set
 
 
@@ -30,6 +30,7 @@ class Loader(Protocol):
 
     samples: int
     unreadable: dict[int, str]  # samples left out, each with why
+    prepare: Prepare
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
@@ -40,62 +41,11 @@ class Loader(Protocol):
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """Which samples a batch of an epoch holds, and which of them have inputs that are not finite."""
 
+    def example(self) -> Any:
+        """The inputs of two samples, or of the one there is, as the model will get them."""
+
     def close(self) -> None:
         """End whatever reads data in the background."""
-
-
-# ------------------------------------------------------------------------------------- what a set is
-
-
-def targets_of(dataset: Any) -> Tensor | None:
-    """The classes of all samples, (N,) int64, where the data set tells without reading them."""
-    targets = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
-    if targets is None:
-        return None
-    try:
-        targets = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):  # names, boxes: no classes to count
-        return None
-    return None if targets.is_floating_point() or targets.dim() != 1 else targets
-
-
-def count_classes(dataset: Any) -> int | None:
-    """How many classes a data set has: as it says itself, or by its largest target."""
-    if hasattr(dataset, "classes"):
-        return len(dataset.classes)
-    targets = targets_of(dataset)
-    return None if targets is None or not len(targets) else int(targets.max()) + 1
-
-
-def split(dataset: Any, fraction: float) -> tuple[Any, Any]:
-    """Hold out `fraction` of a data set, the same share of each class where it has classes.
-
-    Which samples are held out depends on the data set alone, not on the run's seed: runs with other
-    seeds are judged on the same samples.
-    """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    targets = targets_of(dataset)
-    place = torch.empty(len(dataset), dtype=torch.float64)  # of a sample within its class, from 0 to 1
-    for label in [None] if targets is None else sorted(set(targets.tolist())):
-        members = order if targets is None else order[targets[order] == label]
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    held_out = torch.zeros(len(dataset), dtype=torch.bool)
-    held_out[order[place[order].argsort(stable=True)[: round(fraction * len(dataset))]]] = True
-    return _subset(dataset, ~held_out), _subset(dataset, held_out)
-
-
-def in_tensors(dataset: Any) -> bool:
-    """Whether a data set's samples are slices of its tensors (a subclass may do more to them)."""
-    return getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__
-
-
-def _subset(dataset: Any, mask: Tensor) -> Any:
-    indices = mask.nonzero().flatten().tolist()
-    if not in_tensors(dataset):
-        return Subset(dataset, indices)
-    part = TensorDataset(*(tensor[mask] for tensor in dataset.tensors))
-    part.indices = indices  # type: ignore[attr-defined]  # for `name_of`
-    return part
 
 
 # ------------------------------------------------------------------------------------------- loaders
@@ -104,72 +54,6 @@ def _subset(dataset: Any, mask: Tensor) -> Any:
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch: a permutation (samples,) int64 made from (seed, epoch) alone."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
-
-
-def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with every tensor in it changed: a tensor, or tuples, lists and mappings of them."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        values = [map_tensors(value, change) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-    return batch
-
-
-def batch_size_of(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension of its first tensor.
-
-    Raises:
-        DataError: there is no tensor in it.
-    """
-    sizes: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        sizes.append(len(tensor) if tensor.dim() else 1)
-        return tensor
-
-    map_tensors(batch, note)
-    if not sizes:
-        raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", mend="give tensors")
-    return sizes[0]
-
-
-def shape_of(batch: Any) -> str:
-    """A batch's shape and type, for messages."""
-    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """The last step of a batch's way: onto the device, uint8 to floats from 0 to 1, normalised.
-
-    Args:
-        device: where the batch goes.
-        mean: subtracted from the inputs: one number, or one a channel (dimension 1).
-        std: what they are divided by then.
-    """
-
-    device: torch.device
-    mean: Tensor | None = None
-    std: Tensor | None = None
-
-    def __call__(self, inputs: Any, targets: Any) -> Batch:
-        """The batch as the model takes it."""
-        return map_tensors(inputs, self._input), map_tensors(targets, self._move)
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
-
-    def _input(self, tensor: Tensor) -> Tensor:
-        tensor = self._move(tensor)
-        if tensor.dtype == torch.uint8:
-            tensor = tensor.to(torch.get_default_dtype()).div_(255)
-        if self.mean is not None and self.std is not None:
-            shape = (-1, *[1] * (tensor.dim() - 2))
-            tensor = (tensor - self.mean.view(shape)) / self.std.view(shape)
-        return tensor
 
 
 @dataclass
@@ -191,12 +75,13 @@ class Order:
         for indices in self.batches():
             yield [(self.epoch, index) for index in indices.tolist()]
 
-    def batches(self) -> Iterator[Tensor]:
+    def batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """The indices of each batch from `start` on, (batch_size,) int64."""
         if self.seed is None:
             order = torch.arange(self.samples)
         else:
             order = epoch_order(self.samples, self.seed, self.epoch)
+        order = order.to(device)
         for batch in range(self.start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
@@ -227,11 +112,26 @@ def _not_finite_rows(inputs: Any) -> list[int]:
 
 
 class SlicingLoader:
-    """Batches sliced out of tensors in memory."""
+    """Batches sliced out of tensors, in memory or on the accelerator.
 
-    def __init__(self, dataset: TensorDataset, order: Order, prepare: Prepare) -> None:
-        self.dataset, self.tensors, self.order, self.prepare = dataset, dataset.tensors, order, prepare
+    Args:
+        dataset: whose samples lie in tensors, for `in_tensors`.
+        order: of the batches.
+        prepare: brings a batch onto the device.
+        device: where the tensors are to lie.
+    """
+
+    def __init__(self, dataset: Any, order: Order, prepare: Prepare, device: torch.device | str = "cpu") -> None:
+        self.dataset, self.order, self.prepare, self.device = dataset, order, prepare, device
+        inside = in_tensors(dataset)
+        assert inside is not None
+        whole, rows = inside
+        self.tensors = self.inputs, self.targets = tuple(tensor.to(device) for tensor in whole.tensors)
+        self.rows = None if rows is None else rows.to(device)  # those of the tensors that are in the set
         self.unreadable: dict[int, str] = {}
+        missing = getattr(whole, "missing", {})
+        places = range(len(self.targets)) if rows is None else rows.tolist()
+        self.missing = {place: missing[row] for place, row in enumerate(places) if row in missing} if missing else {}
         self.samples = min(order.samples, len(order) * order.batch_size)
 
     def __len__(self) -> int:
@@ -240,16 +140,75 @@ class SlicingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        for indices in self.order.batches():
-            inputs, targets = (tensor[indices] for tensor in self.tensors)
-            yield self.prepare(inputs, targets)
+        for indices in self.order.batches(self.device):
+            there = self._readable(indices) if self.missing else indices
+            rows = there if self.rows is None else self.rows[there]
+            yield self.prepare(take(self.inputs, rows), self.targets.index_select(0, rows), epoch, there)
+
+    def _readable(self, indices: Tensor) -> Tensor:
+        """The indices without those of samples that could not be read, which are noted."""
+        lost = [index for index in indices.tolist() if index in self.missing]
+        for index in lost:
+            note_unreadable(self.unreadable, self.dataset, index, self.missing[index])
+        if len(lost) == len(indices):
+            raise none_readable(self.unreadable)
+        return indices[[index not in self.missing for index in indices.tolist()]] if lost else indices
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader`."""
         return self.order.describe(self.dataset, epoch, batch, inputs)
 
+    def example(self) -> Any:
+        """See `Loader`."""
+        rows = torch.arange(min(2, len(self.targets)), device=self.device)
+        return self.prepare(take(self.inputs, rows), self.targets[rows])[0]
+
     def close(self) -> None:
         """There is nothing to end."""
+
+
+def in_tensors(dataset: Any) -> tuple[TensorDataset, Tensor | None] | None:
+    """The tensors that a data set's samples are slices of, and which rows of them (None: all); None: it has others.
+
+    A subclass with a `__getitem__` of its own may do more to them than to slice.
+    """
+    rows = None
+    while isinstance(dataset, Subset):
+        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        rows, dataset = own if rows is None else own[rows], dataset.dataset
+    plain = getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__
+    return (dataset, rows) if plain and len(dataset.tensors) == 2 else None
+
+
+def take(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a tensor, laid out as they are there: images with channels last stay so."""
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return tensor.index_select(0, rows)
+
+
+def note_unreadable(known: dict[int, str], dataset: Any, index: int, why: str) -> None:
+    """Leave out a sample, and say why.
+
+    Raises:
+        DataError: there are too many.
+    """
+    text = f"{name_of(dataset, index)}: {why}"
+    known[index] = text
+    most = max(MOST_UNREADABLE, len(dataset) // 100)
+    if len(known) > most:
+        raise DataError(
+            f"{len(known)} of {len(dataset)} samples cannot be read, {most} may be left out; {text}",
+            mend="mend or delete those files: trainkit.log names the others",
+        )
+
+
+def none_readable(known: dict[int, str]) -> DataError:
+    """What to say of a batch without samples."""
+    return DataError(
+        "no sample of a batch can be read: the first is " + next(reversed(known.values())),
+        mend="mend those files, or take a larger batch_size",
+    )
 
 
 class StreamingLoader:
@@ -261,15 +220,23 @@ class StreamingLoader:
         prepare: brings a batch onto the device.
         num_workers: processes that read samples.
         skip: leave out samples that cannot be read, up to `MOST_UNREADABLE`; they are kept in `unreadable`.
+        alike: see `Seeded`.
     """
 
     def __init__(
-        self, dataset: Any, order: Order, prepare: Prepare, num_workers: int = 0, *, skip: bool = False
+        self,
+        dataset: Any,
+        order: Order,
+        prepare: Prepare,
+        num_workers: int = 0,
+        *,
+        skip: bool = False,
+        alike: bool = False,
     ) -> None:
         self.dataset, self.order, self.prepare, self.skip = dataset, order, prepare, skip
         self.unreadable: dict[int, str] = {}
         self.samples = min(order.samples, len(order) * order.batch_size)
-        seeded: Dataset[Any] = Seeded(dataset, order.seed or 0, skip=skip)  # type: ignore[assignment]  # it is like one
+        seeded: Dataset[Any] = Seeded(dataset, order.seed or 0, skip=skip, alike=alike)  # type: ignore[assignment]
         self.loader = DataLoader(
             seeded,
             batch_sampler=order,
@@ -287,34 +254,33 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader`."""
         self.order.epoch, self.order.start = epoch, start
-        return self._prepared(iter(self.loader))  # worker processes start here, where nothing interrupts
+        return self._prepared(iter(self.loader), epoch)  # worker processes start here, where nothing interrupts
 
-    def _prepared(self, fetched: Iterator[Any]) -> Iterator[Batch]:
-        for inputs, targets, unreadable in fetched:
+    def _prepared(self, fetched: Iterator[Any], epoch: int) -> Iterator[Batch]:
+        for inputs, targets, indices, unreadable in fetched:
             for index, why in unreadable:
-                self._leave_out(index, why)
+                if not self.skip:
+                    text = f"{name_of(self.dataset, index)}: {why}"
+                    raise DataError(text, mend="mend or delete it, or leave out such samples: data.on_error=skip")
+                note_unreadable(self.unreadable, self.dataset, index, why)
             if inputs is None:
-                raise DataError(
-                    "no sample of a batch can be read: the first is " + next(reversed(self.unreadable.values())),
-                    mend="mend those files, or take a larger batch_size",
-                )
-            yield self.prepare(inputs, targets)
+                raise none_readable(self.unreadable)
+            yield self.prepare(inputs, targets, epoch, indices)
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader`."""
         return self.order.describe(self.dataset, epoch, batch, inputs)
 
-    def _leave_out(self, index: int, why: str) -> None:
-        text = f"{name_of(self.dataset, index)}: {why}"
-        if not self.skip:
-            raise DataError(f"{text}", mend="mend or delete it, or leave out such samples: data.on_error=skip")
-        self.unreadable[index] = text
-        most = max(MOST_UNREADABLE, len(self.dataset) // 100)
-        if len(self.unreadable) > most:
-            raise DataError(
-                f"{len(self.unreadable)} of {len(self.dataset)} samples cannot be read, {most} may be left out; {text}",
-                mend="mend or delete those files: trainkit.log names the others",
+    def example(self) -> Any:
+        """See `Loader`."""
+        reader = Seeded(self.dataset, self.order.seed or 0, skip=True)
+        for first in range(0, len(self.dataset), 2):
+            inputs, targets, *_ = collate(
+                reader.__getitems__([(0, i) for i in (first, first + 1)][: len(self.dataset)])
             )
+            if inputs is not None:
+                return self.prepare(inputs, targets)[0]
+        raise DataError("no sample can be read", mend="mend the files of the data set")
 
     def close(self) -> None:
         """End the worker processes, whatever they are at."""
@@ -338,19 +304,23 @@ def make_loader(
     num_workers: int = 0,
     limit_batches: int | None = None,
     skip: bool = False,
+    stream: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Loader:
     """The loader that suits a data set.
 
     Args:
-        dataset: a `TensorDataset` is sliced; anything else with a length and items streams.
+        dataset: one in tensors is sliced; anything else with a length and items streams.
         prepare: brings a batch onto the device.
         batch_size: samples of a batch; the last may be shorter.
         seed: of the order; None keeps the data set's own.
         num_workers: processes that read samples.
         limit_batches: most batches of an epoch.
         skip: leave out samples that cannot be read.
+        stream: whatever it is.
+        device: where tensors are to lie from which batches are sliced.
     """
     order = Order(len(dataset), batch_size, limit_batches, seed)
-    if in_tensors(dataset) and len(dataset.tensors) == 2:
-        return SlicingLoader(dataset, order, prepare)
+    if in_tensors(dataset) and not stream:
+        return SlicingLoader(dataset, order, prepare, device)
     return StreamingLoader(dataset, order, prepare, num_workers, skip=skip)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trainkit.batches import Batch, batch_size_of
 from trainkit.device import random_state_kept, wait
 from trainkit.errors import ConfigError, NonFiniteError, Problem, Stopped
 from trainkit.hooks import tell
-from trainkit.loaders import Batch, Loader, batch_size_of
+from trainkit.loaders import Loader
 from trainkit.losses import denominator, is_sum
 from trainkit.metrics import Mean, predicted_right
 from trainkit.samples import put_back_draws
@@ -31,6 +32,7 @@ from trainkit.steps import (
 
 MOST_SKIPPED = 10  # batches of an epoch that on_nonfinite=skip leaves out, or 1 in 100 of them
 MOST_ROLLBACKS = 3  # in an epoch
+LEAST_SCALE = 2.0**-10  # of the loss in fp16; it begins at 2**16 and is halved at each overflow
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
@@ -82,6 +84,8 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     }
     if state.on_nonfinite != "stop":
         metrics["train/skipped"] = state.skipped
+    if state.scaler is not None:
+        metrics["train/scale"] = state.scaler.get_scale()
     wait(state.device)
     metrics["samples_per_second"] = state.seen / (state.elapsed or math.inf)
     return metrics
@@ -122,11 +126,13 @@ def interruptible(state: State) -> Iterator[None]:
 def train_step(state: State, inputs: Any, targets: Any) -> None:
     """One update of the weights by one batch: the five lines of every tutorial."""
     model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
-    if state.needs_closure or (state.micro_batch or math.inf) < batch_size_of(inputs):
+    samples = batch_size_of(inputs)
+    if state.needs_closure or state.scaler is not None or (state.micro_batch or math.inf) < samples:
         return train_step_in_parts(state, inputs, targets)
 
-    weight = denominator(loss_fn, targets, batch_size_of(inputs))
-    loss = loss_fn(model(inputs), targets)
+    weight = denominator(loss_fn, targets, samples)
+    with state.autocast:
+        loss = loss_fn(model(inputs), targets)
     optimizer.zero_grad()
     loss.backward()
     before_update(state, loss, weight)
@@ -203,9 +209,11 @@ def evaluate_batch(state: State, inputs: Any, targets: Any) -> list[tuple[Tensor
     model, loss_fn = state.evaluated
     judged = []
     for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
-        outputs = model(part)
+        with state.autocast:
+            outputs = model(part)
+            loss = loss_fn(outputs, part_targets)
         weight = denominator(loss_fn, part_targets, batch_size_of(part))
-        judged.append((loss_fn(outputs, part_targets), weight, predicted_right(loss_fn, outputs, part_targets)))
+        judged.append((loss, weight, predicted_right(loss_fn, outputs, part_targets)))
     return judged
 
 
@@ -232,13 +240,19 @@ def leave_out(state: State, loader: Loader, inputs: Any, error: NonFiniteError, 
 
 def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
     """The first of an epoch's losses, and where steps are not looked at its last gradient, that is not finite."""
-    names = ("train/loss", "val/loss") if state.checks_steps else ("train/loss", "grad_norm", "val/loss")
+    looked_at = state.checks_steps or state.scaler is not None
+    names = ("train/loss", "val/loss") if looked_at else ("train/loss", "grad_norm", "val/loss")
     values = {name: metrics.get(name) for name in names}
     return next((name for name, value in values.items() if value is not None and not math.isfinite(value)), None)
 
 
 def check_finite(state: State, metrics: Metrics) -> None:
     """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
+    if metrics.get("train/scale", 1.0) < LEAST_SCALE:
+        raise NonFiniteError(
+            f"the gradient overflows in fp16 whatever the loss is scaled by: {metrics['train/scale']:.1e} by now",
+            mend="write precision=bf16, or look for NaN in the gradient with precision=fp32",
+        )
     name = not_finite(state, metrics)
     if name is not None:
         raise NonFiniteError(

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainkit.batches import Batch
 from trainkit.errors import ConfigError, NonFiniteError
 from trainkit.hooks import tell
-from trainkit.loaders import Batch, Loader
+from trainkit.loaders import Loader
 from trainkit.loop import train_step
 from trainkit.losses import is_sum
 from trainkit.metrics import Mean

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from trainkit import build
+from trainkit.build_model import build_model
 from trainkit.by_name import in_host_memory
 from trainkit.checkpoint import Checkpoints, DamagedError
 from trainkit.device import random_state_kept
@@ -121,7 +122,7 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     if config.data.classes is None:
         config.data.classes = run.info.get("classes")
     with random_state_kept():
-        model = build.build_model(config.model, None, torch.device("cpu"))
+        model = build_model(config.model, None, torch.device("cpu"))
     weights = saved["model"]
     if saved["ema"] is not None:
         prefix = "module.model."

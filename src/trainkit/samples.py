@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Subset, default_collate, get_worker_info
 
 # What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
@@ -64,8 +65,9 @@ def put_back_draws() -> None:
 
 def name_of(dataset: Any, index: int) -> str:
     """A sample by its number in the whole data set, and by its file where the set tells of files."""
-    while hasattr(dataset, "indices"):
-        index, dataset = dataset.indices[index], getattr(dataset, "dataset", None)
+    while isinstance(dataset, Subset):
+        index, dataset = dataset.indices[index], dataset.dataset
+    dataset = getattr(dataset, "source", dataset)  # of one that is held in memory
     for attribute in ("samples", "imgs", "files", "paths"):
         listed = getattr(dataset, attribute, None)
         if isinstance(listed, list | tuple) and index < len(listed):
@@ -82,32 +84,55 @@ class Seeded:
         dataset: with items.
         seed: the run's.
         skip: give every sample that raises an error as `Unreadable`, not only those whose file is at fault.
+        alike: raise `DrewError` where one draws at random, and so may be another in the next epoch.
     """
 
-    def __init__(self, dataset: Any, seed: int, *, skip: bool) -> None:
-        self.dataset, self.seed, self.skip = dataset, seed, skip
+    def __init__(self, dataset: Any, seed: int, *, skip: bool, alike: bool = False) -> None:
+        self.dataset, self.seed, self.skip, self.alike = dataset, seed, skip, alike
         self.in_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
-        """The samples of a batch, each asked for by (epoch, index)."""
+        """The samples of a batch, each asked for by (epoch, index), each with its index."""
         with draws_kept() if get_worker_info() is None else nullcontext():
             if self.in_batches:
-                seed_sample(self.seed, *keys[0])
-                return list(self.dataset.__getitems__([index for _, index in keys]))
-            return [self._read(*key) for key in keys]
+                indices = [index for _, index in keys]
+                with self._watched(*keys[0]):
+                    return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
+            return [(index, self._read(epoch, index)) for epoch, index in keys]
 
     def _read(self, epoch: int, index: int) -> Any:
-        seed_sample(self.seed, epoch, index)
         try:
-            return self.dataset[index]
+            with self._watched(epoch, index):
+                return self.dataset[index]
+        except DrewError:
+            raise
         except Exception as error:
             at_fault = isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
             if not (self.skip or at_fault):
                 raise
             return Unreadable(index, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    @contextmanager
+    def _watched(self, epoch: int, index: int) -> Iterator[None]:
+        seed_sample(self.seed, epoch, index)
+        before = _draws() if self.alike else None
+        yield
+        if self.alike and before != _draws():
+            raise DrewError(f"sample {index}")
+
+
+class DrewError(Exception):
+    """A sample has drawn at random."""
+
+
+def _draws() -> tuple[Any, ...]:
+    """What any draw from Python's, NumPy's or torch's generator changes."""
+    numpys = np.random.get_state(legacy=False)
+    place = numpys["state"]["pos"], numpys["has_gauss"]
+    return random.getstate()[1:], place, torch.get_rng_state().numpy().tobytes()
 
 
 @dataclass(frozen=True)
@@ -127,25 +152,27 @@ def leave_signals_to_parent(_: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def collate(samples: list[Any]) -> tuple[Any, Any, list[tuple[int, str]]]:
+def collate(indexed: list[tuple[int, Any]]) -> tuple[Any, Any, Tensor, list[tuple[int, str]]]:
     """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W).
 
     Returns:
-        inputs, targets (both None where there are none), and the indices left out as unreadable, each with why.
+        inputs, targets (both None where there are none), the indices of the samples in them, and those left out
+        as unreadable, each with why.
 
     Raises:
         TypeError: a sample is no pair. (A plain error in one line: it may have to leave a worker process.)
     """
-    unreadable = [(sample.index, sample.why) for sample in samples if isinstance(sample, Unreadable)]
-    samples = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    unreadable = [(sample.index, sample.why) for _, sample in indexed if isinstance(sample, Unreadable)]
+    indices = torch.tensor([index for index, sample in indexed if not isinstance(sample, Unreadable)])
+    samples = [sample for _, sample in indexed if not isinstance(sample, Unreadable)]
     if not samples:
-        return None, None, unreadable
+        return None, None, indices, unreadable
     for sample in samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             kind = type(sample).__name__
             raise TypeError(f"a sample is {kind}: let the data set's __getitem__ return a pair (inputs, target)")
     inputs, targets = default_collate([tuple(_as_tensor(part) for part in sample) for sample in samples])
-    return inputs, targets, unreadable
+    return inputs, targets, indices, unreadable
 
 
 def _as_tensor(part: Any) -> Any:

@@ -76,6 +76,18 @@ class EarlyStop:
 
 
 @dataclass
+class Augment:
+    """How training samples are changed at random, in batches on the device; see `trainkit.augment`."""
+
+    flip: Literal["random", "alternating"] | None
+    crop: Count | None
+    crop_fill: Literal["zeros", "edge", "reflect"]
+    cutout: Count | None
+    mixup: Positive | None
+    cutmix: Positive | None
+
+
+@dataclass
 class Normalize:
     """(x - mean) / std, on inputs from 0 to 1; a number for all channels or one for each."""
 
@@ -92,6 +104,9 @@ class Data:
     split: Annotated[float, Range(above=0, below=1)] | None
     classes: Count | None
     normalize: Normalize | None
+    augment: Augment | None
+    cache: Literal["auto", "device", "memory", "none"] | None
+    cache_limit: Positive | None
     num_workers: Annotated[int, Range(least=0)]
     on_error: Literal["stop", "skip"]
 
@@ -122,6 +137,9 @@ class Schema:
     micro_batch: Count | None
     seed: Annotated[int, Range(least=0, below=2**63)]
     device: Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    memory_format: Literal["auto", "contiguous", "channels_last"]
+    compile: Literal[True, "default", "reduce-overhead", "max-autotune"] | None
     deterministic: bool | None
     clip_norm: Positive | None
     clip_value: Positive | None

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit.by_name import in_host_memory, optimizer_state, restore_optimizer, same
 from trainkit.device import random_state, set_random_state
 from trainkit.errors import CheckpointError
-from trainkit.optim import ChainedOptimizer
 from trainkit.state import State
 
 FORMAT = 1
@@ -59,14 +57,14 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: something in it cannot be stored.
     """
-    optimizers = {name: optimizer_state(optimizer) for name, optimizer in _optimizers(state).items()}
+    optimizers = {name: optimizer_state(optimizer) for name, optimizer in state.optimizers.items()}
     return {
         "format": FORMAT,
         "model": _module_state(state.model.state_dict(), "model"),
         "loss": _module_state(state.loss_fn.state_dict(), "loss"),
         "optimizers": _plain(optimizers, "optimizers", without_callables=True),
         "schedulers": _plain([s.state_dict() for s in _schedulers(state)], "schedulers", without_callables=True),
-        "scaler": None,
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "ema": None if state.ema is None else _module_state(state.ema.state_dict(), "ema"),
         "epoch": state.epoch,
         "batch": state.batch,
@@ -139,12 +137,14 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
         given = {"weight", "pos_weight"} if "loss" in changed else set()  # arguments that torch keeps as buffers
         own = {key: value for key, value in state.loss_fn.state_dict().items() if key in given}
         state.loss_fn.load_state_dict({key: v for key, v in saved["loss"].items() if key not in given} | own)
-        optimizers, schedulers = _optimizers(state), _schedulers(state)
+        optimizers, schedulers = state.optimizers, _schedulers(state)
         same(optimizers, saved["optimizers"], "optimizers")
         if (state.ema is None) != (saved["ema"] is None):
             raise ValueError("ema: one has it, the other has not")
         if state.ema is not None:
             state.ema.load_state_dict(saved["ema"])
+        if state.scaler is not None and saved["scaler"] is not None:
+            state.scaler.load_state_dict(saved["scaler"])
         for name, optimizer in optimizers.items():
             # A copy: the optimizer takes the tensors that it is given for its own.
             content = in_host_memory(saved["optimizers"][name])
@@ -189,12 +189,6 @@ def digest(saved: Mapping[str, Any]) -> str:
 
 
 # --------------------------------------------------------------------------- optimizers and schedulers
-
-
-def _optimizers(state: State) -> dict[str, Optimizer]:
-    if isinstance(state.optimizer, ChainedOptimizer):
-        return state.optimizer.optimizers
-    return {"optim": state.optimizer}
 
 
 def _schedulers(state: State) -> list[Any]:

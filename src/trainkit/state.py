@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trainkit.device import autocast
 from trainkit.errors import Stopped
 from trainkit.losses import is_sum
 from trainkit.metrics import Mean
@@ -33,6 +35,7 @@ class State:
     optimizer: Optimizer | ChainedOptimizer
     device: torch.device
     epochs: int
+    precision: str = "fp32"  # or tf32, bf16, fp16
     step_schedulers: list[Scheduler] = field(default_factory=list)
     epoch_schedulers: list[Scheduler] = field(default_factory=list)
     ema_decay: float | None = None
@@ -69,6 +72,8 @@ class State:
     stop: Stopped | None = None  # a signal has asked for it
     interruptible: bool = False  # no step is under way: it may stop at once
     checks_steps: bool = field(init=False)  # whether each step's loss and gradient are looked at before its update
+    autocast: AbstractContextManager[Any] = field(init=False)  # of a forward pass and its loss
+    scaler: torch.amp.GradScaler | None = field(init=False, default=None)  # with fp16, whose small gradients would be 0
     needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
     trained: nn.ModuleDict = field(init=False)  # model and loss
     ema: AveragedModel | None = None  # their moving average
@@ -79,8 +84,10 @@ class State:
         self.begin_epoch()
         # To ask an accelerator is to wait for it, so that is done for those alone who asked for more than to stop.
         self.checks_steps = self.device.type == "cpu" or self.on_nonfinite != "stop"
-        closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
-        self.needs_closure = closure is not None and closure.default is closure.empty
+        self.autocast = autocast(self.precision, self.device)
+        if self.precision == "fp16":
+            self.scaler = torch.amp.GradScaler(self.device.type)
+        self.needs_closure = needs_closure(type(self.optimizer))
         self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
         norms = [module for module in self.model.modules() if takes_batch_statistics(module)]
         self.sees_batches = bool(norms)
@@ -90,6 +97,12 @@ class State:
             self.statistics = [tensor for module in norms for tensor in module.buffers(recurse=False)]
         if self.ema_decay is not None:
             self.ema = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Each optimizer by its name under `optim`; one alone is called optim itself."""
+        several = isinstance(self.optimizer, ChainedOptimizer)
+        return self.optimizer.optimizers if several else {"optim": self.optimizer}  # type: ignore[union-attr,dict-item]
 
     @property
     def evaluated(self) -> tuple[nn.Module, nn.Module]:
@@ -112,6 +125,12 @@ class State:
     def done(self) -> bool:
         """Whether nothing is left to train."""
         return self.epoch >= self.epochs or self.stopped_early
+
+
+def needs_closure(optimizer: type[Optimizer | ChainedOptimizer]) -> bool:
+    """Whether optimizers of a class evaluate the loss themselves, as LBFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:

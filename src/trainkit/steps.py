@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainkit.batches import Batch, batch_size_of, map_tensors, shape_of
 from trainkit.device import out_of_memory, peak_memory, release
 from trainkit.errors import NonFiniteError, OutOfMemoryError
 from trainkit.hooks import tell
-from trainkit.loaders import Batch, batch_size_of, map_tensors, shape_of
 from trainkit.losses import denominator, is_sum, knows_sum, summing
 from trainkit.state import Metrics, State
 
@@ -40,7 +40,7 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
         state.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch says it returns a float
     else:
         closure()
-        state.optimizer.step()
+        update(state)
     state.loss.update(first[0], weight=weight)
 
 
@@ -54,7 +54,7 @@ def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
         loss = loss_of_part(state, part, part_targets, None if whole else weight)
         if loss is not None:
             if torch.is_grad_enabled():
-                loss.backward()
+                (loss if state.scaler is None else state.scaler.scale(loss)).backward()
             total = total + loss.detach()
     return total
 
@@ -65,13 +65,14 @@ def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int |
     Without a weight the part is the whole.
     """
     if weight is None:
-        whole: Tensor = state.loss_fn(state.model(inputs), targets)
+        with state.autocast:
+            whole: Tensor = state.loss_fn(state.model(inputs), targets)
         return whole
     own = denominator(state.loss_fn, targets, batch_size_of(inputs))
     # Its mean would be 0 / 0. Only a loss of the user's own makes the device wait for this.
     if not knows_sum(state.loss_fn) and not is_sum(state.loss_fn) and own == 0:
         return None
-    with summing(state.loss_fn) as summed:
+    with summing(state.loss_fn) as summed, state.autocast:
         loss: Tensor = state.loss_fn(state.model(inputs), targets)
     if is_sum(state.loss_fn):
         return loss
@@ -101,10 +102,26 @@ def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bo
     """
     if first and state.checks_steps:
         check_step(state, loss, weight)
+    if state.scaler is not None:
+        for optimizer in state.optimizers.values():
+            state.scaler.unscale_(optimizer)
     if first and state.batch + 1 >= state.batches:
         observe_step(state, gradient_norm(state))
     clip_gradients(state)
     state.updating = True
+
+
+def update(state: State) -> None:
+    """Step the optimizers; with fp16 each is left as it is where its scaled gradients overflowed, and the scale halved.
+
+    On an accelerator a fused optimizer decides that there; any other makes the device wait.
+    """
+    if state.scaler is None:
+        state.optimizer.step()
+        return
+    for optimizer in state.optimizers.values():
+        state.scaler.step(optimizer)
+    state.scaler.update()
 
 
 def gradient_norm(state: State) -> Tensor:
@@ -118,11 +135,16 @@ def parameters(state: State) -> Iterator[Tensor]:
 
 
 def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
-    """Raise `NonFiniteError` where the loss or the gradient is NaN or infinite, with the groups it is in."""
+    """Raise `NonFiniteError` where the loss or the gradient is NaN or infinite, with the groups it is in.
+
+    A gradient that overflows in fp16 is the scaler's affair.
+    """
     value = loss.item()
     if not math.isfinite(value) and weight == 0:  # a mean over nothing, which adds nothing
         value = 0.0
     # A norm can overflow where no element does, so what it says is only a suspicion.
+    if math.isfinite(value) and state.scaler is not None:
+        return
     if math.isfinite(value) and all(map(math.isfinite, norms_of([p.grad for p in parameters(state)]))):
         return
     groups = [

@@ -178,6 +178,8 @@ def identity(training: build.Training) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "micro_batch": training.config.micro_batch,
+            "memory_format": str(training.train.prepare.memory_format).removeprefix("torch."),
+            "compile": training.config.compile,
         },
     }
 
@@ -217,4 +219,4 @@ def remarks(config: DictConfig, training: build.Training, overrides: Sequence[st
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
     if state.ema is not None:
         lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
-    return [*tables.groups(training.params, [group.name for group in training.groups]), *lines]
+    return [*training.notes, *tables.groups(training.params, [group.name for group in training.groups]), *lines]

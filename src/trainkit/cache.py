@@ -1,0 +1,276 @@
+"""Data sets held in memory as they are read once, images as uint8; decoded folders are kept on disk, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from trainkit.batches import Prepare
+from trainkit.errors import DataError
+from trainkit.loaders import Order, StreamingLoader, in_tensors, note_unreadable
+from trainkit.samples import DrewError, Seeded, collate, name_of
+
+PROBES = 8  # samples that are read twice, to see whether they come out the same
+BATCH = 256  # samples read at a time
+FORMAT = 1  # of files on disk
+
+Tell = Callable[[str, int, int], None]  # what is done, how many of how many samples
+
+
+class Held(TensorDataset):
+    """A data set whose samples were read into tensors; images lie with channels last.
+
+    Attributes:
+        source: the data set that was read.
+        missing: samples that could not be read, each with why.
+    """
+
+    def __init__(self, source: Any, inputs: Tensor, targets: Tensor, missing: dict[int, str]) -> None:
+        super().__init__(inputs, targets)
+        self.source, self.missing = source, missing
+        for name in ("classes", "targets"):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+
+
+class NotHeldError(Exception):
+    """A data set cannot be held in memory; the reason completes "streamed: …"."""
+
+
+def choose(
+    dataset: Any, how: str, *, limit: int, workers: int, skip: bool, partly: bool, tell: Tell
+) -> tuple[Any, str]:
+    """The data set as it is read from now on, held in memory or not; what was done and why.
+
+    Args:
+        dataset: with a length and items.
+        how: auto holds what fits; memory and device hold; none does not.
+        limit: the most bytes that auto holds.
+        workers: processes that read samples.
+        skip: leave out samples that cannot be read.
+        partly: an epoch does not read all of it.
+        tell: is called as the reading goes on.
+
+    Raises:
+        DataError: it is to be held and cannot be; or a sample cannot be read.
+    """
+    by = f"streamed by {workers} worker{'s' * (workers > 1)}" if workers else "streamed by the training's own process"
+    if how == "none":
+        return dataset, f"{by}: data.cache=none"
+    plain = in_tensors(dataset)
+    if plain is not None:
+        return dataset, f"in memory ({gib(sum(tensor.nbytes for tensor in plain[0].tensors))})"
+    if partly and how == "auto":
+        return dataset, f"{by}: limit_batches leaves some of it unread"
+    try:
+        held = in_arrays(dataset) or hold(
+            dataset, limit=limit if how == "auto" else None, workers=workers, skip=skip, tell=tell
+        )
+    except NotHeldError as reason:
+        if how == "auto":
+            return dataset, f"{by}: {reason}"
+        raise DataError(f"data.cache={how}: {reason}", mend="write data.cache=none") from None
+    return held, f"in memory ({gib(sum(tensor.nbytes for tensor in held.tensors))})"
+
+
+def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tell) -> Held:
+    """Read a data set into memory.
+
+    Args:
+        dataset: with a length and items.
+        limit: the most bytes that it may take; None: whatever it takes.
+        workers: processes that read.
+        skip: leave out samples that cannot be read.
+        tell: is called as the reading goes on.
+
+    Raises:
+        NotHeldError: its samples are random, of several shapes, no pair of tensors, or take too much.
+        DataError: a sample cannot be read.
+    """
+    inputs, targets = probe(dataset, limit, skip=skip)
+    file, state = decoded_file(dataset)
+    if file is not None:
+        read = load(file, state, len(dataset))
+        if read is not None:
+            return Held(dataset, *read, {})
+    whole = store(inputs, len(dataset)), torch.empty((len(dataset), *targets.shape), dtype=targets.dtype)
+    missing = fill(dataset, whole, workers=workers, skip=skip, tell=tell)
+    if file is not None and not missing:
+        with suppress(OSError):  # a full or read-only disk: it is decoded again next time
+            save(file, state, whole)
+    return Held(dataset, *whole, missing)
+
+
+def in_arrays(dataset: Any) -> Held | None:
+    """A data set of torchvision's that has all of its images in an array, without reading them one by one."""
+    kind = type(dataset)
+    if not kind.__module__.startswith("torchvision.datasets.") or getattr(dataset, "transforms", None) is not None:
+        return None
+    data, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    if not isinstance(data, np.ndarray | Tensor) or len(data) != len(dataset) or targets is None:
+        return None
+    images = torch.as_tensor(data)
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    held = Held(dataset, images, torch.as_tensor(targets, dtype=torch.int64), {})
+    for index in {0, len(dataset) // 2, len(dataset) - 1}:  # it might do more to them
+        inputs, target, *_ = collate([(index, dataset[index])])
+        if not (inputs[0].equal(images[index]) and int(target[0]) == int(held.tensors[1][index])):
+            return None
+    return held
+
+
+def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Tensor, Tensor]:
+    """The first readable sample, after a look at whether the set can be held: a few are read twice."""
+    reader = Seeded(dataset, 0, skip=skip, alike=True)
+    places = sorted({round(i * (len(dataset) - 1) / (PROBES - 1)) for i in range(PROBES)})
+    found: list[tuple[Tensor, Tensor]] = []
+    for epoch, place in ((epoch, place) for place in places for epoch in (0, 1)):
+        try:
+            inputs, targets, *_ = collate(reader.__getitems__([(epoch, place)]))
+        except DrewError:
+            raise NotHeldError("its samples are drawn at random") from None
+        if inputs is None:
+            continue
+        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+            raise NotHeldError(f"its samples are no pairs of tensors, but of {kind(inputs)} and {kind(targets)}")
+        if epoch == 1 and found and not (same(inputs[0], found[-1][0]) and same(targets[0], found[-1][1])):
+            raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")
+        if found and (inputs.shape[1:], inputs.dtype) != (found[0][0].shape, found[0][0].dtype):
+            raise NotHeldError("its samples have several shapes")
+        found.append((inputs[0], targets[0]))
+        size = len(dataset) * (found[0][0].nbytes + found[0][1].nbytes)
+        if limit is not None and size > limit:
+            raise NotHeldError(f"it takes {gib(size)}, and {gib(limit)} may be held (data.cache_limit)")
+    if not found:
+        raise NotHeldError("the samples that were tried cannot be read")
+    return found[0]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN being NaN."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def kind(part: Any) -> str:
+    """A type's name."""
+    return type(part).__name__
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def store(sample: Tensor, count: int) -> Tensor:
+    """Room for `count` samples like one; images with channels last, the order in which convolutions are fastest."""
+    if sample.dim() == 3:
+        channels, height, width = sample.shape
+        return torch.empty((count, height, width, channels), dtype=sample.dtype).permute(0, 3, 1, 2)
+    return torch.empty((count, *sample.shape), dtype=sample.dtype)
+
+
+def fill(dataset: Any, whole: tuple[Tensor, Tensor], *, workers: int, skip: bool, tell: Tell) -> dict[int, str]:
+    """Read every sample into its place; returns those that could not be read, with why."""
+    order = Order(len(dataset), BATCH, None, None)
+    streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, alike=True)
+    missing: dict[int, str] = {}
+    known: dict[int, str] = {}
+    done = 0
+    try:
+        for inputs, targets, indices, unreadable in iter(streaming.loader):
+            for index, why in unreadable:
+                if not skip:
+                    text = f"{name_of(dataset, index)}: {why}"
+                    raise DataError(text, mend="mend or delete it, or leave out such samples: data.on_error=skip")
+                note_unreadable(known, dataset, index, why)
+                missing[index] = why
+            if inputs is not None:
+                for room, part in zip(whole, (inputs, targets), strict=True):
+                    if part.shape[1:] != room.shape[1:] or part.dtype != room.dtype:
+                        raise NotHeldError("its samples have several shapes")
+                    room[indices] = part
+            done += len(indices) + len(unreadable)
+            tell("reading samples", done, len(dataset))
+    except DrewError:
+        raise NotHeldError("its samples are drawn at random") from None
+    except RuntimeError as error:
+        if "stack expects each tensor to be equal size" in str(error):
+            raise NotHeldError("its samples have several shapes") from None
+        raise
+    finally:
+        streaming.close()
+    return missing
+
+
+# ---------------------------------------------------------------------------------------- on disk
+
+
+def decoded_file(dataset: Any) -> tuple[Path | None, str]:
+    """Where a data set's samples are kept once decoded, and what they are made from.
+
+    That is for those with an attribute `decoded`: a name, and a text that changes when any file does.
+    """
+    name, state = getattr(dataset, "decoded", (None, ""))
+    if name is None:
+        return None, ""
+    folder = Path(os.environ.get("TRAINKIT_CACHE", "~/.cache/trainkit")).expanduser()
+    return folder / "decoded" / f"{name}.bin", f"{FORMAT} {state}"
+
+
+def save(file: Path, state: str, whole: tuple[Tensor, Tensor]) -> None:
+    """Write samples as they lie in memory: a line that tells of them, the bytes, their checksum."""
+    parts = [part.permute(0, 2, 3, 1) if part.dim() == 4 else part for part in whole]
+    about = [{"shape": list(part.shape), "dtype": str(part.dtype).removeprefix("torch.")} for part in parts]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(json.dumps({"state": state, "parts": about}).encode() + b"\n")
+            checksum = 0
+            for part in parts:
+                for piece in part.split(4096):
+                    content = memoryview(piece.contiguous().view(torch.uint8).numpy()).cast("B")
+                    checksum = zlib.crc32(content, checksum)
+                    out.write(content)
+            out.write(checksum.to_bytes(4, "little"))
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(file: Path, state: str, count: int) -> tuple[Tensor, Tensor] | None:
+    """What `save` wrote, where it is whole and made from the same files; else None."""
+    try:
+        with file.open("rb") as source:
+            about = json.loads(source.readline(1 << 20))
+            if about["state"] != state:
+                return None
+            parts, checksum = [], 0
+            for part in about["parts"]:
+                tensor = torch.empty(part["shape"], dtype=getattr(torch, part["dtype"]))
+                for piece in tensor.split(4096):
+                    content = memoryview(piece.view(torch.uint8).numpy()).cast("B")
+                    if source.readinto(content) != len(content):
+                        return None
+                    checksum = zlib.crc32(content, checksum)
+                parts.append(tensor)
+            if source.read() != checksum.to_bytes(4, "little") or any(len(part) != count for part in parts):
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # torn, or another's
+        return None
+    inputs, targets = parts
+    return inputs.permute(0, 3, 1, 2) if inputs.dim() == 4 else inputs, targets
