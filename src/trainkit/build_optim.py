@@ -88,17 +88,13 @@ def fused(node: dict[str, Any], groups: list[optim.Group]) -> Optimizer | None:
     autograd sees to for parameters without gaps.
     """
     maker = locate(node["_target_"])
-    chosen = {*node, *(key for group in groups for key in group.options)}
-    takes = inspect.isclass(maker) and "fused" in inspect.signature(maker).parameters
-    if (
-        not takes
-        or maker.__module__.partition(".")[0] != "torch"
-        or chosen & {"fused", "foreach", "differentiable", "capturable"}
-    ):
+    if not (inspect.isclass(maker) and issubclass(maker, Optimizer) and maker.__module__.startswith("torch.")):
         return None
-    if any(
-        has_gaps(param.tensor) or getattr(param.owner, "sparse", False) for group in groups for param in group.params
-    ):
+    chosen = {*node, *(key for group in groups for key in group.options)}
+    if "fused" not in inspect.signature(maker).parameters or chosen & ANOTHER_WAY:
+        return None
+    params = [param for group in groups for param in group.params]
+    if any(has_gaps(param.tensor) or getattr(param.owner, "sparse", False) for param in params):
         return None
     try:
         optimizer: Optimizer = call(node | {"fused": True}, "optim", params=[g.for_optimizer() for g in groups])
