@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from trainkit import cache, device, optim
 from trainkit.build_data import loaders
-from trainkit.build_model import build_loss, build_model, compile_model, lay_out
+from trainkit.build_model import build_loss, build_model, lay_out
 from trainkit.build_optim import build_optimizers, build_schedulers
+from trainkit.compiler import compile_model, leave_idle
 from trainkit.errors import ConfigError, Problem, UserCodeError, did_you_mean
 from trainkit.hooks import EVENTS
 from trainkit.instantiate import call
@@ -54,6 +55,7 @@ def training(config: DictConfig, tell: cache.Tell = lambda *_: None) -> Training
     problems = wrong_targets(OmegaConf.to_container(config, resolve=True))
     if problems:
         raise ConfigError(*problems)
+    leave_idle()
     where = device.pick(config.device)
     device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
     if where.type == "cpu":

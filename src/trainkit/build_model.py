@@ -84,20 +84,6 @@ def refuses(model: nn.Module, loader: Loader) -> bool:
     return False
 
 
-def compile_model(model: nn.Module, mode: str) -> None:
-    """Let torch compile the model as it is first called; its parameters and their names stay what they are."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    if next(model.parameters(), torch.empty(0)).device.type == "cpu":
-        try:
-            get_cpp_compiler()
-        except Exception as error:
-            raise ConfigError(
-                "compile: this machine has no C++ compiler", mend="install g++, or write compile=off"
-            ) from error
-    model.compile(mode=mode)
-
-
 def _module(made: Any, path: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{path}: {type(made).__name__} is no torch.nn.Module", mend="name a module class")
