@@ -40,12 +40,12 @@ class Training:
     notes: list[str]  # what was decided that the config left open
 
 
-def training(config: DictConfig, tell: cache.Tell = lambda *_: None) -> Training:
+def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     """Build everything a checked config names: data first, for what it tells of classes and shapes.
 
     Args:
         config: checked.
-        tell: is called while data is read into memory, with how far that is.
+        tell: is called while samples are read into memory, with how far that is; without, none are.
 
     Raises:
         ConfigError: arguments, groups or values that do not fit what they are for.

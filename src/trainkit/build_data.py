@@ -28,7 +28,7 @@ class Loaders:
     notes: list[str]
 
 
-def loaders(config: DictConfig, where: torch.device, tell: cache.Tell) -> tuple[DictConfig, Loaders]:
+def loaders(config: DictConfig, where: torch.device, tell: cache.Tell | None) -> tuple[DictConfig, Loaders]:
     """A copy of the config that knows what the data tells, classes and steps; the loaders."""
     train_set, val_set, classes, split_off, notes = datasets(config, tell)
     config = config.copy()
@@ -45,7 +45,7 @@ def loaders(config: DictConfig, where: torch.device, tell: cache.Tell) -> tuple[
     return config, Loaders(train, val, split_off, notes)
 
 
-def datasets(config: DictConfig, tell: cache.Tell) -> tuple[Any, Any, int | None, bool, list[str]]:
+def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int | None, bool, list[str]]:
     """The training set; the validation set: named, else split off, else None; the number of classes.
 
     The last but one says whether the validation set was split off, the last where the samples are.
@@ -77,7 +77,7 @@ def empty(name: str) -> DataError:
     return DataError(f"{name} has no samples", mend="give it data, or change data.split")
 
 
-def held(config: DictConfig, dataset: Any, tell: cache.Tell) -> tuple[Any, str]:
+def held(config: DictConfig, dataset: Any, tell: cache.Tell | None) -> tuple[Any, str]:
     """The data set, in memory where the config says so or it fits; what was done."""
     free = device.free_memory(torch.device("cpu"))
     limit = free / 2 if config.data.cache_limit is None else config.data.cache_limit * 2**30

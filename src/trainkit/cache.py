@@ -34,11 +34,14 @@ class Held(TensorDataset):
     Attributes:
         source: the data set that was read.
         missing: samples that could not be read, each with why.
+        decoded: they came from a file that an earlier run has left.
     """
 
-    def __init__(self, source: Any, inputs: Tensor, targets: Tensor, missing: dict[int, str]) -> None:
+    def __init__(
+        self, source: Any, inputs: Tensor, targets: Tensor, missing: dict[int, str], *, decoded: bool = False
+    ) -> None:
         super().__init__(inputs, targets)
-        self.source, self.missing = source, missing
+        self.source, self.missing, self.decoded = source, missing, decoded
         for name in ("classes", "targets"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
@@ -49,7 +52,7 @@ class NotHeldError(Exception):
 
 
 def choose(
-    dataset: Any, how: str, *, limit: int, workers: int, skip: bool, partly: bool, tell: Tell
+    dataset: Any, how: str, *, limit: int, workers: int, skip: bool, partly: bool, tell: Tell | None
 ) -> tuple[Any, str]:
     """The data set as it is read from now on, held in memory or not; what was done and why.
 
@@ -60,7 +63,7 @@ def choose(
         workers: processes that read samples.
         skip: leave out samples that cannot be read.
         partly: an epoch does not read all of it.
-        tell: is called as the reading goes on.
+        tell: is called as the reading goes on; without, only what is in memory already is held.
 
     Raises:
         DataError: it is to be held and cannot be; or a sample cannot be read.
@@ -71,17 +74,18 @@ def choose(
     plain = in_tensors(dataset)
     if plain is not None:
         return dataset, f"in memory ({gib(sum(tensor.nbytes for tensor in plain[0].tensors))})"
-    if partly and how == "auto":
-        return dataset, f"{by}: limit_batches leaves some of it unread"
     try:
-        held = in_arrays(dataset) or hold(
-            dataset, limit=limit if how == "auto" else None, workers=workers, skip=skip, tell=tell
-        )
+        held = in_arrays(dataset)
+        if held is None and how == "auto" and (partly or tell is None):
+            return dataset, f"{by}: limit_batches leaves some of it unread"
+        most = limit if how == "auto" else None
+        held = held or hold(dataset, limit=most, workers=workers, skip=skip, tell=tell or (lambda *_: None))
     except NotHeldError as reason:
         if how == "auto":
             return dataset, f"{by}: {reason}"
         raise DataError(f"data.cache={how}: {reason}", mend="write data.cache=none") from None
-    return held, f"in memory ({gib(sum(tensor.nbytes for tensor in held.tensors))})"
+    size = gib(sum(tensor.nbytes for tensor in held.tensors))
+    return held, f"in memory ({size}{', decoded by an earlier run' * held.decoded})"
 
 
 def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tell) -> Held:
@@ -103,8 +107,10 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
     if file is not None:
         read = load(file, state, len(dataset))
         if read is not None:
-            return Held(dataset, *read, {})
+            return Held(dataset, *read, {}, decoded=True)
     whole = store(inputs, len(dataset)), torch.empty((len(dataset), *targets.shape), dtype=targets.dtype)
+    if workers and hasattr(os, "sched_getaffinity"):  # they are at it alone, so each core may have one
+        workers = max(workers, len(os.sched_getaffinity(0)))
     missing = fill(dataset, whole, workers=workers, skip=skip, tell=tell)
     if file is not None and not missing:
         with suppress(OSError):  # a full or read-only disk: it is decoded again next time

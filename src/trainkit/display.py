@@ -27,12 +27,17 @@ WATCHED = ("param/", "grad/")
 
 
 def make(progress: str) -> Silent:
-    """The display that `progress` (auto, rich, tqdm, plain, off) names; auto is rich on a terminal."""
+    """The display that `progress` names."""
+    return kind(progress)()
+
+
+def kind(progress: str) -> type[Silent]:
+    """The kind of display that `progress` (auto, rich, tqdm, plain, off) names; auto is rich on a terminal."""
     if progress == "auto":
         progress = "rich" if sys.stderr is not None and sys.stderr.isatty() else "plain"
     if sys.stderr is None:  # closed, as by `2>&-`
         progress = "off"
-    return {"rich": Rich, "tqdm": Tqdm, "plain": Plain, "off": Silent}[progress]()
+    return {"rich": Rich, "tqdm": Tqdm, "plain": Plain, "off": Silent}[progress]
 
 
 def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
@@ -115,6 +120,36 @@ def finished(run: Run) -> list[str]:
         return [f"finished; to train longer: trainkit resume {name} early_stop.patience=off", *result(run)]
     done = f"finished: it has done all of its {count(len(run.history), 'epoch')}"
     return [f"{done}; to train longer: trainkit resume {name} epochs=N", *result(run)]
+
+
+class Reading:
+    """Tells how far samples are read into memory: a bar, or now and then a line."""
+
+    PAUSE = 5.0  # seconds between two lines, and before the first
+
+    def __init__(self, progress: str) -> None:
+        self.kind = kind(progress)
+        self.told = time.monotonic()
+        self.bar: Any = None
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """So many of all samples are read."""
+        if self.kind in (Rich, Tqdm):
+            if self.bar is None:
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=total, desc=text, unit=" samples", leave=False, dynamic_ncols=True)
+            self.bar.update(done - self.bar.n)
+        elif self.kind is Plain and time.monotonic() - self.told > self.PAUSE:
+            self.told = time.monotonic()
+            print(f"{text}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Unbreakable:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _remove_worker_pids
@@ -174,7 +175,7 @@ def in_tensors(dataset: Any) -> tuple[TensorDataset, Tensor | None] | None:
     """
     rows = None
     while isinstance(dataset, Subset):
-        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        own = torch.from_numpy(np.asarray(dataset.indices, dtype=np.int64))
         rows, dataset = own if rows is None else own[rows], dataset.dataset
     plain = getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__
     return (dataset, rows) if plain and len(dataset.tensors) == 2 else None

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from trainkit import build
+from trainkit import build, display
 from trainkit.build_model import build_model
 from trainkit.by_name import in_host_memory
 from trainkit.checkpoint import Checkpoints, DamagedError
@@ -53,7 +53,8 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         name, saved, lines = _newest(run)
         allow += allowed_before(run, name)
         anew = False
-        training = build.training(copy.deepcopy(config))
+        with display.Reading(config.progress) as tell:
+            training = build.training(copy.deepcopy(config), tell)
         if saved is not None:
             with refusing():
                 check_types(saved)

@@ -54,7 +54,8 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
         Stopped: by a signal, once no step was under way; a checkpoint holds where.
     """
     config = checked(copy.deepcopy(OmegaConf.create(config)))
-    training = build.training(config)
+    with display.Reading(config.progress) as tell:
+        training = build.training(config, tell)
     given = directory or (composed and composed.directory)
     run = Run(claim_directory(Path(given) if given else None))
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
