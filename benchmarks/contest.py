@@ -105,6 +105,8 @@ def _run(loop: Loop, job: Job, connection: Any) -> None:
         os.dup2(quiet, 1)
         try:
             loop(job, Lap(connection))
+        except (EOFError, BrokenPipeError):  # the race is off
+            pass
         except BaseException:
             connection.send(traceback.format_exc())
 

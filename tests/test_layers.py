@@ -22,7 +22,7 @@ LAYERS = [
     {"build_optim", "build_data", "build_model", "snapshot", "fingerprint", "recompose"},
     {"build", "checkpoint", "display", "report", "usage"},
     {"blame", "flags", "recorder", "tables"},
-    {"training", "inspection", "lr_finder"},
+    {"training", "inspection", "lr_finder", "bench"},
     {"sweep", "resuming", "verification"},
     {"commands"},
     {"cli"},

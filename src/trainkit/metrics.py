@@ -27,12 +27,15 @@ class Mean:
 
     def update(self, value: Tensor, weight: Tensor | int) -> None:
         """Add a batch's scalar `value`, a mean over `weight` (samples, or what torch divided by)."""
-        value = value.detach().to(self.numerator.dtype)
-        if not self.summed:
-            value = value * weight
-            if isinstance(weight, Tensor):  # a mean over nothing is 0 / 0, and adds nothing to a sum
-                value = torch.where(weight == 0, 0.0, value)
-        self.numerator += value
+        if self.numerator.device.type == "cpu":  # where nothing is waited for, and Python's floats are float64, too
+            number, counted = value.item(), weight.item() if isinstance(weight, Tensor) else weight
+            self.numerator += number if self.summed else number * counted if counted else 0.0
+        elif self.summed:
+            self.numerator += value.detach().to(self.numerator.dtype)
+        else:
+            product = value.detach().to(self.numerator.dtype) * weight
+            # A mean over nothing is 0 / 0, and adds nothing to a sum.
+            self.numerator += torch.where(weight == 0, 0.0, product) if isinstance(weight, Tensor) else product
         self.denominator += weight
 
     def sum(self) -> float:

@@ -12,6 +12,14 @@ from trainkit.display import SHOWN, count, number
 from trainkit.places import short
 from trainkit.run import Run
 
+PHASES = {
+    "loader": "reading samples, putting them into a batch",
+    "transfer": "to the device, to floats, normalised, augmented",
+    "forward": "model and loss",
+    "backward": "gradients; with micro_batch or fp16 the forward pass too",
+    "step": "checks, clipping, the optimizer's update",
+}
+
 
 def verified(found: Mapping[str, Any], directory: Path) -> list[str]:
     """Whether a training that was killed and resumed ended with the bits of one that was not."""
@@ -117,6 +125,31 @@ def inspection(step: Mapping[str, Any]) -> list[str]:
     if unused:
         notes.append(f"note: the loss does not depend on {', '.join(unused)}")
     return [*columns(cells), *notes]
+
+
+def benched(found: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
+    """Where a step's time goes, and what to compare it with."""
+    phases, step, size = found["phases"], found["step"], found["batch_size"]
+    total = sum(phases.values())
+    rows = [["a step", "ms", "share", ""]]
+    rows += [[name, f"{s * 1e3:.2f}", f"{s / total:.0%}", PHASES[name]] for name, s in phases.items()]
+    rows.append(["together", f"{total * 1e3:.2f}", "", "each waited for, which the training does not"])
+    pace = [["loop", "ms a step", "samples/s", ""]]
+    names = {"by_hand": "by hand", "bare": "bare", "step": "trainkit"}
+    words = {
+        "by_hand": "a DataLoader without workers, float32, nothing fused, the loss read each step",
+        "bare": "these parts in five lines: what trainkit itself costs is the difference",
+        "step": f"{found['by_hand'] / step:.2f} times the loop by hand",
+    }
+    pace += [
+        [names[key], f"{found[key] * 1e3:.2f}", f"{size / found[key]:,.0f}", words[key]] for key in names if found[key]
+    ]
+    lines = [*notes, "", *columns(rows), "", *columns(pace), ""]
+    if found["peak_share"] is not None:
+        speed, limit = found["flops"] / step / 1e9, found["limit"] / 1e9
+        share = f"{found['peak_share']:.0%} of the {limit:,.0f} of a large matrix product in this precision"
+        lines.append(f"matrix products and convolutions: {speed:,.0f} GFLOP/s, {share}")
+    return lines + [f"to change: {text}" for text in found["advice"] or ["nothing stands out"]]
 
 
 def as_json(content: Any) -> str:

@@ -34,9 +34,10 @@ FLAGS = {
     "--version": "the version of trainkit",
 }
 OWN_FLAGS = {
-    "--json": "find-lr, inspect, params, verify-resume: the answer as JSON",
+    "--json": "bench, find-lr, inspect, params, verify-resume: the answer as JSON",
     "--start LR, --end LR, --steps N": "find-lr: from 1e-7 to 10 in 100 steps",
     "resume.allow=[KEY,…]": "resume: go on although what these keys say has changed",
+    "--steps N": "bench: how many steps of each loop are timed (50)",
     "--kills N": "verify-resume: how often the second training is killed (3)",
 }
 EXAMPLES = {
@@ -76,13 +77,14 @@ def _groups() -> dict[str, str]:
 
 def _keys() -> dict[str, str]:
     """The keys of config.yaml that have a comment, with their defaults."""
-    rows, section = {}, ""
+    rows: dict[str, str] = {}
+    path: list[str] = []
     for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
         match = re.match(r"( *)([\w]+): *(.*?) *(?:# (.*))?$", line)
         if match is None:
             continue
         indent, key, value, comment = match.groups()
-        section = section if indent else key
+        path = [*path[: len(indent) // 2], key]
         if comment:
-            rows[(f"{section}.{key}" if indent else key) + (f"={value}" if value else "")] = comment
+            rows[".".join(path) + (f"={value}" if value else "")] = comment
     return rows

@@ -1,0 +1,26 @@
+"""Where a step's time goes, how far from the loop by hand and from the machine's limit it is, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainkit import display, flags, tables
+from trainkit.errors import ConfigError
+
+
+def run(argv: Sequence[str]) -> int:
+    """Time some steps of a training, and of the same loop by hand; trains nothing that is kept."""
+    args, composed = flags.one_config(argv, json=False, steps=50)
+    if not 1 <= args.steps <= 100_000:
+        raise ConfigError(f"--steps {args.steps}: how many are timed", mend="write --steps 50")
+    from trainkit import build
+    from trainkit.bench import bench
+    from trainkit.blame import blamed
+
+    with flags.answer_alone(args):
+        with display.Reading(composed.config.progress) as tell:
+            training = build.training(composed.config, tell)
+        with blamed(training):
+            found = bench(training, composed.config, args.steps)
+    print(tables.as_json(found) if args.json else "\n".join(tables.benched(found, training.notes)))
+    return 0
