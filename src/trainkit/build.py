@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -15,7 +16,7 @@ from trainkit.build_data import loaders
 from trainkit.build_model import build_loss, build_model, lay_out
 from trainkit.build_optim import build_optimizers, build_schedulers
 from trainkit.compiler import compile_model, leave_idle
-from trainkit.errors import ConfigError, Problem, UserCodeError, did_you_mean
+from trainkit.errors import ConfigError, Problem, TrainkitError, UserCodeError, did_you_mean
 from trainkit.hooks import EVENTS
 from trainkit.instantiate import call
 from trainkit.loaders import Loader
@@ -76,41 +77,60 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     if problems:
         raise ConfigError(*problems)
     table = optim.table(named, groups, options)  # before a scheduler changes any rate
-    step_schedulers, epoch_schedulers = build_schedulers(config, optimizers)
-    several = len(optimizers) > 1
-    early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
-    state = new_state(
-        model=model,
-        loss_fn=loss_fn,
-        optimizer=optim.ChainedOptimizer(optimizers) if several else next(iter(optimizers.values())),
-        device=where,
-        epochs=config.epochs,
-        precision=config.precision,
-        step_schedulers=step_schedulers,
-        epoch_schedulers=epoch_schedulers,
-        ema_decay=config.ema,
-        micro_batch=config.micro_batch,
-        on_oom=config.on_oom,
-        on_nonfinite=config.on_nonfinite,
-        clip_norm=config.clip_norm,
-        clip_value=config.clip_value,
-        monitor=monitored(config, loss_fn, val),
-        mode=config.monitor.mode,
-        patience=early_stop["patience"],
-        min_delta=early_stop["min_delta"],
-        watch={param.name: param.tensor for param in named if param.name in config.watch},
-    )
-    if state.scaler is not None and state.needs_closure:
-        cause = f"precision=fp16: {type(state.optimizer).__name__} evaluates the loss itself, which no scaler bears"
-        raise ConfigError(cause, mend="write precision=bf16")
-    if config.compile:
-        compile_model(model, "default" if config.compile is True else config.compile)
+    state = assemble(config, where, model, loss_fn, optimizers, val)
+    state.watch = {param.name: param.tensor for param in named if param.name in config.watch}
     state.batches, state.samples = len(train), train.samples
     state.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
+    if config.compile:  # the parameters keep their names, and an average its own copy
+        compile_model(model, "default" if config.compile is True else config.compile)
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
     notes = [*data.notes, *([laid_out] if laid_out else [])]
     params = {p.name: p.tensor for p in named}
     return Training(state, train, val, hooks, groups, table, params, data.split_off, config, notes)
+
+
+def assemble(
+    config: DictConfig,
+    where: torch.device,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    optimizers: dict[str, Optimizer],
+    val: Loader | None,
+) -> State:
+    """The state of a training out of its parts and the keys of the config; with `ema` it copies the model."""
+    step_schedulers, epoch_schedulers = build_schedulers(config, optimizers)
+    early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
+    optimizer = optim.ChainedOptimizer(optimizers) if len(optimizers) > 1 else next(iter(optimizers.values()))
+    monitor = monitored(config, loss_fn, val)
+    try:
+        state = State(
+            model=model,
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            device=where,
+            epochs=config.epochs,
+            precision=config.precision,
+            step_schedulers=step_schedulers,
+            epoch_schedulers=epoch_schedulers,
+            ema_decay=config.ema,
+            micro_batch=config.micro_batch,
+            on_oom=config.on_oom,
+            on_nonfinite=config.on_nonfinite,
+            clip_norm=config.clip_norm,
+            clip_value=config.clip_value,
+            monitor=monitor,
+            mode=config.monitor.mode,
+            patience=early_stop["patience"],
+            min_delta=early_stop["min_delta"],
+        )
+    except TrainkitError:
+        raise
+    except Exception as error:
+        raise UserCodeError("ema" if config.ema else "training", error) from error
+    if state.scaler is not None and state.needs_closure:
+        cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, which no scaler bears"
+        raise ConfigError(cause, mend="write precision=bf16")
+    return state
 
 
 def layout(config: DictConfig) -> str:
@@ -124,14 +144,6 @@ def layout(config: DictConfig) -> str:
         cause = f"memory_format=channels_last: {flattening[0].__name__} takes no such gradients"
         raise ConfigError(cause, mend="write memory_format=auto")
     return "contiguous"
-
-
-def new_state(**parts: Any) -> State:
-    """The state of a training, with a copy of the model where `ema` asks for one."""
-    try:
-        return State(**parts)
-    except Exception as error:
-        raise UserCodeError("ema" if parts["ema_decay"] else "training", error) from error
 
 
 # --------------------------------------------------------------------------------------- what is seen

@@ -32,6 +32,7 @@ FREE = {
     "data.cache_limit",
     "data.on_error",
 }
+COMPUTED = {"fused", "foreach"}  # options of optimizers that say how a step is computed
 PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `data` that say where it lies
 
 
@@ -55,8 +56,9 @@ def allowed(key: str, allow: Collection[str]) -> bool:
 
 
 def _is_free(key: str) -> bool:
-    inside_data = key.startswith("data.")
-    return key.startswith("_") or allowed(key, FREE) or (inside_data and key.rpartition(".")[2] in PATHS)
+    top, last = key.partition(".")[0], key.rpartition(".")[2]
+    inside = (top == "data" and last in PATHS) or (top == "optim" and last in COMPUTED)
+    return key.startswith("_") or allowed(key, FREE) or inside
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
