@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainkit.errors import ConfigError, DataError
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 STREAMS = 16  # numbers that a sample may draw in an epoch
 MOVE, CUT, MIX = 0, 3, 5  # the first of those for flip and shifts, for the square, for mixing
 
@@ -68,7 +69,7 @@ class Augment:
         if self.crop and self.crop >= min(height, width):
             raise ConfigError(
                 f"data.augment.crop={self.crop}: the images are {height} x {width}",
-                mend=f"write data.augment.crop={max(1, min(height, width) // 8)}",
+                mend=f"write data.augment.crop={min(height, width) // 8 or 'off'}",
             )
         indices = indices.to(images.device, non_blocking=True)
         drawn = draw(self.seed, epoch, indices, MOVE, 3)
@@ -115,12 +116,18 @@ class Augment:
             images = images.masked_fill(square[:, None], 0)
         if not (self.mixup or self.cutmix):
             return images, targets
+        if not images.is_floating_point():
+            raise DataError(
+                f"data.augment: images of {images.dtype} cannot be mixed",
+                mend="write data.normalize={mean: 0, std: 1}, or data.augment.mixup=off data.augment.cutmix=off",
+            )
         which, position, *centre = draw(self.seed, epoch, indices, MIX, 4)
         cuts = which < (0.5 if self.mixup and self.cutmix else float(bool(self.cutmix)))
-        share = torch.zeros_like(position)
+        others, share = images.roll(1, dims=0), torch.zeros_like(position)
         if self.mixup:
-            share = torch.where(cuts, share, beta_quantiles(self.mixup, position))
-        keep = share.view(-1, 1, 1, 1)
+            share = beta_quantiles(self.mixup, position)
+            mixture = torch.lerp(others, images, share.to(images.dtype).view(-1, 1, 1, 1))
+            images = torch.where(cuts.view(-1, 1, 1, 1), images, mixture)
         if self.cutmix:
             side = (1 - beta_quantiles(self.cutmix, position)).sqrt()
             edges: list[Tensor] = []
@@ -128,16 +135,21 @@ class Augment:
                 first = (at * size).long() - (side * size / 2).round().long()
                 edges += [first.clamp(0, size), (first + (side * size).round().long()).clamp(0, size)]
             top, bottom, left, right = edges
+            box = inside(top, bottom, left, right, height, width) & cuts[:, None, None]
+            images = torch.where(box[:, None], others, images)
             share = torch.where(cuts, 1 - ((bottom - top) * (right - left)).to(share.dtype) / (height * width), share)
-            outside = ~inside(top, bottom, left, right, height, width)[:, None]
-            keep = torch.where(cuts.view(-1, 1, 1, 1), outside.to(keep.dtype), keep)
-        others = images.roll(1, dims=0)
-        images = torch.lerp(others, images, keep.to(images.dtype))
         return images, self._mixed_targets(targets, share)
 
     def _mixed_targets(self, targets: Any, share: Tensor) -> Tensor:
-        if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.dim() == 1 and self.classes:
-            targets = torch.nn.functional.one_hot(targets, self.classes).to(torch.get_default_dtype())
+        classes = isinstance(targets, Tensor) and targets.dtype in INTEGERS and targets.dim() == 1
+        if classes and self.classes:
+            if targets.device.type == "cpu" and not bool(((targets >= 0) & (targets < self.classes)).all()):
+                raise DataError(
+                    f"data.augment: classes from {int(targets.min())} to {int(targets.max())} cannot be mixed",
+                    mend=f"give classes from 0 to {self.classes - 1} (data.classes={self.classes}), or mix none",
+                )
+            rows = torch.zeros((len(targets), self.classes), dtype=torch.get_default_dtype(), device=targets.device)
+            targets = rows.scatter_(1, targets.long()[:, None], 1.0)
         if not isinstance(targets, Tensor) or not targets.is_floating_point():
             kind = f"{tuple(targets.shape)} {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__
             raise DataError(
@@ -193,22 +205,28 @@ def beta_quantiles(alpha: float, position: Tensor) -> Tensor:
     if alpha == 1:
         return position
     dtype = torch.float32 if position.device.type == "mps" else torch.float64
-    mass, value = (torch.from_numpy(part).to(position.device, dtype) for part in _beta_table(alpha))
-    half = torch.minimum(position, 1 - position).to(mass.dtype)  # it is symmetric
-    right = torch.searchsorted(mass, half).clamp(1, len(mass) - 1)
+    mass, value, power = _beta_table(alpha)
+    masses, values = (torch.from_numpy(part).to(position.device, dtype) for part in (mass, value))
+    half = torch.minimum(position, 1 - position).to(dtype)  # it is symmetric
+    right = torch.searchsorted(masses, half).clamp(1, len(masses) - 1)
     left = right - 1
-    between = (half - mass[left]) / (mass[right] - mass[left])
-    quantile = torch.lerp(value[left], value[right], between.clamp(0, 1)) ** (1 / alpha)
+    between = (half - masses[left]) / (masses[right] - masses[left])
+    quantile = torch.lerp(values[left], values[right], between.clamp(0, 1)) ** power
     return torch.where(position <= 0.5, quantile, 1 - quantile).to(position.dtype)
 
 
 @functools.lru_cache
-def _beta_table(alpha: float, points: int = 4097) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The lower half of the distribution: its mass up to points x, and x ** alpha there, in which it is smooth."""
-    powers = np.linspace(0, 0.5**alpha, points)
-    density = (1 - powers ** (1 / alpha)) ** (alpha - 1)
-    steps = (density[1:] + density[:-1]) / 2 * np.diff(powers)
-    mass = np.concatenate([[0.0], np.cumsum(steps)])
-    norm = alpha * math.exp(2 * math.lgamma(alpha) - math.lgamma(2 * alpha))
-    mass /= norm
-    return (mass * (0.5 / mass[-1])).astype(np.float64), powers
+def _beta_table(alpha: float, points: int = 4097) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
+    """The lower half of the distribution: its mass up to some places, and the places to the power of 1 over the last.
+
+    Below 1 the density has a pole at 0, and is smooth in x ** alpha; large ones are all within a few deviations.
+    """
+    if alpha < 1:
+        places = np.linspace(0, 0.5**alpha, points)
+        density = (1 - places ** (1 / alpha)) ** (alpha - 1)
+    else:
+        places = np.linspace(max(0.0, 0.5 - 6 / math.sqrt(2 * alpha + 1)), 0.5, points)
+        with np.errstate(divide="ignore"):
+            density = np.exp((alpha - 1) * (np.log(places) + np.log1p(-places) - 2 * math.log(0.5)))
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(places))])
+    return mass * (0.5 / mass[-1]), places, 1 / alpha if alpha < 1 else 1.0

@@ -32,7 +32,7 @@ class Prepare:
     std: Tensor | None = None
     augment: Augment | None = None
     memory_format: torch.memory_format = torch.contiguous_format
-    _folded: dict[bool, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _folded: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, inputs: Any, targets: Any, epoch: int = 0, indices: Tensor | None = None) -> Batch:
         """The batch as the model takes it: the samples `indices` of a data set, in an epoch (from 0)."""
@@ -53,20 +53,24 @@ class Prepare:
     def _to_floats(self, tensor: Tensor) -> Tensor:
         layout = self.memory_format if tensor.dim() == 4 else torch.preserve_format
         is_image = tensor.dtype == torch.uint8
-        tensor = tensor.to(torch.get_default_dtype() if is_image else tensor.dtype, memory_format=layout)
-        if self.mean is None or self.std is None:
+        normalized = self.mean is not None and self.std is not None
+        floats = tensor.is_floating_point() or tensor.is_complex()
+        dtype = torch.get_default_dtype() if is_image or (normalized and not floats) else tensor.dtype
+        tensor = tensor.to(dtype, memory_format=layout)
+        if not normalized:
             return tensor.div_(255) if is_image else tensor
         shift, scale = self._affine(tensor, is_image)
         return torch.addcmul(shift, tensor, scale)
 
     def _affine(self, tensor: Tensor, is_image: bool) -> tuple[Tensor, Tensor]:
-        """(x / 255 - mean) / std as shift + x * scale, made once."""
-        if is_image not in self._folded:
+        """(x / 255 - mean) / std as shift + x * scale, made once for each type."""
+        key = tensor.dtype, is_image
+        if key not in self._folded:
             mean, std = (stat.to("cpu", torch.float64) for stat in (self.mean, self.std) if stat is not None)
-            parts = -mean / std, 1 / (std * 255 if is_image else std)
-            self._folded[is_image] = tuple(part.to(tensor.dtype).to(self.device) for part in parts)  # type: ignore[assignment]
+            shift, scale = -mean / std, 1 / (std * 255 if is_image else std)
+            self._folded[key] = shift.to(tensor.dtype).to(self.device), scale.to(tensor.dtype).to(self.device)
         shape = (-1, *[1] * (tensor.dim() - 2))
-        shift, scale = self._folded[is_image]
+        shift, scale = self._folded[key]
         return shift.view(shape), scale.view(shape)
 
 

@@ -13,9 +13,11 @@ from trainkit.augment import Augment
 from trainkit.batches import Prepare
 from trainkit.counting import count_steps
 from trainkit.data import count_classes, split
-from trainkit.errors import ConfigError, DataError, UserCodeError
+from trainkit.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.instantiate import call
 from trainkit.loaders import Loader, in_tensors, make_loader
+
+LOSSES_OF_NUMBERS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss", "BCEWithLogitsLoss")
 
 
 @dataclass
@@ -59,13 +61,14 @@ def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int
     if len(train) == 0 or (val is not None and len(val) == 0):
         raise empty("data.val" if len(train) else "data.train")
     notes = []
-    train, words = held(config, train, tell)
+    source = train
+    train, words = held(config, "train", train, tell)
     notes.append(f"training data: {len(train):,} samples, {words}")
     if val is not None:
-        val, words = held(config, val, tell)
+        val, words = held(config, "val", val, tell)
         notes.append(f"validation data: {len(val):,} samples, {words}")
     if split_off:
-        train, val = split(train, config.data.split)
+        train, val = split(train, config.data.split, source)
         if not (len(train) and len(val)):
             raise empty("data.val" if len(train) else "data.train")
         notes[0] += f"; {len(val):,} of them held out for validation"
@@ -77,19 +80,24 @@ def empty(name: str) -> DataError:
     return DataError(f"{name} has no samples", mend="give it data, or change data.split")
 
 
-def held(config: DictConfig, dataset: Any, tell: cache.Tell | None) -> tuple[Any, str]:
+def held(config: DictConfig, part: str, dataset: Any, tell: cache.Tell | None) -> tuple[Any, str]:
     """The data set, in memory where the config says so or it fits; what was done."""
     free = device.free_memory(torch.device("cpu"))
     limit = free / 2 if config.data.cache_limit is None else config.data.cache_limit * 2**30
-    return cache.choose(
-        dataset,
-        config.data.cache or "none",
-        limit=int(limit),
-        workers=config.data.num_workers,
-        skip=config.data.on_error == "skip",
-        partly=config.limit_batches is not None,
-        tell=tell,
-    )
+    try:
+        return cache.choose(
+            dataset,
+            config.data.cache or "none",
+            limit=int(limit),
+            workers=config.data.num_workers,
+            skip=config.data.on_error == "skip",
+            partly=config.limit_batches is not None,
+            tell=tell,
+        )
+    except TrainkitError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"data.{part}", error) from error
 
 
 def _dataset(config: DictConfig, part: str) -> Any:
@@ -122,7 +130,8 @@ def preparation(config: DictConfig, where: torch.device, *, train: bool) -> Prep
     augment = None
     if train and any(options.get(key) for key in ("flip", "crop", "cutout", "mixup", "cutmix")):
         options["flip"] = "random" if options["flip"] is True else options["flip"]
-        augment = Augment(config.seed, **options, classes=config.data.classes)
+        numbers = str(config.loss.get("_target_")).rpartition(".")[2] in LOSSES_OF_NUMBERS
+        augment = Augment(config.seed, **options, classes=None if numbers else config.data.classes)
     return Prepare(where, mean, std, augment)
 
 

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from trainkit import device
 from trainkit.batches import map_tensors
-from trainkit.errors import ConfigError, UserCodeError
+from trainkit.errors import ConfigError, TrainkitError, UserCodeError
 from trainkit.instantiate import call
 from trainkit.loaders import Loader
 
@@ -35,6 +35,8 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
         try:
             with torch.no_grad():
                 model(train.example())  # shapes are all that is wanted
+        except TrainkitError:
+            raise
         except Exception as error:
             raise UserCodeError("model", error) from error
         model.train(training)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from torch.utils.data import TensorDataset
 
 from trainkit.batches import Prepare
 from trainkit.errors import DataError
-from trainkit.loaders import Order, StreamingLoader, in_tensors, note_unreadable
+from trainkit.loaders import Order, StreamingLoader, in_tensors, unreadable_sample
 from trainkit.samples import DrewError, Seeded, collate, name_of
 
-PROBES = 8  # samples that are read twice, to see whether they come out the same
+PROBES = 8  # samples that are read twice at first, to see whether they come out the same
+CHECKED = 64  # samples that are read once more at last
+UNSLICED = (torch.uint16, torch.uint32, torch.uint64)
 BATCH = 256  # samples read at a time
 FORMAT = 1  # of files on disk
 
@@ -42,9 +46,6 @@ class Held(TensorDataset):
     ) -> None:
         super().__init__(inputs, targets)
         self.source, self.missing, self.decoded = source, missing, decoded
-        for name in ("classes", "targets"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
 
 
 class NotHeldError(Exception):
@@ -103,19 +104,18 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
         DataError: a sample cannot be read.
     """
     inputs, targets = probe(dataset, limit, skip=skip)
+    room = store(inputs, len(dataset)), store(targets, len(dataset))
     file, state = decoded_file(dataset)
-    if file is not None:
-        read = load(file, state, len(dataset))
-        if read is not None:
-            return Held(dataset, *read, {}, decoded=True)
-    whole = store(inputs, len(dataset)), torch.empty((len(dataset), *targets.shape), dtype=targets.dtype)
+    if file is not None and load(file, state, room):
+        return Held(dataset, *room, {}, decoded=True)
     if workers and hasattr(os, "sched_getaffinity"):  # they are at it alone, so each core may have one
         workers = max(workers, len(os.sched_getaffinity(0)))
-    missing = fill(dataset, whole, workers=workers, skip=skip, tell=tell)
+    missing = fill(dataset, room, workers=workers, skip=skip, tell=tell)
+    read_again(dataset, room, missing, skip=skip)
     if file is not None and not missing:
         with suppress(OSError):  # a full or read-only disk: it is decoded again next time
-            save(file, state, whole)
-    return Held(dataset, *whole, missing)
+            save(file, state, room)
+    return Held(dataset, *room, missing)
 
 
 def in_arrays(dataset: Any) -> Held | None:
@@ -125,6 +125,8 @@ def in_arrays(dataset: Any) -> Held | None:
         return None
     data, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
     if not isinstance(data, np.ndarray | Tensor) or len(data) != len(dataset) or targets is None:
+        return None
+    if torch.as_tensor(targets).dim() != 1:
         return None
     images = torch.as_tensor(data)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
@@ -143,13 +145,17 @@ def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Tensor, Tenso
     found: list[tuple[Tensor, Tensor]] = []
     for epoch, place in ((epoch, place) for place in places for epoch in (0, 1)):
         try:
-            inputs, targets, *_ = collate(reader.__getitems__([(epoch, place)]))
+            inputs, targets, _, unreadable = collate(reader.__getitems__([(epoch, place)]))
         except DrewError:
             raise NotHeldError("its samples are drawn at random") from None
+        if unreadable and not skip:
+            raise unreadable_sample(dataset, *unreadable[0])
         if inputs is None:
             continue
         if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
             raise NotHeldError(f"its samples are no pairs of tensors, but of {kind(inputs)} and {kind(targets)}")
+        if inputs.dtype in UNSLICED or targets.dtype in UNSLICED:
+            raise NotHeldError(f"torch cannot slice {inputs.dtype}")
         if epoch == 1 and found and not (same(inputs[0], found[-1][0]) and same(targets[0], found[-1][1])):
             raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")
         if found and (inputs.shape[1:], inputs.dtype) != (found[0][0].shape, found[0][0].dtype):
@@ -186,26 +192,23 @@ def store(sample: Tensor, count: int) -> Tensor:
     return torch.empty((count, *sample.shape), dtype=sample.dtype)
 
 
-def fill(dataset: Any, whole: tuple[Tensor, Tensor], *, workers: int, skip: bool, tell: Tell) -> dict[int, str]:
+def fill(dataset: Any, room: tuple[Tensor, Tensor], *, workers: int, skip: bool, tell: Tell) -> dict[int, str]:
     """Read every sample into its place; returns those that could not be read, with why."""
     order = Order(len(dataset), BATCH, None, None)
     streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, alike=True)
     missing: dict[int, str] = {}
-    known: dict[int, str] = {}
     done = 0
     try:
         for inputs, targets, indices, unreadable in iter(streaming.loader):
-            for index, why in unreadable:
-                if not skip:
-                    text = f"{name_of(dataset, index)}: {why}"
-                    raise DataError(text, mend="mend or delete it, or leave out such samples: data.on_error=skip")
-                note_unreadable(known, dataset, index, why)
-                missing[index] = why
-            if inputs is not None:
-                for room, part in zip(whole, (inputs, targets), strict=True):
-                    if part.shape[1:] != room.shape[1:] or part.dtype != room.dtype:
-                        raise NotHeldError("its samples have several shapes")
-                    room[indices] = part
+            if unreadable and not skip:
+                raise unreadable_sample(dataset, *unreadable[0])
+            missing.update(unreadable)
+            for place, _ in unreadable:
+                room[0][place], room[1][place] = 0, 0
+            for whole, part in zip(room, (inputs, targets) if inputs is not None else (), strict=False):
+                if part.shape[1:] != whole.shape[1:] or part.dtype != whole.dtype:
+                    raise NotHeldError("its samples have several shapes")
+                whole[indices] = part
             done += len(indices) + len(unreadable)
             tell("reading samples", done, len(dataset))
     except DrewError:
@@ -219,36 +222,68 @@ def fill(dataset: Any, whole: tuple[Tensor, Tensor], *, workers: int, skip: bool
     return missing
 
 
+def read_again(dataset: Any, room: tuple[Tensor, Tensor], missing: Mapping[int, str], *, skip: bool) -> None:
+    """Read some samples once more: what draws from a generator of its own comes out another.
+
+    Raises:
+        NotHeldError: one does.
+    """
+    reader = Seeded(dataset, 0, skip=skip)
+    for place in sorted({round(i * (len(dataset) - 1) / (CHECKED - 1)) for i in range(CHECKED)} - {*missing}):
+        inputs, targets, *_ = collate(reader.__getitems__([(1, place)]))
+        if inputs is None or not (same(inputs[0], room[0][place]) and same(targets[0], room[1][place])):
+            raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")
+
+
 # ---------------------------------------------------------------------------------------- on disk
 
 
 def decoded_file(dataset: Any) -> tuple[Path | None, str]:
-    """Where a data set's samples are kept once decoded, and what they are made from.
+    """Where a data set's samples are kept once decoded, and a text that tells what they are made from.
 
-    That is for those with an attribute `decoded`: a name, and a text that changes when any file does.
+    That is for those with an attribute `cache_as`: a name, and a text that changes when any file does.
     """
-    name, state = getattr(dataset, "decoded", (None, ""))
-    if name is None:
+    named = getattr(dataset, "cache_as", None)
+    if not (isinstance(named, tuple) and len(named) == 2 and all(isinstance(part, str) for part in named)):
         return None, ""
-    folder = Path(os.environ.get("TRAINKIT_CACHE", "~/.cache/trainkit")).expanduser()
-    return folder / "decoded" / f"{name}.bin", f"{FORMAT} {state}"
+    try:
+        folder = Path(os.environ.get("TRAINKIT_CACHE", "~/.cache/trainkit")).expanduser()
+    except RuntimeError:  # there is no home
+        return None, ""
+    name = re.sub(r"[^\w.-]", "_", named[0])
+    return folder / "decoded" / f"{name}.bin", hashlib.sha256(f"{FORMAT} {named[1]}".encode()).hexdigest()
 
 
-def save(file: Path, state: str, whole: tuple[Tensor, Tensor]) -> None:
+def as_stored(room: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Tensors in the order in which they lie in memory."""
+    return [part if part.is_contiguous() else part.permute(0, 2, 3, 1) for part in room]
+
+
+def facts(room: tuple[Tensor, Tensor], state: str) -> bytes:
+    """The first line of a file that holds such samples."""
+    parts = [[list(part.shape), str(part.dtype), part.is_contiguous()] for part in room]
+    return json.dumps({"state": state, "parts": parts}).encode() + b"\n"
+
+
+def pieces(room: tuple[Tensor, Tensor]) -> Iterator[memoryview]:
+    """The memory of tensors, some samples at a time."""
+    for part in as_stored(room):
+        for piece in part.split(4096):
+            if piece.numel():
+                yield memoryview(piece.view(-1).view(torch.uint8).numpy()).cast("B")
+
+
+def save(file: Path, state: str, room: tuple[Tensor, Tensor]) -> None:
     """Write samples as they lie in memory: a line that tells of them, the bytes, their checksum."""
-    parts = [part.permute(0, 2, 3, 1) if part.dim() == 4 else part for part in whole]
-    about = [{"shape": list(part.shape), "dtype": str(part.dtype).removeprefix("torch.")} for part in parts]
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(json.dumps({"state": state, "parts": about}).encode() + b"\n")
+            out.write(facts(room, state))
             checksum = 0
-            for part in parts:
-                for piece in part.split(4096):
-                    content = memoryview(piece.contiguous().view(torch.uint8).numpy()).cast("B")
-                    checksum = zlib.crc32(content, checksum)
-                    out.write(content)
+            for piece in pieces(room):
+                checksum = zlib.crc32(piece, checksum)
+                out.write(piece)
             out.write(checksum.to_bytes(4, "little"))
             out.flush()
             os.fsync(out.fileno())
@@ -258,25 +293,18 @@ def save(file: Path, state: str, whole: tuple[Tensor, Tensor]) -> None:
         raise
 
 
-def load(file: Path, state: str, count: int) -> tuple[Tensor, Tensor] | None:
-    """What `save` wrote, where it is whole and made from the same files; else None."""
+def load(file: Path, state: str, room: tuple[Tensor, Tensor]) -> bool:
+    """Fill the room with what `save` wrote; whether that was whole, and made from the same files."""
+    wanted = facts(room, state)
     try:
         with file.open("rb") as source:
-            about = json.loads(source.readline(1 << 20))
-            if about["state"] != state:
-                return None
-            parts, checksum = [], 0
-            for part in about["parts"]:
-                tensor = torch.empty(part["shape"], dtype=getattr(torch, part["dtype"]))
-                for piece in tensor.split(4096):
-                    content = memoryview(piece.view(torch.uint8).numpy()).cast("B")
-                    if source.readinto(content) != len(content):
-                        return None
-                    checksum = zlib.crc32(content, checksum)
-                parts.append(tensor)
-            if source.read() != checksum.to_bytes(4, "little") or any(len(part) != count for part in parts):
-                return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # torn, or another's
-        return None
-    inputs, targets = parts
-    return inputs.permute(0, 3, 1, 2) if inputs.dim() == 4 else inputs, targets
+            if source.read(len(wanted)) != wanted:
+                return False
+            checksum = 0
+            for piece in pieces(room):
+                if source.readinto(piece) != len(piece):
+                    return False
+                checksum = zlib.crc32(piece, checksum)
+            return source.read() == checksum.to_bytes(4, "little")
+    except OSError:
+        return False

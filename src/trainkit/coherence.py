@@ -45,6 +45,11 @@ def contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]:
     data, loss = (_mapping(plain.get(key)) for key in ("data", "loss"))
     if data.get("classes") == 1 and str(loss.get("_target_")).endswith("CrossEntropyLoss"):
         yield Problem("loss: cross entropy over one class is always 0", "choose one for numbers: loss=mse")
+    augment = _mapping(data.get("augment"))
+    mixing = [key for key in ("mixup", "cutmix") if not is_off(augment.get(key))]
+    if mixing and str(loss.get("_target_")).endswith("NLLLoss"):
+        cause = f"data.augment.{mixing[0]}: its mixed targets are probabilities, which NLLLoss does not take"
+        yield Problem(cause, "write loss=cross_entropy, with a model that ends in no log-softmax")
     if loss.get("reduction") == "none":
         yield Problem("loss.reduction=none: a loss must be one number", "write loss.reduction=mean")
     yield from _rates(plain.get("lr"), _mapping(plain.get("optim")), raw)

@@ -156,7 +156,7 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
         images.samples = [(path, number[images.classes[target]]) for path, target in images.samples]
         images.targets = [target for _, target in images.samples]
         images.classes, images.class_to_idx = classes, {name: i for i, name in enumerate(classes)}
-    images.decoded = _decoded(images, size)
+    images.cache_as = _decoded(images, size)
     return images
 
 
@@ -197,14 +197,15 @@ def count_classes(dataset: Any) -> int | None:
     return None if targets is None or not len(targets) else int(targets.max()) + 1
 
 
-def split(dataset: Any, fraction: float) -> tuple[Any, Any]:
+def split(dataset: Any, fraction: float, source: Any = None) -> tuple[Any, Any]:
     """Hold out `fraction` of a data set, the same share of each class where it has classes.
 
     Which samples are held out depends on the data set alone, not on the run's seed: runs with other
-    seeds are judged on the same samples.
+    seeds are judged on the same samples. Of one whose samples are those of `source`, held in memory,
+    that is what tells of the classes.
     """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    targets = targets_of(dataset)
+    targets = targets_of(dataset if source is None else source)
     place = torch.empty(len(dataset), dtype=torch.float64)  # of a sample within its class, from 0 to 1
     for label in [None] if targets is None else targets.unique():
         members = order if targets is None else order[targets[order] == label]

@@ -83,7 +83,9 @@ def free_memory(device: torch.device) -> int:
         for folder in (Path("/sys/fs/cgroup") / group.lstrip("/"), Path("/sys/fs/cgroup")):
             most, used = (folder / "memory.max", folder / "memory.current")
             if most.exists() and most.read_text(encoding="ascii").strip() != "max":
-                free = min(free, max(0, int(most.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))))
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+                taken = int(used.read_text(encoding="ascii")) - int(stat.get("inactive_file", 0))  # files are let go of
+                free = min(free, max(0, int(most.read_text(encoding="ascii")) - taken))
     except (OSError, ValueError, StopIteration):  # no Linux, or a container that hides it
         pass
     return free

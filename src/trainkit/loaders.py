@@ -43,7 +43,7 @@ class Loader(Protocol):
         """Which samples a batch of an epoch holds, and which of them have inputs that are not finite."""
 
     def example(self) -> Any:
-        """The inputs of two samples, or of the one there is, as the model will get them."""
+        """The inputs of one sample, twice, as the model will get them."""
 
     def close(self) -> None:
         """End whatever reads data in the background."""
@@ -161,7 +161,11 @@ class SlicingLoader:
 
     def example(self) -> Any:
         """See `Loader`."""
-        rows = torch.arange(min(2, len(self.targets)), device=self.device)
+        place = next((place for place in range(self.order.samples) if place not in self.missing), None)
+        if place is None:
+            raise nothing_readable(self.dataset, 0, self.missing[0])
+        row = place if self.rows is None else int(self.rows[place])
+        rows = torch.tensor([row, row], device=self.device)
         return self.prepare(take(self.inputs, rows), self.targets[rows])[0]
 
     def close(self) -> None:
@@ -174,8 +178,9 @@ def in_tensors(dataset: Any) -> tuple[TensorDataset, Tensor | None] | None:
     A subclass with a `__getitem__` of its own may do more to them than to slice.
     """
     rows = None
-    while isinstance(dataset, Subset):
+    while type(dataset) is Subset:
         own = torch.from_numpy(np.asarray(dataset.indices, dtype=np.int64))
+        own = torch.where(own < 0, own + len(dataset.dataset), own)  # type: ignore[arg-type]  # it has a length
         rows, dataset = own if rows is None else own[rows], dataset.dataset
     plain = getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__
     return (dataset, rows) if plain and len(dataset.tensors) == 2 else None
@@ -202,6 +207,18 @@ def note_unreadable(known: dict[int, str], dataset: Any, index: int, why: str) -
             f"{len(known)} of {len(dataset)} samples cannot be read, {most} may be left out; {text}",
             mend="mend or delete those files: trainkit.log names the others",
         )
+
+
+def unreadable_sample(dataset: Any, index: int, why: str) -> DataError:
+    """What to say of a sample that cannot be read and may not be left out."""
+    mend = "mend or delete it, or leave out such samples: data.on_error=skip"
+    return DataError(f"{name_of(dataset, index)}: {why}", mend=mend)
+
+
+def nothing_readable(dataset: Any, index: int, why: str) -> DataError:
+    """What to say of a data set of which no sample can be read."""
+    cause = f"no sample can be read: the first is {name_of(dataset, index)}: {why}"
+    return DataError(cause, mend="mend the files of the data set")
 
 
 def none_readable(known: dict[int, str]) -> DataError:
@@ -261,8 +278,7 @@ class StreamingLoader:
         for inputs, targets, indices, unreadable in fetched:
             for index, why in unreadable:
                 if not self.skip:
-                    text = f"{name_of(self.dataset, index)}: {why}"
-                    raise DataError(text, mend="mend or delete it, or leave out such samples: data.on_error=skip")
+                    raise unreadable_sample(self.dataset, index, why)
                 note_unreadable(self.unreadable, self.dataset, index, why)
             if inputs is None:
                 raise none_readable(self.unreadable)
@@ -274,14 +290,15 @@ class StreamingLoader:
 
     def example(self) -> Any:
         """See `Loader`."""
-        reader = Seeded(self.dataset, self.order.seed or 0, skip=True)
-        for first in range(0, len(self.dataset), 2):
-            inputs, targets, *_ = collate(
-                reader.__getitems__([(0, i) for i in (first, first + 1)][: len(self.dataset)])
-            )
+        reader = Seeded(self.dataset, self.order.seed or 0, skip=self.skip)
+        first: tuple[int, str] | None = None
+        for index in range(len(self.dataset)):
+            inputs, targets, _, unreadable = collate(2 * reader.__getitems__([(0, index)]))
             if inputs is not None:
                 return self.prepare(inputs, targets)[0]
-        raise DataError("no sample can be read", mend="mend the files of the data set")
+            first = first or unreadable[0]
+        assert first is not None
+        raise nothing_readable(self.dataset, *first)
 
     def close(self) -> None:
         """End the worker processes, whatever they are at."""

@@ -131,7 +131,7 @@ class DrewError(Exception):
 def _draws() -> tuple[Any, ...]:
     """What any draw from Python's, NumPy's or torch's generator changes."""
     numpys = np.random.get_state(legacy=False)
-    place = numpys["state"]["pos"], numpys["has_gauss"]
+    place = numpys["state"]["key"].tobytes(), numpys["state"]["pos"], numpys["has_gauss"]
     return random.getstate()[1:], place, torch.get_rng_state().numpy().tobytes()
 
 

@@ -79,7 +79,7 @@ class EarlyStop:
 class Augment:
     """How training samples are changed at random, in batches on the device; see `trainkit.augment`."""
 
-    flip: Literal["random", "alternating"] | None
+    flip: Literal["random", "alternating", True] | None
     crop: Count | None
     crop_fill: Literal["zeros", "edge", "reflect"]
     cutout: Count | None
