@@ -58,7 +58,7 @@ class Few:
         """See `Loader`."""
         return self.loader.describe(epoch, batch, inputs)
 
-    def example(self) -> Any:
+    def example(self) -> Batch:
         """See `Loader`."""
         return self.loader.example()
 

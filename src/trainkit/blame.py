@@ -61,4 +61,8 @@ def blame(error: BaseException, training: Training) -> TrainkitError:
     mend = ""
     if isinstance(error, IndexError) and "out of bounds" in str(error):
         mend = "the model has fewer outputs than the data has classes: see data.classes and the model's arguments"
+    if "view size is not compatible" in str(error):
+        mend = "use reshape instead of view, or write memory_format=contiguous"
+    if "Attempting to unscale FP16 gradients" in str(error):
+        mend = "precision=fp16 keeps the weights in float32: leave out .half(), or write precision=fp32"
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, mend=mend)

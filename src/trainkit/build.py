@@ -15,7 +15,7 @@ from trainkit import cache, device, optim
 from trainkit.build_data import loaders
 from trainkit.build_model import build_loss, build_model, lay_out
 from trainkit.build_optim import build_optimizers, build_schedulers
-from trainkit.compiler import compile_model, leave_idle
+from trainkit.compiler import compile_model, leave_alone
 from trainkit.errors import ConfigError, Problem, TrainkitError, UserCodeError, did_you_mean
 from trainkit.hooks import EVENTS
 from trainkit.instantiate import call
@@ -56,7 +56,7 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     problems = wrong_targets(OmegaConf.to_container(config, resolve=True))
     if problems:
         raise ConfigError(*problems)
-    leave_idle()
+    leave_alone()
     where = device.pick(config.device)
     device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
     if where.type == "cpu":
@@ -66,8 +66,8 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
 
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
-    laid_out = lay_out(model, layout(config), [loader for loader in (train, val) if loader is not None])
     loss_fn = build_loss(config.loss).to(where)
+    laid_out = lay_out(model, loss_fn, layout(config), [loader for loader in (train, val) if loader is not None])
     named = named_params(model, loss_fn)
     problems = watch_problems(config.watch, [param.name for param in named])
     try:
@@ -134,16 +134,16 @@ def assemble(
 
 
 def layout(config: DictConfig) -> str:
-    """The `memory_format`: optimizers that flatten gradients, as LBFGS does, need them contiguous."""
+    """The `memory_format`, auto only for optimizers of torch that do not flatten gradients, as LBFGS does."""
     node = config.optim
     makers = [locate(one["_target_"]) for one in ([node] if "_target_" in node else node.values())]
-    flattening = [m for m in makers if inspect.isclass(m) and issubclass(m, Optimizer) and needs_closure(m)]
-    if not flattening:
-        return str(config.memory_format)
-    if config.memory_format == "channels_last":
+    made = [maker for maker in makers if inspect.isclass(maker) and issubclass(maker, Optimizer)]
+    flattening = [maker for maker in made if needs_closure(maker)]
+    if flattening and config.memory_format == "channels_last":
         cause = f"memory_format=channels_last: {flattening[0].__name__} takes no such gradients"
         raise ConfigError(cause, mend="write memory_format=auto")
-    return "contiguous"
+    own = len(made) < len(makers) or any(not maker.__module__.startswith("torch.optim.") for maker in made)
+    return "contiguous" if config.memory_format == "auto" and (flattening or own) else str(config.memory_format)
 
 
 # --------------------------------------------------------------------------------------- what is seen

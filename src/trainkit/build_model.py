@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -34,7 +37,7 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
         training, _ = model.training, model.eval()
         try:
             with torch.no_grad():
-                model(train.example())  # shapes are all that is wanted
+                model(train.example()[0])  # shapes are all that is wanted
         except TrainkitError:
             raise
         except Exception as error:
@@ -43,47 +46,44 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
     return model
 
 
-def lay_out(model: nn.Module, asked: str, loaders: list[Loader]) -> str | None:
+def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Loader]) -> str | None:
     """Lay out the model and the images it is given as `memory_format` says; tells where auto chose channels last.
 
-    Convolutions are faster so, where they can be: a model that calls `view` on images cannot take them,
-    so auto tries a sample.
+    Convolutions are faster so, where they can be: a model or a loss that calls `view` on maps cannot
+    take them, so auto tries a sample.
     """
-    convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
-    if asked == "contiguous" or (asked == "auto" and not convolutions):
+    if asked == "auto":
+        convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
+        volumes = any(param.dim() == 5 for param in model.parameters())
+        if not convolutions or volumes or not bears_channels_last(model, loss_fn, loaders[0]):
+            return None
+    elif asked == "contiguous":
         return None
-    for layout in (torch.channels_last, torch.contiguous_format):
-        model.to(memory_format=layout)
-        for loader in loaders:
-            loader.prepare.memory_format = layout
-        if layout is torch.channels_last and (asked != "auto" or not refuses(model, loaders[0])):
-            break
-    else:
-        return None
+    model.to(memory_format=torch.channels_last)
+    for loader in loaders:
+        loader.prepare.memory_format = torch.channels_last
     return f"images with channels last, for {convolutions} convolutions" if asked == "auto" else None
 
 
-@torch.no_grad()
-def refuses(model: nn.Module, loader: Loader) -> bool:
-    """Whether the model fails on a sample as it is laid out, and not on the same one laid out plainly."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    training, _ = model.training, model.eval()
+def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader) -> bool:
+    """Whether copies of model and loss take a sample with channels last, if they take it at all."""
+
+    def takes(layout: torch.memory_format) -> bool:
+        parts = copy.deepcopy(nn.ModuleDict({"model": model, "loss": loss_fn})).train()
+        twin = parts["model"].to(memory_format=layout)
+        images = map_tensors(inputs, lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t)
+        try:
+            parts["loss"](twin(images), targets)
+        except Exception:
+            return False
+        return True
+
     try:
-        with device.random_state_kept():
-            example = loader.example()
-            try:
-                model(example)
-            except RuntimeError:
-                model.to(memory_format=torch.contiguous_format)
-                model(map_tensors(example, lambda tensor: tensor.contiguous()))
-                return True
-    except Exception:  # whatever else is wrong, the training tells of it
+        inputs, targets = loader.example()
+        with torch.no_grad(), device.random_state_kept(), redirect_stdout(io.StringIO()):
+            return takes(torch.channels_last) or not takes(torch.contiguous_format)
+    except Exception:  # it cannot be copied, or no sample can be read, of which the training tells
         return False
-    finally:
-        model.train(training)
-        for buffer, before in kept:
-            buffer.copy_(before)
-    return False
 
 
 def _module(made: Any, path: str) -> nn.Module:

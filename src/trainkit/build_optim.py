@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit import optim
 from trainkit.coherence import is_off
+from trainkit.compiler import leave_out
 from trainkit.errors import ConfigError, UserCodeError
 from trainkit.instantiate import call, function
 from trainkit.rules import Options, Param
@@ -49,7 +50,7 @@ def build_optimizers(
     for name, node in nodes.items():
         own = [group for group in groups if group.optimizer == name]
         fits_groups(paths[name], makers[name], own, alone=not several)
-        optimizers[name] = build_optimizer(node, paths[name], own)
+        optimizers[name] = leave_out(build_optimizer(node, paths[name], own))
     stepped = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
     wanted = [id(p.tensor) for group in groups for p in group.params]
     if sorted(stepped) != sorted(wanted):
@@ -84,8 +85,7 @@ def build_optimizer(node: dict[str, Any], path: str, groups: list[optim.Group]) 
 def fused(node: dict[str, Any], groups: list[optim.Group]) -> Optimizer | None:
     """The optimizer as torch has it fused, all parameters of a group in one pass; None where it has not.
 
-    Its kernel on the CPU takes a parameter and its gradient to lie in memory in the same order, which
-    autograd sees to for parameters without gaps.
+    Its kernels take a parameter and its gradient to lie in memory in the same order, without gaps.
     """
     maker = locate(node["_target_"])
     if not (inspect.isclass(maker) and issubclass(maker, Optimizer) and maker.__module__.startswith("torch.")):
@@ -94,8 +94,10 @@ def fused(node: dict[str, Any], groups: list[optim.Group]) -> Optimizer | None:
     if "fused" not in inspect.signature(maker).parameters or chosen & ANOTHER_WAY:
         return None
     params = [param for group in groups for param in group.params]
-    if any(has_gaps(param.tensor) or getattr(param.owner, "sparse", False) for param in params):
+    if any(has_gaps(p.tensor) or not p.tensor.is_floating_point() or getattr(p.owner, "sparse", False) for p in params):
         return None
+    if any(options.get("dampening") for options in (node, *(group.options for group in groups))):
+        return None  # see `steps.fit_fused`
     try:
         optimizer: Optimizer = call(node | {"fused": True}, "optim", params=[g.for_optimizer() for g in groups])
         return optimizer

@@ -143,9 +143,9 @@ def nearest(word: str, among: Iterable[str]) -> str | None:
     return leaves[found[0]] if found else None
 
 
-def did_you_mean(word: str, among: Iterable[str], prefix: str = "", suffix: str = "", limit: int = 24) -> str:
+def did_you_mean(word: str, among: Iterable[Any], prefix: str = "", suffix: str = "", limit: int = 24) -> str:
     """A line with the nearest valid spelling, or all of them where none is near and they are few."""
-    names = sorted(set(among))
+    names = sorted({str(name).lower() if isinstance(name, bool) else str(name) for name in among})
     close = nearest(word, names)
     if close is not None:
         return f"did you mean {prefix}{close}{suffix}?"

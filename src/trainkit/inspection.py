@@ -38,9 +38,12 @@ def inspect_step(training: Training) -> dict[str, Any]:
     rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in training.params}
     named = {name: training.named[name] for name in rows}
 
+    scale = 1.0 if state.scaler is None else state.scaler.get_scale()  # of the loss, in fp16
+
     def note(key: str) -> None:
         for name, row in rows.items():
-            row[key] = number_of(named[name].grad)
+            number = number_of(named[name].grad)
+            row[key] = None if number is None else number / scale
 
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
     state.optimizer.zero_grad()

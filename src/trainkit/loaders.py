@@ -42,8 +42,8 @@ class Loader(Protocol):
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """Which samples a batch of an epoch holds, and which of them have inputs that are not finite."""
 
-    def example(self) -> Any:
-        """The inputs of one sample, twice, as the model will get them."""
+    def example(self) -> Batch:
+        """One sample, twice, as the model will get it."""
 
     def close(self) -> None:
         """End whatever reads data in the background."""
@@ -159,14 +159,14 @@ class SlicingLoader:
         """See `Loader`."""
         return self.order.describe(self.dataset, epoch, batch, inputs)
 
-    def example(self) -> Any:
+    def example(self) -> Batch:
         """See `Loader`."""
         place = next((place for place in range(self.order.samples) if place not in self.missing), None)
         if place is None:
             raise nothing_readable(self.dataset, 0, self.missing[0])
         row = place if self.rows is None else int(self.rows[place])
         rows = torch.tensor([row, row], device=self.device)
-        return self.prepare(take(self.inputs, rows), self.targets[rows])[0]
+        return self.prepare(take(self.inputs, rows), self.targets[rows])
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -288,14 +288,14 @@ class StreamingLoader:
         """See `Loader`."""
         return self.order.describe(self.dataset, epoch, batch, inputs)
 
-    def example(self) -> Any:
+    def example(self) -> Batch:
         """See `Loader`."""
         reader = Seeded(self.dataset, self.order.seed or 0, skip=self.skip)
         first: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
             inputs, targets, _, unreadable = collate(2 * reader.__getitems__([(0, index)]))
             if inputs is not None:
-                return self.prepare(inputs, targets)[0]
+                return self.prepare(inputs, targets)
             first = first or unreadable[0]
         assert first is not None
         raise nothing_readable(self.dataset, *first)

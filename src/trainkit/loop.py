@@ -56,6 +56,8 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics = finish_epoch(state, metrics)
         tell(hooks, "on_epoch", state, metrics)
         check_finite(state, metrics)
+    if state.scaler is not None and state.step > 2 and state.scaler.get_scale() == 2.0 ** (16 - state.step):
+        raise never_finite(state.scaler.get_scale())
     tell(hooks, "on_end", state)
 
 
@@ -246,13 +248,18 @@ def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
     return next((name for name, value in values.items() if value is not None and not math.isfinite(value)), None)
 
 
+def never_finite(scale: float) -> NonFiniteError:
+    """What to say where no step in fp16 has made an update."""
+    return NonFiniteError(
+        f"the gradient overflows in fp16 whatever the loss is scaled by: {scale:.1e} by now",
+        mend="write precision=bf16, or look for NaN in the gradient with precision=fp32",
+    )
+
+
 def check_finite(state: State, metrics: Metrics) -> None:
     """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
     if metrics.get("train/scale", 1.0) < LEAST_SCALE:
-        raise NonFiniteError(
-            f"the gradient overflows in fp16 whatever the loss is scaled by: {metrics['train/scale']:.1e} by now",
-            mend="write precision=bf16, or look for NaN in the gradient with precision=fp32",
-        )
+        raise never_finite(metrics["train/scale"])
     name = not_finite(state, metrics)
     if name is not None:
         raise NonFiniteError(

@@ -275,7 +275,7 @@ def _words(hint: Any) -> str:
     if origin is Annotated:
         return str(args[1]) if args[0] is str else f"{_words(args[0])} {args[1]}"
     if origin is Literal:
-        return " or ".join(map(str, args))
+        return " or ".join("true" if arg is True else str(arg) for arg in args)
     if origin is list:
         return f"a list, each {_words(args[0])}"
     return {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}.get(hint, "a mapping")

@@ -102,26 +102,61 @@ def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bo
     """
     if first and state.checks_steps:
         check_step(state, loss, weight)
-    if state.scaler is not None:
-        for optimizer in state.optimizers.values():
-            state.scaler.unscale_(optimizer)
+    if state.scaler is not None and has_gradients(state):
+        state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # several are one: all step, or none
     if first and state.batch + 1 >= state.batches:
         observe_step(state, gradient_norm(state))
     clip_gradients(state)
+    fit_fused(state)
     state.updating = True
 
 
 def update(state: State) -> None:
-    """Step the optimizers; with fp16 each is left as it is where its scaled gradients overflowed, and the scale halved.
+    """Step the optimizer; with fp16 nothing changes where scaled gradients overflowed, and the scale is halved.
 
-    On an accelerator a fused optimizer decides that there; any other makes the device wait.
+    On an accelerator one fused optimizer decides that there; any other makes the device wait.
     """
-    if state.scaler is None:
+    if state.scaler is None or not has_gradients(state):
         state.optimizer.step()
         return
-    for optimizer in state.optimizers.values():
-        state.scaler.step(optimizer)
+    state.scaler.step(state.optimizer)  # type: ignore[arg-type]
     state.scaler.update()
+    for optimizer in state.optimizers.values():
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch's schedulers miss a step that overflowed
+
+
+def has_gradients(state: State) -> bool:
+    """Whether any parameter has one."""
+    return any(param.grad is not None for param in parameters(state))
+
+
+def fit_fused(state: State) -> None:
+    """Give fused optimizers what they take for granted, and torch's others do not.
+
+    A gradient lies in memory as its parameter does (autograd sees to that, hooks of one's own may not); the
+    momentum of SGD is there before the first step, where torch begins with what memory holds if that
+    step overflows in fp16; 0 is what it would be, without dampening. Sparse gradients are not for them.
+    """
+    for optimizer in state.optimizers.values():
+        for group in optimizer.param_groups:
+            if not group.get("fused"):
+                continue
+            momentum = bool(group.get("momentum")) and isinstance(optimizer, torch.optim.SGD)
+            for param in group["params"]:
+                gradient = param.grad
+                if gradient is None:
+                    continue
+                if gradient.layout != torch.strided:
+                    group["fused"] = None
+                    break
+                if gradient.stride() != param.stride() and not _lies_alike(gradient, param):
+                    param.grad = torch.empty_like(param).copy_(gradient)
+                if momentum and optimizer.state[param].get("momentum_buffer") is None:
+                    optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+
+
+def _lies_alike(one: Tensor, other: Tensor) -> bool:
+    return all(size == 1 or a == b for size, a, b in zip(one.shape, one.stride(), other.stride(), strict=True))
 
 
 def gradient_norm(state: State) -> Tensor:
@@ -216,6 +251,9 @@ def fitting(
                 raise OutOfMemoryError(cause, mend=mend) from error
         state.micro_batch = half
         state.optimizer.zero_grad()
+        if state.scaler is not None:  # which may have unscaled the gradients of the step
+            scale, state.scaler = state.scaler.state_dict(), torch.amp.GradScaler(state.device.type)
+            state.scaler.load_state_dict(scale)
         for tensor, before in kept:
             tensor.copy_(before)
         release(state.device)
