@@ -104,7 +104,10 @@ class Saver:
         first: bool = True,
         note: Any = lambda _: None,
     ) -> None:
-        self.checkpoints, self.options, self.fingerprint, self.note = checkpoints, options, fingerprint, note
+        self.checkpoints, self.fingerprint, self.note = checkpoints, fingerprint, note
+        # Plain values: it takes Hydra's longer to answer than a small step.
+        self.every_epochs, self.every_steps = options.every_epochs, options.every_steps
+        self.every_minutes, self.keep = options.every_minutes, options.keep
         self.first = first
         self.saved_at = time.monotonic()
 
@@ -128,7 +131,7 @@ class Saver:
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if there is a new best, or if this was the last epoch."""
-        epochs = self.options.every_epochs
+        epochs = self.every_epochs
         if not_finite(state, metrics) is not None:  # which ends the training
             return
         planned = state.best is metrics or state.done or (epochs is not None and state.epoch % epochs == 0)
@@ -138,12 +141,11 @@ class Saver:
 
     def planned_by_steps(self, state: State) -> bool:
         """Whether `every_steps` asks for a checkpoint of this step."""
-        return self.options.every_steps is not None and state.step % self.options.every_steps == 0
+        return self.every_steps is not None and state.step % self.every_steps == 0
 
     def minutes_have_passed(self) -> bool:
         """Whether `every_minutes` asks for a checkpoint by now."""
-        minutes = self.options.every_minutes
-        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return self.every_minutes is not None and time.monotonic() - self.saved_at >= 60 * self.every_minutes
 
     def point_best(self, state: State) -> None:
         """Let `best` name the checkpoint of the best epoch, if that is there."""
@@ -164,7 +166,7 @@ class Saver:
         """Save now; returns the checkpoint's name."""
         name = self.checkpoints.write(remember(state, self.fingerprint), planned=planned)
         self.point_best(state)
-        self.checkpoints.prune(self.options.keep)
+        self.checkpoints.prune(self.keep)
         self.saved_at = time.monotonic()
         self.note(f"saved {name}")
         return name
