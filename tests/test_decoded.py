@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.test_cache import COUNT, IMAGES, LABELS, Items, Read, broken, made
-from trainkit import cache
+from trainkit import cache, decoded
 from trainkit.cache import Held
 
 
@@ -78,7 +78,7 @@ def test_an_attribute_of_that_name_that_is_something_else_is_left_alone(mine: An
 def loaded(file: Path, state: str, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
     """What `load` puts into room for samples like these."""
     room = torch.empty_like(like[0]), torch.empty_like(like[1])
-    return room if cache.load(file, state, room) else None
+    return room if decoded.load(file, state, room) else None
 
 
 TARGETS = {
@@ -100,7 +100,7 @@ def test_what_is_saved_is_loaded(targets: str, tmp_path: Path) -> None:
             images[:, 0, 0, 0].clone(),
             images[:, None].contiguous(),
         ):
-            cache.save(tmp_path / "a.bin", "state", (inputs, TARGETS[targets]))
+            decoded.save(tmp_path / "a.bin", "state", (inputs, TARGETS[targets]))
             found = loaded(tmp_path / "a.bin", "state", (inputs, TARGETS[targets]))
             assert found is not None
             assert torch.equal(found[0], inputs)
@@ -118,7 +118,7 @@ def damaged(content: bytes) -> Iterator[bytes]:
 def test_a_file_torn_at_any_byte_or_with_any_bit_flipped_is_no_file(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     small = IMAGES[:4, :, :2, :2].contiguous(), LABELS[:4]
-    cache.save(file, "1 state", small)
+    decoded.save(file, "1 state", small)
     assert loaded(file, "1 state", small) is not None
     assert loaded(file, "2 state", small) is None
     assert loaded(file, "1 state", (small[0][:3], small[1][:3])) is None
@@ -135,7 +135,7 @@ def test_writers_at_the_same_time_leave_one_of_their_files_whole(tmp_path: Path)
 
     def write(value: int) -> None:
         for _ in range(4):
-            cache.save(file, "s", written[value])
+            decoded.save(file, "s", written[value])
 
     with ThreadPoolExecutor(4) as pool:
         writers = [pool.submit(write, value) for value in range(4)]

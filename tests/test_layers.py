@@ -13,7 +13,7 @@ import trainkit
 PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"errors", "depth", "hooks"},
-    {"rules", "coherence", "targets", "samples", "redaction", "lock", "places", "augment", "compiler"},
+    {"rules", "coherence", "targets", "samples", "redaction", "lock", "places", "augment", "compiler", "decoded"},
     {"by_name", "optim", "schedulers", "losses", "metrics", "data", "batches", "models", "device", "schema"},
     {"state", "loaders"},
     {"steps", "cache"},

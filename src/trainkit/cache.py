@@ -1,16 +1,10 @@
-"""Data sets held in memory as they are read once, images as uint8; decoded folders are kept on disk, too."""
+"""Data sets held in memory as they are read once, images as uint8: which of them, and how they get there."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from trainkit import decoded
 from trainkit.batches import Prepare
 from trainkit.errors import DataError
 from trainkit.loaders import Order, StreamingLoader, in_tensors, unreadable_sample
@@ -27,7 +22,6 @@ PROBES = 8  # samples that are read twice at first, to see whether they come out
 CHECKED = 64  # samples that are read once more at last
 UNSLICED = (torch.uint16, torch.uint32, torch.uint64)
 BATCH = 256  # samples read at a time
-FORMAT = 1  # of files on disk
 
 Tell = Callable[[str, int, int], None]  # what is done, how many of how many samples
 
@@ -105,8 +99,8 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
     """
     inputs, targets = probe(dataset, limit, skip=skip)
     room = store(inputs, len(dataset)), store(targets, len(dataset))
-    file, state = decoded_file(dataset)
-    if file is not None and load(file, state, room):
+    file, state = decoded.file_of(dataset)
+    if file is not None and decoded.load(file, state, room):
         return Held(dataset, *room, {}, decoded=True)
     if workers and hasattr(os, "sched_getaffinity"):  # they are at it alone, so each core may have one
         workers = max(workers, len(os.sched_getaffinity(0)))
@@ -114,7 +108,7 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
     read_again(dataset, room, missing, skip=skip)
     if file is not None and not missing:
         with suppress(OSError):  # a full or read-only disk: it is decoded again next time
-            save(file, state, room)
+            decoded.save(file, state, room)
     return Held(dataset, *room, missing)
 
 
@@ -233,78 +227,3 @@ def read_again(dataset: Any, room: tuple[Tensor, Tensor], missing: Mapping[int, 
         inputs, targets, *_ = collate(reader.__getitems__([(1, place)]))
         if inputs is None or not (same(inputs[0], room[0][place]) and same(targets[0], room[1][place])):
             raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")
-
-
-# ---------------------------------------------------------------------------------------- on disk
-
-
-def decoded_file(dataset: Any) -> tuple[Path | None, str]:
-    """Where a data set's samples are kept once decoded, and a text that tells what they are made from.
-
-    That is for those with an attribute `cache_as`: a name, and a text that changes when any file does.
-    """
-    named = getattr(dataset, "cache_as", None)
-    if not (isinstance(named, tuple) and len(named) == 2 and all(isinstance(part, str) for part in named)):
-        return None, ""
-    try:
-        folder = Path(os.environ.get("TRAINKIT_CACHE", "~/.cache/trainkit")).expanduser()
-    except RuntimeError:  # there is no home
-        return None, ""
-    name = re.sub(r"[^\w.-]", "_", named[0])
-    return folder / "decoded" / f"{name}.bin", hashlib.sha256(f"{FORMAT} {named[1]}".encode()).hexdigest()
-
-
-def as_stored(room: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Tensors in the order in which they lie in memory."""
-    return [part if part.is_contiguous() else part.permute(0, 2, 3, 1) for part in room]
-
-
-def facts(room: tuple[Tensor, Tensor], state: str) -> bytes:
-    """The first line of a file that holds such samples."""
-    parts = [[list(part.shape), str(part.dtype), part.is_contiguous()] for part in room]
-    return json.dumps({"state": state, "parts": parts}).encode() + b"\n"
-
-
-def pieces(room: tuple[Tensor, Tensor]) -> Iterator[memoryview]:
-    """The memory of tensors, some samples at a time."""
-    for part in as_stored(room):
-        for piece in part.split(4096):
-            if piece.numel():
-                yield memoryview(piece.view(-1).view(torch.uint8).numpy()).cast("B")
-
-
-def save(file: Path, state: str, room: tuple[Tensor, Tensor]) -> None:
-    """Write samples as they lie in memory: a line that tells of them, the bytes, their checksum."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(facts(room, state))
-            checksum = 0
-            for piece in pieces(room):
-                checksum = zlib.crc32(piece, checksum)
-                out.write(piece)
-            out.write(checksum.to_bytes(4, "little"))
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def load(file: Path, state: str, room: tuple[Tensor, Tensor]) -> bool:
-    """Fill the room with what `save` wrote; whether that was whole, and made from the same files."""
-    wanted = facts(room, state)
-    try:
-        with file.open("rb") as source:
-            if source.read(len(wanted)) != wanted:
-                return False
-            checksum = 0
-            for piece in pieces(room):
-                if source.readinto(piece) != len(piece):
-                    return False
-                checksum = zlib.crc32(piece, checksum)
-            return source.read() == checksum.to_bytes(4, "little")
-    except OSError:
-        return False
