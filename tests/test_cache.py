@@ -269,8 +269,8 @@ def test_an_error_in_a_data_sets_code_is_told_as_its_own(workers: int) -> None:
         ("generator", "sample 0 is another each time it is read"),
         ("shapes", "several shapes"),
         ("boxes", "several shapes"),
-        ("mappings", "no pairs of tensors, but of dict and Tensor"),
-        ("words", "no pairs of tensors, but of Tensor and tuple"),
+        ("mappings", "inputs are dict, its targets Tensor"),
+        ("words", "inputs are Tensor, its targets tuple"),
     ],
 )
 def test_what_cannot_be_held_streams_and_says_why_and_is_an_error_where_it_must_be_held(kind: str, words: str) -> None:

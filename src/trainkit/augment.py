@@ -50,6 +50,16 @@ class Augment:
     cutmix: float | None = None
     classes: int | None = None
 
+    def check(self, targets: Any) -> None:
+        """Raise `DataError` where images are moved and the targets may be places in them, as masks and boxes are."""
+        moving = [name for name in ("flip", "crop", "cutmix") if getattr(self, name)]
+        if moving and not (isinstance(targets, Tensor) and targets.dim() <= 2):
+            kind = str(tuple(targets.shape)) if isinstance(targets, Tensor) else type(targets).__name__
+            raise DataError(
+                f"data.augment.{moving[0]}: it moves images alone, and these targets ({kind}) may be places in them",
+                mend=f"write data.augment.{moving[0]}=off, and move both in the data set",
+            )
+
     def moved(self, images: Tensor, epoch: int, indices: Tensor) -> Tensor:
         """Flipped and shifted images.
 
@@ -57,6 +67,9 @@ class Augment:
             images: (N, C, H, W), of any type.
             epoch: from 0.
             indices: (N,) int64, which samples they are.
+
+        Raises:
+            DataError: the inputs are no images.
         """
         if images.dim() != 4:
             shape = tuple(images.shape)
@@ -108,6 +121,9 @@ class Augment:
         indices = indices.to(images.device, non_blocking=True)
         height, width = images.shape[2:]
         if self.cutout:
+            if self.cutout >= min(height, width):
+                cause = f"data.augment.cutout={self.cutout}: the images are {height} x {width}"
+                raise ConfigError(cause, mend=f"write data.augment.cutout={min(height, width) // 4 or 'off'}")
             middle = draw(self.seed, epoch, indices, CUT, 2)
             tops, lefts = (
                 (at * size).long() - self.cutout // 2 for at, size in zip(middle, (height, width), strict=True)

@@ -296,11 +296,15 @@ def advice(found: dict[str, Any], training: Training, config: DictConfig) -> lis
         told[f"preparing batches takes {shares['transfer']:.0%} of the step: {cost}"] = shares["transfer"]
     reached, compute = found["peak_share"], shares["forward"] + shares["backward"]
     quicker = found["limits"]["bf16"] / found["limits"]["fp32"]
-    if reached is not None and reached >= SMALL and config.precision == "fp32" and quicker > 1.3:
+    if reached is not None and reached >= BOUND and config.precision == "fp32" and quicker > 1.3:
         words = f"precision=bf16: matrix products are {quicker:.1f} times as fast here in bf16 as in fp32"
         told[words] = compute
+    if found["limit"] < found["limits"]["fp32"]:
+        slower = found["limits"]["fp32"] / found["limit"]
+        told[f"precision=fp32: matrix products in {config.precision} are {slower:.1f} times as slow here"] = 1.0
     if reached is not None and reached < SMALL and compute + shares["step"] >= BOUND and not config.compile:
-        words = "the model is small: most of a step is what torch does around its operations; compile=true fuses them"
+        words = "the model is small: most of a step is what torch does around its operations"
+        words += "; try compile=true, which fuses some"
         told[words] = 1 - shares["loader"] - shares["transfer"]
     return sorted(told, key=lambda words: told[words], reverse=True)
 
@@ -312,7 +316,7 @@ def faster(training: Training, config: DictConfig) -> str:
     note = next((note for note in training.notes if note.startswith("training data")), "")
     if config.data.cache in (None, "none"):
         return "data.cache=auto holds the samples, if they are always the same"
-    reason = note.rpartition(": ")[2]
+    reason = note.partition(";")[0].rpartition(": ")[2]
     if not config.data.num_workers:
         return f"data.num_workers=2 reads beside it ({reason})"
     return f"more data.num_workers, or smaller files ({reason})"

@@ -67,7 +67,8 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
     loss_fn = build_loss(config.loss).to(where)
-    laid_out = lay_out(model, loss_fn, layout(config), [loader for loader in (train, val) if loader is not None])
+    asked, why = layout(config)
+    laid_out = lay_out(model, loss_fn, asked, [loader for loader in (train, val) if loader is not None]) or why
     named = named_params(model, loss_fn)
     problems = watch_problems(config.watch, [param.name for param in named])
     try:
@@ -85,6 +86,10 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
         compile_model(model, "default" if config.compile is True else config.compile)
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
     notes = [*data.notes, *([laid_out] if laid_out else [])]
+    notes += [f"precision={config.precision}"] if config.precision != "fp32" else []
+    notes += ["compiled as the first step begins, which takes a while"] if config.compile else []
+    if config.precision == "fp16" and where.type == "cpu":
+        notes.append("note: few processors compute in fp16; bf16 is faster on most")
     params = {p.name: p.tensor for p in named}
     return Training(state, train, val, hooks, groups, table, params, data.split_off, config, notes)
 
@@ -133,8 +138,8 @@ def assemble(
     return state
 
 
-def layout(config: DictConfig) -> str:
-    """The `memory_format`, auto only for optimizers of torch that do not flatten gradients, as LBFGS does."""
+def layout(config: DictConfig) -> tuple[str, str | None]:
+    """The `memory_format`, auto only for optimizers of torch that do not flatten gradients, as LBFGS does; why not."""
     node = config.optim
     makers = [locate(one["_target_"]) for one in ([node] if "_target_" in node else node.values())]
     made = [maker for maker in makers if inspect.isclass(maker) and issubclass(maker, Optimizer)]
@@ -142,8 +147,12 @@ def layout(config: DictConfig) -> str:
     if flattening and config.memory_format == "channels_last":
         cause = f"memory_format=channels_last: {flattening[0].__name__} takes no such gradients"
         raise ConfigError(cause, mend="write memory_format=auto")
-    own = len(made) < len(makers) or any(not maker.__module__.startswith("torch.optim.") for maker in made)
-    return "contiguous" if config.memory_format == "auto" and (flattening or own) else str(config.memory_format)
+    own = [maker for maker in makers if maker not in made or not maker.__module__.startswith("torch.optim.")]
+    if config.memory_format != "auto" or not (flattening or own):
+        return str(config.memory_format), None
+    name = getattr((flattening or own)[0], "__name__", "the optimizer")
+    why = f"images contiguous: {name} may need it; if not, write memory_format=channels_last"
+    return "contiguous", None if flattening else why
 
 
 # --------------------------------------------------------------------------------------- what is seen

@@ -63,16 +63,23 @@ def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int
     notes = []
     source = train
     train, words = held(config, "train", train, tell)
-    notes.append(f"training data: {len(train):,} samples, {words}")
+    notes.append(f"training data: {amount(train)}, {words}")
     if val is not None:
         val, words = held(config, "val", val, tell)
-        notes.append(f"validation data: {len(val):,} samples, {words}")
+        notes.append(f"validation data: {amount(val)}, {words}")
     if split_off:
         train, val = split(train, config.data.split, source)
         if not (len(train) and len(val)):
             raise empty("data.val" if len(train) else "data.train")
         notes[0] += f"; {len(val):,} of them held out for validation"
     return train, val, classes, split_off, notes
+
+
+def amount(dataset: Any) -> str:
+    """How many samples there are, and how many of those held cannot be read."""
+    missing = len(getattr(dataset, "missing", ()))
+    lost = f" ({missing} unreadable: see trainkit.log)" if missing else ""
+    return f"{len(dataset):,} sample{'s' * (len(dataset) != 1)}{lost}"
 
 
 def empty(name: str) -> DataError:

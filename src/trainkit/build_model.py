@@ -47,22 +47,21 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
 
 
 def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Loader]) -> str | None:
-    """Lay out the model and the images it is given as `memory_format` says; tells where auto chose channels last.
+    """Lay out the model and the images it is given as `memory_format` says; tells what came of it.
 
     Convolutions are faster so, where they can be: a model or a loss that calls `view` on maps cannot
     take them, so auto tries a sample.
     """
-    if asked == "auto":
-        convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
-        volumes = any(param.dim() == 5 for param in model.parameters())
-        if not convolutions or volumes or not bears_channels_last(model, loss_fn, loaders[0]):
-            return None
-    elif asked == "contiguous":
+    convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
+    volumes = any(param.dim() == 5 for param in model.parameters())
+    if asked == "contiguous" or (asked == "auto" and (not convolutions or volumes)):
         return None
+    if asked == "auto" and not bears_channels_last(model, loss_fn, loaders[0]):
+        return "images contiguous: model or loss does not take channels last (reshape in place of view would)"
     model.to(memory_format=torch.channels_last)
     for loader in loaders:
         loader.prepare.memory_format = torch.channels_last
-    return f"images with channels last, for {convolutions} convolutions" if asked == "auto" else None
+    return f"images with channels last, for {convolutions} convolution{'s' * (convolutions != 1)}"
 
 
 def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader) -> bool:

@@ -147,7 +147,7 @@ def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Tensor, Tenso
         if inputs is None:
             continue
         if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
-            raise NotHeldError(f"its samples are no pairs of tensors, but of {kind(inputs)} and {kind(targets)}")
+            raise NotHeldError(f"its inputs are {kind(inputs)}, its targets {kind(targets)}, and only tensors are held")
         if inputs.dtype in UNSLICED or targets.dtype in UNSLICED:
             raise NotHeldError(f"torch cannot slice {inputs.dtype}")
         if epoch == 1 and found and not (same(inputs[0], found[-1][0]) and same(targets[0], found[-1][1])):

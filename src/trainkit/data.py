@@ -170,7 +170,8 @@ def _decoded(images: Any, size: int | str | None) -> tuple[str, str]:
     listing = hashlib.sha256(f"PIL {PIL.__version__}, torchvision {torchvision.__version__}".encode())
     for file, target in images.samples:
         facts = Path(file).stat()
-        listing.update(f"{file} {target} {facts.st_size} {facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        seen = f"{file} {target} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}\n"
+        listing.update(seen.encode(errors="surrogateescape"))
     return f"{folder.name}-{name}", listing.hexdigest()
 
 

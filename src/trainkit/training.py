@@ -179,8 +179,8 @@ def identity(training: build.Training) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "micro_batch": training.config.micro_batch,
-            "memory_format": str(training.train.prepare.memory_format).removeprefix("torch."),
-            "compile": training.config.compile,
+            "memory_format": str(training.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
+            "compile": training.config.compile or "off",
         },
     }
 
