@@ -142,3 +142,22 @@ def test_bare_and_whole_loop_make_the_same_updates() -> None:
         loop(training.state, Few(training.train, 5))
         weights.append(nn.utils.parameters_to_vector(training.state.model.parameters()))
     assert torch.equal(*weights)
+
+
+def test_a_schedule_shorter_than_what_is_timed_and_a_loss_that_runs_away_are_told_apart(forked: Any) -> None:
+    short = forked("bench", "model=mlp", "scheduler=onecycle", "epochs=1", "limit_batches=2", "--steps", "10")
+    assert short.returncode == 0, short.stderr
+    away = forked("bench", "model=mlp", "lr=1e30", "on_nonfinite=skip", "--steps", "10")
+    assert away.returncode == 4
+    assert "not finite" in away.stderr
+
+
+@pytest.mark.parametrize("command", [["find-lr", "--steps", "10"], ["inspect"], ["bench", "--steps", "5"]], ids=str)
+def test_commands_that_look_end_with_the_processes_that_read(command: list[str], here: Path) -> None:
+    (here / "slowmodule.py").write_text(SLOW)
+    (here / "conf/data").mkdir(parents=True)
+    (here / "conf/data/slow.yaml").write_text("train: {_target_: slowmodule.Slow}\n")
+    chosen = ["model=mlp", "data=slow", "batch_size=8", "data.num_workers=2", "data.cache=none", "progress=off"]
+    argv = [sys.executable, "-m", "trainkit", *command, *chosen]
+    done = subprocess.run(argv, cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

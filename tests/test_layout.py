@@ -212,3 +212,11 @@ def test_machinery_may_change_as_a_run_is_resumed(forked: Command, tmp_path: Pat
 def test_fused_steps_are_those_of_plain_ones_for_every_model(model: type[nn.Module], layout: str) -> None:
     overrides = of(model, f"memory_format={layout}")
     assert_close(trained([*overrides, "optim=sgd", "optim.momentum=0.9"]), trained([*overrides, *PLAIN_SGD]))
+
+
+@pytest.mark.parametrize("rule", [[], ["+param_groups.a={name: '.*weight', dampening: 0.5, fused: true}"]], ids=str)
+def test_dampening_is_the_same_fused_and_plain(rule: list[str]) -> None:
+    overrides = ["model=mlp", "limit_batches=4", "epochs=1", "optim.momentum=0.9"]
+    overrides += rule or ["optim.dampening=0.9", "+optim.fused=true"]
+    plain = [text.replace("fused: true", "fused: false").replace("fused=true", "fused=false") for text in overrides]
+    assert_close(trained(overrides), trained(plain))

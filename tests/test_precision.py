@@ -173,7 +173,7 @@ def test_an_optimizer_whose_parameters_have_no_gradient_rests_in_fp16_too() -> N
 
 @pytest.mark.parametrize("epochs", [2, 8])
 def test_a_gradient_that_always_overflows_ends_with_exit_code_4(epochs: int) -> None:
-    with pytest.raises(TrainkitError, match="overflows in fp16") as caught:
+    with pytest.raises(TrainkitError, match="overflowed in fp16") as caught:
         trained(of(NanAtFirst, "precision=fp16", f"epochs={epochs}", always=True))
     assert caught.value.exit_code == 4
 

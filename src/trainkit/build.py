@@ -40,6 +40,12 @@ class Training:
     config: DictConfig  # that knows what the data tells
     notes: list[str]  # what was decided that the config left open
 
+    def close(self) -> None:
+        """End the processes that read data; the process would wait for them as it exits."""
+        for loader in (self.train, self.val):
+            if loader is not None:
+                loader.close()
+
 
 def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     """Build everything a checked config names: data first, for what it tells of classes and shapes.

@@ -71,8 +71,8 @@ def choose(
         return dataset, f"in memory ({gib(sum(tensor.nbytes for tensor in plain[0].tensors))})"
     try:
         held = in_arrays(dataset)
-        if held is None and how == "auto" and (partly or tell is None):
-            return dataset, f"{by}: limit_batches leaves some of it unread"
+        if held is None and (tell is None or (partly and how == "auto")):
+            return dataset, f"{by}: {'limit_batches leaves some of it unread' if partly else 'few of them are read'}"
         most = limit if how == "auto" else None
         held = held or hold(dataset, limit=most, workers=workers, skip=skip, tell=tell or (lambda *_: None))
     except NotHeldError as reason:

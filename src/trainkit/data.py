@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 import zlib
 from array import array
@@ -170,7 +171,8 @@ def _decoded(images: Any, size: int | str | None) -> tuple[str, str]:
     listing = hashlib.sha256(f"PIL {PIL.__version__}, torchvision {torchvision.__version__}".encode())
     for file, target in images.samples:
         facts = Path(file).stat()
-        seen = f"{file} {target} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}\n"
+        times = f"{facts.st_mtime_ns} {facts.st_ctime_ns}"
+        seen = f"{os.path.relpath(file, images.root)} {target} {facts.st_size} {times}\n"
         listing.update(seen.encode(errors="surrogateescape"))
     return f"{folder.name}-{name}", listing.hexdigest()
 

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+ABANDONED = 3600.0  # seconds after which nobody writes to a file any more
 
 
 def file_of(dataset: Any) -> tuple[Path | None, str]:
@@ -27,7 +30,7 @@ def file_of(dataset: Any) -> tuple[Path | None, str]:
     if not (isinstance(named, tuple) and len(named) == 2 and all(isinstance(part, str) for part in named)):
         return None, ""
     try:
-        folder = Path(os.environ.get("TRAINKIT_CACHE", "~/.cache/trainkit")).expanduser()
+        folder = Path(os.environ.get("TRAINKIT_CACHE") or "~/.cache/trainkit").expanduser()
     except RuntimeError:  # there is no home
         return None, ""
     name = re.sub(r"[^\w.-]", "_", named[0])
@@ -56,6 +59,10 @@ def pieces(room: tuple[Tensor, Tensor]) -> Iterator[memoryview]:
 def save(file: Path, state: str, room: tuple[Tensor, Tensor]) -> None:
     """Write samples as they lie in memory: a line that tells of them, the bytes, their checksum."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    for left in file.parent.glob(f"{file.stem}*.tmp"):  # by a writer that was killed
+        with suppress(FileNotFoundError):  # or by one that has just finished
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as out:

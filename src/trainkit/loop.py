@@ -56,8 +56,8 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics = finish_epoch(state, metrics)
         tell(hooks, "on_epoch", state, metrics)
         check_finite(state, metrics)
-    if state.scaler is not None and state.step > 2 and state.scaler.get_scale() == 2.0 ** (16 - state.step):
-        raise never_finite(state.scaler.get_scale())
+    if state.scaler is not None and state.step >= 10 and state.scaler.get_scale() == 2.0 ** (16 - state.step):
+        raise never_finite(state.scaler.get_scale())  # not one update
     tell(hooks, "on_end", state)
 
 
@@ -251,7 +251,7 @@ def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
 def never_finite(scale: float) -> NonFiniteError:
     """What to say where no step in fp16 has made an update."""
     return NonFiniteError(
-        f"the gradient overflows in fp16 whatever the loss is scaled by: {scale:.1e} by now",
+        f"the gradient overflowed in fp16 at each scale of the loss that was tried, down to {scale:.1e}",
         mend="write precision=bf16, or look for NaN in the gradient with precision=fp32",
     )
 

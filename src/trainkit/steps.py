@@ -142,12 +142,13 @@ def fit_fused(state: State) -> None:
             if not group.get("fused"):
                 continue
             momentum = bool(group.get("momentum")) and isinstance(optimizer, torch.optim.SGD)
+            momentum &= not group.get("dampening")
             for param in group["params"]:
                 gradient = param.grad
                 if gradient is None:
                     continue
                 if gradient.layout != torch.strided:
-                    group["fused"] = None
+                    group["fused"], optimizer._step_supports_amp_scaling = None, False  # type: ignore[attr-defined]
                     break
                 if gradient.stride() != param.stride() and not _lies_alike(gradient, param):
                     param.grad = torch.empty_like(param).copy_(gradient)
@@ -161,7 +162,12 @@ def _lies_alike(one: Tensor, other: Tensor) -> bool:
 
 def gradient_norm(state: State) -> Tensor:
     """The norm of the gradient over the parameters of all groups, a scalar on the device."""
-    return nn.utils.get_total_norm([p.grad for p in parameters(state) if p.grad is not None])
+    return nn.utils.get_total_norm([elements(p.grad) for p in parameters(state) if p.grad is not None])
+
+
+def elements(gradient: Tensor) -> Tensor:
+    """The gradient, or of a sparse one, of which torch knows less, the elements that there are."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def parameters(state: State) -> Iterator[Tensor]:
@@ -201,8 +207,7 @@ def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
 def all_finite(gradients: Iterable[Tensor | None]) -> bool:
     """Whether each element of the gradients is finite; the device is waited for once.
 
-    The pass with which GradScaler unscales by 1 / scale, here by 1: half of what norms cost. Where torch has none for a
-    type, the norms tell: one of them may overflow where no element does, so False is only a suspicion.
+    The pass with which GradScaler unscales by 1 / scale, here by 1: half of what norms cost.
     """
     there = [gradient for gradient in gradients if gradient is not None]
     if not there:
@@ -212,7 +217,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
         torch._amp_foreach_non_finite_check_and_unscale_(there, found, scale)
         return not found.item()
     except RuntimeError:  # complex or sparse, on several devices, or part of a graph
-        return all(math.isfinite(norm.item()) for norm in torch._foreach_norm(there))
+        return all(bool(elements(g).isfinite().all()) for g in there)
 
 
 def clip_gradients(state: State) -> None:

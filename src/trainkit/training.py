@@ -123,9 +123,7 @@ def go(
             raise told from error
         finally:
             screen.close()
-            for loader in (training.train, training.val):
-                if loader is not None:
-                    loader.close()
+            training.close()
         early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
         run.finish("completed", 0, early if state.stopped_early else None)
     return run

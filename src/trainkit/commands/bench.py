@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from trainkit import display, flags, tables
 from trainkit.errors import ConfigError
@@ -17,10 +18,12 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.bench import bench
     from trainkit.blame import blamed
 
+    config = composed.config
+    config.scheduler, config.on_nonfinite = None, "stop"  # its steps are no epoch of the run's
     with flags.answer_alone(args):
-        with display.Reading(composed.config.progress) as tell:
-            training = build.training(composed.config, tell)
-        with blamed(training):
-            found = bench(training, composed.config, args.steps)
+        with display.Reading(config.progress) as tell:
+            training = build.training(config, tell)
+        with closing(training), blamed(training):
+            found = bench(training, config, args.steps)
     print(tables.as_json(found) if args.json else "\n".join(tables.benched(found, training.notes)))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from trainkit import display, flags, tables
@@ -29,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
         training = build.training(config)
         directory = claim(given or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}", exact=given is not None)
         screen = display.make(config.progress)
-        with blamed(training), screen:
+        with closing(training), blamed(training), screen:
             test = range_test(training.state, training.train, config.lr, args.start, args.end, args.steps, [screen])
     found = {**test.found(), "picture": str(directory / "find_lr.png")}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 
 from trainkit import flags, tables
 from trainkit.errors import NonFiniteError
@@ -18,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
 
     with flags.answer_alone(args):
         training = build.training(composed.config)
-        with blamed(training):
+        with closing(training), blamed(training):
             step = inspect_step(training)
     print(tables.as_json(step) if args.json else "\n".join(tables.inspection(step)))
     if not math.isfinite(step["loss"]):
