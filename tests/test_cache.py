@@ -18,6 +18,7 @@ from torch.utils.data import Subset, TensorDataset
 from trainkit import build_data, cache, data
 from trainkit.errors import DataError, UserCodeError
 from trainkit.loaders import Loader
+from trainkit.samples import name_of
 
 CPU, COUNT = torch.device("cpu"), 45
 IMAGES, LABELS = data.synthetic(size=COUNT, shape=[3, 8, 6], classes=3).tensors
@@ -311,7 +312,19 @@ def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_ar
     held = cache.in_arrays(Arrays(LABELS.tolist()))
     assert held is not None
     assert torch.equal(held.tensors[0], IMAGES[:, :1])
-    assert held.source.reads < 5
+    assert held.held_from.reads < 5
     assert cache.in_arrays(Arrays(LABELS.tolist(), change=1)) is None
     assert cache.in_arrays(Arrays((LABELS + 1).tolist())) is None
     assert cache.in_arrays(Arrays(torch.stack([LABELS] * 8, dim=1))) is None  # as those of QMNIST
+
+
+@pytest.mark.parametrize("how", ["auto", "none"])
+def test_attributes_of_a_data_sets_own_are_not_taken_for_ours(how: str) -> None:
+    files = made("files")
+    files.source, files.missing = "somewhere", 3
+    with_own, without = cache.choose(files, how, **OPTIONS), made("files")
+    assert name_of(with_own[0], 2) == name_of(without, 2)
+    assert build_data.amount(with_own[0]) == build_data.amount(without)
+
+
+OPTIONS: dict[str, Any] = {"limit": 2**30, "workers": 0, "skip": False, "partly": False, "tell": lambda *_: None}

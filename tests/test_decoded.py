@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.test_cache import COUNT, IMAGES, LABELS, Items, Read, broken, made
 from trainkit import cache, decoded
-from trainkit.cache import Held
+from trainkit.loaders import Held
 
 
 @pytest.fixture

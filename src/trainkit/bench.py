@@ -23,8 +23,10 @@ from trainkit.device import autocast, wait
 from trainkit.loaders import Loader, StreamingLoader
 from trainkit.loop import train_epoch
 from trainkit.losses import denominator
+from trainkit.rules import Options
 from trainkit.state import State
 from trainkit.steps import before_update, loss_in_parts, update
+from trainkit.targets import locate
 
 ROUNDS = 5
 BOUND = 0.3  # the share of a step from which something is worth changing
@@ -127,18 +129,16 @@ def plainly(config: DictConfig) -> DictConfig:
     plain = copy.deepcopy(config)
     plain.precision, plain.memory_format, plain.compile = "fp32", "contiguous", None
     plain.data.cache, plain.data.num_workers, plain.micro_batch, plain.ema = "none", 0, None, None
-    takes = "_target_" in plain.optim and str(plain.optim["_target_"]).startswith("torch.optim.")
-    if takes and not {"fused", "foreach"} & set(plain.optim) and config.optim["_target_"].rpartition(".")[2] in FUSED:
-        OmegaConf.update(plain, "optim.fused", False, force_add=True)
+    for node in [plain.optim] if "_target_" in plain.optim else plain.optim.values():
+        takes = Options.of(locate(node["_target_"]), {}).defaults
+        if "fused" in takes and not {"fused", "foreach"} & set(node):
+            OmegaConf.update(node, "fused", False, force_add=True)
     plain.hooks = {}
     return plain
 
 
-FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
-
-
 def whole_loop(state: State, loader: Few) -> int:
-    """trainkit's own loop over a few batches; how many samples it saw."""  # noqa: D403
+    """The loop of a training over a few batches; how many samples it saw."""
     state.begin_epoch()
     state.batches = len(loader)
     train_epoch(state, loader, [])

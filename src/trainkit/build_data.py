@@ -15,7 +15,7 @@ from trainkit.counting import count_steps
 from trainkit.data import count_classes, split
 from trainkit.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.instantiate import call
-from trainkit.loaders import Loader, in_tensors, make_loader
+from trainkit.loaders import Held, Loader, in_tensors, make_loader
 
 LOSSES_OF_NUMBERS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss", "BCEWithLogitsLoss")
 
@@ -77,7 +77,7 @@ def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int
 
 def amount(dataset: Any) -> str:
     """How many samples there are, and how many of those held cannot be read."""
-    missing = len(getattr(dataset, "missing", ()))
+    missing = len(dataset.missing) if isinstance(dataset, Held) else 0
     lost = f" ({missing} unreadable: see trainkit.log)" if missing else ""
     return f"{len(dataset):,} sample{'s' * (len(dataset) != 1)}{lost}"
 

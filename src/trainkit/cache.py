@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from trainkit import decoded
 from trainkit.batches import Prepare
 from trainkit.errors import DataError
-from trainkit.loaders import Order, StreamingLoader, in_tensors, unreadable_sample
+from trainkit.loaders import Held, Order, StreamingLoader, in_tensors, unreadable_sample
 from trainkit.samples import DrewError, Seeded, collate, name_of
 
 PROBES = 8  # samples that are read twice at first, to see whether they come out the same
@@ -24,22 +23,6 @@ UNSLICED = (torch.uint16, torch.uint32, torch.uint64)
 BATCH = 256  # samples read at a time
 
 Tell = Callable[[str, int, int], None]  # what is done, how many of how many samples
-
-
-class Held(TensorDataset):
-    """A data set whose samples were read into tensors; images lie with channels last.
-
-    Attributes:
-        source: the data set that was read.
-        missing: samples that could not be read, each with why.
-        decoded: they came from a file that an earlier run has left.
-    """
-
-    def __init__(
-        self, source: Any, inputs: Tensor, targets: Tensor, missing: dict[int, str], *, decoded: bool = False
-    ) -> None:
-        super().__init__(inputs, targets)
-        self.source, self.missing, self.decoded = source, missing, decoded
 
 
 class NotHeldError(Exception):

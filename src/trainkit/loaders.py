@@ -112,6 +112,22 @@ def _not_finite_rows(inputs: Any) -> list[int]:
     return sorted(rows)
 
 
+class Held(TensorDataset):
+    """A data set whose samples were read into tensors; images lie with channels last.
+
+    Attributes:
+        held_from: the data set that was read.
+        missing: samples that could not be read, each with why.
+        decoded: they came from a file that an earlier run has left.
+    """
+
+    def __init__(
+        self, source: Any, inputs: Tensor, targets: Tensor, missing: dict[int, str], *, decoded: bool = False
+    ) -> None:
+        super().__init__(inputs, targets)
+        self.held_from, self.missing, self.decoded = source, missing, decoded
+
+
 class SlicingLoader:
     """Batches sliced out of tensors, in memory or on the accelerator.
 
@@ -130,7 +146,7 @@ class SlicingLoader:
         self.tensors = self.inputs, self.targets = tuple(tensor.to(device) for tensor in whole.tensors)
         self.rows = None if rows is None else rows.to(device)  # those of the tensors that are in the set
         self.unreadable: dict[int, str] = {}
-        missing = getattr(whole, "missing", {})
+        missing = whole.missing if isinstance(whole, Held) else {}
         places = range(len(self.targets)) if rows is None else rows.tolist()
         self.missing = {place: missing[row] for place, row in enumerate(places) if row in missing} if missing else {}
         self.samples = min(order.samples, len(order) * order.batch_size)

@@ -190,7 +190,7 @@ def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
     groups = [
         str(group.get("name", number))
         for number, group in enumerate(state.optimizer.param_groups)
-        if any(p.grad is not None and not bool(p.grad.isfinite().all()) for p in group["params"])
+        if any(p.grad is not None and not bool(elements(p.grad).isfinite().all()) for p in group["params"])
     ]
     if math.isfinite(value) and not groups:
         return
