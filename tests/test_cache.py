@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from torch.utils.data import Subset, TensorDataset
 from trainkit import build_data, cache, data
 from trainkit.errors import DataError, UserCodeError
 from trainkit.loaders import Loader
+from trainkit.nested import map_tensors, tensors_in
 from trainkit.samples import name_of
 
 CPU, COUNT = torch.device("cpu"), 45
@@ -98,6 +99,17 @@ def seldom(index: int) -> Any:
     return torch.from_numpy(noise), int(LABELS[index])
 
 
+class Pair(NamedTuple):
+    """Inputs of two parts."""
+
+    image: Tensor
+    place: float
+
+
+def nested(index: int) -> Any:
+    return {"a": IMAGES[index], "b": [index, {"c": IMAGES[index, 0] / 255}]}, (int(LABELS[index]), {"d": index / 3})
+
+
 def own_generator() -> Read:
     generator = np.random.default_rng(0)
     return lambda index: (generator.random(3), int(LABELS[index]))
@@ -125,19 +137,22 @@ KINDS: dict[str, Callable[[], Any]] = {
     "subset": lambda: Subset(Subset(TensorDataset(IMAGES, LABELS), range(1, 45)), list(range(43, 3, -1))),
     "part": lambda: Part(TensorDataset(IMAGES / 255, LABELS), range(5, 40)),
     "from the end": lambda: Subset(TensorDataset(IMAGES, LABELS), list(range(-20, 0))),
+    "nested": lambda: Items(nested),
+    "named": lambda: Items(lambda i: (Pair(IMAGES[i], i / 2), [int(LABELS[i]), LABELS[i]])),
     "drawing": lambda: Items(drawing),
     "seldom": lambda: Items(seldom),
     "generator": lambda: Items(own_generator()),
     "shapes": lambda: Items(lambda i: (IMAGES[i, :, : 8 if i == 4 else 7], int(LABELS[i]))),
     "boxes": lambda: Items(lambda i: (IMAGES[i], torch.zeros(1 + (i == 4)))),
-    "mappings": lambda: Items(lambda i: ({"x": IMAGES[i]}, int(LABELS[i]))),
+    "mappings": lambda: Items(lambda i: ({"x": IMAGES[i, :, : 8 if i == 4 else 7]}, int(LABELS[i]))),
+    "empty": lambda: Items(lambda i: ({}, int(LABELS[i]))),
     "words": lambda: Items(lambda i: (IMAGES[i], "abc"[int(LABELS[i])])),
     "faulty": lambda: Items(faulty),
     "broken": lambda: Files(broken(0, 9, 20, 30)),
     "many": lambda: Files(broken(*range(0, 44, 4))),
     "gone": lambda: Files(broken(*range(COUNT))),
 }
-PLAIN = ("numbers", "vectors", "deep")  # no images of a type that can be changed
+PLAIN = ("numbers", "vectors", "deep", "nested", "named")  # no images of a type that can be changed
 
 
 def made(kind: str) -> Any:
@@ -177,9 +192,10 @@ def digests(kind: str, epoch: int = 1, start: int = 0, **options: Any) -> list[s
         made.close()
 
 
-def digest(*parts: Tensor) -> str:
-    found = hashlib.sha256()
-    for part in parts:
+def digest(*parts: Any) -> str:
+    containers = map_tensors(parts, lambda part: torch.zeros((), dtype=part.dtype))
+    found = hashlib.sha256(repr(containers).encode())
+    for part in tensors_in(parts):
         found.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
     return found.hexdigest()
 
@@ -270,8 +286,9 @@ def test_an_error_in_a_data_sets_code_is_told_as_its_own(workers: int) -> None:
         ("generator", "sample 0 is another each time it is read"),
         ("shapes", "several shapes"),
         ("boxes", "several shapes"),
-        ("mappings", "inputs are dict, its targets Tensor"),
-        ("words", "inputs are Tensor, its targets tuple"),
+        ("mappings", "several shapes"),
+        ("empty", "its inputs hold no tensor"),
+        ("words", "its targets hold str"),
     ],
 )
 def test_what_cannot_be_held_streams_and_says_why_and_is_an_error_where_it_must_be_held(kind: str, words: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from trainkit import batches, data
+from trainkit import data, nested
 from trainkit.batches import Prepare
 from trainkit.errors import DataError
 from trainkit.loaders import Loader, epoch_order, make_loader
@@ -135,8 +135,8 @@ def test_samples_that_are_no_pairs_or_hold_no_tensor_are_an_error() -> None:
     with pytest.raises(TypeError, match="a sample is dict"):
         pairs(make_loader(Dicts(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))
     with pytest.raises(DataError, match="no tensor"):
-        batches.batch_size_of({"id": ["a", "b"]})
-    assert batches.batch_size_of({"id": ["a", "b"], "x": torch.zeros(2, 3)}) == 2
+        nested.batch_size_of({"id": ["a", "b"]})
+    assert nested.batch_size_of({"id": ["a", "b"], "x": torch.zeros(2, 3)}) == 2
 
 
 def test_small_classes_are_held_out_in_proportion_too() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from trainkit.augment import Augment
 from trainkit.errors import DataError
+from trainkit.nested import map_tensors
 
 Batch = tuple[Any, Any]
 
@@ -73,40 +73,3 @@ class Prepare:
         shape = (-1, *[1] * (tensor.dim() - 2))
         shift, scale = self._folded[key]
         return shift.view(shape), scale.view(shape)
-
-
-def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with every tensor in it changed: a tensor, or tuples, lists and mappings of them."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        values = [map_tensors(value, change) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-    return batch
-
-
-def batch_size_of(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension of its first tensor.
-
-    Raises:
-        DataError: there is no tensor in it.
-    """
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    sizes: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        sizes.append(len(tensor) if tensor.dim() else 1)
-        return tensor
-
-    map_tensors(batch, note)
-    if not sizes:
-        raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", mend="give tensors")
-    return sizes[0]
-
-
-def shape_of(batch: Any) -> str:
-    """A batch's shape and type, for messages."""
-    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__

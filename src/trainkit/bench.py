@@ -17,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit import build
-from trainkit.batches import Batch, Prepare, batch_size_of
+from trainkit.batches import Batch, Prepare
 from trainkit.build import Training
 from trainkit.device import autocast, wait
 from trainkit.loaders import Loader, StreamingLoader
 from trainkit.loop import train_epoch
 from trainkit.losses import denominator
+from trainkit.nested import batch_size_of
 from trainkit.rules import Options
 from trainkit.state import State
 from trainkit.steps import before_update, loss_in_parts, update

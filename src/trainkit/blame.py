@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainkit import loop, steps
-from trainkit.batches import shape_of
 from trainkit.build import Training
 from trainkit.device import out_of_memory
 from trainkit.errors import DataError, OutOfMemoryError, TrainkitError, UserCodeError
+from trainkit.nested import shape_of
 from trainkit.optim import ChainedOptimizer
 
 

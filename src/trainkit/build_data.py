@@ -146,7 +146,7 @@ def loader(config: DictConfig, dataset: Any, where: torch.device, *, train: bool
     """The loader of a data set: the training set is shuffled by the seed, samples in tensors lie on the accelerator."""
     how, plain, lies = config.data.cache or "none", in_tensors(dataset), torch.device("cpu")
     if plain is not None and where.type != "cpu" and how != "memory":
-        size = sum(tensor.nbytes for tensor in plain[0].tensors)
+        size = cache.nbytes(plain[0].tensors)
         if how == "device" or size <= device.free_memory(where) / 2:
             lies = where
     return make_loader(

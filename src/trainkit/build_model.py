@@ -14,10 +14,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from trainkit import device
-from trainkit.batches import map_tensors
 from trainkit.errors import ConfigError, TrainkitError, UserCodeError
 from trainkit.instantiate import call
 from trainkit.loaders import Loader
+from trainkit.nested import map_tensors
 
 
 def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> nn.Module:

@@ -15,7 +15,8 @@ from trainkit import decoded
 from trainkit.batches import Prepare
 from trainkit.errors import DataError
 from trainkit.loaders import Held, Order, StreamingLoader, in_tensors, unreadable_sample
-from trainkit.samples import DrewError, Seeded, collate, name_of
+from trainkit.nested import leaves, map_tensors, tensors_in
+from trainkit.samples import DrewError, Read, Seeded, UnequalError, collate, name_of
 
 PROBES = 8  # samples that are read twice at first, to see whether they come out the same
 CHECKED = 64  # samples that are read once more at last
@@ -51,7 +52,7 @@ def choose(
         return dataset, f"{by}: data.cache=none"
     plain = in_tensors(dataset)
     if plain is not None:
-        return dataset, f"in memory ({gib(sum(tensor.nbytes for tensor in plain[0].tensors))})"
+        return dataset, f"in memory ({gib(nbytes(plain[0].tensors))})"
     try:
         held = in_arrays(dataset)
         if held is None and (tell is None or (partly and how == "auto")):
@@ -62,7 +63,7 @@ def choose(
         if how == "auto":
             return dataset, f"{by}: {reason}"
         raise DataError(f"data.cache={how}: {reason}", mend="write data.cache=none") from None
-    size = gib(sum(tensor.nbytes for tensor in held.tensors))
+    size = gib(nbytes(held.tensors))
     return held, f"in memory ({size}{', decoded by an earlier run' * held.decoded})"
 
 
@@ -77,13 +78,13 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
         tell: is called as the reading goes on.
 
     Raises:
-        NotHeldError: its samples are random, of several shapes, no pair of tensors, or take too much.
+        NotHeldError: its samples are random, of several shapes, hold more than tensors, or take too much.
         DataError: a sample cannot be read.
     """
     inputs, targets = probe(dataset, limit, skip=skip)
     room = store(inputs, len(dataset)), store(targets, len(dataset))
     file, state = decoded.file_of(dataset)
-    if file is not None and decoded.load(file, state, room):
+    if file is not None and decoded.load(file, state, tensors_in(room)):
         return Held(dataset, *room, {}, decoded=True)
     if workers and hasattr(os, "sched_getaffinity"):  # they are at it alone, so each core may have one
         workers = max(workers, len(os.sched_getaffinity(0)))
@@ -91,7 +92,7 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
     read_again(dataset, room, missing, skip=skip)
     if file is not None and not missing:
         with suppress(OSError):  # a full or read-only disk: it is decoded again next time
-            decoded.save(file, state, room)
+            decoded.save(file, state, tensors_in(room))
     return Held(dataset, *room, missing)
 
 
@@ -109,17 +110,17 @@ def in_arrays(dataset: Any) -> Held | None:
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     held = Held(dataset, images, torch.as_tensor(targets, dtype=torch.int64), {})
     for index in {0, len(dataset) // 2, len(dataset) - 1}:  # it might do more to them
-        inputs, target, *_ = collate([(index, dataset[index])])
+        inputs, target, *_ = collate(Read([dataset[index]], [index], []))
         if not (inputs[0].equal(images[index]) and int(target[0]) == int(held.tensors[1][index])):
             return None
     return held
 
 
-def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Tensor, Tensor]:
+def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any, Any]:
     """The first readable sample, after a look at whether the set can be held: a few are read twice."""
     reader = Seeded(dataset, 0, skip=skip, alike=True)
     places = sorted({round(i * (len(dataset) - 1) / (PROBES - 1)) for i in range(PROBES)})
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Any, Any]] = []
     for epoch, place in ((epoch, place) for place in places for epoch in (0, 1)):
         try:
             inputs, targets, _, unreadable = collate(reader.__getitems__([(epoch, place)]))
@@ -129,16 +130,20 @@ def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Tensor, Tenso
             raise unreadable_sample(dataset, *unreadable[0])
         if inputs is None:
             continue
-        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
-            raise NotHeldError(f"its inputs are {kind(inputs)}, its targets {kind(targets)}, and only tensors are held")
-        if inputs.dtype in UNSLICED or targets.dtype in UNSLICED:
-            raise NotHeldError(f"torch cannot slice {inputs.dtype}")
-        if epoch == 1 and found and not (same(inputs[0], found[-1][0]) and same(targets[0], found[-1][1])):
+        for name, part in (("inputs", inputs), ("targets", targets)):
+            other = next((type(leaf).__name__ for leaf in leaves(part) if not isinstance(leaf, Tensor)), "no tensor")
+            if other != "no tensor" or not tensors_in(part):
+                raise NotHeldError(f"its {name} hold {other}, and only tensors are held")
+        unsliced = next((tensor.dtype for tensor in tensors_in((inputs, targets)) if tensor.dtype in UNSLICED), None)
+        if unsliced is not None:
+            raise NotHeldError(f"torch cannot slice {unsliced}")
+        sample = sample_at((inputs, targets), 0)
+        if epoch == 1 and found and not same(sample, found[-1]):
             raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")
-        if found and (inputs.shape[1:], inputs.dtype) != (found[0][0].shape, found[0][0].dtype):
+        if found and layout(sample) != layout(found[0]):
             raise NotHeldError("its samples have several shapes")
-        found.append((inputs[0], targets[0]))
-        size = len(dataset) * (found[0][0].nbytes + found[0][1].nbytes)
+        found.append(sample)
+        size = len(dataset) * nbytes(sample)
         if limit is not None and size > limit:
             raise NotHeldError(f"it takes {gib(size)}, and {gib(limit)} may be held (data.cache_limit)")
     if not found:
@@ -146,14 +151,27 @@ def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Tensor, Tenso
     return found[0]
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN being NaN."""
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+def sample_at(batch: Any, place: int) -> Any:
+    """A sample of a batch."""
+    return map_tensors(batch, lambda tensor: tensor[place])
 
 
-def kind(part: Any) -> str:
-    """A type's name."""
-    return type(part).__name__
+def layout(sample: Any) -> Any:
+    """The shapes and types of a sample's tensors, in the containers that they lie in."""
+    return map_tensors(sample, lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype}")  # type: ignore[arg-type,return-value]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two samples hold the same, NaN being NaN."""
+    return layout(one) == layout(other) and all(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for a, b in zip(tensors_in(one), tensors_in(other), strict=True)
+    )
+
+
+def nbytes(batch: Any) -> int:
+    """What its tensors take, in bytes."""
+    return sum(tensor.nbytes for tensor in tensors_in(batch))
 
 
 def gib(size: float) -> str:
@@ -161,15 +179,19 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def store(sample: Tensor, count: int) -> Tensor:
+def store(sample: Any, count: int) -> Any:
     """Room for `count` samples like one; images with channels last, the order in which convolutions are fastest."""
-    if sample.dim() == 3:
-        channels, height, width = sample.shape
-        return torch.empty((count, height, width, channels), dtype=sample.dtype).permute(0, 3, 1, 2)
-    return torch.empty((count, *sample.shape), dtype=sample.dtype)
+
+    def of_one(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 3:
+            channels, height, width = tensor.shape
+            return torch.empty((count, height, width, channels), dtype=tensor.dtype).permute(0, 3, 1, 2)
+        return torch.empty((count, *tensor.shape), dtype=tensor.dtype)
+
+    return map_tensors(sample, of_one)
 
 
-def fill(dataset: Any, room: tuple[Tensor, Tensor], *, workers: int, skip: bool, tell: Tell) -> dict[int, str]:
+def fill(dataset: Any, room: tuple[Any, Any], *, workers: int, skip: bool, tell: Tell) -> dict[int, str]:
     """Read every sample into its place; returns those that could not be read, with why."""
     order = Order(len(dataset), BATCH, None, None)
     streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, alike=True)
@@ -180,26 +202,25 @@ def fill(dataset: Any, room: tuple[Tensor, Tensor], *, workers: int, skip: bool,
             if unreadable and not skip:
                 raise unreadable_sample(dataset, *unreadable[0])
             missing.update(unreadable)
-            for place, _ in unreadable:
-                room[0][place], room[1][place] = 0, 0
-            for whole, part in zip(room, (inputs, targets) if inputs is not None else (), strict=False):
-                if part.shape[1:] != whole.shape[1:] or part.dtype != whole.dtype:
+            for whole in tensors_in(room):
+                whole[[place for place, _ in unreadable]] = 0
+            if inputs is not None:
+                if layout(sample_at((inputs, targets), 0)) != layout(sample_at(room, 0)):
                     raise NotHeldError("its samples have several shapes")
-                whole[indices] = part
+                for whole, part in zip(tensors_in(room), tensors_in((inputs, targets)), strict=True):
+                    whole[indices] = part
             done += len(indices) + len(unreadable)
             tell("reading samples", done, len(dataset))
     except DrewError:
         raise NotHeldError("its samples are drawn at random") from None
-    except RuntimeError as error:
-        if "stack expects each tensor to be equal size" in str(error):
-            raise NotHeldError("its samples have several shapes") from None
-        raise
+    except UnequalError:
+        raise NotHeldError("its samples have several shapes") from None
     finally:
         streaming.close()
     return missing
 
 
-def read_again(dataset: Any, room: tuple[Tensor, Tensor], missing: Mapping[int, str], *, skip: bool) -> None:
+def read_again(dataset: Any, room: tuple[Any, Any], missing: Mapping[int, str], *, skip: bool) -> None:
     """Read some samples once more: what draws from a generator of its own comes out another.
 
     Raises:
@@ -208,5 +229,5 @@ def read_again(dataset: Any, room: tuple[Tensor, Tensor], missing: Mapping[int, 
     reader = Seeded(dataset, 0, skip=skip)
     for place in sorted({round(i * (len(dataset) - 1) / (CHECKED - 1)) for i in range(CHECKED)} - {*missing}):
         inputs, targets, *_ = collate(reader.__getitems__([(1, place)]))
-        if inputs is None or not (same(inputs[0], room[0][place]) and same(targets[0], room[1][place])):
+        if inputs is None or not same(sample_at((inputs, targets), 0), sample_at(room, place)):
             raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")

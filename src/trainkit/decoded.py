@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,18 @@ def file_of(dataset: Any) -> tuple[Path | None, str]:
     return folder / "decoded" / f"{name}.bin", hashlib.sha256(f"{FORMAT} {named[1]}".encode()).hexdigest()
 
 
-def as_stored(room: tuple[Tensor, Tensor]) -> list[Tensor]:
+def as_stored(room: Sequence[Tensor]) -> list[Tensor]:
     """Tensors in the order in which they lie in memory."""
     return [part if part.is_contiguous() else part.permute(0, 2, 3, 1) for part in room]
 
 
-def facts(room: tuple[Tensor, Tensor], state: str) -> bytes:
+def facts(room: Sequence[Tensor], state: str) -> bytes:
     """The first line of a file that holds such samples."""
     parts = [[list(part.shape), str(part.dtype), part.is_contiguous()] for part in room]
     return json.dumps({"state": state, "parts": parts}).encode() + b"\n"
 
 
-def pieces(room: tuple[Tensor, Tensor]) -> Iterator[memoryview]:
+def pieces(room: Sequence[Tensor]) -> Iterator[memoryview]:
     """The memory of tensors, some samples at a time."""
     for part in as_stored(room):
         for piece in part.split(4096):
@@ -56,7 +56,7 @@ def pieces(room: tuple[Tensor, Tensor]) -> Iterator[memoryview]:
                 yield memoryview(piece.view(-1).view(torch.uint8).numpy()).cast("B")
 
 
-def save(file: Path, state: str, room: tuple[Tensor, Tensor]) -> None:
+def save(file: Path, state: str, room: Sequence[Tensor]) -> None:
     """Write samples as they lie in memory: a line that tells of them, the bytes, their checksum."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for left in file.parent.glob(f"{file.stem}*.tmp"):  # by a writer that was killed
@@ -80,7 +80,7 @@ def save(file: Path, state: str, room: tuple[Tensor, Tensor]) -> None:
         raise
 
 
-def load(file: Path, state: str, room: tuple[Tensor, Tensor]) -> bool:
+def load(file: Path, state: str, room: Sequence[Tensor]) -> bool:
     """Fill the room with what `save` wrote; whether that was whole, and made from the same files."""
     wanted = facts(room, state)
     try:

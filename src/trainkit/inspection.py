@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainkit.batches import batch_size_of, map_tensors
 from trainkit.build import Training
 from trainkit.loop import train_step
+from trainkit.nested import batch_size_of, map_tensors
 from trainkit.state import State
 from trainkit.steps import fitting, loss_in_parts, number_of
 

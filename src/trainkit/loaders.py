@@ -19,8 +19,9 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from trainkit.batches import Batch, Prepare, batch_size_of, map_tensors
+from trainkit.batches import Batch, Prepare
 from trainkit.errors import DataError
+from trainkit.nested import batch_size_of, map_tensors, tensors_in
 from trainkit.samples import Seeded, collate, epoch_seed, leave_signals_to_parent, name_of
 
 MOST_UNREADABLE = 10  # samples that data.on_error=skip leaves out, or 1 in 100 of the set
@@ -102,30 +103,33 @@ class Order:
 
 def _not_finite_rows(inputs: Any) -> list[int]:
     rows: set[int] = set()
-
-    def look(tensor: Tensor) -> Tensor:
+    for tensor in tensors_in(inputs):
         if tensor.is_floating_point() and tensor.dim():
             rows.update((~tensor.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist())
-        return tensor
-
-    map_tensors(inputs, look)
     return sorted(rows)
 
 
-class Held(TensorDataset):
+class Held(Dataset[Any]):
     """A data set whose samples were read into tensors; images lie with channels last.
 
     Attributes:
+        tensors: inputs and targets, a tensor each, or tuples, lists and mappings of them.
         held_from: the data set that was read.
         missing: samples that could not be read, each with why.
         decoded: they came from a file that an earlier run has left.
     """
 
     def __init__(
-        self, source: Any, inputs: Tensor, targets: Tensor, missing: dict[int, str], *, decoded: bool = False
+        self, source: Any, inputs: Any, targets: Any, missing: dict[int, str], *, decoded: bool = False
     ) -> None:
-        super().__init__(inputs, targets)
+        self.tensors = inputs, targets
         self.held_from, self.missing, self.decoded = source, missing, decoded
+
+    def __len__(self) -> int:
+        return batch_size_of(self.tensors[0])
+
+    def __getitem__(self, index: int) -> Any:
+        return map_tensors(self.tensors, lambda tensor: tensor[index])
 
 
 class SlicingLoader:
@@ -143,11 +147,11 @@ class SlicingLoader:
         inside = in_tensors(dataset)
         assert inside is not None
         whole, rows = inside
-        self.tensors = self.inputs, self.targets = tuple(tensor.to(device) for tensor in whole.tensors)
+        self.tensors = self.inputs, self.targets = map_tensors(tuple(whole.tensors), lambda tensor: tensor.to(device))
         self.rows = None if rows is None else rows.to(device)  # those of the tensors that are in the set
         self.unreadable: dict[int, str] = {}
         missing = whole.missing if isinstance(whole, Held) else {}
-        places = range(len(self.targets)) if rows is None else rows.tolist()
+        places = range(len(whole)) if rows is None else rows.tolist()
         self.missing = {place: missing[row] for place, row in enumerate(places) if row in missing} if missing else {}
         self.samples = min(order.samples, len(order) * order.batch_size)
 
@@ -160,7 +164,7 @@ class SlicingLoader:
         for indices in self.order.batches(self.device):
             there = self._readable(indices) if self.missing else indices
             rows = there if self.rows is None else self.rows[there]
-            yield self.prepare(take(self.inputs, rows), self.targets.index_select(0, rows), epoch, there)
+            yield self.prepare(take(self.inputs, rows), take(self.targets, rows), epoch, there)
 
     def _readable(self, indices: Tensor) -> Tensor:
         """The indices without those of samples that could not be read, which are noted."""
@@ -182,13 +186,13 @@ class SlicingLoader:
             raise nothing_readable(self.dataset, 0, self.missing[0])
         row = place if self.rows is None else int(self.rows[place])
         rows = torch.tensor([row, row], device=self.device)
-        return self.prepare(take(self.inputs, rows), self.targets[rows])
+        return self.prepare(take(self.inputs, rows), take(self.targets, rows))
 
     def close(self) -> None:
         """There is nothing to end."""
 
 
-def in_tensors(dataset: Any) -> tuple[TensorDataset, Tensor | None] | None:
+def in_tensors(dataset: Any) -> tuple[TensorDataset | Held, Tensor | None] | None:
     """The tensors that a data set's samples are slices of, and which rows of them (None: all); None: it has others.
 
     A subclass with a `__getitem__` of its own may do more to them than to slice.
@@ -198,15 +202,19 @@ def in_tensors(dataset: Any) -> tuple[TensorDataset, Tensor | None] | None:
         own = torch.from_numpy(np.asarray(dataset.indices, dtype=np.int64))
         own = torch.where(own < 0, own + len(dataset.dataset), own)  # type: ignore[arg-type]  # it has a length
         rows, dataset = own if rows is None else own[rows], dataset.dataset
-    plain = getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__
+    plain = getattr(type(dataset), "__getitem__", None) in (TensorDataset.__getitem__, Held.__getitem__)
     return (dataset, rows) if plain and len(dataset.tensors) == 2 else None
 
 
-def take(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Some rows of a tensor, laid out as they are there: images with channels last stay so."""
-    if tensor.dim() == 4 and not tensor.is_contiguous():
-        return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return tensor.index_select(0, rows)
+def take(whole: Any, rows: Tensor) -> Any:
+    """Some rows of tensors, laid out as they are there: images with channels last stay so."""
+
+    def of_one(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 4 and not tensor.is_contiguous():
+            return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+        return tensor.index_select(0, rows)
+
+    return map_tensors(whole, of_one)
 
 
 def note_unreadable(known: dict[int, str], dataset: Any, index: int, why: str) -> None:
@@ -275,7 +283,7 @@ class StreamingLoader:
             seeded,
             batch_sampler=order,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=collate,  # type: ignore[arg-type]  # it takes what `Seeded` gives
             worker_init_fn=leave_signals_to_parent,
             pin_memory=prepare.device.type == "cuda",
             persistent_workers=num_workers > 0,
@@ -298,7 +306,7 @@ class StreamingLoader:
                 note_unreadable(self.unreadable, self.dataset, index, why)
             if inputs is None:
                 raise none_readable(self.unreadable)
-            yield self.prepare(inputs, targets, epoch, indices)
+            yield self.prepare(inputs, targets, epoch, torch.tensor(indices))
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader`."""
@@ -309,9 +317,9 @@ class StreamingLoader:
         reader = Seeded(self.dataset, self.order.seed or 0, skip=self.skip)
         first: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
-            inputs, targets, _, unreadable = collate(2 * reader.__getitems__([(0, index)]))
+            inputs, targets, _, unreadable = collate(reader.__getitems__([(0, index)]))
             if inputs is not None:
-                return self.prepare(inputs, targets)
+                return self.prepare(*take((inputs, targets), torch.tensor([0, 0])))
             first = first or unreadable[0]
         assert first is not None
         raise nothing_readable(self.dataset, *first)

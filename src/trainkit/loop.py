@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.batches import Batch, batch_size_of
+from trainkit.batches import Batch
 from trainkit.device import random_state_kept, wait
 from trainkit.errors import ConfigError, NonFiniteError, Problem, Stopped
 from trainkit.hooks import tell
 from trainkit.loaders import Loader
 from trainkit.losses import denominator, is_sum
 from trainkit.metrics import Mean, predicted_right
+from trainkit.nested import batch_size_of
 from trainkit.samples import put_back_draws
 from trainkit.state import Metrics, State
 from trainkit.steps import (

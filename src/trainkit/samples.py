@@ -10,8 +10,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -19,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, default_collate, get_worker_info
+from torch.utils.data import Subset, default_collate
+
+from trainkit.nested import tensors_in
 
 # What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
 UNREADABLE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
 
-_outside: Any = None  # the generators as the model has them, while a sample is read
+_outside: Any = None  # the generators as the model has them, while samples are read
 
 
 @functools.lru_cache
@@ -33,34 +34,50 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def seed_sample(seed: int, epoch: int, index: int) -> None:
-    """Let what a sample draws from Python's, NumPy's and torch's generators depend on these three alone."""
-    # Within an epoch no two samples get the same 32 bits, which are all that torch's generator takes.
-    number = zlib.crc32(index.to_bytes(8, "little"), epoch_seed(seed, epoch))
-    random.seed(number)
-    np.random.seed(zlib.crc32(b"numpy", number))  # whose generator is torch's: of the same seed they would agree
-    torch.default_generator.manual_seed(number)
+def _numpys_state() -> tuple[Any, ...]:
+    _, key, *rest = np.random.get_state(legacy=True)
+    return np.asarray(key).tobytes(), *rest
 
 
-@contextmanager
-def draws_kept() -> Iterator[None]:
-    """Put the generators of this process back afterwards: reading data does not move the model's draws."""
+def _put_numpys_state(state: tuple[Any, ...]) -> None:
+    np.random.set_state(("MT19937", np.frombuffer(state[0], np.uint32), *state[1:]))
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A random number generator that all of a process shares."""
+
+    state: Callable[[], Any]
+    put_back: Callable[[Any], None]
+    seed: Callable[[int], None]
+
+
+# NumPy's generator is torch's: of the same seed they would agree.
+PYTHONS = Generator(random.getstate, random.setstate, random.seed)
+NUMPYS = Generator(_numpys_state, _put_numpys_state, lambda number: np.random.seed(zlib.crc32(b"numpy", number)))
+
+
+def keep_draws() -> None:
+    """Note where the generators of this process are: reading data is not to move the model's draws."""
     global _outside
-    _outside = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        put_back_draws()
+    _outside = {generator: generator.state() for generator in (PYTHONS, NUMPYS)}, torch.get_rng_state()
 
 
-def put_back_draws() -> None:
-    """End `draws_kept`, which an interrupt may leave at any place, once more."""
+def put_back_draws() -> set[Generator]:
+    """Put the generators back where `keep_draws` saw them; which had moved, torch's aside.
+
+    An interrupt may have left the first call at any place: there may be a second.
+    """
     global _outside
-    if _outside is not None:
-        random.setstate(_outside[0])
-        np.random.set_state(_outside[1])
-        torch.set_rng_state(_outside[2])
+    if _outside is None:
+        return set()
+    states, torchs = _outside
+    moved = {generator for generator, state in states.items() if generator.state() != state}
+    for generator in moved:
+        generator.put_back(states[generator])
+    torch.set_rng_state(torchs)
     _outside = None
+    return moved
 
 
 def name_of(dataset: Any, index: int) -> str:
@@ -77,70 +94,96 @@ def name_of(dataset: Any, index: int) -> str:
     return f"sample {index}"
 
 
+@dataclass
+class Read:
+    """Samples that were read, the index of each, and those that could not be, each with why."""
+
+    samples: list[Any]
+    indices: list[int]
+    unreadable: list[tuple[int, str]]
+
+
 class Seeded:
     """A data set whose samples draw at random from (seed, epoch, index), whichever process reads them.
+
+    To seed Python's and NumPy's generators costs more than to read a small sample. So both are left alone until a
+    batch has moved one: that batch is read again, and this generator seeded for each sample from then on.
 
     Args:
         dataset: with items.
         seed: the run's.
-        skip: give every sample that raises an error as `Unreadable`, not only those whose file is at fault.
+        skip: give every sample that raises an error as unreadable, not only those whose file is at fault.
         alike: raise `DrewError` where one draws at random, and so may be another in the next epoch.
     """
 
     def __init__(self, dataset: Any, seed: int, *, skip: bool, alike: bool = False) -> None:
         self.dataset, self.seed, self.skip, self.alike = dataset, seed, skip, alike
         self.in_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
+        self.drawn_from: set[Generator] = set()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
-        """The samples of a batch, each asked for by (epoch, index), each with its index."""
-        with draws_kept() if get_worker_info() is None else nullcontext():
-            if self.in_batches:
-                indices = [index for _, index in keys]
-                with self._watched(*keys[0]):
-                    return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
-            return [(index, self._read(epoch, index)) for epoch, index in keys]
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Read:
+        """The samples of a batch, each asked for by (epoch, index)."""
+        while True:
+            failed = None
+            keep_draws()
+            try:
+                read = self._batch(keys) if self.in_batches else self._each(keys)
+            except Exception as error:
+                failed = error
+            finally:
+                new = put_back_draws() - self.drawn_from
+            if new and self.alike:
+                raise DrewError(f"sample {keys[0][1]}")
+            if not new:
+                break
+            self.drawn_from |= new
+        if failed is not None:
+            raise failed
+        return read
 
-    def _read(self, epoch: int, index: int) -> Any:
-        try:
-            with self._watched(epoch, index):
-                return self.dataset[index]
-        except DrewError:
-            raise
-        except Exception as error:
-            at_fault = isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
-            if not (self.skip or at_fault):
-                raise
-            return Unreadable(index, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    def _batch(self, keys: list[tuple[int, int]]) -> Read:
+        indices = [index for _, index in keys]
+        self._seed(*keys[0])
+        before = torch.get_rng_state() if self.alike else None
+        samples = self.dataset.__getitems__(indices)
+        self._look(before, indices[0])
+        return Read(samples, indices, [])
 
-    @contextmanager
-    def _watched(self, epoch: int, index: int) -> Iterator[None]:
-        seed_sample(self.seed, epoch, index)
-        before = _draws() if self.alike else None
-        yield
-        if self.alike and before != _draws():
+    def _each(self, keys: list[tuple[int, int]]) -> Read:
+        read = Read([], [], [])
+        before = None
+        for epoch, index in keys:
+            self._seed(epoch, index)
+            try:
+                if self.alike:
+                    before = torch.get_rng_state()
+                read.samples.append(self.dataset[index])
+                read.indices.append(index)
+                self._look(before, index)
+            except Exception as error:
+                at_fault = isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
+                if isinstance(error, DrewError) or not (self.skip or at_fault):
+                    raise
+                read.unreadable.append((index, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        return read
+
+    def _seed(self, epoch: int, index: int) -> None:
+        # Within an epoch no two samples get the same 32 bits, which are all that torch's generator takes.
+        number = zlib.crc32(index.to_bytes(8, "little"), epoch_seed(self.seed, epoch))
+        torch.default_generator.manual_seed(number)
+        for generator in self.drawn_from:
+            generator.seed(number)
+
+    def _look(self, before: Tensor | None, index: int) -> None:
+        if before is not None and not before.equal(torch.get_rng_state()):
             raise DrewError(f"sample {index}")
 
 
 class DrewError(Exception):
     """A sample has drawn at random."""
-
-
-def _draws() -> tuple[Any, ...]:
-    """What any draw from Python's, NumPy's or torch's generator changes."""
-    numpys = np.random.get_state(legacy=False)
-    place = numpys["state"]["key"].tobytes(), numpys["state"]["pos"], numpys["has_gauss"]
-    return random.getstate()[1:], place, torch.get_rng_state().numpy().tobytes()
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """What stands for a sample that could not be read, and why."""
-
-    index: int
-    why: str
 
 
 def leave_signals_to_parent(_: int) -> None:
@@ -152,7 +195,11 @@ def leave_signals_to_parent(_: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def collate(indexed: list[tuple[int, Any]]) -> tuple[Any, Any, Tensor, list[tuple[int, str]]]:
+class UnequalError(ValueError):
+    """Samples of a batch have several shapes."""
+
+
+def collate(read: Read) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
     """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W).
 
     Returns:
@@ -161,18 +208,28 @@ def collate(indexed: list[tuple[int, Any]]) -> tuple[Any, Any, Tensor, list[tupl
 
     Raises:
         TypeError: a sample is no pair. (A plain error in one line: it may have to leave a worker process.)
+        UnequalError: they have several shapes.
     """
-    unreadable = [(sample.index, sample.why) for _, sample in indexed if isinstance(sample, Unreadable)]
-    indices = torch.tensor([index for index, sample in indexed if not isinstance(sample, Unreadable)])
-    samples = [sample for _, sample in indexed if not isinstance(sample, Unreadable)]
-    if not samples:
-        return None, None, indices, unreadable
-    for sample in samples:
+    if not read.samples:
+        return None, None, read.indices, read.unreadable
+    for sample in read.samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             kind = type(sample).__name__
             raise TypeError(f"a sample is {kind}: let the data set's __getitem__ return a pair (inputs, target)")
-    inputs, targets = default_collate([tuple(_as_tensor(part) for part in sample) for sample in samples])
-    return inputs, targets, indices, unreadable
+    pairs = [(_as_tensor(inputs), _as_tensor(target)) for inputs, target in read.samples]
+    try:
+        inputs, targets = default_collate(pairs)
+    except RuntimeError:  # torch's words differ between processes, and name neither sample
+        shapes = [[tuple(tensor.shape) for tensor in tensors_in(pair)] for pair in pairs]
+        other = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if other is None or len(shapes[0]) != len(shapes[other]):
+            raise
+        one, two = next(both for both in zip(shapes[0], shapes[other], strict=True) if both[0] != both[1])
+        raise UnequalError(
+            f"sample {read.indices[0]} has a tensor of {one}, sample {read.indices[other]} of {two}: "
+            "let the data set make them equal, or write batch_size=1"
+        ) from None
+    return inputs, targets, read.indices, read.unreadable
 
 
 def _as_tensor(part: Any) -> Any:

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainkit.batches import Batch, batch_size_of, map_tensors, shape_of
+from trainkit.batches import Batch
 from trainkit.device import out_of_memory, peak_memory, release
 from trainkit.errors import NonFiniteError, OutOfMemoryError
 from trainkit.hooks import tell
 from trainkit.losses import denominator, is_sum, knows_sum, summing
+from trainkit.nested import batch_size_of, map_tensors, shape_of
 from trainkit.state import Metrics, State
 
 Result = TypeVar("Result")
