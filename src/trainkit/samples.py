@@ -34,13 +34,14 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _numpys_state() -> tuple[Any, ...]:
-    _, key, *rest = np.random.get_state(legacy=True)
-    return np.asarray(key).tobytes(), *rest
+def _numpys_state() -> Any:
+    kind, key, *rest = np.random.get_state(legacy=True)
+    return kind, np.asarray(key).tobytes(), *rest
 
 
-def _put_numpys_state(state: tuple[Any, ...]) -> None:
-    np.random.set_state(("MT19937", np.frombuffer(state[0], np.uint32), *state[1:]))
+def _put_numpys_state(state: Any) -> None:
+    kind, key, *rest = state
+    np.random.set_state((kind, np.frombuffer(key, np.uint32), *rest))
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Generator:
     seed: Callable[[int], None]
 
 
-# NumPy's generator is torch's: of the same seed they would agree.
 PYTHONS = Generator(random.getstate, random.setstate, random.seed)
+# NumPy's generator is torch's: of the same seed they would agree.
 NUMPYS = Generator(_numpys_state, _put_numpys_state, lambda number: np.random.seed(zlib.crc32(b"numpy", number)))
 
 
@@ -147,27 +148,29 @@ class Seeded:
     def _batch(self, keys: list[tuple[int, int]]) -> Read:
         indices = [index for _, index in keys]
         self._seed(*keys[0])
-        before = torch.get_rng_state() if self.alike else None
+        before = torch.get_rng_state()
         samples = self.dataset.__getitems__(indices)
-        self._look(before, indices[0])
+        if self.alike:
+            unmoved(before, indices[0])
         return Read(samples, indices, [])
 
     def _each(self, keys: list[tuple[int, int]]) -> Read:
         read = Read([], [], [])
-        before = None
         for epoch, index in keys:
             self._seed(epoch, index)
+            before = torch.get_rng_state() if self.alike else None
             try:
-                if self.alike:
-                    before = torch.get_rng_state()
-                read.samples.append(self.dataset[index])
-                read.indices.append(index)
-                self._look(before, index)
+                sample = self.dataset[index]
             except Exception as error:
                 at_fault = isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
-                if isinstance(error, DrewError) or not (self.skip or at_fault):
+                if not (self.skip or at_fault):
                     raise
                 read.unreadable.append((index, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+            else:
+                read.samples.append(sample)
+                read.indices.append(index)
+            if before is not None:
+                unmoved(before, index)
         return read
 
     def _seed(self, epoch: int, index: int) -> None:
@@ -177,9 +180,11 @@ class Seeded:
         for generator in self.drawn_from:
             generator.seed(number)
 
-    def _look(self, before: Tensor | None, index: int) -> None:
-        if before is not None and not before.equal(torch.get_rng_state()):
-            raise DrewError(f"sample {index}")
+
+def unmoved(before: Tensor, index: int) -> None:
+    """See to it that a sample has not drawn from torch's generator."""
+    if not before.equal(torch.get_rng_state()):
+        raise DrewError(f"sample {index}")
 
 
 class DrewError(Exception):
