@@ -218,7 +218,7 @@ def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, pre
     images, labels = training.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
     strides = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
-    model = ToyCNN().to(memory_format=strides)
+    model = ToyCNN()
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     for epoch in range(3):

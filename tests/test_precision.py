@@ -121,7 +121,7 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
     images, labels = training.train.tensors  # type: ignore[attr-defined]
     strides = getattr(torch, "contiguous_format" if layout == "contiguous" else layout)
     torch.manual_seed(0)
-    model = Small(gain).to(memory_format=strides)
+    model = Small(gain)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = torch.optim.Adam(model.parameters(), lr=training.state.optimizer.param_groups[0]["lr"], fused=True)
     scaler, wanted = torch.amp.GradScaler("cpu"), []
@@ -284,6 +284,11 @@ def test_a_wrong_value_is_answered_with_a_right_one(wrong: str, words: str) -> N
 
 
 def test_lbfgs_is_told_what_it_cannot_have() -> None:
-    for wrong in ("precision=fp16", "memory_format=channels_last"):
-        with pytest.raises(ConfigError, match=f"{wrong}: LBFGS"):
-            build.training(compose(of(Small, "optim=lbfgs", wrong)))
+    with pytest.raises(ConfigError, match="precision=fp16: LBFGS"):
+        build.training(compose(of(Small, "optim=lbfgs", "precision=fp16")))
+    accelerator = torch.device("cuda")  # where gradients are laid out like images
+    with pytest.raises(ConfigError, match="memory_format=channels_last: LBFGS"):
+        build.layout(compose(of(Small, "optim=lbfgs", "memory_format=channels_last")), accelerator)
+    assert build.layout(compose(of(Small, "optim=lbfgs")), accelerator) == ("contiguous", None)
+    short = of(Small, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2")  # more would make much of rounding
+    assert_close(trained([*short, "memory_format=channels_last"]), trained([*short, "memory_format=contiguous"]))

@@ -73,8 +73,8 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
     loss_fn = build_loss(config.loss).to(where)
-    asked, why = layout(config)
-    laid_out = lay_out(model, loss_fn, asked, [loader for loader in (train, val) if loader is not None]) or why
+    asked, why = layout(config, where)
+    laid_out = lay_out(model, loss_fn, asked, [loader for loader in (train, val) if loader is not None], where) or why
     named = named_params(model, loss_fn)
     problems = watch_problems(config.watch, [param.name for param in named])
     try:
@@ -144,8 +144,14 @@ def assemble(
     return state
 
 
-def layout(config: DictConfig) -> tuple[str, str | None]:
-    """The `memory_format`, auto only for optimizers of torch that do not flatten gradients, as LBFGS does; why not."""
+def layout(config: DictConfig, where: torch.device) -> tuple[str, str | None]:
+    """The `memory_format`; why not channels last.
+
+    On an accelerator, where weights and gradients are laid out like images, auto takes them only for optimizers
+    of torch that do not flatten gradients, as LBFGS does.
+    """
+    if where.type == "cpu":
+        return str(config.memory_format), None
     node = config.optim
     makers = [locate(one["_target_"]) for one in ([node] if "_target_" in node else node.values())]
     made = [maker for maker in makers if inspect.isclass(maker) and issubclass(maker, Optimizer)]

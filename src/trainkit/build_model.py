@@ -46,30 +46,32 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
     return model
 
 
-def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Loader]) -> str | None:
+def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Loader], where: torch.device) -> str | None:
     """Lay out the model and the images it is given as `memory_format` says; tells what came of it.
 
     Convolutions are faster so, where they can be: a model or a loss that calls `view` on maps cannot
-    take them, so auto tries a sample.
+    take them, so auto tries a sample. On the CPU weights stay as they are: oneDNN takes them in a layout
+    of its own, and its contiguous gradients would be copied into any other.
     """
     convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
     volumes = any(param.dim() == 5 for param in model.parameters())
     if asked == "contiguous" or (asked == "auto" and (not convolutions or volumes)):
         return None
-    if asked == "auto" and not bears_channels_last(model, loss_fn, loaders[0]):
+    if asked == "auto" and not bears_channels_last(model, loss_fn, loaders[0], where):
         return "images contiguous: model or loss does not take channels last (reshape in place of view would)"
-    model.to(memory_format=torch.channels_last)
+    if where.type != "cpu":
+        model.to(memory_format=torch.channels_last)
     for loader in loaders:
         loader.prepare.memory_format = torch.channels_last
     return f"images with channels last, for {convolutions} convolution{'s' * (convolutions != 1)}"
 
 
-def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader) -> bool:
+def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, where: torch.device) -> bool:
     """Whether copies of model and loss take a sample with channels last, if they take it at all."""
 
     def takes(layout: torch.memory_format) -> bool:
         parts = copy.deepcopy(nn.ModuleDict({"model": model, "loss": loss_fn})).train()
-        twin = parts["model"].to(memory_format=layout)
+        twin = parts["model"] if where.type == "cpu" else parts["model"].to(memory_format=layout)
         images = map_tensors(inputs, lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t)
         try:
             parts["loss"](twin(images), targets)
