@@ -44,3 +44,9 @@ def test_memory_grows_by_the_images_and_little_else() -> None:
     more, images = (float(large[column].replace(",", "")) for column in (4, 5))
     assert images - 2 < more < 1.1 * images + 30
     assert small[4] == small[5] == "0"
+
+
+def test_data_sets_read_by_hand_and_by_trainkit_give_the_same_losses() -> None:
+    raced = rows("reading", "--samples", "200", "--epochs", "2", "--kinds", "mappings", "streamed")
+    assert len(raced) == 8
+    assert all(float(off) < 1e-4 for *_, off in raced)
