@@ -58,6 +58,7 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: something in it cannot be stored.
     """
     optimizers = {name: optimizer_state(optimizer) for name, optimizer in state.optimizers.items()}
+    numerator, denominator = state.loss.sums()
     return {
         "format": FORMAT,
         "model": _module_state(state.model.state_dict(), "model"),
@@ -70,8 +71,8 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         "batch": state.batch,
         "step": state.step,
         "metrics": {
-            "numerator": state.loss.numerator,
-            "denominator": state.loss.denominator,
+            "numerator": numerator,
+            "denominator": denominator,
             "seen": state.seen,
             "skipped": state.skipped,
             "unreadable": {part: dict(known) for part, known in state.unreadable.items()},
@@ -109,8 +110,7 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
         state.begin_epoch()
         if not ORDER & set(changed):
             state.batch, state.seen, state.skipped = saved["batch"], metrics["seen"], metrics["skipped"]
-            state.loss.numerator.copy_(metrics["numerator"])
-            state.loss.denominator.copy_(metrics["denominator"])
+            state.loss.put(metrics["numerator"], metrics["denominator"])
             state.seconds = metrics["seconds"]
             state.rates, state.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
             state.grad_norm = metrics["grad_norm"]
