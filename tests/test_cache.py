@@ -138,6 +138,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "part": lambda: Part(TensorDataset(IMAGES / 255, LABELS), range(5, 40)),
     "from the end": lambda: Subset(TensorDataset(IMAGES, LABELS), list(range(-20, 0))),
     "nested": lambda: Items(nested),
+    "maps": lambda: Items(lambda i: (IMAGES[i], IMAGES[i] / 255)),
     "named": lambda: Items(lambda i: (Pair(IMAGES[i], i / 2), [int(LABELS[i]), LABELS[i]])),
     "drawing": lambda: Items(drawing),
     "seldom": lambda: Items(seldom),
@@ -145,6 +146,13 @@ KINDS: dict[str, Callable[[], Any]] = {
     "shapes": lambda: Items(lambda i: (IMAGES[i, :, : 8 if i == 4 else 7], int(LABELS[i]))),
     "boxes": lambda: Items(lambda i: (IMAGES[i], torch.zeros(1 + (i == 4)))),
     "mappings": lambda: Items(lambda i: ({"x": IMAGES[i, :, : 8 if i == 4 else 7]}, int(LABELS[i]))),
+    "arrays": lambda: Items(lambda i: (IMAGES[i, 0, : 8 if i == 4 else 7].numpy(), int(LABELS[i]))),
+    "lists": lambda: Items(lambda i: ({"x": IMAGES[i], "y": [1.0] * (1 + (i == 4))}, int(LABELS[i]))),
+    "keys": lambda: Items(lambda i: ({"x": IMAGES[i]} | ({} if i == 4 else {"y": i}), int(LABELS[i]))),
+    "more keys": lambda: Items(lambda i: ({"x": IMAGES[i]} | ({"y": i} if i == 4 else {}), int(LABELS[i]))),
+    "orders": lambda: Items(lambda i: ({"a": i, "b": -i} if i % 7 else {"b": -i, "a": i}, int(LABELS[i]))),
+    "types": lambda: Items(lambda i: (IMAGES[i], 1 if i == 4 else 0.5)),
+    "gradients": lambda: Items(lambda i: ((IMAGES[i] / 255).requires_grad_(), int(LABELS[i]))),
     "empty": lambda: Items(lambda i: ({}, int(LABELS[i]))),
     "words": lambda: Items(lambda i: (IMAGES[i], "abc"[int(LABELS[i])])),
     "faulty": lambda: Items(faulty),
@@ -152,7 +160,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "many": lambda: Files(broken(*range(0, 44, 4))),
     "gone": lambda: Files(broken(*range(COUNT))),
 }
-PLAIN = ("numbers", "vectors", "deep", "nested", "named")  # no images of a type that can be changed
+PLAIN = ("numbers", "vectors", "deep", "nested", "maps", "named")  # no images of a type that can be changed
 
 
 def made(kind: str) -> Any:
@@ -197,6 +205,7 @@ def digest(*parts: Any) -> str:
     found = hashlib.sha256(repr(containers).encode())
     for part in tensors_in(parts):
         found.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
+        found.update(str(part.is_contiguous()).encode())
     return found.hexdigest()
 
 
@@ -287,6 +296,13 @@ def test_an_error_in_a_data_sets_code_is_told_as_its_own(workers: int) -> None:
         ("shapes", "several shapes"),
         ("boxes", "several shapes"),
         ("mappings", "several shapes"),
+        ("arrays", "several shapes"),
+        ("lists", "several shapes"),
+        ("keys", "types or keys"),
+        ("more keys", "types or keys"),
+        ("orders", "types or keys"),
+        ("types", "types or keys"),
+        ("gradients", "require gradients"),
         ("empty", "its inputs hold no tensor"),
         ("words", "its targets hold str"),
     ],

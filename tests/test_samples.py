@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from trainkit.batches import Prepare
+from trainkit.errors import DataError
 from trainkit.loaders import make_loader
 from trainkit.samples import Seeded, UnequalError, epoch_seed
 
@@ -116,6 +118,31 @@ def test_reading_moves_no_generator_of_the_models(draws: str) -> None:
         assert following() == wanted
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_of_a_set_that_reads_batches_the_sample_is_told_that_cannot_be_read(skip: bool) -> None:
+    class Broken(Batches):
+        def __getitem__(self, index: int) -> Any:
+            if index == 3:
+                raise OSError("truncated")
+            return super().__getitem__(index)
+
+    loader = make_loader(Broken(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None, skip=skip)
+    if skip:
+        assert [len(targets) for _, targets in loader.batches(0)][:2] == [3, 4]
+    else:
+        with pytest.raises(DataError, match=r"sample 3: OSError: truncated"):
+            list(loader.batches(0))
+
+
+def test_a_set_that_gives_too_few_samples_is_told() -> None:
+    class Few(Batches):
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return super().__getitems__([index for index in indices if index != 3])
+
+    with pytest.raises(ValueError, match="asked for 4 samples and gave 3"):
+        list(make_loader(Few(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None).batches(0))
+
+
 def test_only_a_batch_that_is_the_first_to_move_a_generator_is_read_twice() -> None:
     for draws, reads in (("nothing", COUNT), ("torch", COUNT), ("Python", COUNT + 4), ("all", COUNT + 4)):
         dataset = Drawing(DRAWS[draws])
@@ -126,15 +153,17 @@ def test_only_a_batch_that_is_the_first_to_move_a_generator_is_read_twice() -> N
         assert dataset.reads == reads + COUNT
 
 
+@pytest.mark.parametrize("make", [lambda *shape: torch.zeros(shape), lambda *shape: np.zeros(shape)])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_samples_of_several_shapes_are_told_by_their_numbers(workers: int) -> None:
+def test_samples_of_several_shapes_are_told_by_their_numbers(workers: int, make: Any) -> None:
     class Shapes(Drawing):
         def __getitem__(self, index: int) -> Any:
-            return {"image": torch.zeros(3, 8 + (index == 3)), "id": index}, index
+            return {"image": make(3, 8 + (index == 3)), "id": index}, index
 
-    loader = make_loader(Shapes(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None, num_workers=workers)
+    part: Subset[Any] = Subset(cast(Any, Shapes(DRAWS["nothing"])), [2, 3, 4, 5])  # samples are those of the whole set
+    loader = make_loader(part, Prepare(CPU), batch_size=4, seed=None, num_workers=workers)
     try:
-        with pytest.raises(UnequalError, match=r"sample 0 has a tensor of \(3, 8\), sample 3 of \(3, 9\)"):
+        with pytest.raises(UnequalError, match=r"sample 2 is .*\(3, 8\).* sample 3 is .*\(3, 9\)"):
             list(loader.batches(0))
     finally:
         loader.close()

@@ -13,6 +13,7 @@ from trainkit.device import out_of_memory
 from trainkit.errors import DataError, OutOfMemoryError, TrainkitError, UserCodeError
 from trainkit.nested import shape_of
 from trainkit.optim import ChainedOptimizer
+from trainkit.samples import UnequalError
 
 
 @contextmanager
@@ -55,6 +56,9 @@ def blame(error: BaseException, training: Training) -> TrainkitError:
         key = next((name for name, owner in owners if frame.f_locals.get("self") is owner and owner is not None), key)
         if key != "training":
             break
+    if isinstance(error, UnequalError):
+        what = str(error).strip().splitlines()[-1].removeprefix(f"{UnequalError.__module__}.UnequalError: ")
+        return DataError(f"{key}: {what}", mend="let the data set make them equal, or write batch_size=1")
     exit_code = 2 if state.step == 0 or key == "scheduler" else 1
     if key.startswith("data.") and isinstance(error, OSError):  # a sample that cannot be read
         exit_code = DataError.exit_code

@@ -15,13 +15,14 @@ from trainkit import decoded
 from trainkit.batches import Prepare
 from trainkit.errors import DataError
 from trainkit.loaders import Held, Order, StreamingLoader, in_tensors, unreadable_sample
-from trainkit.nested import leaves, map_tensors, tensors_in
+from trainkit.nested import form_of, leaves, map_tensors, tensors_in
 from trainkit.samples import DrewError, Read, Seeded, UnequalError, collate, name_of
 
 PROBES = 8  # samples that are read twice at first, to see whether they come out the same
 CHECKED = 64  # samples that are read once more at last
 UNSLICED = (torch.uint16, torch.uint32, torch.uint64)
 BATCH = 256  # samples read at a time
+UNEQUAL = "its samples have several shapes, types or keys"
 
 Tell = Callable[[str, int, int], None]  # what is done, how many of how many samples
 
@@ -82,8 +83,9 @@ def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, tell: Tel
         DataError: a sample cannot be read.
     """
     inputs, targets = probe(dataset, limit, skip=skip)
-    room = store(inputs, len(dataset)), store(targets, len(dataset))
+    room = store(inputs, len(dataset), images=True), store(targets, len(dataset), images=False)
     file, state = decoded.file_of(dataset)
+    state += f" {form_of(sample_at(room, 0))}"
     if file is not None and decoded.load(file, state, tensors_in(room)):
         return Held(dataset, *room, {}, decoded=True)
     if workers and hasattr(os, "sched_getaffinity"):  # they are at it alone, so each core may have one
@@ -110,7 +112,7 @@ def in_arrays(dataset: Any) -> Held | None:
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     held = Held(dataset, images, torch.as_tensor(targets, dtype=torch.int64), {})
     for index in {0, len(dataset) // 2, len(dataset) - 1}:  # it might do more to them
-        inputs, target, *_ = collate(Read([dataset[index]], [index], []))
+        inputs, target, *_ = collate(Read(dataset, [dataset[index]], [index], []))
         if not (inputs[0].equal(images[index]) and int(target[0]) == int(held.tensors[1][index])):
             return None
     return held
@@ -126,6 +128,8 @@ def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any, Any]:
             inputs, targets, _, unreadable = collate(reader.__getitems__([(epoch, place)]))
         except DrewError:
             raise NotHeldError("its samples are drawn at random") from None
+        except UnequalError:
+            raise NotHeldError(UNEQUAL) from None
         if unreadable and not skip:
             raise unreadable_sample(dataset, *unreadable[0])
         if inputs is None:
@@ -137,11 +141,13 @@ def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any, Any]:
         unsliced = next((tensor.dtype for tensor in tensors_in((inputs, targets)) if tensor.dtype in UNSLICED), None)
         if unsliced is not None:
             raise NotHeldError(f"torch cannot slice {unsliced}")
+        if any(tensor.requires_grad for tensor in tensors_in((inputs, targets))):
+            raise NotHeldError("its tensors require gradients")
         sample = sample_at((inputs, targets), 0)
         if epoch == 1 and found and not same(sample, found[-1]):
             raise NotHeldError(f"{name_of(dataset, place)} is another each time it is read")
-        if found and layout(sample) != layout(found[0]):
-            raise NotHeldError("its samples have several shapes")
+        if found and form_of(sample) != form_of(found[0]):
+            raise NotHeldError(UNEQUAL)
         found.append(sample)
         size = len(dataset) * nbytes(sample)
         if limit is not None and size > limit:
@@ -156,14 +162,9 @@ def sample_at(batch: Any, place: int) -> Any:
     return map_tensors(batch, lambda tensor: tensor[place])
 
 
-def layout(sample: Any) -> Any:
-    """The shapes and types of a sample's tensors, in the containers that they lie in."""
-    return map_tensors(sample, lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype}")  # type: ignore[arg-type,return-value]
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two samples hold the same, NaN being NaN."""
-    return layout(one) == layout(other) and all(
+    return bool(form_of(one) == form_of(other)) and all(
         torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
         for a, b in zip(tensors_in(one), tensors_in(other), strict=True)
     )
@@ -179,11 +180,11 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def store(sample: Any, count: int) -> Any:
+def store(sample: Any, count: int, *, images: bool) -> Any:
     """Room for `count` samples like one; images with channels last, the order in which convolutions are fastest."""
 
     def of_one(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 3:
+        if tensor.dim() == 3 and images:
             channels, height, width = tensor.shape
             return torch.empty((count, height, width, channels), dtype=tensor.dtype).permute(0, 3, 1, 2)
         return torch.empty((count, *tensor.shape), dtype=tensor.dtype)
@@ -205,8 +206,8 @@ def fill(dataset: Any, room: tuple[Any, Any], *, workers: int, skip: bool, tell:
             for whole in tensors_in(room):
                 whole[[place for place, _ in unreadable]] = 0
             if inputs is not None:
-                if layout(sample_at((inputs, targets), 0)) != layout(sample_at(room, 0)):
-                    raise NotHeldError("its samples have several shapes")
+                if form_of(sample_at((inputs, targets), 0)) != form_of(sample_at(room, 0)):
+                    raise NotHeldError(UNEQUAL)
                 for whole, part in zip(tensors_in(room), tensors_in((inputs, targets)), strict=True):
                     whole[indices] = part
             done += len(indices) + len(unreadable)
@@ -214,7 +215,7 @@ def fill(dataset: Any, room: tuple[Any, Any], *, workers: int, skip: bool, tell:
     except DrewError:
         raise NotHeldError("its samples are drawn at random") from None
     except UnequalError:
-        raise NotHeldError("its samples have several shapes") from None
+        raise NotHeldError(UNEQUAL) from None
     finally:
         streaming.close()
     return missing

@@ -38,6 +38,17 @@ def tensors_in(batch: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 
+def form_of(sample: Any) -> Any:
+    """What a sample is made of: its containers, a mapping's keys in their order, shapes and types."""
+    if isinstance(sample, Mapping):
+        return tuple((key, form_of(value)) for key, value in sample.items())
+    if isinstance(sample, tuple | list):
+        return [form_of(value) for value in sample]
+    if hasattr(sample, "shape"):
+        return f"{tuple(sample.shape)} {sample.dtype}".replace("torch.", "")
+    return f"{sample.mode} {sample.size}" if hasattr(sample, "getbands") else type(sample).__name__  # an image of PIL
+
+
 def batch_size_of(batch: Any) -> int:
     """How many samples a batch holds: the first dimension of its first tensor.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
-from trainkit.nested import tensors_in
+from trainkit.nested import form_of
 
 # What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
 UNREADABLE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -97,8 +97,9 @@ def name_of(dataset: Any, index: int) -> str:
 
 @dataclass
 class Read:
-    """Samples that were read, the index of each, and those that could not be, each with why."""
+    """Samples that were read from a data set, the index of each, and those that could not be, each with why."""
 
+    dataset: Any
     samples: list[Any]
     indices: list[int]
     unreadable: list[tuple[int, str]]
@@ -114,13 +115,15 @@ class Seeded:
         dataset: with items.
         seed: the run's.
         skip: give every sample that raises an error as unreadable, not only those whose file is at fault.
-        alike: raise `DrewError` where one draws at random, and so may be another in the next epoch.
+        alike: raise `DrewError` where one draws at random, and so may be another in the next epoch, and
+            `UnequalError` where one is of another form than the first.
     """
 
     def __init__(self, dataset: Any, seed: int, *, skip: bool, alike: bool = False) -> None:
         self.dataset, self.seed, self.skip, self.alike = dataset, seed, skip, alike
         self.in_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
         self.drawn_from: set[Generator] = set()
+        self.form: Any = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -149,21 +152,28 @@ class Seeded:
         indices = [index for _, index in keys]
         self._seed(*keys[0])
         before = torch.get_rng_state()
-        samples = self.dataset.__getitems__(indices)
+        try:
+            samples = self.dataset.__getitems__(indices)
+        except Exception as error:
+            if not (self.skip or at_fault(error)):
+                raise
+            return self._each(keys)  # which tells the sample
+        if len(samples) != len(indices):
+            raise ValueError(f"__getitems__ was asked for {len(indices)} samples and gave {len(samples)}")
         if self.alike:
             unmoved(before, indices[0])
-        return Read(samples, indices, [])
+            self._of_one_form(samples)
+        return Read(self.dataset, samples, indices, [])
 
     def _each(self, keys: list[tuple[int, int]]) -> Read:
-        read = Read([], [], [])
+        read = Read(self.dataset, [], [], [])
         for epoch, index in keys:
             self._seed(epoch, index)
             before = torch.get_rng_state() if self.alike else None
             try:
                 sample = self.dataset[index]
             except Exception as error:
-                at_fault = isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
-                if not (self.skip or at_fault):
+                if not (self.skip or at_fault(error)):
                     raise
                 read.unreadable.append((index, f"{type(error).__name__}: {' '.join(str(error).split())}"))
             else:
@@ -171,7 +181,15 @@ class Seeded:
                 read.indices.append(index)
             if before is not None:
                 unmoved(before, index)
+        if self.alike:
+            self._of_one_form(read.samples)
         return read
+
+    def _of_one_form(self, samples: list[Any]) -> None:
+        for form in map(form_of, samples):
+            self.form = form if self.form is None else self.form
+            if form != self.form:
+                raise UnequalError(f"{self.form} and {form}")
 
     def _seed(self, epoch: int, index: int) -> None:
         # Within an epoch no two samples get the same 32 bits, which are all that torch's generator takes.
@@ -179,6 +197,11 @@ class Seeded:
         torch.default_generator.manual_seed(number)
         for generator in self.drawn_from:
             generator.seed(number)
+
+
+def at_fault(error: Exception) -> bool:
+    """Whether reading failed for what a file holds."""
+    return isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
 
 
 def unmoved(before: Tensor, index: int) -> None:
@@ -201,7 +224,7 @@ def leave_signals_to_parent(_: int) -> None:
 
 
 class UnequalError(ValueError):
-    """Samples of a batch have several shapes."""
+    """Samples have several shapes, types or keys."""
 
 
 def collate(read: Read) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
@@ -213,7 +236,7 @@ def collate(read: Read) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
 
     Raises:
         TypeError: a sample is no pair. (A plain error in one line: it may have to leave a worker process.)
-        UnequalError: they have several shapes.
+        UnequalError: they do not fit into one batch.
     """
     if not read.samples:
         return None, None, read.indices, read.unreadable
@@ -224,16 +247,14 @@ def collate(read: Read) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
     pairs = [(_as_tensor(inputs), _as_tensor(target)) for inputs, target in read.samples]
     try:
         inputs, targets = default_collate(pairs)
-    except RuntimeError:  # torch's words differ between processes, and name neither sample
-        shapes = [[tuple(tensor.shape) for tensor in tensors_in(pair)] for pair in pairs]
-        other = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
-        if other is None or len(shapes[0]) != len(shapes[other]):
+    except (RuntimeError, KeyError):  # torch's words differ between processes, and name neither sample
+        forms = list(map(form_of, pairs))
+        other = next((place for place, form in enumerate(forms) if form != forms[0]), None)
+        if other is None:
             raise
-        one, two = next(both for both in zip(shapes[0], shapes[other], strict=True) if both[0] != both[1])
-        raise UnequalError(
-            f"sample {read.indices[0]} has a tensor of {one}, sample {read.indices[other]} of {two}: "
-            "let the data set make them equal, or write batch_size=1"
-        ) from None
+        names = [name_of(read.dataset, read.indices[place]) for place in (0, other)]
+        shown = [text if len(text := str(forms[place])) < 80 else f"{text[:77]}..." for place in (0, other)]
+        raise UnequalError(f"{names[0]} is {shown[0]}, {names[1]} is {shown[1]}") from None
     return inputs, targets, read.indices, read.unreadable
 
 
