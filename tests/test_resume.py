@@ -178,7 +178,8 @@ def test_skipped_batches_are_not_read_again(own: Path) -> None:
 
     counting.read.clear()
     run = trainkit.resume(own / "resumed", ["~hooks.crash", "epochs=2"])
-    assert len(counting.read) == 37 - 5 * 5 == run.history[-1]["train/samples"] - 5 * 5
+    assert len({*counting.read}) == 37 - 5 * 5 == run.history[-1]["train/samples"] - 5 * 5
+    assert len(counting.read) <= 37 - 5 * 5 + 1  # the first once more, to seed what it draws from
 
 
 def test_what_hooks_do_at_their_start_is_undone_by_a_resume(own: Path) -> None:

@@ -124,12 +124,21 @@ class Seeded:
         self.in_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
         self.drawn_from: set[Generator] = set()
         self.form: Any = None
+        self.first = True
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Read:
         """The samples of a batch, each asked for by (epoch, index)."""
+        if not self.first or self.in_batches or len(keys) < 2:
+            return self._settled(keys)
+        self.first = False  # what this one draws from, others will, and only it is read again
+        one, others = self._settled(keys[:1]), self._settled(keys[1:])
+        unreadable = one.unreadable + others.unreadable
+        return Read(self.dataset, one.samples + others.samples, one.indices + others.indices, unreadable)
+
+    def _settled(self, keys: list[tuple[int, int]]) -> Read:
         while True:
             failed = None
             keep_draws()
