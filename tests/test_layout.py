@@ -34,6 +34,36 @@ class ViewsInTraining(Small):
         return logits
 
 
+class ViewsInValidation(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.maps(images)
+        logits: Tensor = self.head(maps.flatten(1) if self.training else maps.view(len(maps), -1))
+        return logits
+
+
+class Flattens(torch.autograd.Function):
+    """Takes its gradient for contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:  # noqa: ARG004
+        return maps.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient.view(-1).mul(1).view(gradient.shape)
+
+
+class ViewsBackward(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = nn.Conv2d(3, 3, 3, padding=1)
+        self.before = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flattened: Tensor = Flattens.apply(self.before(images))
+        return super().forward(self.after(flattened))
+
+
 class Asserts(Small):
     def forward(self, images: Tensor) -> Tensor:
         assert images.is_contiguous(), "images must be contiguous"
@@ -149,12 +179,23 @@ class Rowwise(torch.optim.Optimizer):
     [
         of(Views),
         of(ViewsInTraining),
+        of(ViewsInValidation, "data.split=0.9"),
+        of(ViewsBackward),
         of(Asserts),
         of(Solid),
         of(Maps, "loss=identity", f"loss._target_={HERE}.Flat"),
         of(Small, "optim=sgd", *VIEWING_OPTIM, "~optim.weight_decay"),
     ],
-    ids=["views", "views in training", "asserts", "three dimensions", "a loss that views", "an optimizer that views"],
+    ids=[
+        "views",
+        "in training",
+        "in validation",
+        "backward",
+        "asserts",
+        "three dimensions",
+        "a loss that views",
+        "an optimizer that views",
+    ],
 )
 def test_whoever_needs_contiguous_images_trains_without_asking_for_them(overrides: list[str]) -> None:
     assert_close(trained(overrides), trained([*overrides, "memory_format=contiguous"]))

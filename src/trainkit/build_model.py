@@ -50,8 +50,8 @@ def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Load
     """Lay out the model and the images it is given as `memory_format` says; tells what came of it.
 
     Convolutions are faster so, where they can be: a model or a loss that calls `view` on maps cannot
-    take them, so auto tries a sample. On the CPU weights stay as they are: oneDNN takes them in a layout
-    of its own, and its contiguous gradients would be copied into any other.
+    take them, so auto tries a sample. On the CPU weights stay contiguous, as optimizers may want them:
+    oneDNN lays them out anew in any case.
     """
     convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
     volumes = any(param.dim() == 5 for param in model.parameters())
@@ -70,18 +70,23 @@ def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, wh
     """Whether copies of model and loss take a sample with channels last, if they take it at all."""
 
     def takes(layout: torch.memory_format) -> bool:
-        parts = copy.deepcopy(nn.ModuleDict({"model": model, "loss": loss_fn})).train()
+        parts = copy.deepcopy(nn.ModuleDict({"model": model, "loss": loss_fn}))
         twin = parts["model"] if where.type == "cpu" else parts["model"].to(memory_format=layout)
         images = map_tensors(inputs, lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t)
         try:
-            parts["loss"](twin(images), targets)
+            with torch.no_grad():
+                parts.eval()["loss"](twin(images), targets)
+            parts.train()
+            loss = parts["loss"](twin(images), targets)
+            if loss.requires_grad:
+                loss.backward()
         except Exception:
             return False
         return True
 
     try:
         inputs, targets = loader.example()
-        with torch.no_grad(), device.random_state_kept(), redirect_stdout(io.StringIO()):
+        with device.random_state_kept(), redirect_stdout(io.StringIO()):
             return takes(torch.channels_last) or not takes(torch.contiguous_format)
     except Exception:  # it cannot be copied, or no sample can be read, of which the training tells
         return False
