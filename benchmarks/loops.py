@@ -60,14 +60,19 @@ def toy_cnn(job: Job) -> Any:
 
 def tutorial(job: Job, lap: Lap) -> None:
     """The loop of every tutorial: DataLoader, PIL, ToTensor, `.item()` each step."""
-    import torch
-    from torch import nn
     from torch.utils.data import DataLoader
 
     data = pictures(job)
-    model, loss_fn = toy_cnn(job), nn.CrossEntropyLoss()
+    by_hand(job, lap, toy_cnn(job), DataLoader(data, job.batch_size, sampler=Shuffled(len(data), job.seed)))
+
+
+def by_hand(job: Job, lap: Lap, model: Any, loader: Any) -> None:
+    """The loop itself."""
+    import torch
+    from torch import nn
+
+    loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
-    loader = DataLoader(data, job.batch_size, sampler=Shuffled(len(data), job.seed))
     lap()
     for _ in range(job.epochs):
         total = 0.0
@@ -76,8 +81,8 @@ def tutorial(job: Job, lap: Lap) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(inputs)
-        lap(total / len(data))
+            total += loss.item() * len(targets)
+        lap(total / len(loader.dataset))
 
 
 def bare(job: Job, lap: Lap) -> None:

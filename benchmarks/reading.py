@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,49 +92,31 @@ def dataset(kind: str, samples: int, data: str) -> Any:
     return Images(data) if kind == "images" else Rows(samples, kind)
 
 
-def by_hand(job: Job, lap: Lap) -> None:
+def by_hand(job: Job, lap: Lap, *, kind: str, samples: int, workers: int) -> None:
     """The tutorial's loop with `DataLoader`."""
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it has children
-    kind, samples, workers = job.precision.split()
-    data = dataset(kind, int(samples), job.data)
+    data = dataset(kind, samples, job.data)
     torch.manual_seed(job.seed)
-    model, loss_fn = loops.toy_cnn(job) if kind == "images" else Net(), nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
+    model = loops.toy_cnn(job) if kind == "images" else Net()
     order = loops.Shuffled(len(data), job.seed)
-    several = int(workers) > 0
-    loader = DataLoader(data, job.batch_size, sampler=order, num_workers=int(workers), persistent_workers=several)
-    if several:
+    loader = DataLoader(data, job.batch_size, sampler=order, num_workers=workers, persistent_workers=workers > 0)
+    if workers:
         for _ in loader:  # the processes start
             pass
         order.epoch = 0
-    lap()
-    for _ in range(job.epochs):
-        total = 0.0
-        for inputs, targets in loader:
-            loss = loss_fn(model(inputs), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(targets)
-        lap(total / len(data))
+    loops.by_hand(job, lap, model, loader)
 
 
-def trainkit(job: Job, lap: Lap) -> None:
+def trainkit(job: Job, lap: Lap, *, kind: str, samples: int, workers: int) -> None:
     """The same from a config."""
     import trainkit
 
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     loops._lap = lap
-    kind, samples, workers = job.precision.split()
     model = "trainkit.models.ToyCNN" if kind == "images" else "benchmarks.reading.Net"
     config = Path("conf")
-    for group, text in (
-        (
-            "data",
-            f"train: {{_target_: benchmarks.reading.dataset, kind: {kind}, samples: {samples}, data: {job.data}}}",
-        ),
-        ("model", f"_target_: {model}"),
-    ):
+    made = f"_target_: benchmarks.reading.dataset, kind: {kind}, samples: {samples}, data: {job.data}"
+    for group, text in (("data", f"train: {{{made}}}"), ("model", f"_target_: {model}")):
         (config / group).mkdir(parents=True)
         (config / group / "raced.yaml").write_text(text + "\n")
     chosen = ["model=raced", "data=raced", "data.split=off", f"data.num_workers={workers}", "optim=sgd"]
@@ -156,8 +139,10 @@ def main() -> None:
         for kind in args.kinds:
             samples = 2000 if kind == "images" else args.samples
             for workers in (0, 2):
-                job = Job(data, 32, args.epochs, f"{kind} {samples} {workers}")
-                lanes = race([Lane("by hand", by_hand, job), Lane("trainkit", trainkit, job)])
+                job, of = Job(data, 32, args.epochs), {"kind": kind, "samples": samples, "workers": workers}
+                lanes = race(
+                    [Lane("by hand", partial(by_hand, **of), job), Lane("trainkit", partial(trainkit, **of), job)]
+                )
                 first = lanes["by hand"]
                 for name, lane in lanes.items():
                     off = max(abs(mine - its) / its for mine, its in zip(lane.losses, first.losses, strict=True))

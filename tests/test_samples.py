@@ -118,6 +118,17 @@ def test_reading_moves_no_generator_of_the_models(draws: str) -> None:
         assert following() == wanted
 
 
+def test_the_example_is_one_sample_twice_whatever_is_in_it() -> None:
+    class Words(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            return {"name": f"sample {index}", "depth": torch.zeros(2, dtype=torch.uint16)}, index
+
+    inputs, targets = make_loader(Words(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=SEED).example()
+    assert inputs["name"] == ["sample 0", "sample 0"]
+    assert inputs["depth"].shape == (2, 2)
+    assert targets.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_of_a_set_that_reads_batches_the_sample_is_told_that_cannot_be_read(skip: bool) -> None:
     class Broken(Batches):

@@ -9,7 +9,7 @@ random on (seed, epoch, sample) alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -317,9 +317,10 @@ class StreamingLoader:
         reader = Seeded(self.dataset, self.order.seed or 0, skip=self.skip)
         first: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
-            inputs, targets, _, unreadable = collate(reader.__getitems__([(0, index)]))
+            read = reader.__getitems__([(0, index)])
+            inputs, targets, _, unreadable = collate(replace(read, samples=2 * read.samples, indices=2 * read.indices))
             if inputs is not None:
-                return self.prepare(*take((inputs, targets), torch.tensor([0, 0])))
+                return self.prepare(inputs, targets)
             first = first or unreadable[0]
         assert first is not None
         raise nothing_readable(self.dataset, *first)
