@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainkit.checkpoint import Checkpoints
-from trainkit.snapshot import remember
-from trainkit.state import State
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.snapshot import remember
+from trainkit.training.state import State
 
 MODULE = """
 import os, time
@@ -69,7 +69,7 @@ def resuming(folder: Path, repeats: int = 7) -> tuple[float, float]:
     (folder / "conf" / "data").mkdir(parents=True)
     (folder / "conf" / "data" / "points.yaml").write_text("train: {_target_: benchmodule.Points}\n")
     for name, step in (("start", 1), ("late", 181)):
-        kill = f"+hooks.leave={{_target_: trainkit.verification.Kill, step: {step}}}"
+        kill = f"+hooks.leave={{_target_: trainkit.diagnostics.verify_resume.Kill, step: {step}}}"
         _trainkit(folder, *RUN, kill, f"hydra.run.dir={name}")
     times: dict[str, list[float]] = {"start": [], "late": []}
     for _ in range(repeats):

@@ -119,7 +119,7 @@ def images(count: int, data: str | None, folder: Path) -> str:
     import numpy as np
 
     if data is None:
-        from trainkit.data import digits
+        from trainkit.data.datasets import digits
 
         x, y = (tensor.numpy() for tensor in digits().tensors)
     else:

@@ -41,7 +41,7 @@ class Shuffled:
         return self.samples
 
     def __iter__(self) -> Any:
-        from trainkit.loaders import epoch_order
+        from trainkit.data.loaders import epoch_order
 
         order = epoch_order(self.samples, self.seed, self.epoch)
         self.epoch += 1
@@ -93,7 +93,7 @@ def bare(job: Job, lap: Lap) -> None:
     import torch
     from torch import nn
 
-    from trainkit.loaders import epoch_order
+    from trainkit.data.loaders import epoch_order
 
     with np.load(job.data) as arrays:
         x, y = torch.from_numpy(arrays["X"].transpose(0, 2, 3, 1).copy()), torch.from_numpy(arrays["y"])
@@ -116,7 +116,7 @@ def bare(job: Job, lap: Lap) -> None:
 
 def same_parts(job: Job, lap: Lap) -> None:
     """The loader, model and optimizer of trainkit in a bare loop: what the rest of it costs is the difference."""
-    from trainkit import build
+    from trainkit.build import session as build
 
     training = build.training(config(job))
     state, loader = training.state, training.train

@@ -25,8 +25,8 @@ def some_steps(job: Job, lap: Lap) -> None:
     `job.data` is the size of the set and overrides, `job.precision` the number of steps.
     """
     import trainkit
-    from trainkit import build
-    from trainkit.bench import Few, whole_loop
+    from trainkit.build import session as build
+    from trainkit.diagnostics.bench import Few, whole_loop
 
     size, *overrides = job.data.split()
     chosen = ["data=synthetic", f"data.train.size={size}", "data.split=off", f"batch_size={job.batch_size}"]

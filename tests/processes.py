@@ -104,9 +104,9 @@ def serve() -> None:
     """Fork for each request on stdin."""
     import torch
 
-    import trainkit.resuming  # what every command needs; nothing below starts a thread
-    import trainkit.verification  # noqa: F401
-    from trainkit import cli
+    import trainkit.diagnostics.verify_resume  # what every command needs; nothing below starts a thread
+    import trainkit.engine.resume  # noqa: F401
+    from trainkit.cli import main as cli
 
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports torch's compiler

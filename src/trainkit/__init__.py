@@ -13,23 +13,23 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "compose", "load", "resume", "train"]
 
 if TYPE_CHECKING:
-    from trainkit.config import compose
-    from trainkit.resuming import load, resume
-    from trainkit.training import train
+    from trainkit.config.compose import compose
+    from trainkit.engine.resume import load, resume
+    from trainkit.engine.train import train
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first used: `import trainkit` costs neither Hydra nor torch.
     if name == "compose":
-        from trainkit.config import compose
+        from trainkit.config.compose import compose
 
         return compose
     if name == "train":
-        from trainkit.training import train
+        from trainkit.engine.train import train
 
         return train
     if name in ("load", "resume"):
-        from trainkit import resuming
+        from trainkit.engine import resume as resuming
 
         return getattr(resuming, name)
     raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

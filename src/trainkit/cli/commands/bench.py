@@ -1,0 +1,31 @@
+"""Where a step's time goes, how far from the loop by hand and from the machine's limit it is, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+from trainkit.cli import arguments as flags
+from trainkit.core.errors import ConfigError
+from trainkit.display import live as display
+from trainkit.display import text as tables
+
+
+def run(argv: Sequence[str]) -> int:
+    """Time some steps of a training, and of the same loop by hand; trains nothing that is kept."""
+    args, composed = flags.one_config(argv, json=False, steps=50)
+    if not 1 <= args.steps <= 100_000:
+        raise ConfigError(f"--steps {args.steps}: how many are timed", mend="write --steps 50")
+    from trainkit.build import session as build
+    from trainkit.diagnostics.bench import bench
+    from trainkit.engine.error_context import blamed
+
+    config = composed.config
+    config.scheduler, config.on_nonfinite = None, "stop"  # its steps are no epoch of the run's
+    with flags.answer_alone(args):
+        with display.Reading(config.progress) as tell:
+            training = build.training(config, tell)
+        with closing(training), blamed(training):
+            found = bench(training, config, args.steps)
+    print(tables.as_json(found) if args.json else "\n".join(tables.benched(found, training.notes)))
+    return 0

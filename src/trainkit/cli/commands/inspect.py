@@ -1,0 +1,28 @@
+"""One step taken apart: each gradient before backward, after it, after a second one; the update; zero_grad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+
+from trainkit.cli import arguments as flags
+from trainkit.core.errors import NonFiniteError
+from trainkit.display import text as tables
+
+
+def run(argv: Sequence[str]) -> int:
+    """Take the first step of a training apart, and show it: as a table, or with `--json` as an object."""
+    args, composed = flags.one_config(argv, json=False)
+    from trainkit.build import session as build
+    from trainkit.diagnostics.inspect import inspect_step
+    from trainkit.engine.error_context import blamed
+
+    with flags.answer_alone(args):
+        training = build.training(composed.config)
+        with closing(training), blamed(training):
+            step = inspect_step(training)
+    print(tables.as_json(step) if args.json else "\n".join(tables.inspection(step)))
+    if not math.isfinite(step["loss"]):
+        raise NonFiniteError(f"the loss is {step['loss']}", mend="look for NaN in the data and the weights")
+    return 0

@@ -1,0 +1,27 @@
+"""Compose a config, build what it names, train: one run, or with -m a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainkit.cli import arguments as flags
+from trainkit.config.compose import compose_sweep
+
+
+def run(argv: Sequence[str]) -> int:
+    """One training, a sweep with `-m`, or one of Hydra's flags that only show something."""
+    args = flags.parse(argv)
+    flags.tell_unread(args)
+    if flags.show(args):
+        return 0
+    if args.multirun:
+        checked = compose_sweep(args.overrides, args.config_dir)
+        from trainkit.sweeps.grid import sweep  # imports torch, which a config that is right may wait for
+
+        return sweep(checked, args.overrides, args.config_dir)
+    composed = flags.compose(args)
+    from trainkit.display.live import result
+    from trainkit.engine.train import train
+
+    print("\n".join(result(train(composed.config, composed=composed))))
+    return 0

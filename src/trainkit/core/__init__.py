@@ -1,0 +1,1 @@
+"""What every other folder may use: errors, paths, devices, random number generators, nested tensors."""

@@ -1,0 +1,8 @@
+"""From a data set to batches on the device.
+
+The data sets that configs name as `trainkit.data.NAME` are exported here.
+"""
+
+from trainkit.data.datasets import arrays, digits, image_folder, line, synthetic
+
+__all__ = ["arrays", "digits", "image_folder", "line", "synthetic"]

@@ -1,0 +1,75 @@
+"""A batch on its way to the model: onto the device, to floats, normalised, changed at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit.core.errors import DataError
+from trainkit.core.pytree import map_tensors
+from trainkit.data.augment import Augment
+
+Batch = tuple[Any, Any]
+
+
+@dataclass
+class Prepare:
+    """The last step of a batch's way: onto the device, uint8 to floats from 0 to 1, normalised.
+
+    Args:
+        device: where the batch goes.
+        mean: subtracted from the inputs: one number, or one a channel (dimension 1).
+        std: what they are divided by then.
+        augment: what is done to training images.
+        memory_format: of inputs (N, C, H, W).
+    """
+
+    device: torch.device
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    augment: Augment | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+    _folded: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, inputs: Any, targets: Any, epoch: int = 0, indices: Tensor | None = None) -> Batch:
+        """The batch as the model takes it: the samples `indices` of a data set, in an epoch (from 0)."""
+        inputs, targets = map_tensors(inputs, self._move), map_tensors(targets, self._move)
+        if self.augment is None or indices is None:
+            return map_tensors(inputs, self._to_floats), targets
+        if not isinstance(inputs, Tensor):
+            kind = type(inputs).__name__
+            raise DataError(f"data.augment: the inputs are {kind}, no images", mend="write data.augment=off")
+        self.augment.check(targets)
+        inputs = self._to_floats(self.augment.moved(inputs, epoch, indices))
+        return self.augment.mixed(inputs, targets, epoch, indices)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()  # or the copy makes this process wait
+        return tensor.to(self.device, non_blocking=True)
+
+    def _to_floats(self, tensor: Tensor) -> Tensor:
+        layout = self.memory_format if tensor.dim() == 4 else torch.preserve_format
+        is_image = tensor.dtype == torch.uint8
+        normalized = self.mean is not None and self.std is not None
+        floats = tensor.is_floating_point() or tensor.is_complex()
+        dtype = torch.get_default_dtype() if is_image or (normalized and not floats) else tensor.dtype
+        tensor = tensor.to(dtype, memory_format=layout)
+        if not normalized:
+            return tensor.div_(255) if is_image else tensor
+        shift, scale = self._affine(tensor, is_image)
+        return torch.addcmul(shift, tensor, scale)
+
+    def _affine(self, tensor: Tensor, is_image: bool) -> tuple[Tensor, Tensor]:
+        """(x / 255 - mean) / std as shift + x * scale, made once for each type."""
+        key = tensor.dtype, is_image
+        if key not in self._folded:
+            mean, std = (stat.to("cpu", torch.float64) for stat in (self.mean, self.std) if stat is not None)
+            shift, scale = -mean / std, 1 / (std * 255 if is_image else std)
+            self._folded[key] = shift.to(tensor.dtype).to(self.device), scale.to(tensor.dtype).to(self.device)
+        shape = (-1, *[1] * (tensor.dim() - 2))
+        shift, scale = self._folded[key]
+        return shift.view(shape), scale.view(shape)

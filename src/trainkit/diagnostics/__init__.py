@@ -1,0 +1,1 @@
+"""Commands that look into a training: bench, inspect, find-lr, verify-resume."""

@@ -1,0 +1,121 @@
+"""One training step taken apart: what backward, a second backward, the update and zero_grad each do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.build.session import Training
+from trainkit.core.pytree import batch_size_of, map_tensors
+from trainkit.training.loop import train_step
+from trainkit.training.state import State
+from trainkit.training.step import fitting, loss_in_parts, number_of
+
+STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
+
+
+def inspect_step(training: Training) -> dict[str, Any]:
+    """Take the first step of a training apart; the training is of no use afterwards.
+
+    Returns:
+        `loss` and `samples` of the batch, and under `parameters` a row each: `name`, `shape`, `count`,
+        `group`, `weight`, `grad_before`, `grad`, `grad_twice` (after a second backward of the same
+        loss), `grad_after_zero`, `update`, `relative_update` (its norm over the weight's),
+        `weight_after`, `finite_difference`. A single element is given by its value, more by their
+        norm, and no gradient by None. The finite difference, central and in float64, is for
+        trainable single elements only.
+    """
+    state = training.state
+    inputs, targets = next(training.train.batches(0))
+    state.trained.train()
+    state.checks_steps = False  # a NaN is shown like any other number
+    rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in training.params}
+    named = {name: training.named[name] for name in rows}
+
+    scale = 1.0 if state.scaler is None else state.scaler.get_scale()  # of the loss, in fp16
+
+    def note(key: str) -> None:
+        for name, row in rows.items():
+            number = number_of(named[name].grad)
+            row[key] = None if number is None else number / scale
+
+    before = {name: tensor.detach().clone() for name, tensor in named.items()}
+    state.optimizer.zero_grad()
+    note("grad_before")
+    for key in ("grad", "grad_twice"):
+        with _same_draws(state.device):
+            loss = fitting(loss_in_parts, state, inputs, targets, [])
+        note(key)
+    state.optimizer.zero_grad()
+    note("grad_after_zero")
+    trainable = [name for name, param in named.items() if param.requires_grad]
+    differences = finite_differences(state, inputs, targets, loss.item(), trainable)
+    fitting(train_step, state, inputs, targets, [])
+    for name, row in rows.items():
+        change = named[name].detach() - before[name]
+        row["weight"], row["weight_after"] = number_of(before[name]), number_of(named[name].detach())
+        row["update"] = number_of(change)
+        size = before[name].norm().item()
+        row["relative_update"] = change.norm().item() / size if size else None
+        row["finite_difference"] = differences.get(name)
+    return {"loss": loss.item(), "samples": batch_size_of(inputs), "parameters": list(rows.values())}
+
+
+def finite_differences(state: State, inputs: Any, targets: Any, at_start: float, names: list[str]) -> dict[str, float]:
+    """(loss(p + h) - loss(p - h)) / 2h in float64, for each parameter among `names` that is one number.
+
+    None of a model that cannot be copied, does not compute in float64, or gives another loss there (as
+    one does that draws at random in another way).
+    """
+    where = torch.device("cpu") if state.device.type == "mps" else state.device  # which has no float64
+    found: dict[str, float] = {}
+    try:
+        twin = copy.deepcopy(state.trained).to(where).double()
+        model, loss_fn = twin["model"], twin["loss"]
+        named = dict(model.named_parameters(remove_duplicate=False))
+        named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
+        twin_state = copy.copy(state)
+        twin_state.model, twin_state.loss_fn = model, loss_fn
+        exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
+
+        @torch.no_grad()
+        def value(param: nn.Parameter, at: Tensor) -> float:
+            with _same_draws(where):
+                param.copy_(at)
+                loss = loss_in_parts(twin_state, *exact)
+            if loss.dtype != torch.float64:
+                raise TypeError("not in float64")
+            return loss.item()
+
+        for name in names:
+            param = named[name]
+            if param.numel() != 1 or param.is_complex():
+                continue
+            start = param.detach().clone()
+            if not math.isclose(value(param, start), at_start, rel_tol=1e-3, abs_tol=1e-6):
+                return {}
+            h = STEP * max(1.0, abs(start.item()))
+            found[name] = (value(param, start + h) - value(param, start - h)) / (2 * h)
+            value(param, start)
+    except Exception:  # whatever a model that is written for float32 raises
+        return {}
+    return found
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Let dropout draw here what it will draw again afterwards."""
+    kind = "cuda" if device.type == "cpu" else device.type  # of which none are listed then
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        yield

@@ -1,0 +1,1 @@
+"""One run from config to result: train, resume, and which config key raised an error."""

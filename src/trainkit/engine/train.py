@@ -1,0 +1,223 @@
+"""One training from config to finished run: built, recorded, displayed, and its end written down."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from trainkit.build import session as build
+from trainkit.config.compose import Composed, checked
+from trainkit.core.errors import Stopped, StorageError, TrainkitError
+from trainkit.core.paths import claim, default_directory, point_latest, short
+from trainkit.display import live as display
+from trainkit.display import text as tables
+from trainkit.engine.error_context import blame
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.directory import Run
+from trainkit.runs.fingerprint import fingerprint
+from trainkit.runs.recorder import Recorder, Restorer, Saver
+from trainkit.training.loop import fit
+from trainkit.training.state import State, takes_batch_statistics
+
+# Those that stop a training. SIGHUP: the terminal is gone; SIGUSR1: a cluster takes the machine back.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+DOUBLED = 1.0  # seconds
+
+
+def train(config: DictConfig, *, directory: Path | str | None = None, composed: Composed | None = None) -> Run:
+    """Train what a config names, in a run directory of its own.
+
+    Args:
+        config: from `trainkit.compose`.
+        directory: for the run, new or empty; None: a new one under outputs/.
+        composed: the config with the overrides and Hydra settings it came from, to be recorded.
+
+    Returns:
+        The run: its directory, its history, its best epoch.
+
+    Raises:
+        TrainkitError: with a clear message; `run.json` tells of it too.
+        Stopped: by a signal, once no step was under way; a checkpoint holds where.
+    """
+    config = checked(copy.deepcopy(OmegaConf.create(config)))
+    with display.Reading(config.progress) as tell:
+        training = build.training(config, tell)
+    given = directory or (composed and composed.directory)
+    run = Run(claim_directory(Path(given) if given else None))
+    overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
+    lines = remarks(config, training, overrides)
+    run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
+    return go(run, config, training, lines, saver_of(run, config, training, first=True))
+
+
+def saver_of(run: Run, config: DictConfig, training: build.Training, *, first: bool) -> Saver | None:
+    """The hook that saves a run, where its config asks for checkpoints; with `first`, as it starts too."""
+    if config.checkpoint is None:
+        return None
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    return Saver(checkpoints, config.checkpoint, identity(training), first=first, note=run.note)
+
+
+def go(
+    run: Run,
+    config: DictConfig,
+    training: build.Training,
+    lines: Sequence[str],
+    saver: Saver | None,
+    restorer: Restorer | None = None,
+) -> Run:
+    """Train what is built, in a run that is begun; write down how it ends.
+
+    Args:
+        run: started, or resumed.
+        config: of the run.
+        training: what it built.
+        lines: what a person should know first.
+        saver: of its checkpoints.
+        restorer: of a resumed training.
+    """
+    state = training.state
+    screen: Any = display.Unbreakable(display.make(config.progress))
+    recorder = Recorder(run, training.params)
+    hooks = [hook for hook in (*training.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
+    with stopping(state):
+        try:
+            for line in [*display.opening(run), *lines]:
+                screen.say(line)
+                run.note(line)
+            with warnings.catch_warnings():
+                # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
+                warnings.filterwarnings("error", message="Using a target size")
+                try:
+                    fit(state, training.train, training.val, hooks)
+                except Stopped as error:
+                    if error is state.stop and saver is not None:
+                        name = saver.save(state, planned=False)
+                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short(run.directory))}"
+                    raise
+        except KeyboardInterrupt as error:
+            recorder.tell_left_out(state)
+            run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
+            raise
+        except BaseException as error:
+            told = error if isinstance(error, TrainkitError) else blame(error, training)
+            try:
+                recorder.tell_left_out(state)
+                run.finish("failed", told.exit_code, told.problems[0].cause)
+            except StorageError as second:  # the first cause is what matters
+                told.problems += [problem for problem in second.problems if problem not in told.problems]
+            raise told from error
+        finally:
+            screen.close()
+            training.close()
+        early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
+        run.finish("completed", 0, early if state.stopped_early else None)
+    return run
+
+
+@contextmanager
+def stopping(state: State) -> Iterator[None]:
+    """Let a signal stop the training once no step is under way; a second one ends the process at once.
+
+    What comes within `DOUBLED` seconds of the first is taken for the same: several may be told to tell it.
+    """
+    asked_at = math.inf
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal asked_at
+        if state.stop is None:
+            asked_at = time.monotonic()
+            state.stop = Stopped(number)
+            # One that follows at once may reach another thread, and be heard of only when this one next wakes up.
+            time.sleep(0.05)
+            if state.interruptible:
+                raise state.stop
+        elif time.monotonic() - asked_at > DOUBLED:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h")  # a live display has hidden the cursor
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    state.stop = Stopped.asked
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def identity(training: build.Training) -> dict[str, Any]:
+    """What the numbers of a run depend on: its config and data exactly, its machine to rounding."""
+    state = training.state
+    return {
+        "config": fingerprint(training.config),
+        "epochs": state.epochs,
+        "data": {"training samples": training.train.samples},
+        "machine": {
+            "device": state.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "micro_batch": training.config.micro_batch,
+            "memory_format": str(training.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
+            "compile": training.config.compile or "off",
+        },
+    }
+
+
+def claim_directory(given: Path | None) -> Path:
+    """The run's directory: the one asked for, or a new one under outputs/ that `latest` points at."""
+    if given is not None:
+        return claim(given, exact=True)
+    directory = claim(default_directory())
+    point_latest(directory, Path("outputs"))
+    return directory
+
+
+def facts(training: build.Training) -> dict[str, Any]:
+    """What `run.json` tells of a training besides its course."""
+    sizes = [(row["count"], row["trainable"]) for row in training.params]
+    return {
+        "device": str(training.state.device),
+        "parameters": sum(count for count, _ in sizes),
+        "trainable_parameters": sum(count for count, trainable in sizes if trainable),
+        "train_samples": training.train.samples,
+        "val_samples": training.val.samples if training.val is not None else 0,
+        "classes": training.config.data.classes,
+    }
+
+
+def remarks(config: DictConfig, training: build.Training, overrides: Sequence[str] = ()) -> list[str]:
+    """What a person should know of a training before it starts; `overrides` are what they asked for."""
+    state, lines = training.state, []
+    if not training.split_off and any(text.startswith("data.split=0") for text in overrides):
+        lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
+    norms = [module for module in state.model.modules() if takes_batch_statistics(module)]
+    if state.micro_batch is not None and norms:
+        layers = display.count(len(norms), "layer")
+        lines.append(f"note: {layers} with batch statistics: they see {state.micro_batch} samples at a time")
+    if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
+        lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
+    if state.ema is not None:
+        lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
+    return [*training.notes, *tables.groups(training.params, [group.name for group in training.groups]), *lines]

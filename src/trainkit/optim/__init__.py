@@ -1,0 +1,1 @@
+"""Param groups by rule, and schedulers that keep the ratios between groups."""

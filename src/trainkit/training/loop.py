@@ -1,0 +1,269 @@
+"""The training loop over a `State`: one step, one epoch, evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from trainkit.core.device import random_state_kept, wait
+from trainkit.core.errors import ConfigError, NonFiniteError, Problem, Stopped
+from trainkit.core.pytree import batch_size_of
+from trainkit.data.loaders import Loader
+from trainkit.data.prepare import Batch
+from trainkit.data.reading import put_back_draws
+from trainkit.training.hooks import tell
+from trainkit.training.losses import denominator, is_sum
+from trainkit.training.metrics import Mean, predicted_right
+from trainkit.training.state import Metrics, State
+from trainkit.training.step import (
+    before_update,
+    fitting,
+    micro_batches,
+    observe_step,
+    report_of_step,
+    train_step_in_parts,
+)
+
+MOST_SKIPPED = 10  # batches of an epoch that on_nonfinite=skip leaves out, or 1 in 100 of them
+MOST_ROLLBACKS = 3  # in an epoch
+LEAST_SCALE = 2.0**-10  # of the loss in fp16; it begins at 2**16 and is halved at each overflow
+
+
+def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
+    """Train from where the state stands to the last epoch, or until early stopping.
+
+    Hooks are objects with methods for any of the events in `hooks.EVENTS`.
+
+    Raises:
+        NonFiniteError: a loss or a gradient is, which `on_nonfinite` does not settle.
+        Stopped: `state.stop`, as soon as no step is under way.
+    """
+    hooks = hooks or []
+    state.batches, state.samples = len(train), train.samples
+    tell(hooks, "on_start", state)
+    while not state.done:
+        state.began = time.perf_counter()
+        metrics = train_epoch(state, train, hooks)
+        if val is not None:
+            metrics |= evaluate(state, val, hooks)
+        metrics["seconds"] = state.elapsed
+        metrics = finish_epoch(state, metrics)
+        tell(hooks, "on_epoch", state, metrics)
+        check_finite(state, metrics)
+    if state.scaler is not None and state.step >= 10 and state.scaler.get_scale() == 2.0 ** (16 - state.step):
+        raise never_finite(state.scaler.get_scale())  # not one update
+    tell(hooks, "on_end", state)
+
+
+def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
+    """What is left of one pass over the training set; the metrics of the whole."""
+    state.model.train()
+    state.loss_fn.train()
+    for inputs, targets in waiting(state, loader.batches(state.epoch, state.batch)):
+        try:
+            fitting(train_step, state, inputs, targets, hooks)
+        except NonFiniteError as error:
+            leave_out(state, loader, inputs, error, hooks)
+        else:
+            if state.ema is not None:
+                state.ema.update_parameters(state.trained)
+            for scheduler in state.step_schedulers:
+                scheduler.step()  # type: ignore[call-arg]  # none of them needs a metric
+            state.step += 1
+            state.seen += batch_size_of(inputs)
+        state.batch += 1
+        tell(hooks, "on_step", state)
+    metrics = {
+        "train/loss": state.loss.item(),
+        "train/loss_sum": state.loss.sum(),
+        "train/samples": state.seen,
+    }
+    if state.on_nonfinite != "stop":
+        metrics["train/skipped"] = state.skipped
+    if state.scaler is not None:
+        metrics["train/scale"] = state.scaler.get_scale()
+    wait(state.device)
+    metrics["samples_per_second"] = state.seen / (state.elapsed or math.inf)
+    return metrics
+
+
+def waiting(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; a training that is asked to stop does so while it waits for one."""
+    while True:
+        try:
+            with interruptible(state):
+                batch = next(batches, None)
+        except Stopped:
+            put_back_draws()
+            raise
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def interruptible(state: State) -> Iterator[None]:
+    """No step is under way inside: whoever asks the training to stop may raise `state.stop` there.
+
+    Raises:
+        Stopped: it was asked to before, or meanwhile and somebody's `except` has swallowed it.
+    """
+    if state.stop is not None:
+        raise state.stop
+    state.interruptible = True
+    try:
+        yield
+    finally:
+        state.interruptible = False
+    if state.stop is not None:
+        raise state.stop
+
+
+def train_step(state: State, inputs: Any, targets: Any) -> None:
+    """One update of the weights by one batch: the five lines of every tutorial."""
+    model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
+    samples = batch_size_of(inputs)
+    if state.needs_closure or state.scaler is not None or (state.micro_batch or math.inf) < samples:
+        return train_step_in_parts(state, inputs, targets)
+
+    weight = denominator(loss_fn, targets, samples)
+    with state.autocast:
+        loss = loss_fn(model(inputs), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    before_update(state, loss, weight)
+    optimizer.step()
+    return state.loss.update(loss, weight=weight)
+
+
+@torch.no_grad()
+def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics:
+    """The loss and, for classes, the accuracy over a whole data set, without touching the weights.
+
+    With `ema` these are of the averaged weights. What it draws at random changes no draw of the training.
+    """
+    model, loss_fn = state.evaluated
+    model.eval()
+    loss_fn.eval()
+    loss, accuracy = Mean(state.device, summed=is_sum(loss_fn)), Mean(state.device, summed=True)
+    judged = False
+    batches = loader.batches(0)
+    with random_state_kept(), buffers_kept_if_stopped(model, loss_fn), interruptible(state):
+        for inputs, targets in batches:
+            for value, weight, right in fitting(evaluate_batch, state, inputs, targets, hooks):
+                loss.update(value, weight=weight)
+                if right is not None:
+                    judged = True
+                    accuracy.update(*right)
+    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if judged else {})
+
+
+@contextmanager
+def buffers_kept_if_stopped(*modules: nn.Module) -> Iterator[None]:
+    """Undo what half a validation has done to buffers: it will be done again from its start."""
+    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    except Stopped:
+        for buffer, before in kept:
+            buffer.copy_(before)
+        raise
+
+
+def finish_epoch(state: State, metrics: Metrics) -> Metrics:
+    """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
+    state.epoch += 1
+    clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
+    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **report_of_step(state), **clock}
+    if state.monitor not in metrics:
+        there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
+        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}")
+    value = metrics[state.monitor]
+    if _better(state, value, state.best[state.monitor] if state.best else None):
+        state.best = metrics
+    if _better(state, value, state.patience_reference, by=state.min_delta):
+        state.patience_reference, state.epochs_since_best = value, 0
+    else:
+        state.epochs_since_best += 1
+    state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
+    for scheduler in state.epoch_schedulers:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(value)
+        else:
+            scheduler.step()
+    state.begin_epoch()
+    return metrics
+
+
+def _better(state: State, value: float, than: float | None, by: float = 0.0) -> bool:
+    sign = 1 if state.mode == "min" else -1
+    return math.isfinite(value) and (than is None or sign * value < sign * than - by)
+
+
+def evaluate_batch(state: State, inputs: Any, targets: Any) -> list[tuple[Tensor, Any, Any]]:
+    """For each micro batch: the loss, its denominator, and what was predicted right."""
+    model, loss_fn = state.evaluated
+    judged = []
+    for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
+        with state.autocast:
+            outputs = model(part)
+            loss = loss_fn(outputs, part_targets)
+        weight = denominator(loss_fn, part_targets, batch_size_of(part))
+        judged.append((loss, weight, predicted_right(loss_fn, outputs, part_targets)))
+    return judged
+
+
+# ------------------------------------------------------------------------- what is not finite
+
+
+def leave_out(state: State, loader: Loader, inputs: Any, error: NonFiniteError, hooks: Sequence[Any]) -> None:
+    """Go on without a batch whose loss or gradient is not finite, or raise the error with what the batch was.
+
+    Nothing of the batch is kept but that the random generators have moved on. With `on_nonfinite`
+    rollback, who keeps the checkpoints puts older weights back when told.
+    """
+    batch = f"batch {state.batch + 1} of epoch {state.epoch + 1}, {loader.describe(state.epoch, state.batch, inputs)}"
+    told = NonFiniteError(*(Problem(f"{problem.cause} ({batch})", problem.mend) for problem in error.problems))
+    most = MOST_ROLLBACKS if state.on_nonfinite == "rollback" else max(MOST_SKIPPED, state.batches // 100)
+    if state.on_nonfinite == "stop" or state.skipped >= most:
+        raise told from error
+    state.skipped += 1
+    state.optimizer.zero_grad()
+    if state.batch + 1 >= state.batches:
+        observe_step(state, None)
+    tell(hooks, "on_nonfinite", state, told)
+
+
+def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
+    """The first of an epoch's losses, and where steps are not looked at its last gradient, that is not finite."""
+    looked_at = state.checks_steps or state.scaler is not None
+    names = ("train/loss", "val/loss") if looked_at else ("train/loss", "grad_norm", "val/loss")
+    values = {name: metrics.get(name) for name in names}
+    return next((name for name, value in values.items() if value is not None and not math.isfinite(value)), None)
+
+
+def never_finite(scale: float) -> NonFiniteError:
+    """What to say where no step in fp16 has made an update."""
+    return NonFiniteError(
+        f"the gradient overflowed in fp16 at each scale of the loss that was tried, down to {scale:.1e}",
+        mend="write precision=bf16, or look for NaN in the gradient with precision=fp32",
+    )
+
+
+def check_finite(state: State, metrics: Metrics) -> None:
+    """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
+    if metrics.get("train/scale", 1.0) < LEAST_SCALE:
+        raise never_finite(metrics["train/scale"])
+    name = not_finite(state, metrics)
+    if name is not None:
+        raise NonFiniteError(
+            f"{name} is {metrics[name]} in epoch {metrics['epoch']}",
+            mend="lower lr, or set clip_norm=1; if epoch 1 has it already, look for NaN in the data",
+        )

@@ -1,0 +1,264 @@
+"""Layouts in memory and fused optimizers: no model, loss or optimizer suffers from what it did not ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import Command, read_history
+from tests.training.test_precision import PLAIN_SGD, Small, assert_close, of, trained
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.core.device import random_state
+from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.training.loop import fit
+
+HERE = "tests.test_layout"
+VIEWING_OPTIM = [f"optim._target_={HERE}.Rowwise", *(f"~optim.{o}" for o in ("momentum", "dampening", "nesterov"))]
+
+
+class Views(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.maps(images)
+        logits: Tensor = self.head(maps.view(len(maps), -1))
+        return logits
+
+
+class ViewsInTraining(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.maps(images)
+        logits: Tensor = self.head(maps.view(len(maps), -1) if self.training else maps.flatten(1))
+        return logits
+
+
+class ViewsInValidation(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.maps(images)
+        logits: Tensor = self.head(maps.flatten(1) if self.training else maps.view(len(maps), -1))
+        return logits
+
+
+class Flattens(torch.autograd.Function):
+    """Takes its gradient for contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:  # noqa: ARG004
+        return maps.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient.view(-1).mul(1).view(gradient.shape)
+
+
+class ViewsBackward(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = nn.Conv2d(3, 3, 3, padding=1)
+        self.before = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flattened: Tensor = Flattens.apply(self.before(images))
+        return super().forward(self.after(flattened))
+
+
+class Asserts(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.is_contiguous(), "images must be contiguous"
+        return super().forward(images)
+
+
+class Solid(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.solid = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(self.solid(images[:, None])[:, 0])
+
+
+class Counts(Small):
+    """What draws, counts and normalises: all that a probe could move."""
+
+    calls: Tensor
+    replaced: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        self.replaced = self.replaced + 1
+        self.norm(self.conv(images))
+        return super().forward(images) + torch.rand(())
+
+
+class Late(nn.Module):
+    """Part of it has no gradient in the first steps, as where layers are dropped at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.steps = nn.Linear(3072, 10), nn.Linear(3072, 10), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        x = images.flatten(1)
+        logits: Tensor = self.first(x) + (self.second(x) if self.steps > 2 else 0)
+        return logits
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3072, 10, dtype=torch.complex64) * 0.01)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.flatten(1).to(torch.complex64) @ self.weight).real
+
+
+class Rows(nn.Module):
+    """Its gradient is sparse though no layer says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(256, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (images.flatten(1)[:, ::64] * 255).long()
+        return nn.functional.embedding(pixels, self.weight, sparse=True).mean(1)
+
+
+class Projects(Small):
+    """Changes a gradient as soon as it is there, and gives it back in plain order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.weight.register_post_accumulate_grad_hook(self.project)
+
+    @staticmethod
+    def project(param: Tensor) -> None:
+        assert param.grad is not None
+        param.grad = 0.5 * param.grad.contiguous()
+
+
+class Flat(nn.Module):
+    """A loss that takes its inputs for contiguous, as many of segmentation do."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        return outputs.view(-1).square().mean()
+
+
+class Maps(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images)
+
+
+class Rowwise(torch.optim.Optimizer):
+    """Takes each gradient for contiguous, as Muon does for convolutions."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for param in self.param_groups[0]["params"]:
+            rows = param.grad.view(len(param), -1)
+            param.sub_((rows / (1 + rows.norm(dim=1, keepdim=True))).view(param.shape), alpha=0.01)
+
+
+# --------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        of(Views),
+        of(ViewsInTraining),
+        of(ViewsInValidation, "data.split=0.9"),
+        of(ViewsBackward),
+        of(Asserts),
+        of(Solid),
+        of(Maps, "loss=identity", f"loss._target_={HERE}.Flat"),
+        of(Small, "optim=sgd", *VIEWING_OPTIM, "~optim.weight_decay"),
+    ],
+    ids=[
+        "views",
+        "in training",
+        "in validation",
+        "backward",
+        "asserts",
+        "three dimensions",
+        "a loss that views",
+        "an optimizer that views",
+    ],
+)
+def test_whoever_needs_contiguous_images_trains_without_asking_for_them(overrides: list[str]) -> None:
+    assert_close(trained(overrides), trained([*overrides, "memory_format=contiguous"]))
+
+
+def test_to_try_a_layout_moves_nothing() -> None:
+    models, draws = [], []
+    for layout in ("auto", "contiguous"):
+        models.append(build.training(compose(of(Counts, f"memory_format={layout}"))).state.model)
+        draws.append(digest(random_state()))
+    assert draws[0] == draws[1]
+    assert models[0].conv.weight.stride() == models[1].conv.weight.stride()
+    for (name, ours), theirs in zip(models[0].named_buffers(), models[1].buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw", "adagrad"])
+@pytest.mark.parametrize(("there", "here_"), [("contiguous", "channels_last"), ("channels_last", "contiguous")])
+@pytest.mark.parametrize("more", [[], ["ema=0.9"]], ids=["", "ema"])
+def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str, here_: str, more: list[str]) -> None:
+    overrides = [*of(Small, f"optim={optim}", *more), *["optim.momentum=0.9"] * (optim == "sgd"), "epochs=2"]
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    class Once:
+        def on_epoch(self, state: Any, metrics: Any) -> None:  # noqa: ARG002
+            raise Stop
+
+    begun, other = (build.training(compose([*overrides, f"memory_format={name}"])) for name in (there, here_))
+    with pytest.raises(Stop):
+        fit(begun.state, begun.train, begun.val, [Once()])
+    restore(other.state, remember(begun.state, {}))
+    fit(other.state, other.train, other.val)
+    assert_close(other, trained([*overrides, f"memory_format={there}"]), rtol=1e-4, atol=1e-5)
+
+
+def test_machinery_may_change_as_a_run_is_resumed(forked: Command, tmp_path: Path) -> None:
+    run = ["hydra.run.dir=run", "epochs=1", "limit_batches=3", "optim.momentum=0.9", "progress=off"]
+    done = forked(*run, "memory_format=contiguous")
+    assert done.returncode == 0, done.stderr
+    done = forked("resume", "run", "epochs=2", "memory_format=channels_last")
+    assert done.returncode == 0, done.stderr
+    assert len(read_history(tmp_path / "run")) == 2
+    done = forked("resume", "run", "epochs=3", "precision=bf16")
+    assert done.returncode != 0
+    assert "resume.allow=[precision]" in done.stderr
+
+
+# --------------------------------------------------------------------------------------------- fused
+
+
+@pytest.mark.parametrize("model", [Small, Late, Complex, Rows, Projects])
+@pytest.mark.parametrize("layout", ["auto", "contiguous"])
+def test_fused_steps_are_those_of_plain_ones_for_every_model(model: type[nn.Module], layout: str) -> None:
+    overrides = of(model, f"memory_format={layout}")
+    assert_close(trained([*overrides, "optim=sgd", "optim.momentum=0.9"]), trained([*overrides, *PLAIN_SGD]))
+
+
+@pytest.mark.parametrize("rule", [[], ["+param_groups.a={name: '.*weight', dampening: 0.5, fused: true}"]], ids=str)
+def test_dampening_is_the_same_fused_and_plain(rule: list[str]) -> None:
+    overrides = ["model=mlp", "limit_batches=4", "epochs=1", "optim.momentum=0.9"]
+    overrides += rule or ["optim.dampening=0.9", "+optim.fused=true"]
+    plain = [text.replace("fused: true", "fused: false").replace("fused=true", "fused=false") for text in overrides]
+    assert_close(trained(overrides), trained(plain))

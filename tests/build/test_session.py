@@ -1,0 +1,192 @@
+"""What a config builds, and what it refuses to build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import trainkit
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.build.model import build_loss
+from trainkit.core.errors import ConfigError, UserCodeError
+from trainkit.engine.error_context import blame
+from trainkit.engine.train import remarks
+from trainkit.training.loop import fit
+
+MODULE = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def random_points(n=20):
+    return TensorDataset(torch.randn(n, 1), torch.randn(n, 1))
+
+class Unlabelled:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 32, 32), index % 3
+
+class Misspelt:
+    def on_epoch_end(self, state, metrics): ...
+
+class Mute: ...
+
+def flat(optimizer):
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, outputs, targets):
+        return ((outputs * self.scale - targets) ** 2).mean()
+"""
+CONFIGS = {
+    "data/random.yaml": "train:\n  _target_: buildmodule.random_points\nclasses: 1\n",
+    "data/unlabelled.yaml": "train:\n  _target_: buildmodule.Unlabelled\nsplit: 0.2\n",
+    "loss/scaled.yaml": "_target_: buildmodule.Scaled\n",
+    "model/object.yaml": "_target_: builtins.object\n",
+    "optim/dict.yaml": "_target_: builtins.dict\nlr: 1\n",
+    "model/norm.yaml": """
+_target_: torch.nn.Sequential
+_args_:
+  - {_target_: torch.nn.Flatten}
+  - {_target_: torch.nn.LazyBatchNorm1d}
+  - {_target_: torch.nn.LazyLinear, out_features: 10}
+""",
+    "scheduler/flat.yaml": "_target_: buildmodule.flat\n",
+}
+LINE = ("data=line", "model=linear", "loss=mse")
+
+
+@pytest.fixture(autouse=True)
+def module(here: Path) -> None:
+    (here / "buildmodule.py").write_text(MODULE)
+    for name, text in CONFIGS.items():
+        (here / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "conf" / name).write_text(text)
+
+
+def rates(training: build.Training) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in training.state.optimizer.param_groups}
+
+
+def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None:
+    for name in "abc":
+        (here / "images" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(here / "images" / name / f"{number}.png")
+    training = build.training(compose(["data=image_folder", "data.root=images", "data.num_workers=0"]))
+    assert training.val is not None
+    assert (training.train.samples, training.val.samples) == (12, 3)
+    assert training.state.model.fc2.out_features == 3
+
+
+def test_data_made_at_random_follows_the_seed() -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        run = trainkit.train(compose([*LINE, "data=random", f"seed={seed}", "epochs=1", "progress=off"]))
+        losses.append(run.history[0]["train/loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_learnable_parameters_of_the_loss_are_trained() -> None:
+    rule = "+param_groups.s={name: 'loss.*', lr_mult: 0.1}"
+    config = compose(["data=line", "model=linear", "loss=scaled", rule])
+    training = build.training(config)
+    fit(training.state, training.train)
+    assert training.state.loss_fn.scale != 1
+    assert rates(training) == {"s": pytest.approx(0.001), "default": 0.01}
+
+
+def test_lists_and_numbers_given_for_loss_weights_become_tensors() -> None:
+    weights = compose(["loss.weight=[1,2,3,4,5,6,7,8,9,10]"])
+    assert build_loss(weights.loss).weight.tolist() == list(range(1, 11))
+    assert build_loss(compose(["loss=bce", "loss.pos_weight=3"]).loss).pos_weight.tolist() == [3.0]
+
+
+def test_lazy_layers_take_their_shapes_from_the_data() -> None:
+    assert build.training(compose(["model=mlp"])).state.model.fc1.in_features == 3072
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+hooks.h._target_=buildmodule.Misspelt"], ["hooks.h", "on_epoch_end", "did you mean on_epoch?"]),
+        (["+hooks.h._target_=buildmodule.Mute"], ["hooks.h", "give it one of on_start"]),
+        (["+param_groups.a={module: fc1, momentum: -3}"], ["param_groups.a", "Invalid momentum value"]),
+        (["data=unlabelled"], ["data.classes", "Unlabelled does not say how many", "data.classes=NUMBER"]),
+        (
+            ["watch=[fc2.wieght]", "+param_groups.a={module: fc9, lr: 1}"],
+            ["did you mean fc2.weight?", "param_groups.a", "module: fc"],
+        ),
+        (["loss.reduction=none"], ["loss.reduction=none", "must be one number"]),
+        (["optim=lbfgs", "+param_groups.a={module: fc1, lr: 0.5}"], ["LBFGS", "one param group"]),
+        (["data.train={_target_: builtins.object}"], ["data.train", "no length"]),
+        (["model=object"], ["model", "no torch.nn.Module"]),
+        (["optim=dict"], ["optim", "Optimizer"]),
+        (
+            ["scheduler=plateau", "scheduler.interval=step"],
+            ["write scheduler.interval=epoch"],
+        ),
+        ([*LINE, "monitor={metric: val/accuracy, mode: max}"], ["no classes"]),
+        (
+            ["data.split=off", "monitor={metric: val/accuracy, mode: max}"],
+            ["nothing is validated", "data.split=0.2"],
+        ),
+        (
+            ["+param_groups.a={module: fc1, lr_mult: 3}", "scheduler=flat"],
+            ["scheduler", "one rate", "lists"],
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_what_cannot_work_is_refused_before_training(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises((ConfigError, UserCodeError)) as caught:
+        build.training(compose(overrides))
+    assert caught.value.exit_code == 2
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+def test_micro_batches_with_batch_statistics_are_remarked_on() -> None:
+    config = compose(["model=norm", "micro_batch=8"])
+    assert any("batch statistics" in line for line in remarks(config, build.training(config)))
+
+
+def test_what_a_person_asked_for_in_vain_or_may_not_know_is_remarked_on(here: Path) -> None:
+    np.savez(here / "a.npz", X=np.ones((6, 3072)), y=np.arange(6) % 3, X_val=np.ones((2, 3072)), y_val=np.arange(2))
+    overrides = ["data=arrays", "data.file=a.npz", "model=mlp", "data.split=0.5"]
+    config = compose(overrides)
+    assert any("nothing is split off" in line for line in remarks(config, build.training(config), overrides))
+    config = compose(["model=norm", "+param_groups.a={name: '1.*', freeze: true}"])
+    lines = remarks(config, build.training(config))
+    assert any("frozen batch norm" in line for line in lines)
+    assert any(line.split()[:4] == ["default", "2", "30,730", "SGD"] for line in lines)
+    assert any(line.split()[:2] == ["(frozen)", "2"] for line in lines)
+
+
+def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None:
+    training = build.training(compose(["model.num_classes=5"]))
+    with pytest.raises(IndexError) as caught:
+        fit(training.state, training.train)
+    told = blame(caught.value, training)
+    assert told.exit_code == 2
+    assert "data.classes" in str(told)
+
+
+def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:
+    training = build.training(compose([]))
+    held = {id(p) for group in training.state.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in training.state.model.parameters()}
+    assert {p.device for p in training.state.model.parameters()} == {torch.device(training.state.device)}

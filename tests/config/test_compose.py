@@ -1,0 +1,218 @@
+"""Composition and its checks: everything wrong is told at once, with what mends it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trainkit import compose
+from trainkit.config.compose import compose_run, compose_sweep, unread
+from trainkit.core.errors import ConfigError
+
+SEP = re.compile(r"\n(?=error: )")
+
+
+def told(*overrides: str) -> list[str]:
+    """The problems of a command, each in two lines."""
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    return SEP.split(str(caught.value))
+
+
+def test_the_headline_command_composes() -> None:
+    config = compose(["model=toy_cnn", "optim=sgd", "lr=0.01"])
+    assert config.optim.lr == config.lr == 0.01
+    assert config.model.num_classes == config.data.classes == 10
+
+
+def test_each_optimizer_brings_its_own_learning_rate_and_lr_sets_any() -> None:
+    assert [compose([f"optim={name}"]).lr for name in ("sgd", "adam", "adadelta")] == [0.01, 0.001, 1.0]
+    assert compose(["optim=adadelta", "lr=0.5"]).optim.lr == 0.5
+
+
+@pytest.mark.parametrize("off", ["off", "false", "null"])
+def test_every_way_to_write_off_is_off(off: str) -> None:
+    config = compose([f"micro_batch={off}", f"early_stop={off}", f"data.split={off}", f"clip_norm={off}"])
+    assert config.micro_batch is config.early_stop is config.data.split is config.clip_norm is None
+
+
+MISTAKES = [
+    ("epoch=3", "epoch", "did you mean epochs?"),
+    ("bach_size=3", "bach_size", "did you mean batch_size?"),
+    ("momentum=0.9", "momentum", "did you mean optim.momentum?"),
+    ("optim.momentun=0.9", "optim.momentun", "did you mean optim.momentum?"),
+    ("data.splt=0.5", "data.splt", "did you mean data.split?"),
+    ("modle=toy_cnn", "modle", "did you mean model?"),
+    ("model=toy_cn", "toy_cn", "did you mean model=toy_cnn?"),
+    ("optim=SGD", "SGD", "did you mean optim=sgd?"),
+    ("loss=crossentropy", "crossentropy", "did you mean loss=cross_entropy?"),
+    ("data=cifar", "cifar", "did you mean data=cifar10"),
+    ("experiment=linefit", "linefit", "did you mean experiment=line_fit?"),
+    ("scheduler=cosin", "cosin", "did you mean scheduler=cosine?"),
+    ("lr=-1", "lr=-1", "at least 0"),
+    ("epochs=ten", "epochs=ten", "whole number of at least 1"),
+    ("epochs=2.5", "epochs=2.5", "the default is epochs=20"),
+    ("batch_size=0", "batch_size=0", "at least 1"),
+    ("data.split=1.5", "data.split=1.5", "below 1"),
+    ("device=gpu", "device=gpu", "auto, cpu, cuda"),
+    ("monitor.metric=val/acc", "val/acc", "did you mean monitor.metric=val/accuracy?"),
+    ("monitor.mode=mx", "mx", "did you mean monitor.mode=max?"),
+    ("progress=rcih", "rcih", "did you mean progress=rich?"),
+    ("watch=weight", "watch=weight", "write watch=[weight]"),
+    ("early_stop.patience=-3", "early_stop.patience=-3", "at least 1"),
+    ("model._target_=trainkit.models.ToyCNNN", "ToyCNNN", "did you mean trainkit.models.ToyCNN?"),
+    ("model._target_=trainkitt.models.ToyCNN", "trainkitt", "did you mean trainkit.models.ToyCNN?"),
+    ("optim._target_=torch.optim.SDG", "SDG", "did you mean torch.optim.SGD?"),
+    ("optim._target_=trch.optim.SGD", "trch", "did you mean torch.optim.SGD?"),
+    ("model._target_=Net", "Net", "dotted path"),
+    ("+data.aument=1", "data.aument", "nothing refers to it"),
+    ("+epoch=3", "epoch", "did you mean epochs?"),
+    ("lr", "lr", "KEY=VALUE"),
+    ("optim=sgd,adam", "several values", "-m"),
+    ("~optimm", "optimm", "did you mean optim?"),
+    ("data=arrays", "data.file", "it must be given"),
+    ("monitor.metric=val/accuracy", "max", "write monitor.mode=max"),
+    ("data=line", "cross entropy", "loss=mse"),
+    ("+model=mlp", "model", "write model=mlp"),
+    ("model@x=mlp", "model", "write model=mlp"),
+    ("model=null", "model", "toy_cnn"),
+    ("scheduler=null", "scheduler", "write scheduler=none"),
+    ("optim.lr=0.5", "optim.lr=0.5", "write lr=0.5"),
+    ("lr=inf", "lr=inf", "at least 0"),
+    ("lr=off", "the optimizer needs one", "for example lr=0.01"),
+    ("lr=${oc.env:NO_SUCH_THING} optim.lr=1", "NO_SUCH_THING", "${oc.env:NO_SUCH_THING,VALUE}"),
+    ("monitor=val/loss", "monitor=val/loss", "write monitor.metric=val/loss"),
+    ("early_stop=3", "early_stop=3", "write early_stop.patience=3"),
+    ("+hooks.a=1", "hooks.a", "add +hooks.a._target_"),
+    ("data.normalize.mean=0.5", "data.normalize.mean", "data.normalize"),
+    ("loss._target_=torch.nn.CrossEntropyLos", "CrossEntropyLos", "did you mean torch.nn.CrossEntropyLoss?"),
+    ("loss.reduction=none", "loss.reduction=none", "write loss.reduction=mean"),
+    ("hydra.run.dir=", "hydra.run.dir", "write hydra.run.dir=DIR"),
+    ("hydra.run.dir=${nope}", "hydra.run.dir", "write hydra.run.dir=DIR"),
+    ("scheduler=step scheduler.interval=epochs", "interval", "did you mean scheduler.interval=epoch?"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "cause", "mend"), MISTAKES, ids=[mistake for mistake, _, _ in MISTAKES])
+def test_a_mistake_is_answered_with_its_cause_and_what_mends_it(mistake: str, cause: str, mend: str) -> None:
+    problems = told(*mistake.split())
+    assert len(problems) == 1
+    first, *second = problems[0].splitlines()
+    assert cause in first
+    assert mend in " ".join([first, *second])
+    assert len(second) == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    problems = told("optim=sgdd", "lr=-1", "epoch=3", "model.chanels=4", "optim.momentum=x y", "data.split=2")
+    assert len(problems) == 5  # a momentum of text is torch's to judge
+    assert all(any(word in p for p in problems) for word in ("sgdd", "lr=-1", "epoch=3", "chanels", "split"))
+
+
+def test_an_unknown_key_in_a_users_file_is_an_error_unless_something_refers_to_it(here: Path) -> None:
+    (here / "conf" / "data").mkdir(parents=True)
+    file = here / "conf" / "data" / "mine.yaml"
+    file.write_text("train:\n  _target_: trainkit.data.synthetic\n  size: ${data.count}\ncount: 7\nclasses: 3\n")
+    assert compose(["data=mine"]).data.train.size == 7
+    assert compose(["data=mine"]).data.num_workers == 0  # inherited
+    file.write_text("train: {_target_: trainkit.data.synthetic}\ncount: 7\nnum_worker: 3\n")
+    problems = told("data=mine")
+    assert len(problems) == 2
+    assert "data.count" in problems[0]
+    assert "did you mean data.num_workers?" in problems[1]
+
+
+def test_a_wrong_reference_is_told_with_the_nearest_key(here: Path) -> None:
+    (here / "conf" / "model").mkdir(parents=True)
+    (here / "conf" / "model" / "mine.yaml").write_text(
+        "_target_: trainkit.models.ToyCNN\nnum_classes: ${data.clases}\n"
+    )
+    (problem,) = told("model=mine")
+    assert "model.num_classes" in problem
+    assert "did you mean ${data.classes}?" in problem
+
+
+def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
+    (here / "conf" / "model").mkdir(parents=True)
+    (here / "conf" / "model" / "mine.yaml").write_text("_target_: trainkit.models.ToyCNN\n  bad: [1\n")
+    (problem,) = told("model=mine")
+    assert "mine.yaml, line" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "mend"),
+    [
+        ("lr: 1\n", "experiment: there is no such key", "# @package _global_"),
+        ("# @package _global_\ndefaults: [override /optm: adam]\n", "optm", "did you mean override /optim?"),
+        ("# @package _global_\ndefaults: [override /optim: admm]\n", "admm", "did you mean optim: adam?"),
+        ("# @package _global_\ndefaults: [mine]\n", "name itself", "override /GROUP: NAME"),
+        ("# @package _global_\nmodel: {in_channels: }\nlr: [\n", "mine.yaml, line", "mend the YAML"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_told_by_what_is_wrong_in_it(
+    text: str, cause: str, mend: str, here: Path
+) -> None:
+    (here / "conf" / "experiment").mkdir(parents=True)
+    (here / "conf" / "experiment" / "mine.yaml").write_text(text)
+    (problem,) = told("experiment=mine")
+    assert cause in problem
+    assert mend in problem
+
+
+def test_the_run_directory_may_be_composed_too() -> None:
+    composed = compose_run(["hydra.run.dir=runs/${hydra.job.override_dirname}", "lr=0.1"])
+    assert composed.directory == Path("runs/lr=0.1")
+    assert compose_run(["++hydra.run.dir=here"]).directory == Path("here")
+    assert compose_run([]).directory is None
+
+
+def test_a_users_conf_adds_names_and_cannot_shadow_shipped_ones(here: Path) -> None:
+    (here / "conf" / "model").mkdir(parents=True)
+    (here / "conf" / "model" / "toy_cnn.yaml").write_text("_target_: somewhere.Else\n")
+    assert compose([]).model["_target_"] == "trainkit.models.ToyCNN"
+    assert [file.name for file, _ in unread()] == ["toy_cnn.yaml"]
+
+
+def test_an_optimizer_config_that_does_not_use_lr_is_an_error_where_lr_is_given(here: Path) -> None:
+    (here / "conf" / "optim").mkdir(parents=True)
+    (here / "conf" / "optim" / "mine.yaml").write_text("_target_: torch.optim.SGD\nmomentum: 0.9\n")
+    assert compose(["optim=mine"]).optim.momentum == 0.9
+    (problem,) = told("optim=mine", "lr=0.1")
+    assert "does not use it" in problem
+
+
+def test_a_sweeps_mistakes_are_told_before_anything_is_trained() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_sweep(["optim=sgd,admm", "lr=0.1,-1", "epochs=2"])
+    message = str(caught.value)
+    assert "did you mean optim=adam?" in message
+    assert "lr=-1" in message
+    with pytest.raises(ConfigError) as caught:
+        compose_sweep(["lr=0.1,-1", "epohcs=2", "optim=glob(ad*)"])
+    message = str(caught.value)
+    assert "did you mean epochs?" in message
+    assert "lr=-1" in message
+
+
+@pytest.mark.parametrize(
+    ("sweep", "jobs"),
+    [
+        (["optim=sgd,adam", "seed=1,2,3"], 6),
+        (["seed=range(4)"], 4),
+        (["optim=glob(ad*)"], 6),
+        (["lr=0.1"], 1),
+        pytest.param(["seed=range(0,50000)"], 200, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_knows_its_jobs_beforehand(sweep: list[str], jobs: int) -> None:
+    composed = compose_sweep(sweep)
+    assert len(composed.jobs) == jobs
+    assert composed.more_jobs == ("range(0,50000)" in sweep[0])
+
+
+@pytest.mark.parametrize("endless", ["seed=range(0,100000000)", "lr=interval(0,1)"])
+def test_a_sweep_without_an_end_is_refused(endless: str) -> None:
+    with pytest.raises(ConfigError):
+        compose_sweep([endless])

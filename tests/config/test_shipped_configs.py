@@ -1,0 +1,157 @@
+"""Every file under conf/ composes and builds, and every optimizer takes a step."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import math
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.optim.lr_scheduler import LRScheduler
+
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.config.compose import CONF
+from trainkit.training.loop import fit
+
+CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
+OPTIMIZERS = [choice for choice in CHOICES if choice.startswith("optim=")]
+LOSSES = {  # what each loss needs to go with it
+    "cross_entropy": [],
+    "nll": [],
+    "mse": ["data=line", "model=linear"],
+    "l1": ["data=line", "model=linear"],
+    "smooth_l1": ["data=line", "model=linear"],
+    "bce": ["data=line", "data.train.slope=0.2", "model=linear"],
+    "identity": ["data=line", "model=polynomial"],
+}
+DATA = {  # and each data set
+    "line": ["model=linear", "loss=mse"],
+    "arrays": ["data.file=arrays.npz", "model=mlp"],
+    "image_folder": ["data.root=images"],
+}
+MODELS = {
+    "linear": ["data=line", "loss=mse"],
+    "polynomial": ["data=line", "loss=identity"],
+}
+COMPANIONS = {
+    "loss": LOSSES,
+    "data": DATA,
+    "model": MODELS,
+    "optim": {"muon": ["model=mlp", "model.bias=false"]},
+    "scheduler": {name: ["scheduler.lr_lambda=confrates.same"] for name in ("lambda", "multiplicative")},
+}
+
+
+def idx(array: np.ndarray[Any, Any]) -> bytes:
+    """An array in MNIST's file format, compressed."""
+    return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+@pytest.fixture
+def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder with a few samples in the formats that torchvision downloads."""
+    from torchvision import datasets
+
+    monkeypatch.setenv("TRAINKIT_CACHE", str(here))
+    for name, url in (("MNIST", datasets.MNIST), ("FashionMNIST", datasets.FashionMNIST)):
+        raw = here / name / "raw"
+        raw.mkdir(parents=True)
+        for part, (images, labels) in zip(("train", "test"), (url.resources[:2], url.resources[2:]), strict=True):
+            count = 20 if part == "train" else 10
+            pixels = np.arange(count * 28 * 28, dtype=np.uint8).reshape(count, 28, 28)
+            for (file, _), array in ((images, pixels), (labels, np.arange(count, dtype=np.uint8) % 10)):
+                (raw / file.removesuffix(".gz")).write_bytes(gzip.decompress(idx(array)))
+    checks = "torchvision.datasets.cifar.check_integrity"
+    monkeypatch.setattr(checks, lambda *_: True)  # the checksums are those of the real files
+    for cls, key in ((datasets.CIFAR10, "labels"), (datasets.CIFAR100, "fine_labels")):
+        top = here / cls.base_folder
+        top.mkdir()
+        for file, _ in (*cls.train_list, *cls.test_list):
+            batch = {"data": np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072), key: list(range(10))}
+            (top / file).write_bytes(pickle.dumps(batch))
+        names = {cls.meta["key"]: [f"class{i}" for i in range(100 if key == "fine_labels" else 10)]}
+        (top / cls.meta["filename"]).write_bytes(pickle.dumps(names))
+    return here
+
+
+@pytest.fixture
+def world(downloads: Path) -> Path:
+    """A folder with all that any shipped config reads."""
+    (downloads / "confrates.py").write_text("def same(step): return 1.0\n")
+    rng = np.random.default_rng(0)
+    np.savez(downloads / "arrays.npz", X=rng.normal(size=(30, 4)), y=np.arange(30) % 3)
+    for part, name, shade in (("train", "a", 10), ("train", "b", 200), ("val", "a", 20), ("val", "b", 210)):
+        folder = downloads / "images" / part / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (40, 50), (shade, number, 0)).save(folder / f"{number}.png")
+    return downloads
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> None:  # noqa: ARG001
+    group, name = choice.split("=")
+    companions = COMPANIONS.get(group, {}).get(name, [])
+    config = compose([choice, *companions, "epochs=1", "limit_batches=1", "device=cpu", "data.num_workers=0"])
+    training = build.training(config)
+    fit(training.state, training.train, training.val)
+    assert training.state.step == 1
+    assert training.state.best is not None
+    assert math.isfinite(training.state.best["train/loss"])
+
+
+@pytest.mark.parametrize("choice", OPTIMIZERS)
+def test_every_optimizer_takes_a_step_with_its_own_learning_rate_and_torchs_defaults(choice: str) -> None:
+    companions = COMPANIONS["optim"].get(choice.removeprefix("optim="), ["model=mlp"])
+    config = compose([choice, *companions, "epochs=1", "limit_batches=1"])
+    training = build.training(config)
+    before = [p.detach().clone() for p in training.state.model.parameters()]
+    fit(training.state, training.train, training.val)
+    for old, new in zip(before, training.state.model.parameters(), strict=True):
+        assert torch.isfinite(new).all()
+        assert not torch.equal(old, new)
+
+    if "_target_" not in config.optim:  # several, whose numbers are a recipe's
+        return
+    defaults = inspect.signature(type(training.state.optimizer)).parameters
+    for option, value in config.optim.items():
+        if option not in ("_target_", "lr"):
+            default = defaults[str(option)].default
+            assert (tuple(value) if isinstance(default, tuple) else value) == default, option
+    if choice != "optim=sgd":  # whose 0.001 is small without momentum
+        assert config.lr == defaults["lr"].default
+
+
+def test_every_optimizer_of_torch_that_trains_a_dense_model_is_there() -> None:
+    found = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
+    found -= {"Optimizer", "SparseAdam"}
+    single = [choice for choice in OPTIMIZERS if choice != "optim=muon_sgd"]
+    shipped = {str(compose([choice]).optim["_target_"]).rpartition(".")[2] for choice in single}
+    assert shipped == {name for name in found if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
+
+
+def test_every_config_begins_with_a_line_on_what_it_is() -> None:
+    for file in CONF.glob("*/*.yaml"):
+        lines = [line for line in file.read_text().splitlines() if line != "# @package _global_"]
+        assert lines[0].startswith("# "), file
+
+
+def test_every_experiment_says_its_command() -> None:
+    for file in (CONF / "experiment").glob("*.yaml"):
+        assert file.stem == "none" or f"# Command: trainkit experiment={file.stem}\n" in file.read_text(), file
+
+
+def test_every_scheduler_of_torch_is_there() -> None:
+    found = {name for name, cls in vars(torch.optim.lr_scheduler).items() if inspect.isclass(cls)}
+    found = {name for name in found if issubclass(getattr(torch.optim.lr_scheduler, name), LRScheduler)}
+    text = "".join(file.read_text() for file in (CONF / "scheduler").glob("*.yaml"))
+    missing = {name for name in found if f"torch.optim.lr_scheduler.{name}\n" not in text}
+    assert missing == {"LRScheduler", "_LRScheduler"}

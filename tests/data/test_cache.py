@@ -1,0 +1,365 @@
+"""Data sets held in memory give the batches that they give streamed; what cannot be held streams and says why."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+
+from trainkit.build import data as build_data
+from trainkit.core.errors import DataError, UserCodeError
+from trainkit.core.pytree import map_tensors, tensors_in
+from trainkit.data import cache
+from trainkit.data import datasets as data
+from trainkit.data.loaders import Loader
+from trainkit.data.reading import name_of
+
+CPU, COUNT = torch.device("cpu"), 45
+IMAGES, LABELS = data.synthetic(size=COUNT, shape=[3, 8, 6], classes=3).tensors
+AUGMENT = {"flip": "random", "crop": 2, "crop_fill": "reflect", "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
+Read = Callable[[int], Any]
+
+
+class Items:
+    """Samples that a function gives one by one; counts how often it was asked."""
+
+    def __init__(self, read: Read, count: int = COUNT) -> None:
+        self.read, self.count, self.reads = read, count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        return self.read(index)
+
+
+class Files(Items):
+    """Samples that tell of their files and classes, as an image folder does."""
+
+    def __init__(self, read: Read, count: int = COUNT) -> None:
+        super().__init__(read, count)
+        self.samples = [(f"{index}.png", int(LABELS[index])) for index in range(count)]
+        self.targets, self.classes = [target for _, target in self.samples], ["a", "b", "c"]
+
+
+class Doubled(TensorDataset):
+    """Does more than to slice."""
+
+    def __getitem__(self, index: Any) -> Any:
+        image, label = super().__getitem__(index)
+        return image * 0.5, label
+
+
+class Part(Subset[Any]):
+    """Does more than to choose."""
+
+    def __getitem__(self, index: Any) -> Any:
+        image, label = super().__getitem__(index)
+        return image * 0.5, label
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
+def picture(mode: str) -> Read:
+    """Images of PIL in a mode."""
+
+    def read(index: int) -> Any:
+        if mode == "I;16":
+            return Image.fromarray(IMAGES[index, 0].numpy().astype(np.uint16) * 250), int(LABELS[index])
+        return Image.fromarray(IMAGES[index].permute(1, 2, 0).numpy()).convert(mode), int(LABELS[index])
+
+    return read
+
+
+def broken(*lost: int) -> Read:
+    def read(index: int) -> Any:
+        if index in lost:
+            raise OSError("truncated")
+        return IMAGES[index], int(LABELS[index])
+
+    return read
+
+
+def drawing(index: int) -> Any:
+    noise = torch.rand(3, 8, 6) + torch.from_numpy(np.random.rand(3, 8, 6)) + random.random()
+    return (IMAGES[index] / 255 + noise).float(), int(LABELS[index])
+
+
+def seldom(index: int) -> Any:
+    noise = np.random.rand(312) if index == 4 else np.zeros(312)  # as many words as NumPy makes at once
+    return torch.from_numpy(noise), int(LABELS[index])
+
+
+class Pair(NamedTuple):
+    """Inputs of two parts."""
+
+    image: Tensor
+    place: float
+
+
+def nested(index: int) -> Any:
+    return {"a": IMAGES[index], "b": [index, {"c": IMAGES[index, 0] / 255}]}, (int(LABELS[index]), {"d": index / 3})
+
+
+def own_generator() -> Read:
+    generator = np.random.default_rng(0)
+    return lambda index: (generator.random(3), int(LABELS[index]))
+
+
+def faulty(index: int) -> Any:
+    if index == 4:
+        raise ValueError("a bug")
+    return IMAGES[index], int(LABELS[index])
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "tensors": lambda: TensorDataset(IMAGES, LABELS),
+    "items": lambda: Items(lambda i: (IMAGES[i], int(LABELS[i]))),
+    "files": lambda: Files(lambda i: (IMAGES[i], int(LABELS[i]))),
+    "floats": lambda: Items(lambda i: (IMAGES[i].numpy() / np.float32(255), LABELS[i])),
+    "doubles": lambda: Items(lambda i: (IMAGES[i].numpy() / 255, np.int64(LABELS[i]))),
+    "numbers": lambda: Items(lambda i: (i, float(LABELS[i]))),
+    "vectors": lambda: Items(lambda i: (IMAGES[i].flatten(), torch.eye(3)[LABELS[i]])),
+    "grey": lambda: Items(picture("L")),
+    "colour": lambda: Items(picture("RGB")),
+    "palette": lambda: Items(picture("P")),
+    "deep": lambda: Items(picture("I;16")),
+    "subclass": lambda: Doubled(IMAGES / 255, LABELS),
+    "subset": lambda: Subset(Subset(TensorDataset(IMAGES, LABELS), range(1, 45)), list(range(43, 3, -1))),
+    "part": lambda: Part(TensorDataset(IMAGES / 255, LABELS), range(5, 40)),
+    "from the end": lambda: Subset(TensorDataset(IMAGES, LABELS), list(range(-20, 0))),
+    "nested": lambda: Items(nested),
+    "maps": lambda: Items(lambda i: (IMAGES[i], IMAGES[i] / 255)),
+    "named": lambda: Items(lambda i: (Pair(IMAGES[i], i / 2), [int(LABELS[i]), LABELS[i]])),
+    "drawing": lambda: Items(drawing),
+    "seldom": lambda: Items(seldom),
+    "generator": lambda: Items(own_generator()),
+    "shapes": lambda: Items(lambda i: (IMAGES[i, :, : 8 if i == 4 else 7], int(LABELS[i]))),
+    "boxes": lambda: Items(lambda i: (IMAGES[i], torch.zeros(1 + (i == 4)))),
+    "mappings": lambda: Items(lambda i: ({"x": IMAGES[i, :, : 8 if i == 4 else 7]}, int(LABELS[i]))),
+    "arrays": lambda: Items(lambda i: (IMAGES[i, 0, : 8 if i == 4 else 7].numpy(), int(LABELS[i]))),
+    "lists": lambda: Items(lambda i: ({"x": IMAGES[i], "y": [1.0] * (1 + (i == 4))}, int(LABELS[i]))),
+    "keys": lambda: Items(lambda i: ({"x": IMAGES[i]} | ({} if i == 4 else {"y": i}), int(LABELS[i]))),
+    "more keys": lambda: Items(lambda i: ({"x": IMAGES[i]} | ({"y": i} if i == 4 else {}), int(LABELS[i]))),
+    "orders": lambda: Items(lambda i: ({"a": i, "b": -i} if i % 7 else {"b": -i, "a": i}, int(LABELS[i]))),
+    "types": lambda: Items(lambda i: (IMAGES[i], 1 if i == 4 else 0.5)),
+    "gradients": lambda: Items(lambda i: ((IMAGES[i] / 255).requires_grad_(), int(LABELS[i]))),
+    "empty": lambda: Items(lambda i: ({}, int(LABELS[i]))),
+    "words": lambda: Items(lambda i: (IMAGES[i], "abc"[int(LABELS[i])])),
+    "faulty": lambda: Items(faulty),
+    "broken": lambda: Files(broken(0, 9, 20, 30)),
+    "many": lambda: Files(broken(*range(0, 44, 4))),
+    "gone": lambda: Files(broken(*range(COUNT))),
+}
+PLAIN = ("numbers", "vectors", "deep", "nested", "maps", "named")  # no images of a type that can be changed
+
+
+def made(kind: str) -> Any:
+    """What the configs below name."""
+    return KINDS[kind]()
+
+
+def config(kind: str, **options: Any) -> DictConfig:
+    node = {"_target_": f"{__name__}.made", "kind": kind}
+    known: dict[str, Any] = {
+        "train": node,
+        "val": None,
+        "split": None,
+        "classes": 3,
+        "normalize": {"mean": 0.5, "std": 0.25},
+    }
+    known |= {"augment": None, "cache": "auto", "cache_limit": 1.0, "num_workers": 0, "on_error": "stop"}
+    limit = {"limit_batches": options.pop("limit_batches", None)}
+    return OmegaConf.create(
+        {"data": {**known, **options}, "loss": {"_target_": "a.Loss"}, "batch_size": 8, "seed": 3, **limit}
+    )
+
+
+def loader(kind: str, **options: Any) -> tuple[Loader, str]:
+    """The training loader of a config, and the line that tells of it."""
+    composed = config(kind, **options)
+    train, _, _, _, notes = build_data.datasets(composed, lambda *_: None)
+    return build_data.loader(composed, train, CPU, train=True), notes[0]
+
+
+def digests(kind: str, epoch: int = 1, start: int = 0, **options: Any) -> list[str]:
+    """A hash of each batch of an epoch."""
+    made, _ = loader(kind, **options)
+    try:
+        return [digest(*batch) for batch in made.batches(epoch, start)]
+    finally:
+        made.close()
+
+
+def digest(*parts: Any) -> str:
+    containers = map_tensors(parts, lambda part: torch.zeros((), dtype=part.dtype))
+    found = hashlib.sha256(repr(containers).encode())
+    for part in tensors_in(parts):
+        found.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
+        found.update(str(part.is_contiguous()).encode())
+    return found.hexdigest()
+
+
+# -------------------------------------------------------------------------------------------- batches
+
+DETERMINISTIC = list(KINDS)[: list(KINDS).index("drawing")]
+
+
+@pytest.mark.parametrize("kind", DETERMINISTIC)
+def test_batches_are_the_same_held_and_streamed_by_any_number_of_processes(kind: str) -> None:
+    augment = None if kind in PLAIN else AUGMENT
+    normalize = None if kind == "deep" else {"mean": 0.5, "std": 0.25}
+    both: dict[str, Any] = {"augment": augment, "normalize": normalize}
+    wanted = digests(kind, cache="none", **both)
+    assert len(set(wanted)) == len(wanted) > 1
+    for how, workers in (("auto", 0), ("memory", 0), ("auto", 2), ("none", 2)):
+        if (kind, how) != ("deep", "memory"):  # torch cannot slice its type
+            assert digests(kind, cache=how, num_workers=workers, **both) == wanted, (how, workers)
+    for how in ("auto", "none"):
+        assert digests(kind, start=2, cache=how, **both) == wanted[2:]
+        assert ("in memory" in loader(kind, cache=how)[1]) == (how == "auto" and kind != "deep")
+
+
+@pytest.mark.parametrize("augment", [None, AUGMENT], ids=["plain", "augmented"])
+def test_samples_that_draw_at_random_draw_the_same_in_any_process_and_other_numbers_each_epoch(augment: Any) -> None:
+    wanted = digests("drawing", augment=augment)
+    for workers in (0, 1, 2):
+        for how in ("auto", "none"):
+            assert digests("drawing", augment=augment, num_workers=workers, cache=how) == wanted
+    assert digests("drawing", start=3, augment=augment, num_workers=2) == wanted[3:]
+    made, _ = loader("drawing", augment=augment)
+    first, second = ({digest(row) for inputs, _ in made.batches(epoch) for row in inputs} for epoch in (1, 2))
+    assert len(first | second) == 2 * COUNT
+
+
+@pytest.mark.parametrize("kind", ["tensors", "items", "files", "broken"])
+def test_the_same_samples_are_held_out_however_the_data_is_read(kind: str) -> None:
+    torch.use_deterministic_algorithms(True)  # what is allocated and not written holds the largest number
+    try:
+        parts = {}
+        for how in ("none", "memory"):
+            parts[how] = build_data.datasets(config(kind, cache=how, split=0.3, on_error="skip"), lambda *_: None)[:2]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [part.indices for part in parts["none"]] == [part.indices for part in parts["memory"]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["auto", "memory", "none"])
+def test_unreadable_samples_are_left_out_of_the_same_batches(how: str, workers: int) -> None:
+    wanted = digests("broken", augment=AUGMENT, cache="none", on_error="skip")
+    assert digests("broken", augment=AUGMENT, cache=how, num_workers=workers, on_error="skip") == wanted
+    left, _ = loader("broken", cache=how, num_workers=workers, on_error="skip")
+    sizes = [len(targets) for _, targets in left.batches(0)]
+    left.close()
+    assert sum(sizes) == COUNT - 4
+    assert left.unreadable == {i: f"sample {i} ({i}.png): OSError: truncated" for i in (0, 9, 20, 30)}
+
+
+@pytest.mark.parametrize("kind", ["broken", "gone"])
+@pytest.mark.parametrize("how", ["auto", "memory", "none"])
+def test_an_unreadable_sample_stops_by_name(how: str, kind: str) -> None:
+    with pytest.raises(DataError, match=r"sample \d+ \(\d+\.png\): OSError: truncated"):
+        digests(kind, cache=how)
+
+
+def test_too_many_unreadable_samples_stop_however_they_are_read() -> None:
+    for how in ("auto", "none"):
+        with pytest.raises(DataError, match="11 of 45 samples cannot be read"):
+            digests("many", cache=how, on_error="skip")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_data_sets_code_is_told_as_its_own(workers: int) -> None:
+    with pytest.raises(UserCodeError, match=r"^error: data\.train: ValueError: a bug"):
+        digests("faulty", num_workers=workers)
+
+
+# ---------------------------------------------------------------------------------------- what is held
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("drawing", "drawn at random"),
+        ("seldom", "drawn at random"),
+        ("generator", "sample 0 is another each time it is read"),
+        ("shapes", "several shapes"),
+        ("boxes", "several shapes"),
+        ("mappings", "several shapes"),
+        ("arrays", "several shapes"),
+        ("lists", "several shapes"),
+        ("keys", "types or keys"),
+        ("more keys", "types or keys"),
+        ("orders", "types or keys"),
+        ("types", "types or keys"),
+        ("gradients", "require gradients"),
+        ("empty", "its inputs hold no tensor"),
+        ("words", "its targets hold str"),
+    ],
+)
+def test_what_cannot_be_held_streams_and_says_why_and_is_an_error_where_it_must_be_held(kind: str, words: str) -> None:
+    _, note = loader(kind)
+    assert note.startswith("training data: 45 samples, streamed by the training's own process: ")
+    assert words in note
+    with pytest.raises(DataError, match=f"data.cache=memory: .*{words}"):
+        loader(kind, cache="memory")
+
+
+def test_only_auto_minds_the_limits() -> None:
+    size = IMAGES.nbytes + LABELS.nbytes
+    for limit, held in ((size / 2**30, True), ((size - 1) / 2**30, False)):
+        assert ("in memory" in loader("items", cache_limit=limit)[1]) == held
+    assert "data.cache_limit" in loader("items", cache_limit=1e-9)[1]
+    assert "in memory" in loader("items", cache_limit=1e-9, cache="memory")[1]
+    assert "limit_batches" in loader("items", limit_batches=2)[1]
+    assert "in memory" in loader("items", limit_batches=2, cache="memory")[1]
+    assert "streamed by 2 workers: data.cache=none" in loader("items", cache="none", num_workers=2)[1]
+
+
+def test_held_images_keep_their_type_with_channels_last() -> None:
+    files = made("files")
+    held = cache.hold(files, limit=None, workers=0, skip=False, tell=lambda *_: None)
+    assert torch.equal(held.tensors[0], IMAGES)
+    assert torch.equal(held.tensors[1], LABELS)
+    assert held.tensors[0].dtype == torch.uint8
+    assert held.tensors[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_are_that() -> None:
+    class Arrays(Items):
+        def __init__(self, targets: Any, change: int = 0) -> None:
+            super().__init__(lambda i: (Image.fromarray(self.data[i] + np.uint8(change)), int(LABELS[i])))
+            self.data, self.targets = IMAGES[:, 0].numpy(), targets
+
+    Arrays.__module__ = "torchvision.datasets.mnist"
+    held = cache.in_arrays(Arrays(LABELS.tolist()))
+    assert held is not None
+    assert torch.equal(held.tensors[0], IMAGES[:, :1])
+    assert held.held_from.reads < 5
+    assert cache.in_arrays(Arrays(LABELS.tolist(), change=1)) is None
+    assert cache.in_arrays(Arrays((LABELS + 1).tolist())) is None
+    assert cache.in_arrays(Arrays(torch.stack([LABELS] * 8, dim=1))) is None  # as those of QMNIST
+
+
+@pytest.mark.parametrize("how", ["auto", "none"])
+def test_attributes_of_a_data_sets_own_are_not_taken_for_ours(how: str) -> None:
+    files = made("files")
+    files.source, files.missing = "somewhere", 3
+    with_own, without = cache.choose(files, how, **OPTIONS), made("files")
+    assert name_of(with_own[0], 2) == name_of(without, 2)
+    assert build_data.amount(with_own[0]) == build_data.amount(without)
+
+
+OPTIONS: dict[str, Any] = {"limit": 2**30, "workers": 0, "skip": False, "partly": False, "tell": lambda *_: None}

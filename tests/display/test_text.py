@@ -1,0 +1,29 @@
+"""What a person sees, as text."""
+
+from __future__ import annotations
+
+import math
+
+from trainkit.display.live import duration, epoch_line, number, sparkline
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest_value() -> None:
+    assert sparkline([0.0, 1.0, 2.0, 7.0]) == "▁▂▃█"
+    assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([math.nan, 1.0]) == "▁"
+    assert len(sparkline([float(i) for i in range(100)])) == 40
+
+
+def test_durations_are_written_as_people_do() -> None:
+    assert [duration(s) for s in (0.04, 12.34, 75, 3725)] == ["0.0 s", "12.3 s", "1 min 15 s", "1 h 02 min"]
+
+
+def test_numbers_show_four_digits_or_powers_of_ten() -> None:
+    assert [number(v) for v in (0.0, 1.5, 2e-5, 3e9)] == ["0.0000", "1.5000", "2.00e-05", "3.00e+09"]
+    assert number(math.nan) == "nan"
+
+
+def test_an_epochs_line_shows_losses_watched_values_and_speed() -> None:
+    metrics = {"epoch": 3, "train/loss": 0.5, "train/samples": 9, "param/w": 2.0, "grad/w": None}
+    line = epoch_line(20, metrics | {"seconds": 1.0, "samples_per_second": 1234.5})
+    assert line == "epoch  3/20  train/loss 0.5000  param/w 2.0000  1,234 samples/s  1.0 s"

@@ -1,0 +1,662 @@
+"""Faults caused for real: signals, killed processes, full disks, damaged files. Each has its code and its line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Command, read_history
+from tests.processes import Forks, Process, until
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.snapshot import CLOCKS, digest
+
+MODULE = '''
+import os
+import time
+from pathlib import Path
+import random
+import numpy as np
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.first, self.last, self.dropout = nn.Linear(8, width), nn.Linear(width, 3), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.last(self.dropout(torch.relu(self.first(x))))
+
+class Points:
+    """Draws for each sample; waits for the samples whose number is `stuck`."""
+
+    classes = ["a", "b", "c"]
+
+    def __init__(self, size=64, wait=0.0, stuck=None):
+        self.size, self.wait, self.stuck = size, wait, stuck
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if self.wait:
+            time.sleep(self.wait)
+        if index == self.stuck and Path("hang").exists():
+            Path("stuck").touch()
+            time.sleep(1000)
+        generator = torch.Generator().manual_seed(index)
+        noise = torch.randn(8) + float(np.random.rand()) + random.random()
+        return torch.randn(8, generator=generator) + 0.1 * noise, index % 3
+
+class Greedy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x.sum() * self.w * torch.empty(10**15)[0]
+
+class Slow(Net):
+    def forward(self, x):
+        Path("in a step").touch()
+        time.sleep(3 if Path("very slow").exists() else 0.2)
+        Path("in a step").unlink()
+        return super().forward(x)
+'''
+DATA = """
+train: {_target_: faultmodule.Points}
+val: {_target_: faultmodule.Points, size: 16}
+"""
+BASE = ["model=net", "data=points", "batch_size=8", "progress=off", "hydra.run.dir=run"]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with a small model and data that may be slow."""
+    (tmp_path / "faultmodule.py").write_text(MODULE)
+    for name, text in (("model/net", "_target_: faultmodule.Net\nwidth: 32\n"), ("data/points", DATA)):
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def saved(run: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run."""
+    return Checkpoints(run / "checkpoints").newest()[1]
+
+
+def final(run: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The hash of a run's final state, and its history without the clocks."""
+    history = [{key: value for key, value in row.items() if key not in CLOCKS} for row in read_history(run)]
+    return digest(saved(run)), history
+
+
+def told(process: Process, code: int, *words: str) -> str:
+    """The one message of a command that ended with a code."""
+    assert process.wait() == code, process.stderr
+    text = process.stderr
+    assert "Traceback" not in text, text
+    for word in words:
+        assert word in text, text
+    return text
+
+
+def has_saved(run: Path, step: int) -> Any:
+    """Whether a run has a checkpoint from that step on."""
+    return lambda: any(int(n.removeprefix("step-")) >= step for n in Checkpoints(run / "checkpoints").names())
+
+
+# -------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGHUP, 129)]
+)
+def test_a_signal_lets_the_step_end_saves_and_gives_its_code(number: int, code: int, own: Path, forks: Forks) -> None:
+    argv = [*BASE, "model._target_=faultmodule.Slow", "epochs=1", "data.val=null", "limit_batches=2"]
+    run = forks.start(*argv, cwd=own)
+    until((own / "in a step").exists)
+    run.send(number)
+    name = signal.Signals(number).name
+    text = told(run, code, f"stopped by {name}, saved as step-00000001; to go on: trainkit resume run")
+    assert len(text.strip().splitlines()) == 1
+    assert (saved(own / "run")["step"], saved(own / "run")["batch"]) == (1, 1)
+    info = json.loads((own / "run" / "run.json").read_text())
+    assert (info["status"], info["exit_code"], info["why"]) == ("stopped", code, name)
+    forks.run(*argv, "hydra.run.dir=straight", cwd=own)
+    forks.run("resume", "run", cwd=own)
+    assert final(own / "run") == final(own / "straight")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int, own: Path, forks: Forks) -> None:
+    argv = [*BASE, "epochs=1", f"data.num_workers={workers}", f"+data.{part}.stuck=13"]
+    (own / "hang").touch()
+    run = forks.start(*argv, cwd=own)
+    until((own / "stuck").exists)
+    time.sleep(0.2)
+    began = time.monotonic()
+    run.send(signal.SIGTERM)
+    told(run, 143, "saved as step-")
+    assert time.monotonic() - began < 30
+    assert saved(own / "run")["epoch"] == 0
+    if part == "val":
+        assert saved(own / "run")["batch"] == 8  # all of the epoch's
+    (own / "hang").unlink()
+    forks.run(*argv, "hydra.run.dir=straight", cwd=own)
+    forks.run("resume", "run", cwd=own)
+    assert final(own / "run") == final(own / "straight")
+
+
+@pytest.mark.parametrize("started", [1, 3])
+def test_a_signal_while_readers_are_started_leaves_none_behind(started: int, own: Path, forks: Forks) -> None:
+    (own / "late.py").write_text(
+        "import multiprocessing.process as mp, os, signal\nstart, count = mp.BaseProcess.start, [0]\n"
+        "def late(self):\n    start(self)\n    count[0] += 1\n"
+        f"    if count[0] == {started}:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "class Hook:\n    def on_start(self, state):\n        mp.BaseProcess.start = late\n"
+        "    def on_end(self, state): ...\n"
+    )
+    run = forks.start(*BASE, "data.num_workers=2", "+hooks.late._target_=late.Hook", cwd=own)
+    told(run, 143, "stopped by SIGTERM, saved as step-")
+    until(lambda: not working_in(own), timeout=10)
+
+
+def working_in(folder: Path) -> list[str]:
+    """The processes whose working directory it is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(process.name)
+    return found
+
+
+def test_a_second_signal_ends_it_at_once_but_a_doubled_one_is_one(own: Path, forks: Forks) -> None:
+    (own / "very slow").touch()
+    argv = [*BASE[:-1], "model._target_=faultmodule.Slow", "data.val=null", "limit_batches=1", "epochs=1"]
+    for name, pause in (("doubled", 0.0), ("second", 1.3)):
+        run = forks.start(*argv, f"hydra.run.dir={name}", cwd=own)
+        until((own / "in a step").exists)
+        run.send(signal.SIGTERM)
+        time.sleep(pause)
+        run.send(signal.SIGTERM)
+        assert run.wait() == (143 if name == "doubled" else -signal.SIGTERM), run.stderr
+        assert saved(own / name)["step"] == (1 if name == "doubled" else 0)
+        (own / "in a step").unlink(missing_ok=True)
+
+
+def test_an_ignored_signal_stays_ignored(own: Path, forks: Forks) -> None:
+    run = forks.start(*BASE, "epochs=2", "+data.train.wait=0.005", cwd=own, IGNORED="SIGHUP")
+    until(has_saved(own / "run", 0))
+    run.send(signal.SIGHUP)
+    assert run.wait() == 0, run.stderr
+
+
+def test_a_dead_terminal_ends_no_training(own: Path, forks: Forks) -> None:
+    for progress in ("rich", "tqdm", "plain"):
+        argv = [*BASE[:-2], f"progress={progress}", "epochs=1", f"hydra.run.dir={progress}"]
+        hook = "+hooks.gone._target_=gone.Gone"
+        (own / "gone.py").write_text(
+            "import os\nclass Gone:\n    def on_step(self, state):\n        os.close(2)\n"
+            "        os.open('/dev/full', os.O_WRONLY)\n"
+        )
+        run = forks.start(*argv, hook, cwd=own)
+        assert run.wait() == 0
+        assert json.loads((own / progress / "run.json").read_text())["status"] == "completed"
+
+
+def test_a_signal_to_the_whole_group_does_not_take_the_data_from_the_step(own: Path) -> None:
+    code = f"import os, sys; os.setpgid(0, 0); sys.argv[1:] = {[*BASE, 'data.num_workers=2', 'epochs=99']!r}\n"
+    code += "from trainkit.cli import main\nsys.exit(main())"
+    import sys
+
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=own, stderr=subprocess.PIPE, text=True)
+    until(has_saved(own / "run", 8))
+    os.killpg(run.pid, signal.SIGINT)
+    _, text = run.communicate(timeout=120)
+    assert run.returncode == 130, text
+    assert text.strip().startswith("stopped by SIGINT, saved as step-")
+
+
+# -------------------------------------------------------------------------------------- killed, and resumed
+
+
+@pytest.mark.slow
+def test_sixty_kills_at_random_moments_lose_no_bit(own: Path, forks: Forks) -> None:
+    """Every third run is killed while it saves, one five times within an epoch; each is resumed to its end."""
+    draw = random.Random(time.time_ns())
+    argv = ["model=net", "model.width=40000", "data=points", "batch_size=8", "progress=off", "epochs=3"]
+    argv += ["optim=adamw", "scheduler=onecycle", "ema=0.9", "checkpoint.every_steps=2", "data.num_workers=1"]
+    began = time.monotonic()
+    forks.run(*argv, "hydra.run.dir=straight", cwd=own)
+    length = time.monotonic() - began
+    kills = {"anywhere": 0, "while saving": 0}
+    for number in range(100):
+        if sum(kills.values()) >= 60 and kills["while saving"] >= 20:
+            break
+        run = own / f"run{number}"
+        process = forks.start(*argv, f"hydra.run.dir={run.name}", cwd=own)
+        for _ in range(6):
+            until(lambda run=run: (run / "run.json").exists())
+            if draw.random() < 0.5:
+                with contextlib.suppress(TimeoutError):
+                    until(lambda run=run: half_written(run), timeout=length, interval=0)
+                    time.sleep(draw.uniform(0, 0.02))
+            else:
+                time.sleep(draw.uniform(0, 0.6 * length))
+            with contextlib.suppress(ProcessLookupError):
+                process.send(signal.SIGKILL)
+            code = process.wait()
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, process.stderr
+            kills["while saving" if half_written(run) else "anywhere"] += 1
+            process = forks.start("resume", run.name, cwd=own)
+        assert process.wait() in (0, -signal.SIGKILL), process.stderr
+        forks.run("resume", run.name, cwd=own)
+        assert final(run) == final(own / "straight"), run
+        assert [row["epoch"] for row in read_history(run)] == [1, 2, 3]
+        assert not half_written(run)
+        shutil.rmtree(run)
+    assert sum(kills.values()) >= 60, kills
+    assert kills["while saving"] >= 20, kills
+    print(kills)  # for who asks: pytest -rP
+
+
+def half_written(run: Path) -> bool:
+    """Whether a checkpoint is being written, or was when its process died."""
+    try:
+        return any(".new-" in name for name in os.listdir(run / "checkpoints"))  # noqa: PTH208
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_five_kills_within_one_epoch_lose_no_bit(own: Path, forks: Forks) -> None:
+    argv = [*BASE[:-1], "epochs=2", "checkpoint.every_steps=1", "data.train.size=200", "optim.momentum=0.9"]
+    argv = [text.replace("data.train.size", "+data.train.size") for text in argv]
+    forks.run(*argv, "hydra.run.dir=straight", cwd=own)
+    hook = "+hooks.kill={_target_: trainkit.diagnostics.verify_resume.Kill, step: 3}"
+    process = forks.start(*argv, hook, "hydra.run.dir=run", cwd=own)
+    for step in (7, 11, 12, 20, 999):
+        assert process.wait() == -signal.SIGKILL, process.stderr
+        assert saved(own / "run")["epoch"] == 0
+        process = forks.start("resume", "run", f"hooks.kill.step={step}", cwd=own)
+    assert process.wait() == 0, process.stderr
+    assert final(own / "run") == final(own / "straight")
+
+
+def test_verify_resume_prints_two_equal_hashes_and_ends_with_0(own: Path, trainkit: Command) -> None:
+    done = trainkit("verify-resume", "model=net", "data=points", "epochs=2", "batch_size=8", "--kills", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["equal"] is True
+    assert found["straight"] == found["resumed"]
+    assert re.fullmatch("[0-9a-f]{64}", found["straight"])
+    assert len(found["steps"]) == 2
+    assert not list((own / "outputs" / "verify-resume").glob("*/*"))
+
+
+@pytest.mark.slow
+def test_verify_resume_gives_secrets_again(own: Path, forks: Forks) -> None:
+    (own / "keyed.py").write_text(
+        "from faultmodule import Net\nclass Keyed(Net):\n"
+        "    def __init__(self, width, api_key):\n        super().__init__(width)\n"
+    )
+    argv = ["model=net", "model._target_=keyed.Keyed", "+model.api_key=abc123", "data=points", "epochs=1"]
+    done = forks.start("verify-resume", *argv, "--kills", "1", cwd=own)
+    assert done.wait() == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_verify_resume_ends_with_1_where_the_bits_differ(own: Path, forks: Forks) -> None:
+    """A model that keeps count outside of its state is not resumable, and this is how one finds out."""
+    (own / "counted.py").write_text(
+        "import torch\nfrom faultmodule import Net\nclass Counted(Net):\n    seen = 0\n"
+        "    def forward(self, x):\n        self.seen += 1\n        return super().forward(x) * (1 + 0.1 * self.seen)\n"
+    )
+    argv = ["model=net", "model._target_=counted.Counted", "data=points", "epochs=1", "batch_size=8"]
+    run = forks.start("verify-resume", *argv, "checkpoint.every_steps=1", "--kills", "2", cwd=own)
+    assert run.wait() == 1, run.stderr
+    assert "DIFFERENT" in run.stdout
+    assert len(list((own / "outputs" / "verify-resume").glob("*/*/straight/run.json"))) == 1
+
+
+# ------------------------------------------------------------------------------------------------ storage
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MiB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only who may mount can have a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_as_they_were(
+    own: Path, small_disk: Path, forks: Forks
+) -> None:
+    argv = ["model=net", "model.width=30000", "data=points", "batch_size=8", "progress=off", "hydra.run.dir=disk/run"]
+    run = forks.start(*argv, "checkpoint.keep=9", "epochs=9", cwd=own)  # 1.4 MiB each: the third does not fit
+    told(run, 6, "step-00000016 cannot be written: No space left on device", "trainkit resume")
+    checkpoints = Checkpoints(small_disk / "run" / "checkpoints")
+    assert checkpoints.names() == ["step-00000008", "step-00000000"]
+    assert checkpoints.newest()[0] == "step-00000008"
+    assert not half_written(small_disk / "run")
+    info = json.loads((small_disk / "run" / "run.json").read_text())
+    assert (info["status"], info["exit_code"]) == ("failed", 6)
+    shutil.rmtree(checkpoints.directory / "step-00000000")
+    forks.run("resume", "disk/run", "epochs=2", "checkpoint.keep=1", cwd=own)
+    forks.run(*argv[:-1], "epochs=2", "hydra.run.dir=straight", cwd=own)
+    assert final(small_disk / "run") == final(own / "straight")
+
+
+def test_the_first_cause_is_told_also_where_the_disk_is_full(own: Path, small_disk: Path, forks: Forks) -> None:
+    (own / "filling.py").write_text(
+        "class Fill:\n    def on_step(self, state):\n        try:\n"
+        "            with open('disk/filler', 'wb') as file:\n"
+        "                while True:\n                    file.write(bytes(4096))\n                    file.flush()\n"
+        "        except OSError:\n            raise ValueError('first') from None\n"
+    )
+    run = forks.start(*BASE[:-1], "hydra.run.dir=disk/run", "+hooks.fill._target_=filling.Fill", cwd=own)
+    text = told(run, 1, "hooks.fill: ValueError: first", "disk/run cannot be written: No space left")
+    assert text.index("first") < text.index("cannot be written")
+    info = json.loads((small_disk / "run" / "run.json").read_text())
+    assert (info["status"], info["exit_code"]) == ("failed", 1)
+
+
+def test_a_stop_that_cannot_be_saved_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
+    argv = [*BASE[:-1], "model.width=60000", "hydra.run.dir=disk/run", "+data.train.wait=0.05"]  # 2.7 MiB
+    run = forks.start(*argv, cwd=own)
+    until(has_saved(small_disk / "run", 0))
+    time.sleep(0.5)
+    run.send(signal.SIGTERM)
+    told(run, 6, "cannot be written: No space left on device", "trainkit resume disk/run")
+    assert json.loads((small_disk / "run" / "run.json").read_text())["exit_code"] == 6
+    assert saved(small_disk / "run")["step"] == 0
+
+
+def test_whatever_user_code_raises_ends_the_run_in_words(own: Path, forks: Forks) -> None:
+    (own / "panic.py").write_text(
+        "class Panic(BaseException): ...\nclass Hook:\n    def on_step(self, state):\n        raise Panic('at once')\n"
+    )
+    told(forks.start(*BASE, "+hooks.panic._target_=panic.Hook", cwd=own), 1, "hooks.panic: Panic: at once")
+    assert json.loads((own / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_directory_that_has_become_read_only_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
+    run = forks.start(*BASE[:-1], "hydra.run.dir=disk/run", "epochs=200", "+data.train.wait=0.001", cwd=own)
+    until(has_saved(small_disk / "run", 8))
+    subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(small_disk)], check=True)
+        told(run, 6, "cannot be written: Read-only file system")
+        resumed = forks.start("resume", "disk/run", cwd=own)
+        told(resumed, 6, "Read-only file system")
+    finally:
+        subprocess.run(["umount", str(small_disk)], check=True)
+    assert Checkpoints(small_disk / "run" / "checkpoints").newest()[1]["step"] >= 8
+
+
+# --------------------------------------------------------------------------------------------------- data
+
+
+def test_a_killed_process_that_reads_data_is_a_data_error(own: Path, forks: Forks) -> None:
+    run = forks.start(*BASE, "data.num_workers=2", "+data.train.wait=0.01", "epochs=50", cwd=own)
+    until(has_saved(own / "run", 8))
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    told(run, 5, "a process that reads data died", "data.num_workers")
+    forks.run("resume", "run", "data.num_workers=0", f"epochs={saved(own / 'run')['epoch'] + 1}", cwd=own)
+
+
+@pytest.fixture
+def images(own: Path) -> Path:
+    """Forty images in two classes, one of which is cut off, and one of which is none."""
+    for number in range(40):
+        path = own / "images" / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 2 * number, 0)).save(path)
+    cut = own / "images" / "a" / "10.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    (own / "images" / "b" / "11.png").write_text("no image")
+    return own / "images"
+
+
+IMAGES = ["data=image_folder", "data.root=images", "data.split=off", "epochs=1", "progress=off", "hydra.run.dir=run"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_no_image_is_named_with_its_number(workers: int, images: Path, forks: Forks) -> None:
+    run = forks.start(*IMAGES, f"data.num_workers={workers}", cwd=images.parent)
+    text = told(run, 5, "data.on_error=skip")
+    assert re.search(r"error: sample (5 \(images/a/10|25 \(images/b/11)\.png\): \w+: ", text), text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_skip_they_are_left_out_counted_and_named(workers: int, images: Path, forks: Forks) -> None:
+    forks.run(*IMAGES, f"data.num_workers={workers}", "data.on_error=skip", cwd=images.parent)
+    (row,) = read_history(images.parent / "run")
+    assert row["train/samples"] == 38
+    assert row["unreadable"] == 2
+    log = (images.parent / "run" / "trainkit.log").read_text()
+    assert "left out: sample 5 (images/a/10.png): " in log
+    assert "left out: sample 25 (images/b/11.png): UnidentifiedImageError" in log
+
+
+def test_skip_gives_up_where_too_many_cannot_be_read(images: Path, forks: Forks) -> None:
+    for number in range(0, 40, 3):
+        (images / "ab"[number % 2] / f"{number:02}.png").write_text("no image")
+    run = forks.start(*IMAGES, "data.on_error=skip", cwd=images.parent)
+    told(run, 5, "11 of 40 samples cannot be read, 10 may be left out; sample ")
+
+
+# ------------------------------------------------------------------------------------- memory, not finite
+
+
+def test_memory_that_runs_out_is_told_with_the_batch_the_peak_and_what_to_lower(own: Path, forks: Forks) -> None:
+    run = forks.start(*BASE, "model._target_=faultmodule.Greedy", "~model.width", "on_oom=stop", cwd=own)
+    text = told(run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 at a time, peak ", "micro_batch=4")
+    assert re.search(r"peak \d+\.\d\d GiB", text)
+    split = forks.start(*BASE, "hydra.run.dir=split", "model._target_=faultmodule.Greedy", "~model.width", cwd=own)
+    told(split, 8, "1 at a time", "take a smaller model")
+
+
+def test_rollback_goes_back_to_the_last_checkpoint_and_on_with_other_data(own: Path, forks: Forks) -> None:
+    (own / "poison.py").write_text(
+        "import torch\nfrom faultmodule import Points\nclass Poison(Points):\n    def __getitem__(self, index):\n"
+        "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index == 40 else x), y\n"
+    )
+    argv = [*BASE, "data.train._target_=poison.Poison", "epochs=2"]
+    stopped = forks.start(*argv, "hydra.run.dir=stopped", cwd=own)
+    told(stopped, 4, "the loss is nan", "the inputs of sample 40 are not finite", "param group default")
+    forks.run(*argv, "on_nonfinite=rollback", "checkpoint.every_steps=3", cwd=own)
+    rows = read_history(own / "run")
+    assert [row["train/skipped"] for row in rows] == [1, 1]
+    assert [row["train/samples"] for row in rows] == [56, 56]
+    log = (own / "run" / "trainkit.log").read_text()
+    assert log.count("note: back to the weights of step-") == 2
+    assert rows[-1]["step"] < 14  # what was undone does not count
+
+
+# ------------------------------------------------------------------------------------------ one at a time
+
+
+def test_one_process_at_a_time_and_a_dead_ones_lock_is_taken_over(own: Path, forks: Forks) -> None:
+    first = forks.start(*BASE, "+data.train.wait=0.01", "epochs=99", cwd=own)
+    until(has_saved(own / "run", 8))
+    second = forks.start("resume", "run", cwd=own)
+    text = told(second, 7, f"process {first.pid} on ", "is at work in it")
+    assert len(text.strip().splitlines()) == 2
+    third = forks.start(*BASE, cwd=own)
+    told(third, 7, "holds a run already")
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert json.loads((own / "run" / ".lock").read_text())["pid"] == first.pid
+    epoch = saved(own / "run")["epoch"]
+    forks.run("resume", "run", f"epochs={epoch + 1}", cwd=own)
+    assert len(read_history(own / "run")) == epoch + 1
+
+
+def test_two_starts_at_once_get_two_directories(own: Path, forks: Forks) -> None:
+    both = [forks.start(*BASE[:-1], "epochs=1", cwd=own) for _ in range(3)]
+    assert [run.wait() for run in both] == [0, 0, 0]
+    runs = list((own / "outputs").glob("*/*/run.json"))
+    assert len(runs) == 3
+    assert all(json.loads(file.read_text())["status"] == "completed" for file in runs)
+
+
+def test_of_two_that_ask_for_the_same_directory_one_gets_it(own: Path, forks: Forks) -> None:
+    both = [forks.start(*BASE, "epochs=1", cwd=own) for _ in range(3)]
+    assert sorted(run.wait() for run in both) == [0, 7, 7]
+    assert json.loads((own / "run" / "run.json").read_text())["status"] == "completed"
+
+
+# --------------------------------------------------------------------------------------------- the command
+
+
+def test_resume_goes_on_in_the_same_directory_with_the_same_history(own: Path, trainkit: Command) -> None:
+    assert trainkit(*BASE, "epochs=2").returncode == 0
+    done = trainkit("resume", "run")
+    assert done.returncode == 0
+    assert done.stdout.startswith("finished: it has done all of its 2 epochs")
+    done = trainkit("resume", "run", "epochs=3", "progress=plain")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step-00000016: epoch 3 of 3" in done.stderr
+    assert "best of 3 epochs" in done.stdout
+    assert [row["epoch"] for row in read_history(own / "run")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["resume"], 2, ["write trainkit resume RUN"]),
+        (["resume", "nowhere"], 2, ["nowhere: there is no such directory"]),
+        (["resume", "last"], 2, ["outputs/latest: there is no such directory"]),
+        (["resume", "conf"], 2, ["conf holds no run"]),
+        (["resume", "run", "seed=7"], 3, ["seed: 0 in the checkpoint, 7 now", "resume.allow=[seed]"]),
+        (["resume", "run", "epohcs=7", "seed=-1"], 2, ["did you mean epochs?", "seed=-1"]),
+        (["verify-resume", "checkpoint=off"], 2, ["checkpoint=off"]),
+        (["verify-resume", "--kills", "0"], 2, ["--kills 0"]),
+        (["checkpoint.keep=0"], 2, ["checkpoint.keep=0: must be a whole number of at least 1"]),
+        (["on_nonfinite=rollback", "checkpoint=off"], 2, ["on_nonfinite=rollback"]),
+    ],
+)
+def test_a_mistake_is_one_message(argv: list[str], code: int, words: list[str], own: Path, forks: Forks) -> None:
+    forks.run(*BASE, "epochs=1", cwd=own)
+    told(forks.start(*argv, cwd=own), code, *words)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_exit_code_3(own: Path, forks: Forks) -> None:
+    forks.run(*BASE, "epochs=2", cwd=own)
+    newest = own / "run" / "checkpoints" / "step-00000016" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = forks.run("resume", "run", "epochs=3", "progress=plain", cwd=own)
+    assert "note: passed over step-00000016: state.pt has " in done.stderr
+    assert "resumed from step-00000008: epoch 2 of 3" in done.stderr
+    assert len(read_history(own / "run")) == 3
+    for file in (own / "run" / "checkpoints").glob("*/state.pt"):
+        file.write_bytes(b"nothing")
+    told(forks.start("resume", "run", "epochs=4", cwd=own), 3, "none can be used: step-00000024: state.pt has 7 bytes")
+
+
+def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> None:
+    """A config inside a checkpoint is for comparing: a `_target_` in it names nothing that is called."""
+    import torch
+
+    from tests.runs.test_checkpoint import write_state
+
+    forks.run(*BASE, "epochs=1", cwd=own)
+    folder = own / "run" / "checkpoints" / "step-00000008"
+    content = torch.load(folder / "state.pt", weights_only=True)
+    content["fingerprint"]["config"]["model._target_"] = "os.mkdir"
+    content["fingerprint"]["config"]["model.path"] = str(own / "was here")
+    torch.save(content, own / "state")
+    write_state(folder, (own / "state").read_bytes())
+    text = told(forks.start("resume", "run", "epochs=2", cwd=own), 3, "'os.mkdir' in the checkpoint")
+    assert "resume.allow=[model]" in text
+    forks.start("resume", "run", "epochs=2", "resume.allow=[model]", cwd=own).wait()
+    assert not (own / "was here").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+model.api_keys={hf: sEcret1}",
+        "+model.api_keys=[sEcret1, other]",
+        "+model.token='it\\'s sEcret1'",
+        '+model.token="a\\"b sEcret1"',
+        "+model.token=zq9sEcret1,zq8sEcret1",
+        "+model.more={url: x, Password: sEcret1}",
+        "+model.token=${oc.env:NOT_THERE,sEcret1}",
+        "+model.url=${oc.env:MINE}",
+    ],
+)
+def test_however_a_secret_is_written_no_file_holds_it(override: str, own: Path, forks: Forks) -> None:
+    (own / "anything.py").write_text(
+        "from faultmodule import Net\nclass Anything(Net):\n    def __init__(self, width, **rest):\n"
+        "        super().__init__(width)\n        self.rest = rest\n"
+        "    def forward(self, x):\n        raise ValueError(f'refused: {self.rest}')\n"
+    )
+    argv = [*BASE[:-1], "model._target_=anything.Anything", "+model.derived='${model.token}@x'", override]
+    argv = [text for text in argv if "derived" not in text or "token" in override]
+    sweep = ["-m", "hydra.sweep.dir=run"] if "," in override and "[" not in override and "{" not in override else []
+    run = forks.start(*argv, *(sweep or ["hydra.run.dir=run"]), cwd=own, MINE="sEcret1")
+    assert run.wait() in (2, 10), run.stderr
+    files = [file for file in (own / "run").rglob("*") if file.is_file()]
+    assert any(file.name == "run.json" for file in files), run.stderr
+    assert not [file for file in files if b"sEcret" in file.read_bytes()]
+
+
+def test_numbers_and_targets_under_such_names_stay(own: Path, forks: Forks) -> None:
+    (own / "tokens.py").write_text(
+        "from faultmodule import Net\nclass Tokens(Net):\n    def __init__(self, width, num_tokens, key_encoder):\n"
+        "        super().__init__(width)\n        assert num_tokens == 12\n"
+    )
+    argv = [*BASE, "model._target_=tokens.Tokens", "+model.num_tokens=12", "epochs=1"]
+    forks.run(*argv, "+model.key_encoder={_target_: torch.nn.Linear, in_features: 2, out_features: 3}", cwd=own)
+    forks.run("resume", "run", "epochs=2", cwd=own)
+
+
+def test_secrets_and_the_environment_are_in_no_file(own: Path, forks: Forks) -> None:
+    (own / "secretive.py").write_text(
+        "class Log:\n    def __init__(self, api_key, url, more):\n        self.key = api_key\n"
+        "    def on_epoch(self, state, metrics):\n        raise RuntimeError(f'refused: {self.key}')\n"
+    )
+    hook = "+hooks.log={_target_: secretive.Log, api_key: sEcret1, url: '${oc.env:PLACE}', more: {Password: sEcret2}}"
+    env = {"PLACE": "sEcret3", "TOKEN": "sEcret4"}
+    argv = [*BASE[:-1], hook, "+hooks.two={_target_: secretive.Log, api_key: '${oc.env:TOKEN}', url: x, more: []}"]
+    assert forks.start(*argv, "epochs=1", "hydra.run.dir=run", cwd=own, **env).wait() == 1
+    assert forks.start("-m", *argv, "epochs=1", "seed=1,2", cwd=own, **env).wait() == 10
+    files = [file for folder in ("run", "outputs") for file in (own / folder).rglob("*") if file.is_file()]
+    assert {"config.yaml", "run.json", "state.pt", "multirun.yaml", "trainkit.log", "hydra.yaml"} <= {
+        file.name for file in files
+    }
+    for file in files:
+        assert b"sEcret" not in file.read_bytes(), file
+    shown = (
+        forks.run("--cfg", "all", *argv, cwd=own, **env).stdout
+        + forks.run("--cfg", "job", *argv, cwd=own, **env).stdout
+    )
+    assert "sEcret" not in shown
+    again = told(forks.start("resume", "run", cwd=own, **env), 2, "hooks.log.api_key: a secret", "hooks.log.more.Pass")
+    assert "error: hooks.two" not in again

@@ -1,0 +1,121 @@
+"""The house: who may import whom, and how long a function of the loop may be."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainkit
+
+PACKAGE = Path(trainkit.__file__).parent
+# A folder may import those of the rows above its own.
+LAYERS = [
+    {"core"},
+    {"config", "data", "optim", "display", "models", "losses"},
+    {"training"},
+    {"build", "runs"},
+    {"engine"},
+    {"sweeps", "diagnostics"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def folder_of(file: Path) -> str:
+    """The folder that a file belongs to, or its own name at the top of the package."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path, *, typing_too: bool = True) -> set[str]:
+    """Every module a file imports, at any depth of its code."""
+    tree = ast.parse(file.read_text())
+    if not typing_too:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_go_one_way(file: Path) -> None:
+    importer = folder_of(file)
+    if importer == "__init__":
+        return
+    for module in imports(file, typing_too=False):
+        if not module.startswith("trainkit."):
+            continue
+        imported = module.split(".")[1]
+        if imported in RANK and imported != importer:
+            assert RANK[imported] < RANK[importer], f"{file.relative_to(PACKAGE)} imports {module}"
+
+
+def test_every_folder_has_its_layer() -> None:
+    assert {folder_of(file) for file in FILES} - {"__init__"} <= set(RANK)
+
+
+def test_the_loop_sees_neither_config_nor_hydra_nor_rich() -> None:
+    seen = {module.partition(".")[0] for module in imports(PACKAGE / "training" / "loop.py")}
+    assert not seen & {"hydra", "omegaconf", "rich", "tqdm"}
+    assert not any(module.startswith("trainkit.config") for module in imports(PACKAGE / "training" / "loop.py"))
+
+
+def test_only_the_display_imports_rich_and_tqdm() -> None:
+    users = {file.name for file in FILES if {"rich", "tqdm"} & {m.partition(".")[0] for m in imports(file)}}
+    assert users == {"live.py"}
+
+
+def test_only_one_module_instantiates_what_a_config_names() -> None:
+    users = {file.name for file in FILES if "hydra.utils.instantiate" in imports(file)}
+    assert users == {"instantiate.py"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cli/main",
+        "cli/arguments",
+        "cli/help",
+        "config/compose",
+        "config/schema",
+        "config/targets",
+        "config/consistency",
+        "core/errors",
+        "display/live",
+        "display/plots",
+        "display/text",
+        "runs/directory",
+    ],
+)
+def test_what_answers_before_training_imports_no_torch(name: str) -> None:
+    assert "torch" not in {module.partition(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+
+
+def test_no_function_of_the_loop_is_longer_than_forty_lines() -> None:
+    for node in ast.walk(ast.parse((PACKAGE / "training" / "loop.py").read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or sys.maxsize) - node.lineno + 1 <= 40, node.name
+
+
+def test_the_training_step_shows_the_five_lines_of_every_tutorial() -> None:
+    text = (PACKAGE / "training" / "loop.py").read_text()
+    step = text[text.index("def train_step(") :]
+    lines = (
+        "loss = loss_fn(model(inputs), targets)",
+        "optimizer.zero_grad()",
+        "loss.backward()",
+        "optimizer.step()",
+    )
+    places = [step.index(line) for line in (*lines, "loss.update(loss, weight=")]
+    assert places == sorted(places)

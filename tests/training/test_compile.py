@@ -1,0 +1,272 @@
+"""torch's compiler: absent until something compiles, whole from then on; models that are compiled train alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training.test_precision import Small, assert_close, of, trained
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.core.errors import ConfigError
+from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.training.compile import compile_model
+from trainkit.training.loop import fit
+
+# What torch itself imports as it compiles.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
+# A process that has trained runs each line it is sent in a fork of itself, and answers with the error, if any.
+SERVER = """
+import json, os, sys, traceback
+import torch
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.training.loop import fit
+
+torch.set_num_threads(1)
+training = build.training(compose(["progress=off", "model=mlp", "limit_batches=1", "epochs=1"]))
+fit(training.state, training.train, training.val)
+for line in sys.stdin:
+    read, write = os.pipe()
+    if os.fork() == 0:
+        answer = ""
+        try:
+            exec(json.loads(line), {"torch": torch, "sys": sys})
+        except BaseException:
+            answer = traceback.format_exc()
+        os.write(write, answer[-4000:].encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answers:
+        print(json.dumps(answers.read()), flush=True)
+    os.wait()
+"""
+
+SEEN = """
+import torch._dynamo.testing
+seen = []
+def note(x):
+    seen.append(torch.compiler.is_compiling())
+    return x + 1
+"""
+
+LIGHT = {  # what does not compile anything: it costs no import
+    "nothing": "assert 'torch._dynamo.eval_frame' not in sys.modules",
+    "inspect": "import inspect; inspect.stack(); inspect.getmodule(torch.nn.Linear); inspect.getmodule(lambda: 0)",
+    "pickle": "import pickle; pickle.loads(pickle.dumps(torch.nn.Linear(2, 2)))",
+    "deepcopy": "import copy; copy.deepcopy(torch.optim.Adam([torch.nn.Parameter(torch.ones(1))]))",
+    "module attributes": "[getattr(module, '__warningregistry__', None) for module in list(sys.modules.values())]",
+}
+
+WHOLE = {  # what must find the real one
+    "attribute": "torch._dynamo.config.verbose; torch._dynamo.reset()",
+    "no such attribute": "assert not hasattr(torch._dynamo, 'nothing_of_this_name')",
+    "find_spec": "import importlib.util; assert importlib.util.find_spec('torch._dynamo') is not None",
+    "dir": "assert 'optimize' in dir(torch._dynamo)",
+    "an option": (
+        "import torch._dynamo.config as config; config.suppress_errors = True\n"
+        "import torch._dynamo.convert_frame as user\n"
+        "assert user.config.suppress_errors and torch._dynamo.config.suppress_errors"
+    ),
+    "counters": (
+        "from torch._dynamo.utils import counters\n"
+        "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))\n"
+        "assert counters['frames']['ok'] == 1, dict(counters)"
+    ),
+    "compile": "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist() == [2, 2]",
+    "reset": "torch.compiler.reset()",
+    "disable": (
+        "@torch.compiler.disable\ndef double(x):\n    return 2 * x\n"
+        "assert double(1) == 2 and torch.compile(double, backend='eager')(torch.ones(1)).item() == 2"
+    ),
+    "disable with arguments": (
+        "@torch.compiler.disable(recursive=False)\ndef double(x):\n    return 2 * x\nassert double(1) == 2"
+    ),
+    "disable a builtin": (
+        "torch.compiler.disable(torch.sin); torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))"
+    ),
+    "disable a class": (
+        "@torch.compiler.disable\nclass Own:\n    pass\nOwn()\n"
+        "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))"
+    ),
+    "disabled stays so": (
+        "before = torch.compiler.disable(lambda x: note(x))\n" + SEEN + "\n"
+        "torch.compile(lambda x: before(x) * 2, backend='eager')(torch.ones(2))\nassert seen == [False], seen"
+    ),
+    "kept from before": (
+        "early = torch._dynamo\n" + SEEN + "\n"
+        "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))\nlate = early.disable(note)\n"
+        "torch.compile(lambda x: late(x) * 2, backend='eager')(torch.ones(2))\nassert seen == [False], seen"
+    ),
+    "optimizers are left alone": (
+        "import torch._dynamo.testing\nparam = torch.nn.Parameter(torch.ones(1))\n"
+        "optimizer = torch.optim.SGD([param], lr=0.5)\nparam.grad = torch.ones(1)\n"
+        "torch.compile(optimizer.step, backend='eager')()\nassert param.item() == 0.5"
+    ),
+    "checkpointing": (
+        "from torch.utils.checkpoint import checkpoint\nlayer = torch.nn.Linear(2, 2)\n"
+        "x = torch.ones(1, 2, requires_grad=True)\n"
+        "for reentrant in (True, False):\n    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()"
+    ),
+    "functional": "assert torch.func.grad(lambda x: (x**2).sum())(torch.ones(2)).tolist() == [2, 2]",
+    "export": "torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)).module()(torch.ones(1, 2))",
+    "flex attention": "from torch.nn.attention.flex_attention import create_block_mask, flex_attention",
+    "custom operators": (
+        "@torch.library.custom_op('own::sine', mutates_args=())\n"
+        "def sine(x: torch.Tensor) -> torch.Tensor:\n    return x.sin()\n"
+        "sine.register_fake(torch.empty_like)\n"
+        "torch.compile(lambda x: sine(x), backend='eager', fullgraph=True)(torch.ones(2))"
+    ),
+    "deterministic": "torch.use_deterministic_algorithms(True)",
+}
+
+
+class Server:
+    """A process that has trained once without compiling."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, code: str) -> str:
+        """The error that some code ends with in a fork of it; nothing where it ends well."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(code) + "\n")
+        self.process.stdin.flush()
+        return str(json.loads(self.process.stdout.readline()))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    started = Server()
+    yield started
+    started.process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_compiles_nothing_does_not_import_the_compiler(name: str, server: Server) -> None:
+    assert server.run(LIGHT[name] + "\n" + LIGHT["nothing"]) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_needs_the_compiler_finds_it_whole_after_a_training(name: str, server: Server) -> None:
+    assert server.run(WHOLE[name]) == ""
+
+
+class Disables(Small):
+    """Keeps the compiler from a part of it, as it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled: list[bool] = []
+        self.apart = torch.compiler.disable(self.note)
+
+    def note(self, maps: Tensor) -> Tensor:
+        self.compiled.append(torch.compiler.is_compiling())
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.apart(self.maps(images)).flatten(1))
+        return logits
+
+
+class Breaks(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.maps(images)
+        torch._dynamo.graph_break()
+        logits: Tensor = self.head(maps.flatten(1))
+        return logits
+
+
+class CompilesItself(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.compile(backend="eager")
+
+    @torch.compile(backend="eager")
+    def maps(self, images: Tensor) -> Tensor:
+        return super().maps(images)
+
+
+def test_a_model_that_compiles_itself_trains_as_another(here: Any) -> None:  # noqa: ARG001
+    assert_close(trained(of(CompilesItself, "ema=0.9")), trained(of(Small, "ema=0.9")))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch's compiler looks at after a break
+@pytest.mark.parametrize("model", [Small, Breaks, Disables])
+@pytest.mark.parametrize("more", [["compile=true"], ["compile=reduce-overhead", "ema=0.9", "clip_norm=0.1"]], ids=str)
+def test_a_compiled_model_trains_as_one_that_is_not(model: type[nn.Module], more: list[str]) -> None:
+    overrides = [*of(model, *more), "data.split=0.02", "limit_batches=off", "batch_size=300"]  # a short last batch
+    compiled, plain = trained(overrides), trained([*overrides, "compile=off"])
+    assert_close(compiled, plain, rtol=1e-3)
+    assert compiled.state.best is not None
+    assert plain.state.best is not None
+    assert compiled.state.best["val/loss"] == pytest.approx(plain.state.best["val/loss"], rel=1e-4)
+    assert [*compiled.state.model.state_dict()] == [*plain.state.model.state_dict()]
+    assert not any(getattr(compiled.state.model, "compiled", []))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_compiled_model_computes_in_the_precision_asked_for(precision: str) -> None:
+    overrides = of(Small, f"precision={precision}", "micro_batch=12")
+    assert_close(trained([*overrides, "compile=true"]), trained(overrides), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_really_compiled() -> None:
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()  # a model of the same code may have been compiled before
+    counters.clear()
+    trained(of(Small, "compile=true"))
+    assert counters["frames"]["ok"] >= 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
+    overrides = of(Small, "optim=adam", "epochs=2")
+    straight = trained(overrides)
+    for there, here_ in (("true", "off"), ("off", "true")):
+        begun, later = (build.training(compose([*overrides, f"compile={name}"])) for name in (there, here_))
+        saved: list[dict[str, Any]] = []
+
+        class Keep:
+            def on_epoch(self, state: Any, metrics: Any, kept: list[Any] = saved) -> None:  # noqa: ARG002
+                kept.append(remember(state, {}))
+
+        begun.state.epochs = 1
+        fit(begun.state, begun.train, None, [Keep()])
+        restore(later.state, saved[0])
+        assert digest(remember(later.state, {})) == digest(saved[0])
+        fit(later.state, later.train)
+        assert_close(later, straight, rtol=1e-3)
+
+
+def test_without_a_compiler_for_the_cpu_compile_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+
+    def none() -> str:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ConfigError, match="compile: this machine has no C\\+\\+ compiler"):
+        compile_model(nn.Linear(2, 2), "default")

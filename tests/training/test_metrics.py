@@ -1,0 +1,62 @@
+"""Running means against sums in Python's own floats."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from trainkit.training.losses import denominator
+from trainkit.training.metrics import Mean, predicted_right
+
+CPU = torch.device("cpu")
+
+
+def test_a_mean_of_many_small_values_loses_nothing() -> None:
+    values = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    mean = Mean(CPU)
+    for value in values:
+        mean.update(value, 3)
+    exact = sum(Fraction(float(value)) * 3 for value in values)
+    assert mean.sum() == pytest.approx(float(exact), rel=1e-14)
+    assert mean.item() == pytest.approx(float(exact / (3 * len(values))), rel=1e-14)
+
+
+def test_nan_and_infinity_are_never_filtered() -> None:
+    for bad in (math.nan, math.inf):
+        mean = Mean(CPU)
+        mean.update(torch.tensor(1.0), 1)
+        mean.update(torch.tensor(bad), 1)
+        assert not math.isfinite(mean.item())
+
+
+def test_a_mean_over_nothing_adds_nothing() -> None:
+    mean = Mean(CPU)
+    mean.update(torch.tensor(2.0), torch.tensor(4))
+    mean.update(torch.tensor(math.nan), torch.tensor(0))
+    assert mean.item() == 2.0
+    assert math.isnan(Mean(CPU).item())
+
+
+def test_a_loss_may_say_its_own_denominator() -> None:
+    class Masked(nn.Module):
+        def denominator(self, targets: torch.Tensor) -> torch.Tensor:
+            return (targets > 0).sum()
+
+    assert denominator(Masked(), torch.tensor([1.0, 0.0, 2.0]), 3) == 2
+
+
+def test_binary_cross_entropy_judges_by_the_side_of_one_half() -> None:
+    outputs, targets = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([[1.0], [1.0], [0.0]])
+    right = predicted_right(nn.BCEWithLogitsLoss(), outputs, targets)
+    assert right is not None
+    assert [int(n) for n in right] == [1, 3]
+
+
+def test_numbers_and_single_logits_have_no_accuracy() -> None:
+    assert predicted_right(nn.SoftMarginLoss(), torch.rand(3, 1), torch.tensor([0, 1, 1])) is None
+    assert predicted_right(nn.L1Loss(), {"boxes": torch.rand(3, 1)}, torch.rand(3)) is None
+    assert predicted_right(nn.MSELoss(), torch.rand(3, 1), torch.rand(3, 1)) is None

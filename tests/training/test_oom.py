@@ -1,0 +1,207 @@
+"""Where memory runs out: the step is taken again in smaller parts, or the run ends with a clear word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import Command
+from tests.training.test_loop import SAMPLES, loader_of, problem, state_of
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.core.errors import OutOfMemoryError
+from trainkit.display import live as display
+from trainkit.training.loop import evaluate, fit, train_epoch
+from trainkit.training.state import State
+
+LOSSES = ["cross entropy", "class weights", "ignore_index"]
+
+
+class Small(nn.Module):
+    """A model on a device that holds so many samples at once, from its n-th forward pass on."""
+
+    def __init__(self, inner: nn.Module, most: int, begins: int = 1, message: str = "CUDA out of memory") -> None:
+        super().__init__()
+        self.inner, self.most, self.begins, self.message = inner, most, begins, message
+        self.passes = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes >= self.begins and len(inputs) > self.most:
+            if "CUDA" in self.message:
+                raise torch.OutOfMemoryError(self.message)
+            raise RuntimeError(self.message)
+        outputs: Tensor = self.inner(inputs)
+        return outputs
+
+
+def pair(name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tensor]:
+    """The same model twice, in float64, once wrapped; the loss and the data."""
+    model, loss_fn, inputs, targets = problem(name)
+    again, _, _, _ = problem(name)
+    again.load_state_dict(model.state_dict())
+    return model.double(), wrap(again.double()), loss_fn.double(), inputs.double(), targets
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_that_does_not_fit_is_split_without_changing_the_weights(name: str) -> None:
+    whole, small, loss_fn, inputs, targets = pair(name, lambda model: Small(model, 5, begins=2))
+    wanted = train_epoch(state_of(whole, loss_fn, lr=1e-2), loader_of(inputs, targets, 16), [])
+    state = state_of(small, loss_fn, lr=1e-2, on_oom="split")
+    metrics = train_epoch(state, loader_of(inputs, targets, 16), [])
+    assert state.micro_batch == 4  # 16, 8, 4: in the middle of the epoch
+    assert state.step == 3
+    assert metrics["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
+    for ours, theirs in zip(small.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_memory_that_runs_out_in_backward_leaves_no_part_of_a_gradient_behind() -> None:
+    class Once(torch.autograd.Function):
+        fails = True
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
+            if Once.fails:
+                Once.fails = False
+                raise torch.OutOfMemoryError("out of memory")
+            return grad
+
+    class Fails(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self[1](Once.apply(self[0](x)))
+            return out
+
+    torch.manual_seed(0)
+    first, second = nn.Linear(6, 6).double(), nn.Linear(6, 5).double()
+    plain = nn.Sequential(first, second)
+    failing = Fails(nn.Linear(6, 6), nn.Linear(6, 5)).double()
+    failing.load_state_dict(plain.state_dict())
+    _, loss_fn, inputs, targets = problem("cross entropy")
+    for model, on_oom in ((plain, "stop"), (failing, "split")):
+        state = state_of(model, loss_fn, lr=0.1, on_oom=on_oom)
+        train_epoch(state, loader_of(inputs.double(), targets, 16), [])
+    assert not Once.fails
+    for ours, theirs in zip(failing.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_evaluation_is_split_too_and_counts_each_sample_once() -> None:
+    whole, small, loss_fn, inputs, targets = pair("class weights", lambda model: Small(model, 5))
+    wanted = evaluate(state_of(whole, loss_fn), loader_of(inputs, targets, 16, seed=None))
+    split = evaluate(state_of(small, loss_fn, on_oom="split"), loader_of(inputs, targets, 16, seed=None))
+    assert split == pytest.approx(wanted, rel=1e-12)
+
+
+def test_batch_statistics_count_a_batch_that_did_not_fit_once() -> None:
+    class Fails(nn.Linear):
+        fails = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.fails:
+                self.fails = False
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(x)
+
+    norm = nn.BatchNorm1d(6)
+    _, loss_fn, inputs, targets = problem("cross entropy")
+    state = state_of(nn.Sequential(norm, Fails(6, 5)), loss_fn, on_oom="split")
+    train_epoch(state, loader_of(inputs[:16], targets[:16], 16), [])
+    assert norm.num_batches_tracked == 2  # the two halves
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_stop_ends_with_what_would_fit(message: str) -> None:
+    model, loss_fn, inputs, targets = problem("cross entropy")
+    with pytest.raises(OutOfMemoryError, match="micro_batch=8, which changes no number") as caught:
+        fit(state_of(Small(model, 5, message=message), loss_fn), loader_of(inputs, targets, 16))
+    assert caught.value.exit_code == 8
+
+
+def test_one_sample_that_does_not_fit_is_an_error() -> None:
+    model, loss_fn, inputs, targets = problem("cross entropy")
+    with pytest.raises(OutOfMemoryError, match="ran out of memory"):
+        fit(state_of(Small(model, 0), loss_fn, on_oom="split"), loader_of(inputs, targets, 16))
+
+
+def test_an_update_that_may_have_begun_is_not_taken_again() -> None:
+    class Heavy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:  # noqa: ARG002
+            raise torch.OutOfMemoryError("out of memory")
+
+    model, loss_fn, inputs, targets = problem("cross entropy")
+    optimizer = Heavy([{"params": list(model.parameters()), "name": "default"}], lr=0.1)
+    with pytest.raises(OutOfMemoryError):
+        fit(state_of(model, loss_fn, optimizer=optimizer, on_oom="split"), loader_of(inputs, targets, 16))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    model, loss_fn, inputs, targets = problem("cross entropy")
+    with pytest.raises(RuntimeError, match="no such thing"):
+        fit(state_of(Small(model, 5, message="no such thing"), loss_fn, on_oom="split"), loader_of(inputs, targets, 16))
+
+
+def test_hooks_are_told_of_a_split() -> None:
+    told: list[tuple[int, int | None]] = []
+
+    class Hook:
+        def on_split(self, state: State) -> None:
+            told.append((state.step, state.micro_batch))
+
+    model, loss_fn, inputs, targets = problem("cross entropy")
+    state = state_of(Small(model, 9, begins=2), loss_fn, on_oom="split")
+    fit(state, loader_of(inputs, targets, 16), hooks=[Hook()])
+    assert told == [(1, 8)]
+    assert state.step == -(-SAMPLES // 16)
+
+
+def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
+    _, loss_fn, inputs, targets = problem("cross entropy")
+    norm = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
+    with pytest.raises(OutOfMemoryError, match="of which batch norm sees each alone"):
+        fit(state_of(Small(norm, 5), loss_fn), loader_of(inputs, targets, 16))
+    state = state_of(Small(norm, 9), loss_fn, on_oom="split")
+    fit(state, loader_of(inputs, targets, 16))
+    assert "layers with batch statistics see" in display.split_line(state)
+
+
+def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001
+    assert build.training(compose([])).state.on_oom == "split"
+    for asked, wanted in (("auto", "stop"), ("split", "split")):
+        assert state_of(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).on_oom == wanted
+
+
+MODULE = """
+import torch
+from trainkit.models import ToyCNN
+
+class Small(ToyCNN):
+    def forward(self, x):
+        if len(x) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+"""
+
+
+def test_the_command_splits_and_says_so_or_stops_with_exit_code_8(forked: Command, tmp_path: Path) -> None:
+    (tmp_path / "smallmodels.py").write_text(MODULE)
+    asked = ["model._target_=smallmodels.Small", "epochs=1", "limit_batches=2"]
+    done = forked(*asked, "hydra.run.dir=split")
+    assert done.returncode == 0, done.stderr
+    assert "out of memory at step 1: it is taken again with micro_batch=16" in done.stderr
+    assert "micro_batch=8" in (tmp_path / "split/trainkit.log").read_text()
+    stopped = forked(*asked, "on_oom=stop", "hydra.run.dir=stop")
+    assert stopped.returncode == 8
+    assert "set micro_batch=16" in stopped.stderr
+    assert json.loads((tmp_path / "stop/run.json").read_text())["exit_code"] == 8

@@ -1,0 +1,297 @@
+"""Precisions: fp16 against a loop with a scaler written by hand, every loss against float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tests.conftest import Command
+from trainkit import compose
+from trainkit.build import session as build
+from trainkit.core.errors import ConfigError, TrainkitError
+from trainkit.data.loaders import epoch_order
+from trainkit.diagnostics import inspect as inspection
+from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.training import step as steps
+from trainkit.training.loop import fit
+
+STEPS = 6  # of an epoch
+GAIN = 20.0  # with which the gradient overflows in the first steps, and then no more
+PLAIN_SGD = ["optim=sgd", "optim.momentum=0.9", "+optim.fused=false"]
+
+
+class Small(nn.Module):
+    """Two convolutions and a linear layer; `gain` makes the gradient large, for fp16 to overflow."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, stride=4)
+        self.body = nn.Conv2d(4, 8, 3, padding=1)
+        self.head = nn.Linear(512, 10)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(N, 8, 8, 8)."""
+        maps: Tensor = self.body(self.conv(images).relu())
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.head(self.maps(images).flatten(1)) * self.gain
+        return logits
+
+
+class NoneOfOne(nn.Module):
+    """Its matrix has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.bias = nn.Linear(4, 4, bias=False), nn.Parameter(torch.zeros(10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :10] + self.bias
+
+
+class OnceNan(torch.autograd.Function):
+    """The identity, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient * math.nan
+
+
+class NanAtFirst(nn.Module):
+    """In the first step the matrix's gradient is NaN, the bias's is not."""
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.matrix, self.bias = nn.Linear(3072, 10, bias=False), nn.Parameter(torch.zeros(10))
+        self.steps, self.always = 0, always
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        logits: Tensor = self.matrix(images.flatten(1))
+        bad = self.training and (self.always or self.steps == 1)
+        return (OnceNan.apply(logits) if bad else logits) + self.bias
+
+
+def of(model: type[nn.Module], *more: str, **arguments: Any) -> list[str]:
+    """The overrides that train a model on the digits for one epoch."""
+    target = f"{model.__module__}.{model.__name__}"
+    own = ["model=toy_cnn", f"model._target_={target}", "~model.in_channels", "~model.num_classes"]
+    given = [f"+model.{key}={value}" for key, value in arguments.items()]
+    return [*own, *given, f"limit_batches={STEPS}", "epochs=1", "data.split=off", "progress=off", *more]
+
+
+def trained(overrides: list[str], hooks: list[Any] | None = None) -> build.Training:
+    training = build.training(compose(overrides))
+    fit(training.state, training.train, training.val, hooks)
+    return training
+
+
+def assert_close(one: build.Training, other: build.Training, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    for a, b in zip(one.state.model.parameters(), other.state.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+# ------------------------------------------------------------------------------------- fp16 by hand
+
+
+@pytest.mark.parametrize("gain", [1.0, GAIN], ids=["fits", "overflows"])
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 0.05}, {"micro_batch": 12}, {"ema": 0.9}], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[str, Any], gain: float) -> None:
+    options = [f"{key}={value}" for key, value in more.items()]
+    overrides = of(Small, "precision=fp16", "optim=adam", f"memory_format={layout}", *options, gain=gain)
+    scales: list[float] = []
+
+    class Record:
+        def on_step(self, state: Any) -> None:
+            scales.append(state.scaler.get_scale())
+
+    training = trained(overrides, [Record()])
+
+    images, labels = training.train.tensors  # type: ignore[attr-defined]
+    strides = getattr(torch, "contiguous_format" if layout == "contiguous" else layout)
+    torch.manual_seed(0)
+    model = Small(gain)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.state.optimizer.param_groups[0]["lr"], fused=True)
+    scaler, wanted = torch.amp.GradScaler("cpu"), []
+    for rows in epoch_order(len(images), 0, 0).split(32)[:STEPS]:
+        optimizer.zero_grad()
+        for part in rows.split(more.get("micro_batch", 32)):
+            with torch.autocast("cpu", torch.float16):
+                inputs = (images[part].float() / 255).to(memory_format=strides)
+                whole = len(part) == len(rows)
+                loss = nn.functional.cross_entropy(model(inputs), labels[part], reduction="mean" if whole else "sum")
+            scaler.scale(loss if whole else loss / len(rows)).backward()
+        scaler.unscale_(optimizer)
+        if "clip_norm" in more:
+            nn.utils.clip_grad_norm_(model.parameters(), more["clip_norm"])
+        scaler.step(optimizer)
+        scaler.update()
+        average.update_parameters(model)
+        wanted.append(scaler.get_scale())
+    assert scales == wanted
+    assert (scales[0] < 2**16) == (gain > 1)
+    assert scales[-2] == scales[-1]  # and the last step changes the weights
+    evaluated = average if "ema" in more else model
+    for ours, theirs in zip(training.state.evaluated[0].parameters(), evaluated.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_momentum_begins_with_the_first_step_that_does_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **more: empty(*args, **more).fill_(1e3))  # as memory may be
+    overrides = of(Small, "precision=fp16", gain=GAIN)
+    fused = trained([*overrides, "optim=sgd", "optim.momentum=0.9", "lr=1e-6"])
+    assert_close(fused, trained([*overrides, *PLAIN_SGD, "lr=1e-6"]), rtol=1e-5)
+
+
+def test_a_step_that_overflows_at_first_draws_no_warning_from_a_scheduler() -> None:
+    trained(of(Small, "precision=fp16", "optim=radam", "scheduler=onecycle", gain=GAIN))
+
+
+@pytest.mark.parametrize("clip", [[], ["clip_norm=1"], ["clip_value=1"]], ids=str)
+def test_where_one_optimizer_overflows_the_other_keeps_its_weights_whole(clip: list[str]) -> None:
+    model = trained(of(NanAtFirst, "precision=fp16", "optim=muon_sgd", *clip)).state.model
+    assert all(bool(param.isfinite().all()) for param in model.parameters())
+
+
+def test_an_optimizer_whose_parameters_have_no_gradient_rests_in_fp16_too() -> None:
+    training = trained(of(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
+    assert bool(training.state.model.bias.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("epochs", [2, 8])
+def test_a_gradient_that_always_overflows_ends_with_exit_code_4(epochs: int) -> None:
+    with pytest.raises(TrainkitError, match="overflowed in fp16") as caught:
+        trained(of(NanAtFirst, "precision=fp16", f"epochs={epochs}", always=True))
+    assert caught.value.exit_code == 4
+
+
+def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, calls = steps.clip_gradients, []
+
+    def once(state: Any) -> None:
+        calls.append(state.step)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        clip(state)
+
+    overrides = of(Small, "precision=fp16", "on_oom=split", "clip_norm=0.1")
+    whole = trained(overrides)
+    monkeypatch.setattr(steps, "clip_gradients", once)
+    assert_close(trained(overrides), whole, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: str) -> None:
+    plain, rows = (
+        inspection.inspect_step(build.training(compose(of(Small, f"precision={name}"))))["parameters"]
+        for name in ("fp32", precision)
+    )
+    for key in ("grad", "grad_twice", "update"):
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in plain], rel=0.05)
+
+
+def test_the_scaler_goes_on_where_it_was() -> None:
+    overrides = of(Small, "precision=fp16", "optim=adam", "epochs=2", gain=GAIN)
+    straight, begun, later = (build.training(compose(overrides)) for _ in range(3))
+    kept: list[dict[str, Any]] = []
+
+    class Keep:
+        def on_step(self, state: Any) -> None:
+            if state.step == 4:
+                kept.append(copy.deepcopy(remember(state, {})))
+
+    fit(begun.state, begun.train, None, [Keep()])
+    restore(later.state, kept[0])
+    for training in (straight, later):
+        fit(training.state, training.train)
+    assert later.state.scaler is not None
+    assert later.state.scaler.get_scale() < 2**16
+    assert digest(remember(later.state, {})) == digest(remember(straight.state, {}))
+
+
+@pytest.mark.slow
+def test_a_killed_run_in_fp16_resumes_to_the_same_bits(forked: Command) -> None:
+    small = ["verify-resume", "precision=fp16", "optim=adam", "epochs=2", "limit_batches=3", "scheduler=onecycle"]
+    done = forked(*small, "--kills", "1")
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------- losses and validation
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "nll", "mse", "l1", "smooth_l1", "bce"])
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-5), ("bf16", 2e-2), ("fp16", 2e-3)])
+def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision: str, within: float) -> None:
+    data = ["data.split=0.2", "model.num_classes=10", "model=toy_cnn"]
+    if loss not in ("cross_entropy", "nll"):
+        data = ["data=line", "data.split=0.4", "model=linear", "model.init=0.3"]
+    overrides = [*data, f"loss={loss}", f"precision={precision}", "lr=0", "epochs=1", "limit_batches=2"]
+    seen: list[dict[str, Any]] = []
+
+    class Record:
+        def on_epoch(self, state: Any, metrics: dict[str, Any]) -> None:  # noqa: ARG002
+            seen.append(metrics)
+
+    training = trained([*overrides, "progress=off"], [Record()])
+    assert training.val is not None
+    model, loss_fn = copy.deepcopy(training.state.model).double().eval(), copy.deepcopy(training.state.loss_fn).double()
+    total, right, count = 0.0, 0, 0
+    with torch.no_grad():
+        for inputs, targets in training.val.batches(0):
+            outputs = model(inputs.double())
+            total += loss_fn(outputs, targets.double() if targets.is_floating_point() else targets).item() * len(inputs)
+            right += int((outputs.argmax(1) == targets).sum()) if loss in ("cross_entropy", "nll") else 0
+            count += len(inputs)
+    assert seen[0]["val/loss"] == pytest.approx(total / count, rel=within, abs=within / 10)
+    if loss in ("cross_entropy", "nll"):
+        assert seen[0]["val/accuracy"] == pytest.approx(right / count, abs=0.04 if precision != "fp32" else 0)
+
+
+# ------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("precision=tf32", "write precision=bf16"),
+        ("precision=bf61", "did you mean precision=bf16"),
+        ("precision=off", "precision=off: must be fp32"),
+        ("memory_format=channel_last", "did you mean memory_format=channels_last"),
+        ("compile=max_autotune", "did you mean compile=max-autotune"),
+        ("compile=fast", "compile=fast: must be"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_a_right_one(wrong: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build.training(compose(of(Small, wrong)))
+    assert words in str(caught.value)
+    assert "TRACEBACK" not in str(caught.value)
+
+
+def test_lbfgs_is_told_what_it_cannot_have() -> None:
+    with pytest.raises(ConfigError, match="precision=fp16: LBFGS"):
+        build.training(compose(of(Small, "optim=lbfgs", "precision=fp16")))
+    accelerator = torch.device("cuda")  # where gradients are laid out like images
+    with pytest.raises(ConfigError, match="memory_format=channels_last: LBFGS"):
+        build.layout(compose(of(Small, "optim=lbfgs", "memory_format=channels_last")), accelerator)
+    assert build.layout(compose(of(Small, "optim=lbfgs")), accelerator) == ("contiguous", None)
+    short = of(Small, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2")  # more would make much of rounding
+    assert_close(trained([*short, "memory_format=channels_last"]), trained([*short, "memory_format=contiguous"]))
