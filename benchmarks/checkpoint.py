@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.snapshot import remember
+from trainkit.runs.snapshot import capture_state
 from trainkit.training.state import State
 
 MODULE = """
@@ -53,10 +53,10 @@ def saving(folder: Path, repeats: int = 15) -> tuple[float, float, float]:
     for step in range(1, repeats + 1):
         state.step = step
         began = time.perf_counter()
-        torch.save(remember(state, {}), folder / "alone.pt")
+        torch.save(capture_state(state, {}), folder / "alone.pt")
         alone.append(time.perf_counter() - began)
         began = time.perf_counter()
-        checkpoints.write(remember(state, {}))
+        checkpoints.write(capture_state(state, {}))
         checkpoints.prune(2)
         whole.append(time.perf_counter() - began)
     size = (folder / "alone.pt").stat().st_size / 2**20

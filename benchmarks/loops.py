@@ -118,8 +118,8 @@ def same_parts(job: Job, lap: Lap) -> None:
     """The loader, model and optimizer of trainkit in a bare loop: what the rest of it costs is the difference."""
     from trainkit.build import session as build
 
-    training = build.training(config(job))
-    state, loader = training.state, training.train
+    session = build.build_session(config(job))
+    state, loader = session.state, session.train
     model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
     model.train()
     lap()

@@ -26,16 +26,16 @@ def some_steps(job: Job, lap: Lap) -> None:
     """
     import trainkit
     from trainkit.build import session as build
-    from trainkit.diagnostics.bench import Few, whole_loop
+    from trainkit.diagnostics.bench import LimitedLoader, whole_loop
 
     size, *overrides = job.data.split()
     chosen = ["data=synthetic", f"data.train.size={size}", "data.split=off", f"batch_size={job.batch_size}"]
-    training = build.training(trainkit.compose([*chosen, *overrides]), lambda *_: None)
-    few = Few(training.train, int(job.precision))
+    session = build.build_session(trainkit.compose([*chosen, *overrides]), lambda *_: None)
+    few = LimitedLoader(session.train, int(job.precision))
     lap()
     for _ in range(job.epochs - 1):
         began = perf_counter()
-        seen = whole_loop(training.state, few)
+        seen = whole_loop(session.state, few)
         lap((perf_counter() - began) / seen)
     lap(memory())
 

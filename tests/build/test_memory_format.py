@@ -13,8 +13,8 @@ from tests.conftest import Command, read_history
 from tests.training.test_precision import PLAIN_SGD, Small, assert_close, of, trained
 from trainkit import compose
 from trainkit.build import session as build
-from trainkit.core.device import random_state
-from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.core.device import rng_state
+from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.loop import fit
 
 HERE = "tests.test_layout"
@@ -205,8 +205,8 @@ def test_whoever_needs_contiguous_images_trains_without_asking_for_them(override
 def test_to_try_a_layout_moves_nothing() -> None:
     models, draws = [], []
     for layout in ("auto", "contiguous"):
-        models.append(build.training(compose(of(Counts, f"memory_format={layout}"))).state.model)
-        draws.append(digest(random_state()))
+        models.append(build.build_session(compose(of(Counts, f"memory_format={layout}"))).state.model)
+        draws.append(digest(rng_state()))
     assert draws[0] == draws[1]
     assert models[0].conv.weight.stride() == models[1].conv.weight.stride()
     for (name, ours), theirs in zip(models[0].named_buffers(), models[1].buffers(), strict=True):
@@ -226,10 +226,10 @@ def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str
         def on_epoch(self, state: Any, metrics: Any) -> None:  # noqa: ARG002
             raise Stop
 
-    begun, other = (build.training(compose([*overrides, f"memory_format={name}"])) for name in (there, here_))
+    begun, other = (build.build_session(compose([*overrides, f"memory_format={name}"])) for name in (there, here_))
     with pytest.raises(Stop):
         fit(begun.state, begun.train, begun.val, [Once()])
-    restore(other.state, remember(begun.state, {}))
+    restore_state(other.state, capture_state(begun.state, {}))
     fit(other.state, other.train, other.val)
     assert_close(other, trained([*overrides, f"memory_format={there}"]), rtol=1e-4, atol=1e-5)
 

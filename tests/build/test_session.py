@@ -14,8 +14,8 @@ from trainkit import compose
 from trainkit.build import session as build
 from trainkit.build.model import build_loss
 from trainkit.core.errors import ConfigError, UserCodeError
-from trainkit.engine.error_context import blame
-from trainkit.engine.train import remarks
+from trainkit.engine.error_context import explain_error
+from trainkit.engine.train import startup_notes
 from trainkit.training.loop import fit
 
 MODULE = """
@@ -77,8 +77,8 @@ def module(here: Path) -> None:
         (here / "conf" / name).write_text(text)
 
 
-def rates(training: build.Training) -> dict[str, float]:
-    return {group["name"]: group["lr"] for group in training.state.optimizer.param_groups}
+def rates(session: build.Session) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in session.state.optimizer.param_groups}
 
 
 def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None:
@@ -86,10 +86,10 @@ def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None
         (here / "images" / name).mkdir(parents=True)
         for number in range(5):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(here / "images" / name / f"{number}.png")
-    training = build.training(compose(["data=image_folder", "data.root=images", "data.num_workers=0"]))
-    assert training.val is not None
-    assert (training.train.samples, training.val.samples) == (12, 3)
-    assert training.state.model.fc2.out_features == 3
+    session = build.build_session(compose(["data=image_folder", "data.root=images", "data.num_workers=0"]))
+    assert session.val is not None
+    assert (session.train.samples, session.val.samples) == (12, 3)
+    assert session.state.model.fc2.out_features == 3
 
 
 def test_data_made_at_random_follows_the_seed() -> None:
@@ -103,10 +103,10 @@ def test_data_made_at_random_follows_the_seed() -> None:
 def test_learnable_parameters_of_the_loss_are_trained() -> None:
     rule = "+param_groups.s={name: 'loss.*', lr_mult: 0.1}"
     config = compose(["data=line", "model=linear", "loss=scaled", rule])
-    training = build.training(config)
-    fit(training.state, training.train)
-    assert training.state.loss_fn.scale != 1
-    assert rates(training) == {"s": pytest.approx(0.001), "default": 0.01}
+    session = build.build_session(config)
+    fit(session.state, session.train)
+    assert session.state.loss_fn.scale != 1
+    assert rates(session) == {"s": pytest.approx(0.001), "default": 0.01}
 
 
 def test_lists_and_numbers_given_for_loss_weights_become_tensors() -> None:
@@ -116,7 +116,7 @@ def test_lists_and_numbers_given_for_loss_weights_become_tensors() -> None:
 
 
 def test_lazy_layers_take_their_shapes_from_the_data() -> None:
-    assert build.training(compose(["model=mlp"])).state.model.fc1.in_features == 3072
+    assert build.build_session(compose(["model=mlp"])).state.model.fc1.in_features == 3072
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_lazy_layers_take_their_shapes_from_the_data() -> None:
 )
 def test_what_cannot_work_is_refused_before_training(overrides: list[str], words: list[str]) -> None:
     with pytest.raises((ConfigError, UserCodeError)) as caught:
-        build.training(compose(overrides))
+        build.build_session(compose(overrides))
     assert caught.value.exit_code == 2
     message = str(caught.value)
     assert all(word in message for word in words), message
@@ -161,32 +161,32 @@ def test_what_cannot_work_is_refused_before_training(overrides: list[str], words
 
 def test_micro_batches_with_batch_statistics_are_remarked_on() -> None:
     config = compose(["model=norm", "micro_batch=8"])
-    assert any("batch statistics" in line for line in remarks(config, build.training(config)))
+    assert any("batch statistics" in line for line in startup_notes(config, build.build_session(config)))
 
 
 def test_what_a_person_asked_for_in_vain_or_may_not_know_is_remarked_on(here: Path) -> None:
     np.savez(here / "a.npz", X=np.ones((6, 3072)), y=np.arange(6) % 3, X_val=np.ones((2, 3072)), y_val=np.arange(2))
     overrides = ["data=arrays", "data.file=a.npz", "model=mlp", "data.split=0.5"]
     config = compose(overrides)
-    assert any("nothing is split off" in line for line in remarks(config, build.training(config), overrides))
+    assert any("nothing is split off" in line for line in startup_notes(config, build.build_session(config), overrides))
     config = compose(["model=norm", "+param_groups.a={name: '1.*', freeze: true}"])
-    lines = remarks(config, build.training(config))
+    lines = startup_notes(config, build.build_session(config))
     assert any("frozen batch norm" in line for line in lines)
     assert any(line.split()[:4] == ["default", "2", "30,730", "SGD"] for line in lines)
     assert any(line.split()[:2] == ["(frozen)", "2"] for line in lines)
 
 
 def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None:
-    training = build.training(compose(["model.num_classes=5"]))
+    session = build.build_session(compose(["model.num_classes=5"]))
     with pytest.raises(IndexError) as caught:
-        fit(training.state, training.train)
-    told = blame(caught.value, training)
+        fit(session.state, session.train)
+    told = explain_error(caught.value, session)
     assert told.exit_code == 2
     assert "data.classes" in str(told)
 
 
 def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:
-    training = build.training(compose([]))
-    held = {id(p) for group in training.state.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in training.state.model.parameters()}
-    assert {p.device for p in training.state.model.parameters()} == {torch.device(training.state.device)}
+    session = build.build_session(compose([]))
+    held = {id(p) for group in session.state.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in session.state.model.parameters()}
+    assert {p.device for p in session.state.model.parameters()} == {torch.device(session.state.device)}

@@ -103,7 +103,7 @@ def test_a_wrong_command_line_is_told_at_once(argv: list[str], words: str, forke
 
 
 def rows_of(*overrides: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    step = inspect_step(build.training(compose(list(overrides))))
+    step = inspect_step(build.build_session(compose(list(overrides))))
     return step, {row["name"]: row for row in step["parameters"]}
 
 
@@ -137,10 +137,10 @@ def test_the_polynomials_gradients_are_those_of_the_formula() -> None:
 def test_inspect_shows_the_norms_of_the_first_step_of_the_training(here: Path) -> None:  # noqa: ARG001
     overrides = ["optim.momentum=0.9", "clip_norm=0.05", "param_groups=head_lr"]
     step, rows = rows_of(*overrides)
-    training = build.training(compose(overrides))
-    model = training.state.model
+    session = build.build_session(compose(overrides))
+    model = session.state.model
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    inputs, targets = next(training.train.batches(0))
+    inputs, targets = next(session.train.batches(0))
     loss = nn.CrossEntropyLoss()(model(inputs), targets)
     loss.backward()
     assert step["loss"] == loss.item()
@@ -149,7 +149,7 @@ def test_inspect_shows_the_norms_of_the_first_step_of_the_training(here: Path) -
         assert rows[name]["grad"] == pytest.approx(p.grad.norm().item(), rel=1e-6)
         assert rows[name]["grad_twice"] == pytest.approx(2 * p.grad.norm().item(), rel=1e-6)
     nn.utils.clip_grad_norm_(model.parameters(), 0.05)
-    training.state.optimizer.step()
+    session.state.optimizer.step()
     for name, p in model.named_parameters():
         change = (p.detach() - before[name]).norm().item()
         assert rows[name]["update"] == pytest.approx(change, rel=1e-5)
@@ -228,8 +228,8 @@ def test_the_rates_rise_by_the_same_factor_and_the_groups_keep_their_ratios() ->
             seen.append([group["lr"] for group in state.optimizer.param_groups])
 
     config = compose(["param_groups=head_lr", "lr=0.02"])
-    training = build.training(config)
-    test = range_test(training.state, training.train, config.lr, 1e-6, 1e-2, 50, [Rates()])
+    session = build.build_session(config)
+    test = range_test(session.state, session.train, config.lr, 1e-6, 1e-2, 50, [Rates()])
     assert len(seen) == 50
     assert [rest for _, rest in seen] == pytest.approx(test.rates)
     assert test.rates == pytest.approx(torch.logspace(-6, -2, 50, dtype=torch.float64).tolist())
@@ -238,8 +238,8 @@ def test_the_rates_rise_by_the_same_factor_and_the_groups_keep_their_ratios() ->
 
 def test_the_rate_tried_is_the_first_optimizers_own_where_the_root_has_none() -> None:
     config = compose(["optim=sgd", "param_groups=head_lr"])
-    training = build.training(config)
-    test = range_test(training.state, training.train, None, 1e-6, 1e-2, 10)
+    session = build.build_session(config)
+    test = range_test(session.state, session.train, None, 1e-6, 1e-2, 10)
     assert test.ratios == pytest.approx({"head": 10.0, "default": 1.0})
 
 

@@ -96,12 +96,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("mistake", "cause", "mend"), MISTAKES, ids=[mistake for mistake, _, _ in MISTAKES])
-def test_a_mistake_is_answered_with_its_cause_and_what_mends_it(mistake: str, cause: str, mend: str) -> None:
+def test_a_mistake_is_answered_with_its_cause_and_what_mends_it(mistake: str, cause: str, hint: str) -> None:
     problems = told(*mistake.split())
     assert len(problems) == 1
     first, *second = problems[0].splitlines()
     assert cause in first
-    assert mend in " ".join([first, *second])
+    assert hint in " ".join([first, *second])
     assert len(second) == 1
 
 
@@ -152,13 +152,13 @@ def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
     ],
 )
 def test_a_mistake_in_an_experiment_is_told_by_what_is_wrong_in_it(
-    text: str, cause: str, mend: str, here: Path
+    text: str, cause: str, hint: str, here: Path
 ) -> None:
     (here / "conf" / "experiment").mkdir(parents=True)
     (here / "conf" / "experiment" / "mine.yaml").write_text(text)
     (problem,) = told("experiment=mine")
     assert cause in problem
-    assert mend in problem
+    assert hint in problem
 
 
 def test_the_run_directory_may_be_composed_too() -> None:

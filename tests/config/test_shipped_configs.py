@@ -101,27 +101,27 @@ def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> No
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])
     config = compose([choice, *companions, "epochs=1", "limit_batches=1", "device=cpu", "data.num_workers=0"])
-    training = build.training(config)
-    fit(training.state, training.train, training.val)
-    assert training.state.step == 1
-    assert training.state.best is not None
-    assert math.isfinite(training.state.best["train/loss"])
+    session = build.build_session(config)
+    fit(session.state, session.train, session.val)
+    assert session.state.step == 1
+    assert session.state.best is not None
+    assert math.isfinite(session.state.best["train/loss"])
 
 
 @pytest.mark.parametrize("choice", OPTIMIZERS)
 def test_every_optimizer_takes_a_step_with_its_own_learning_rate_and_torchs_defaults(choice: str) -> None:
     companions = COMPANIONS["optim"].get(choice.removeprefix("optim="), ["model=mlp"])
     config = compose([choice, *companions, "epochs=1", "limit_batches=1"])
-    training = build.training(config)
-    before = [p.detach().clone() for p in training.state.model.parameters()]
-    fit(training.state, training.train, training.val)
-    for old, new in zip(before, training.state.model.parameters(), strict=True):
+    session = build.build_session(config)
+    before = [p.detach().clone() for p in session.state.model.parameters()]
+    fit(session.state, session.train, session.val)
+    for old, new in zip(before, session.state.model.parameters(), strict=True):
         assert torch.isfinite(new).all()
         assert not torch.equal(old, new)
 
     if "_target_" not in config.optim:  # several, whose numbers are a recipe's
         return
-    defaults = inspect.signature(type(training.state.optimizer)).parameters
+    defaults = inspect.signature(type(session.state.optimizer)).parameters
     for option, value in config.optim.items():
         if option not in ("_target_", "lr"):
             default = defaults[str(option)].default

@@ -330,7 +330,7 @@ def test_only_auto_minds_the_limits() -> None:
 
 def test_held_images_keep_their_type_with_channels_last() -> None:
     files = made("files")
-    held = cache.hold(files, limit=None, workers=0, skip=False, tell=lambda *_: None)
+    held = cache.hold(files, limit=None, workers=0, skip=False, on_progress=lambda *_: None)
     assert torch.equal(held.tensors[0], IMAGES)
     assert torch.equal(held.tensors[1], LABELS)
     assert held.tensors[0].dtype == torch.uint8
@@ -347,7 +347,7 @@ def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_ar
     held = cache.in_arrays(Arrays(LABELS.tolist()))
     assert held is not None
     assert torch.equal(held.tensors[0], IMAGES[:, :1])
-    assert held.held_from.reads < 5
+    assert held.source.reads < 5
     assert cache.in_arrays(Arrays(LABELS.tolist(), change=1)) is None
     assert cache.in_arrays(Arrays((LABELS + 1).tolist())) is None
     assert cache.in_arrays(Arrays(torch.stack([LABELS] * 8, dim=1))) is None  # as those of QMNIST

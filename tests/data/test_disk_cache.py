@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.data.test_cache import COUNT, IMAGES, LABELS, Items, Read, broken, made
 from trainkit.data import cache
 from trainkit.data import disk_cache as decoded
-from trainkit.data.loaders import Held
+from trainkit.data.loaders import CachedDataset
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def hold(
     read: Read = lambda i: (IMAGES[i], int(LABELS[i])), state: str = "one", skip: bool = False
-) -> tuple[Held, Any]:
+) -> tuple[CachedDataset, Any]:
     items: Any = Items(read)
     items.cache_as = "small", state
-    return cache.hold(items, limit=None, workers=0, skip=skip, tell=lambda *_: None), items
+    return cache.hold(items, limit=None, workers=0, skip=skip, on_progress=lambda *_: None), items
 
 
 def test_a_decoded_set_is_read_from_disk_until_its_files_change(store: Path) -> None:
@@ -72,7 +72,9 @@ def test_a_disk_that_cannot_be_written_costs_nothing_but_the_file(
 def test_an_attribute_of_that_name_that_is_something_else_is_left_alone(mine: Any, store: Path) -> None:
     items: Any = made("items")
     items.cache_as = mine
-    assert torch.equal(cache.hold(items, limit=None, workers=0, skip=False, tell=lambda *_: None).tensors[0], IMAGES)
+    assert torch.equal(
+        cache.hold(items, limit=None, workers=0, skip=False, on_progress=lambda *_: None).tensors[0], IMAGES
+    )
     assert not store.parent.exists()
 
 

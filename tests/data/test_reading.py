@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from trainkit.core.errors import DataError
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
-from trainkit.data.reading import Seeded, UnequalError, epoch_seed
+from trainkit.data.reading import SeededReader, UnequalSamplesError, epoch_seed
 
 CPU, COUNT, SEED = torch.device("cpu"), 37, 5
 Draw = Callable[[int], float]
@@ -96,7 +96,7 @@ def test_a_sample_draws_what_it_draws_with_every_generator_seeded_for_it(draws: 
 
 
 def test_a_set_that_reads_batches_draws_from_the_batchs_first_sample() -> None:
-    reader = Seeded(Batches(DRAWS["Python"]), SEED, skip=False)
+    reader = SeededReader(Batches(DRAWS["Python"]), SEED, skip=False)
     for start in (0, 7):
         read = reader.__getitems__([(2, index) for index in range(start, start + 4)])
         assert read.samples[0][0][1] == by_hand(DRAWS["Python"], 2, start)
@@ -146,12 +146,12 @@ def test_of_a_set_that_reads_batches_the_sample_is_told_that_cannot_be_read(skip
 
 
 def test_a_set_that_gives_too_few_samples_is_told() -> None:
-    class Few(Batches):
+    class LimitedLoader(Batches):
         def __getitems__(self, indices: list[int]) -> list[Any]:
             return super().__getitems__([index for index in indices if index != 3])
 
     with pytest.raises(ValueError, match="asked for 4 samples and gave 3"):
-        list(make_loader(Few(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None).batches(0))
+        list(make_loader(LimitedLoader(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None).batches(0))
 
 
 def test_only_what_is_the_first_to_move_a_generator_is_read_twice() -> None:
@@ -177,7 +177,7 @@ def test_samples_of_several_shapes_are_told_by_their_numbers(workers: int, make:
     part: Subset[Any] = Subset(cast(Any, Shapes(DRAWS["nothing"])), [2, 3, 4, 5])  # samples are those of the whole set
     loader = make_loader(part, Prepare(CPU), batch_size=4, seed=None, num_workers=workers)
     try:
-        with pytest.raises(UnequalError, match=r"sample 2 is .*\(3, 8\).* sample 3 is .*\(3, 9\)"):
+        with pytest.raises(UnequalSamplesError, match=r"sample 2 is .*\(3, 8\).* sample 3 is .*\(3, 9\)"):
             list(loader.batches(0))
     finally:
         loader.close()

@@ -15,7 +15,7 @@ from torch import nn
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.diagnostics import bench
-from trainkit.diagnostics.bench import PHASES, Few
+from trainkit.diagnostics.bench import PHASES, LimitedLoader
 from trainkit.display.text import PHASES as WORDS
 
 SLOW = """
@@ -34,7 +34,7 @@ class Slow:
 
 def benched(*overrides: str, steps: int = 3) -> dict[str, Any]:
     config = compose(list(overrides))
-    return bench.bench(build.training(config, lambda *_: None), config, steps)
+    return bench.bench(build.build_session(config, lambda *_: None), config, steps)
 
 
 def test_the_command_tells_each_phase_the_pace_and_the_loop_by_hand(forked: Any) -> None:
@@ -98,17 +98,17 @@ def test_every_kind_of_step_is_measured(overrides: list[str]) -> None:
 
 
 def test_operations_are_counted_as_the_arithmetic_says() -> None:
-    training = build.training(compose(["model=mlp", "model.hidden=[8]", "data.split=off"]))
+    session = build.build_session(compose(["model=mlp", "model.hidden=[8]", "data.split=off"]))
     # Two matrices, forward: 2 m n k each; backward: as much for the weights, and for the inputs of all but the first.
     first, second = 2 * 32 * 3072 * 8, 2 * 32 * 8 * 10
-    assert bench.flops(training.state, Few(training.train, 1)) == 2 * first + 3 * second
+    assert bench.flops(session.state, LimitedLoader(session.train, 1)) == 2 * first + 3 * second
 
 
 def test_a_few_batches_go_on_where_the_last_few_ended_and_begin_again_at_the_end() -> None:
-    training = build.training(compose(["data=line", "model=linear", "loss=mse", "batch_size=2"]))
-    few = Few(training.train, 2)
+    session = build.build_session(compose(["data=line", "model=linear", "loss=mse", "batch_size=2"]))
+    few = LimitedLoader(session.train, 2)
     seen = [inputs for _ in range(3) for inputs, _ in few.batches()]
-    wanted = [inputs for epoch in range(2) for inputs, _ in training.train.batches(epoch)]
+    wanted = [inputs for epoch in range(2) for inputs, _ in session.train.batches(epoch)]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(seen, wanted, strict=True))
 
 
@@ -140,9 +140,9 @@ def test_training_without_compiling_never_imports_the_compiler(tmp_path: Path) -
 def test_bare_and_whole_loop_make_the_same_updates() -> None:
     weights = []
     for loop in (bench.whole_loop, bench.bare_loop):
-        training = build.training(compose(["model=mlp", "data.split=off"]))
-        loop(training.state, Few(training.train, 5))
-        weights.append(nn.utils.parameters_to_vector(training.state.model.parameters()))
+        session = build.build_session(compose(["model=mlp", "data.split=off"]))
+        loop(session.state, LimitedLoader(session.train, 5))
+        weights.append(nn.utils.parameters_to_vector(session.state.model.parameters()))
     assert torch.equal(*weights)
 
 

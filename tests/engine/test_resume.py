@@ -349,7 +349,7 @@ def test_a_kill_in_between_changes_no_rollback(own: Path) -> None:
         "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index in (3, 9) else x), y\n"
         "class Stop:\n    def __init__(self, batch):\n        self.batch = batch\n"
         "    def on_step(self, state):\n        if state.epoch == 1 and state.batch == self.batch:\n"
-        "            from trainkit.errors import Stopped\n            state.stop = Stopped(15)\n"
+        "            from trainkit.core.errors import Stopped\n            state.stop = Stopped(15)\n"
     )
     overrides = [*BASE, "checkpoint.every_steps=3", "checkpoint.keep=1", "on_nonfinite=rollback"]
     overrides += ["data.train._target_=poison.Poison"]
@@ -627,8 +627,8 @@ def test_load_gives_the_model_with_the_best_weights_in_evaluation_mode(own: Path
     for ema in ("off", "0.9"):
         keep = Keep()
         config = compose([*BASE, "lr=0.3", f"ema={ema}", "optim.momentum=0.9"])
-        training = build.training(config.copy())
-        trainkit.training.loop.fit(training.state, training.train, training.val, [keep])
+        session = build.build_session(config.copy())
+        trainkit.training.loop.fit(session.state, session.train, session.val, [keep])
         run = trainkit.train(config, directory=own / f"ema {ema}")
         model = trainkit.load(run.directory)
         assert not model.training

@@ -57,20 +57,20 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
     overrides += ["model.bias=false"] if optimizer == "muon" else []
     overrides += [] if optimizer == "lbfgs" else [HEAD]  # which takes one group, in torch too
     config = compose(overrides)
-    training = build.training(config)
-    fit(training.state, training.train)
+    session = build.build_session(config)
+    fit(session.state, session.train)
 
-    images, labels = training.train.tensors  # type: ignore[attr-defined]
+    images, labels = session.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    model = build_model(config.model, training.train, torch.device("cpu"))
+    model = build_model(config.model, session.train, torch.device("cpu"))
     rest = [p for name, p in model.named_parameters() if not name.startswith("head")]
     head = [p for name, p in model.named_parameters() if name.startswith("head")]
     lr = config.lr
     groups = (
         [{"params": [*rest, *head]}] if optimizer == "lbfgs" else [{"params": head, "lr": lr * 10}, {"params": rest}]
     )
-    cls: Any = type(training.state.optimizer)
-    how = {"fused": True} if training.state.optimizer.param_groups[0].get("fused") else {}
+    cls: Any = type(session.state.optimizer)
+    how = {"fused": True} if session.state.optimizer.param_groups[0].get("fused") else {}
     theirs: Any = cls(groups, **{k: v for k, v in config.optim.items() if k != "_target_"}, **how)
     schedule = by_torch(scheduler, theirs)
     loss_fn = nn.CrossEntropyLoss()
@@ -89,10 +89,10 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
 
         theirs.step(closure)
         schedule.step(losses[0]) if by_epoch else schedule.step()
-    for ours, other in zip(training.state.model.parameters(), model.parameters(), strict=True):
+    for ours, other in zip(session.state.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, other)
-    assert training.state.step == 20
-    assert [g["lr"] for g in training.state.optimizer.param_groups] == [g["lr"] for g in theirs.param_groups]
+    assert session.state.step == 20
+    assert [g["lr"] for g in session.state.optimizer.param_groups] == [g["lr"] for g in theirs.param_groups]
 
 
 class Rates:
@@ -133,9 +133,9 @@ RATIOS = {
 def test_every_scheduler_keeps_the_ratios_of_the_groups(scheduler: str) -> None:
     interval = "epoch" if scheduler == "plateau" else "step"
     overrides = [f"scheduler={scheduler}", f"scheduler.interval={interval}", *RATIOS[scheduler], "model=mlp", HEAD]
-    training = build.training(compose([*overrides, "epochs=4", "limit_batches=5"]))
+    session = build.build_session(compose([*overrides, "epochs=4", "limit_batches=5"]))
     rates = Rates()
-    fit(training.state, training.train, training.val, [rates])
+    fit(session.state, session.train, session.val, [rates])
     assert len({rest for _, rest in rates.seen}) > 1  # it moves at all
     for head, rest in rates.seen:
         assert head == pytest.approx(10 * rest, rel=1e-9)
@@ -151,9 +151,9 @@ def test_a_floor_is_each_groups_own_by_its_ratio() -> None:
         "limit_batches=2",
         "data.split=off",
     ]
-    training = build.training(compose(overrides))
-    fit(training.state, training.train)
-    assert [g["lr"] for g in training.state.optimizer.param_groups] == pytest.approx([0.02, 0.002])
+    session = build.build_session(compose(overrides))
+    fit(session.state, session.train)
+    assert [g["lr"] for g in session.state.optimizer.param_groups] == pytest.approx([0.02, 0.002])
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_a_floor_is_each_groups_own_by_its_ratio() -> None:
 def test_a_floor_holds_behind_a_warm_up_for_a_sole_group_and_as_a_list(
     overrides: list[str], wanted: list[float]
 ) -> None:
-    training = build.training(compose([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
-    fit(training.state, training.train, training.val)
-    assert [g["lr"] for g in training.state.optimizer.param_groups] == pytest.approx(wanted)
+    session = build.build_session(compose([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
+    fit(session.state, session.train, session.val)
+    assert [g["lr"] for g in session.state.optimizer.param_groups] == pytest.approx(wanted)
 
 
 def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
@@ -180,15 +180,15 @@ def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
         "param_groups:\n  matrices: {ndim: 2, optimizer: muon}\n"
     )
     rates = Rates()
-    training = build.training(compose(["optim=two", "scheduler=onecycle", "epochs=1", "limit_batches=10"]))
-    fit(training.state, training.train, training.val, [rates])
+    session = build.build_session(compose(["optim=two", "scheduler=onecycle", "epochs=1", "limit_batches=10"]))
+    fit(session.state, session.train, session.val, [rates])
     assert [max(column) for column in zip(*rates.seen, strict=True)] == pytest.approx([0.02, 0.001])
 
 
 def test_rates_given_as_lists_stay_as_they_are() -> None:
     overrides = ["scheduler=onecycle", "scheduler.max_lr=[0.5,0.25]", "model=mlp", HEAD]
-    training = build.training(compose(overrides))
-    assert [g["max_lr"] for g in training.state.optimizer.param_groups] == [0.5, 0.25]
+    session = build.build_session(compose(overrides))
+    assert [g["max_lr"] for g in session.state.optimizer.param_groups] == [0.5, 0.25]
 
 
 # ------------------------------------------------------------------------------ how many steps there are
@@ -210,14 +210,14 @@ def test_rates_given_as_lists_stay_as_they_are() -> None:
 )
 def test_steps_are_counted_in_the_schedulers_own_interval(overrides: list[str], wanted: int) -> None:
     asked = ["scheduler=cosine", "scheduler.interval=step", *overrides, "epochs=7", "limit_batches=5"]
-    state = build.training(compose(asked)).state
+    state = build.build_session(compose(asked)).state
     scheduler: Any
     (scheduler,) = state.step_schedulers + state.epoch_schedulers
     assert scheduler.T_max == wanted
 
 
 def test_the_parts_of_a_run_add_up_to_its_steps() -> None:
-    state = build.training(compose(["scheduler=warmup_cosine", "epochs=3", "limit_batches=7"])).state
+    state = build.build_session(compose(["scheduler=warmup_cosine", "epochs=3", "limit_batches=7"])).state
     sequence: Any
     (sequence,) = state.step_schedulers
     first, second = sequence._schedulers
@@ -228,9 +228,9 @@ def test_the_parts_of_a_run_add_up_to_its_steps() -> None:
 def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
     (here / "ownrates.py").write_text("def half(step): return 0.5 ** step\n")
     asked = ["scheduler=lambda", "scheduler.lr_lambda=ownrates.half", "epochs=3", "limit_batches=1", "data.split=off"]
-    training = build.training(compose(asked))
-    fit(training.state, training.train)
-    assert training.state.optimizer.param_groups[0]["lr"] == 0.01 / 8
+    session = build.build_session(compose(asked))
+    fit(session.state, session.train)
+    assert session.state.optimizer.param_groups[0]["lr"] == 0.01 / 8
 
 
 @pytest.mark.parametrize(
@@ -255,5 +255,5 @@ def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
 )
 def test_a_wrong_scheduler_is_told_by_its_key(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(TrainkitError) as caught:
-        build.training(compose(overrides))
+        build.build_session(compose(overrides))
     assert all(word in str(caught.value) for word in words), str(caught.value)

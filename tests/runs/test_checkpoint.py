@@ -22,7 +22,7 @@ from tests.training.test_loop import loader_of, problem, state_of
 from trainkit.core.errors import CheckpointError, StorageError
 from trainkit.runs import checkpoint
 from trainkit.runs.checkpoint import MANIFEST, STATE, Checkpoints, DamagedError
-from trainkit.runs.snapshot import digest, remember
+from trainkit.runs.snapshot import capture_state, digest
 from trainkit.training.loop import fit
 
 
@@ -32,7 +32,7 @@ def content(step: int = 1) -> dict[str, Any]:
     state = state_of(model, loss_fn, lr=0.1, optimizer=torch.optim.Adam(model.parameters()))
     fit(state, loader_of(inputs, targets, 16))
     state.step = step
-    return remember(state, {"config": {"lr": 0.1}})
+    return capture_state(state, {"config": {"lr": 0.1}})
 
 
 @pytest.fixture
@@ -377,4 +377,4 @@ def test_what_only_pickle_could_store_is_refused_by_its_place() -> None:
         def set_extra_state(self, state: Any) -> None: ...
 
     with pytest.raises(CheckpointError, match=r"model._extra_state.made: a object cannot be stored"):
-        remember(state_of(Odd(2, 2), nn.MSELoss()), {})
+        capture_state(state_of(Odd(2, 2), nn.MSELoss()), {})

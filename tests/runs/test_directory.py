@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import trainkit
 from trainkit.core.errors import ConfigError, RunDirectoryInUseError, StorageError
-from trainkit.core.paths import claim
+from trainkit.core.paths import claim_directory
 from trainkit.runs.directory import Run
 
 QUICK = ["model=mlp", "epochs=2", "limit_batches=2", "progress=off"]
@@ -56,15 +56,15 @@ def test_a_directory_of_ones_own_is_taken_unless_it_holds_a_run(here: Path) -> N
 def test_a_directory_that_cannot_be_made_is_a_storage_error(here: Path) -> None:
     (here / "file").touch()
     with pytest.raises(StorageError):
-        claim(here / "file" / "below")
+        claim_directory(here / "file" / "below")
     with pytest.raises(StorageError):
-        claim(here / "file", exact=True)
+        claim_directory(here / "file", exact=True)
 
 
 def test_a_parent_that_is_a_dangling_link_is_a_storage_error(here: Path) -> None:
     (here / "outputs").symlink_to("nowhere/at/all")
     with pytest.raises(StorageError):
-        claim(here / "outputs" / "day" / "time")
+        claim_directory(here / "outputs" / "day" / "time")
 
 
 def test_a_config_changed_by_hand_is_checked_again(here: Path) -> None:  # noqa: ARG001
@@ -75,7 +75,7 @@ def test_a_config_changed_by_hand_is_checked_again(here: Path) -> None:  # noqa:
 
 
 def test_the_status_file_is_whole_at_every_moment(here: Path) -> None:
-    run = Run(claim(here / "run"))
+    run = Run(claim_directory(here / "run"))
     run.info = {"status": "running"}
     run.save()
     before = (here / "run" / "run.json").stat().st_ino

@@ -17,13 +17,13 @@ from tests.training.test_loop import loader_of, problem, sole, state_of
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.config.compose import CONF
-from trainkit.core.device import random_state, set_random_state
+from trainkit.core.device import rng_state, set_rng_state
 from trainkit.core.errors import CheckpointError, NonFiniteError, Stopped
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.optimizer_state import in_host_memory
-from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.runs.optimizer_state import copy_to_cpu
+from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.loop import evaluate, fit, train_epoch
 from trainkit.training.state import State
 
@@ -39,18 +39,18 @@ def through_a_file(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
 def same_after(overrides: list[str], folder: Path) -> None:
     """Train two epochs at once, and in two processes' worth of objects; compare."""
     overrides = [*overrides, "epochs=2", "limit_batches=3", "batch_size=8"]
-    straight = build.training(compose(overrides))
+    straight = build.build_session(compose(overrides))
     fit(straight.state, straight.train, straight.val)
-    first = build.training(compose(overrides))
+    first = build.build_session(compose(overrides))
     first.state.batches = len(first.train)
     train_epoch(first.state, first.train, [])
-    saved = through_a_file(remember(first.state, {}), folder)
-    second = build.training(compose(overrides))
+    saved = through_a_file(capture_state(first.state, {}), folder)
+    second = build.build_session(compose(overrides))
     torch.manual_seed(99)
-    restore(second.state, saved)
-    assert digest(remember(second.state, {})) == digest(saved)
+    restore_state(second.state, saved)
+    assert digest(capture_state(second.state, {})) == digest(saved)
     fit(second.state, second.train, second.val)
-    assert digest(remember(second.state, {})) == digest(remember(straight.state, {}))
+    assert digest(capture_state(second.state, {})) == digest(capture_state(straight.state, {}))
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
@@ -84,11 +84,11 @@ def test_tensors_keep_their_types_also_where_torch_gives_a_state_that_of_its_par
     fit(state, loader_of(inputs, targets, 4))
     for content in optimizer.state.values():
         content["mask"] = torch.tensor([True, False])
-    saved = through_a_file(remember(state, {}), tmp_path)
+    saved = through_a_file(capture_state(state, {}), tmp_path)
     twin = nn.Linear(3, 2).to(dtype)
     later = state_of(twin, nn.MSELoss(), optimizer=torch.optim.ASGD(twin.parameters(), lr=0.1))
-    restore(later, saved)
-    assert digest(remember(later, {})) == digest(remember(state, {}))
+    restore_state(later, saved)
+    assert digest(capture_state(later, {})) == digest(capture_state(state, {}))
 
 
 def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
     first, second = made(["a", "b"]), made(["b", "a"])
     loader = loader_of(torch.randn(8, 2), torch.randn(8, 2), 4)
     fit(first, loader)
-    restore(second, through_a_file(remember(first, {}), tmp_path))
+    restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
     for optimizer_state, module in ((sole(second).state, second.model), (sole(first).state, first.model)):
         assert len(optimizer_state) == 4
         assert all(optimizer_state[p]["exp_avg"].shape == p.shape for p in module.parameters())
@@ -147,10 +147,10 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
 def test_what_does_not_fit_is_refused_in_words(change: Any, words: str) -> None:
     model, loss_fn, _, _ = problem("cross entropy")
     state = state_of(model, loss_fn)
-    saved = in_host_memory(remember(state, {}))
+    saved = copy_to_cpu(capture_state(state, {}))
     change(saved)
     with pytest.raises(CheckpointError, match=words):
-        restore(state, saved)
+        restore_state(state, saved)
 
 
 def test_all_three_random_generators_are_put_back() -> None:
@@ -160,15 +160,15 @@ def test_all_three_random_generators_are_put_back() -> None:
     np.random.seed(1)
     random.seed(1)
     np.random.randn()  # which keeps a second one for later
-    before = random_state()
+    before = rng_state()
     draws = [(torch.rand(2).tolist(), np.random.randn(), random.gauss(0, 1)) for _ in range(2)]
-    set_random_state(before)
+    set_rng_state(before)
     assert [(torch.rand(2).tolist(), np.random.randn(), random.gauss(0, 1)) for _ in range(2)] == draws
 
 
 def test_a_digest_tells_the_last_bit_of_anything_but_the_clocks() -> None:
     model, loss_fn, _, _ = problem("cross entropy")
-    saved = in_host_memory(remember(state_of(model, loss_fn), {}))
+    saved = copy_to_cpu(capture_state(state_of(model, loss_fn), {}))
     assert digest(copy.deepcopy(saved)) == digest(saved)
     saved["metrics"]["seconds"] = 123.0
     saved["fingerprint"] = {"other": 1}
@@ -215,10 +215,10 @@ def test_what_an_optimizer_adds_to_its_state_dict_is_kept(tmp_path: Path) -> Non
     first.batches = len(loader)
     train_epoch(first, loader, [])
     sole(first).state["all"] = {"seen": 3}  # a key that is no parameter
-    restore(second, through_a_file(remember(first, {}), tmp_path))
+    restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
     assert sole(second).state["all"] == {"seen": 3}
     fit(second, loader)
-    assert digest(remember(second, {})["model"]) == digest(remember(straight, {})["model"])
+    assert digest(capture_state(second, {})["model"]) == digest(capture_state(straight, {})["model"])
 
 
 def test_a_schedulers_containers_keep_their_types(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_schedulers_containers_keep_their_types(tmp_path: Path) -> None:
 
     first, second = made(), made()
     first.epoch_schedulers[0].seen.add(7)
-    restore(second, through_a_file(remember(first, {}), tmp_path))
+    restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
     scheduler: Any = second.epoch_schedulers[0]
     assert scheduler.seen == {1, 2, 7}
     assert scheduler.counts["missing"] == 0
@@ -255,7 +255,7 @@ def test_options_that_are_no_arguments_are_state_also_where_the_rates_are_planne
 
     first, second = made(), made()
     first.optimizer.param_groups[0].update(k=7, lr=0.3)
-    restore(second, remember(first, {}), changed={"lr"})
+    restore_state(second, capture_state(first, {}), changed={"lr"})
     assert second.optimizer.param_groups[0]["k"] == 7
     assert second.optimizer.param_groups[0]["lr"] == 0.1
 
@@ -280,9 +280,9 @@ def test_lbfgs_over_parameters_of_two_types_goes_on(tmp_path: Path) -> None:
     fit(straight, loader)
     first.batches = len(loader)
     train_epoch(first, loader, [])
-    restore(second, through_a_file(remember(first, {}), tmp_path))
+    restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
     fit(second, loader)
-    assert digest(remember(second, {})) == digest(remember(straight, {}))
+    assert digest(capture_state(second, {})) == digest(capture_state(straight, {}))
 
 
 @pytest.mark.parametrize("extra", [{np.int64(1): 2}, {"big": 2**3000}])
@@ -296,9 +296,9 @@ def test_what_is_written_can_be_read_again_or_is_refused(extra: Any, tmp_path: P
     state = state_of(Extra(2, 2), nn.MSELoss())
     if "big" in extra:
         with pytest.raises(CheckpointError, match=r"model\._extra_state\.big: .* is too large to be"):
-            remember(state, {})
+            capture_state(state, {})
     else:
-        assert through_a_file(remember(state, {}), tmp_path)["model"]["_extra_state"] == {1: 2}
+        assert through_a_file(capture_state(state, {}), tmp_path)["model"]["_extra_state"] == {1: 2}
 
 
 # --------------------------------------------------------------------------------------- where it may stop
@@ -343,7 +343,7 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
 
     class Watch:
         def on_step(self, state: State) -> None:
-            seen.append(digest({"rng": random_state(), "model": dict(state.model.state_dict())}))
+            seen.append(digest({"rng": rng_state(), "model": dict(state.model.state_dict())}))
             if state.step == 2:
                 data.state = state  # type: ignore[assignment]
 
@@ -361,7 +361,7 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
     with pytest.raises(Stopped):
         fit(state, loader, hooks=[Watch()])
     assert state.batch == state.step == 2
-    assert digest({"rng": random_state(), "model": dict(state.model.state_dict())}) == seen[-1]
+    assert digest({"rng": rng_state(), "model": dict(state.model.state_dict())}) == seen[-1]
 
 
 def test_a_stop_in_validation_undoes_what_that_did_to_buffers() -> None:
@@ -455,7 +455,7 @@ def test_skip_leaves_out_what_is_not_finite_and_is_else_the_training_without_it(
     kept = [row for row in range(40) if row // 4 not in (2, 7)]
     inputs, targets = (tensor[kept] for tensor in loader.tensors)
     fit(without, loader_of(inputs, targets, 4, seed=None))
-    mine, theirs = remember(state, {}), remember(without, {})
+    mine, theirs = capture_state(state, {}), capture_state(without, {})
     for key in ("model", "optimizers", "ema", "step"):
         assert digest({key: mine[key]}) == digest({key: theirs[key]}), key
     assert seen[0]["train/skipped"] == 2
@@ -492,7 +492,7 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_parts_and_of_no_hook(monke
         def on_step(self, state: State) -> None:
             clock[0] += 1
             if state.step == 2:
-                seen.append(remember(state, {}))
+                seen.append(capture_state(state, {}))
 
         def on_epoch(self, _: State, metrics: dict[str, Any]) -> None:
             clock[0] += 20
@@ -506,7 +506,7 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_parts_and_of_no_hook(monke
     assert (middle["metrics"]["seconds"], first["seconds"], second["seconds"]) == (2, 4, 4)
     assert first["samples_per_second"] == 8 / 4
     later = state_of(model, nn.MSELoss(), epochs=1)
-    restore(later, middle)
+    restore_state(later, middle)
     clock[0] += 1000
     fit(later, loader, hooks=[Clock()])
     assert seen[-1]["seconds"] == 4

@@ -17,7 +17,7 @@ from tests.training.test_precision import Small, assert_close, of, trained
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import ConfigError
-from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.compile import compile_model
 from trainkit.training.loop import fit
 
@@ -246,17 +246,17 @@ def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
     overrides = of(Small, "optim=adam", "epochs=2")
     straight = trained(overrides)
     for there, here_ in (("true", "off"), ("off", "true")):
-        begun, later = (build.training(compose([*overrides, f"compile={name}"])) for name in (there, here_))
+        begun, later = (build.build_session(compose([*overrides, f"compile={name}"])) for name in (there, here_))
         saved: list[dict[str, Any]] = []
 
         class Keep:
             def on_epoch(self, state: Any, metrics: Any, kept: list[Any] = saved) -> None:  # noqa: ARG002
-                kept.append(remember(state, {}))
+                kept.append(capture_state(state, {}))
 
         begun.state.epochs = 1
         fit(begun.state, begun.train, None, [Keep()])
-        restore(later.state, saved[0])
-        assert digest(remember(later.state, {})) == digest(saved[0])
+        restore_state(later.state, saved[0])
+        assert digest(capture_state(later.state, {})) == digest(saved[0])
         fit(later.state, later.train)
         assert_close(later, straight, rtol=1e-3)
 

@@ -77,11 +77,11 @@ def test_ema_keeps_the_latest_batch_statistics_and_averages_the_loss_too() -> No
 def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
     overrides = ["optim=muon_sgd", "lr=0.05", "clip_norm=0.5", "epochs=1", "limit_batches=6", "data.split=off"]
     overrides += ["memory_format=contiguous"]
-    training = build.training(compose([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
+    session = build.build_session(compose([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
     seen = Collector([])
-    fit(training.state, training.train, hooks=[seen])
+    fit(session.state, session.train, hooks=[seen])
 
-    images, labels = training.train.tensors  # type: ignore[attr-defined]
+    images, labels = session.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
     model = ToyCNN()
     matrices = [p for p in model.parameters() if p.dim() == 2]
@@ -100,7 +100,7 @@ def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
         sgd.step()
         for scheduler in schedulers:
             scheduler.step()
-    for ours, theirs in zip(training.state.model.parameters(), model.parameters(), strict=True):
+    for ours, theirs in zip(session.state.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert seen.seen[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
     assert seen.seen[0]["lr/matrices"] == seen.seen[0]["lr/default"] == rate
@@ -110,17 +110,17 @@ def test_each_of_several_optimizers_may_have_a_scheduler_of_its_own(here: Any) -
     (here / "conf/scheduler").mkdir(parents=True)
     text = "muon: {_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5, interval: epoch}\n"
     (here / "conf/scheduler/own.yaml").write_text(text)
-    training = build.training(compose(["optim=muon_sgd", "scheduler=own", "epochs=2", "limit_batches=2"]))
-    fit(training.state, training.train, training.val)
-    rates = {group["name"]: group["lr"] for group in training.state.optimizer.param_groups}
+    session = build.build_session(compose(["optim=muon_sgd", "scheduler=own", "epochs=2", "limit_batches=2"]))
+    fit(session.state, session.train, session.val)
+    rates = {group["name"]: group["lr"] for group in session.state.optimizer.param_groups}
     assert rates == {"matrices": 0.01 / 4, "default": 0.01}
 
 
 def test_clipping_by_value_reaches_every_group() -> None:
     overrides = ["optim=muon_sgd", "clip_value=1e-4", "epochs=1", "limit_batches=1"]
-    training = build.training(compose(overrides))
-    fit(training.state, training.train, training.val)
-    largest = [float(p.grad.abs().max()) for p in training.state.model.parameters() if p.grad is not None]
+    session = build.build_session(compose(overrides))
+    fit(session.state, session.train, session.val)
+    largest = [float(p.grad.abs().max()) for p in session.state.model.parameters() if p.grad is not None]
     assert len(largest) == 10
     assert max(largest) == pytest.approx(1e-4)
 
@@ -134,8 +134,8 @@ def test_a_learnable_loss_is_trained_and_can_be_watched(here: Any) -> None:
     (here / "conf/loss").mkdir(parents=True)
     (here / "conf/loss/shift.yaml").write_text("_target_: lossmodule.Shift\n")
     overrides = ["data=line", "model=linear", "loss=shift", "watch=[loss.shift]", "epochs=2", "lr=0.001"]
-    training = build.training(compose(overrides))
+    session = build.build_session(compose(overrides))
     seen = Collector([])
-    fit(training.state, training.train, training.val, [seen])
-    assert seen.seen[-1]["param/loss.shift"] == training.state.loss_fn.shift.item() != 0
+    fit(session.state, session.train, session.val, [seen])
+    assert seen.seen[-1]["param/loss.shift"] == session.state.loss_fn.shift.item() != 0
     assert "grad/loss.shift" in seen.seen[-1]

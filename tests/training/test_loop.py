@@ -207,16 +207,16 @@ def test_an_optimizer_without_a_learning_rate_trains() -> None:
 def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, precision: str, here: Any) -> None:  # noqa: ARG001
     overrides = ["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"]
     overrides += [f"memory_format={layout}", f"precision={precision}", "data.split=off"]
-    training = build.training(compose(overrides))
+    session = build.build_session(compose(overrides))
     reported: list[float] = []
 
     class Record:
         def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:  # noqa: ARG002
             reported.append(metrics["train/loss"])
 
-    fit(training.state, training.train, training.val, [Record()])
+    fit(session.state, session.train, session.val, [Record()])
 
-    images, labels = training.train.tensors  # type: ignore[attr-defined]
+    images, labels = session.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
     strides = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
     model = ToyCNN()
@@ -234,7 +234,7 @@ def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, pre
             total += loss.item() * len(inputs)
             seen += len(inputs)
         assert reported[epoch] == total / seen
-    for ours, theirs in zip(training.state.model.parameters(), model.parameters(), strict=True):
+    for ours, theirs in zip(session.state.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -177,7 +177,7 @@ def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
 
 
 def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001
-    assert build.training(compose([])).state.on_oom == "split"
+    assert build.build_session(compose([])).state.on_oom == "split"
     for asked, wanted in (("auto", "stop"), ("split", "split")):
         assert state_of(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).on_oom == wanted
 

@@ -17,7 +17,7 @@ from trainkit.build import session as build
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.data.loaders import epoch_order
 from trainkit.diagnostics import inspect as inspection
-from trainkit.runs.snapshot import digest, remember, restore
+from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training import step as steps
 from trainkit.training.loop import fit
 
@@ -93,13 +93,13 @@ def of(model: type[nn.Module], *more: str, **arguments: Any) -> list[str]:
     return [*own, *given, f"limit_batches={STEPS}", "epochs=1", "data.split=off", "progress=off", *more]
 
 
-def trained(overrides: list[str], hooks: list[Any] | None = None) -> build.Training:
-    training = build.training(compose(overrides))
-    fit(training.state, training.train, training.val, hooks)
-    return training
+def trained(overrides: list[str], hooks: list[Any] | None = None) -> build.Session:
+    session = build.build_session(compose(overrides))
+    fit(session.state, session.train, session.val, hooks)
+    return session
 
 
-def assert_close(one: build.Training, other: build.Training, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def assert_close(one: build.Session, other: build.Session, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     for a, b in zip(one.state.model.parameters(), other.state.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
@@ -119,14 +119,14 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
         def on_step(self, state: Any) -> None:
             scales.append(state.scaler.get_scale())
 
-    training = trained(overrides, [Record()])
+    session = trained(overrides, [Record()])
 
-    images, labels = training.train.tensors  # type: ignore[attr-defined]
+    images, labels = session.train.tensors  # type: ignore[attr-defined]
     strides = getattr(torch, "contiguous_format" if layout == "contiguous" else layout)
     torch.manual_seed(0)
     model = Small(gain)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.state.optimizer.param_groups[0]["lr"], fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=session.state.optimizer.param_groups[0]["lr"], fused=True)
     scaler, wanted = torch.amp.GradScaler("cpu"), []
     for rows in epoch_order(len(images), 0, 0).split(32)[:STEPS]:
         optimizer.zero_grad()
@@ -147,7 +147,7 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
     assert (scales[0] < 2**16) == (gain > 1)
     assert scales[-2] == scales[-1]  # and the last step changes the weights
     evaluated = average if "ema" in more else model
-    for ours, theirs in zip(training.state.evaluated[0].parameters(), evaluated.parameters(), strict=True):
+    for ours, theirs in zip(session.state.evaluated[0].parameters(), evaluated.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -170,8 +170,8 @@ def test_where_one_optimizer_overflows_the_other_keeps_its_weights_whole(clip: l
 
 
 def test_an_optimizer_whose_parameters_have_no_gradient_rests_in_fp16_too() -> None:
-    training = trained(of(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
-    assert bool(training.state.model.bias.abs().sum() > 0)
+    session = trained(of(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
+    assert bool(session.state.model.bias.abs().sum() > 0)
 
 
 @pytest.mark.parametrize("epochs", [2, 8])
@@ -201,7 +201,7 @@ def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_agai
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: str) -> None:
     plain, rows = (
-        inspection.inspect_step(build.training(compose(of(Small, f"precision={name}"))))["parameters"]
+        inspection.inspect_step(build.build_session(compose(of(Small, f"precision={name}"))))["parameters"]
         for name in ("fp32", precision)
     )
     for key in ("grad", "grad_twice", "update"):
@@ -210,21 +210,21 @@ def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: s
 
 def test_the_scaler_goes_on_where_it_was() -> None:
     overrides = of(Small, "precision=fp16", "optim=adam", "epochs=2", gain=GAIN)
-    straight, begun, later = (build.training(compose(overrides)) for _ in range(3))
+    straight, begun, later = (build.build_session(compose(overrides)) for _ in range(3))
     kept: list[dict[str, Any]] = []
 
     class Keep:
         def on_step(self, state: Any) -> None:
             if state.step == 4:
-                kept.append(copy.deepcopy(remember(state, {})))
+                kept.append(copy.deepcopy(capture_state(state, {})))
 
     fit(begun.state, begun.train, None, [Keep()])
-    restore(later.state, kept[0])
-    for training in (straight, later):
-        fit(training.state, training.train)
+    restore_state(later.state, kept[0])
+    for session in (straight, later):
+        fit(session.state, session.train)
     assert later.state.scaler is not None
     assert later.state.scaler.get_scale() < 2**16
-    assert digest(remember(later.state, {})) == digest(remember(straight.state, {}))
+    assert digest(capture_state(later.state, {})) == digest(capture_state(straight.state, {}))
 
 
 @pytest.mark.slow
@@ -250,12 +250,12 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
         def on_epoch(self, state: Any, metrics: dict[str, Any]) -> None:  # noqa: ARG002
             seen.append(metrics)
 
-    training = trained([*overrides, "progress=off"], [Record()])
-    assert training.val is not None
-    model, loss_fn = copy.deepcopy(training.state.model).double().eval(), copy.deepcopy(training.state.loss_fn).double()
+    session = trained([*overrides, "progress=off"], [Record()])
+    assert session.val is not None
+    model, loss_fn = copy.deepcopy(session.state.model).double().eval(), copy.deepcopy(session.state.loss_fn).double()
     total, right, count = 0.0, 0, 0
     with torch.no_grad():
-        for inputs, targets in training.val.batches(0):
+        for inputs, targets in session.val.batches(0):
             outputs = model(inputs.double())
             total += loss_fn(outputs, targets.double() if targets.is_floating_point() else targets).item() * len(inputs)
             right += int((outputs.argmax(1) == targets).sum()) if loss in ("cross_entropy", "nll") else 0
@@ -281,17 +281,17 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
 )
 def test_a_wrong_value_is_answered_with_a_right_one(wrong: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build.training(compose(of(Small, wrong)))
+        build.build_session(compose(of(Small, wrong)))
     assert words in str(caught.value)
     assert "TRACEBACK" not in str(caught.value)
 
 
 def test_lbfgs_is_told_what_it_cannot_have() -> None:
     with pytest.raises(ConfigError, match="precision=fp16: LBFGS"):
-        build.training(compose(of(Small, "optim=lbfgs", "precision=fp16")))
+        build.build_session(compose(of(Small, "optim=lbfgs", "precision=fp16")))
     accelerator = torch.device("cuda")  # where gradients are laid out like images
     with pytest.raises(ConfigError, match="memory_format=channels_last: LBFGS"):
-        build.layout(compose(of(Small, "optim=lbfgs", "memory_format=channels_last")), accelerator)
-    assert build.layout(compose(of(Small, "optim=lbfgs")), accelerator) == ("contiguous", None)
+        build.choose_memory_format(compose(of(Small, "optim=lbfgs", "memory_format=channels_last")), accelerator)
+    assert build.choose_memory_format(compose(of(Small, "optim=lbfgs")), accelerator) == ("contiguous", None)
     short = of(Small, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2")  # more would make much of rounding
     assert_close(trained([*short, "memory_format=channels_last"]), trained([*short, "memory_format=contiguous"]))

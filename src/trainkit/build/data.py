@@ -15,7 +15,7 @@ from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCode
 from trainkit.data import cache
 from trainkit.data.augment import Augment
 from trainkit.data.datasets import count_classes, split
-from trainkit.data.loaders import Held, Loader, in_tensors, make_loader
+from trainkit.data.loaders import CachedDataset, Loader, in_tensors, make_loader
 from trainkit.data.prepare import Prepare
 
 LOSSES_OF_NUMBERS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss", "BCEWithLogitsLoss")
@@ -31,16 +31,18 @@ class Loaders:
     notes: list[str]
 
 
-def loaders(config: DictConfig, where: torch.device, tell: cache.Tell | None) -> tuple[DictConfig, Loaders]:
+def loaders(
+    config: DictConfig, where: torch.device, on_progress: cache.OnProgress | None
+) -> tuple[DictConfig, Loaders]:
     """A copy of the config that knows what the data tells, classes and steps; the loaders."""
-    train_set, val_set, classes, split_off, notes = datasets(config, tell)
+    train_set, val_set, classes, split_off, notes = datasets(config, on_progress)
     config = config.copy()
     if config.data.classes is None:
         config.data.classes = classes
         if classes is None and "data.classes" in OmegaConf.to_yaml(config.model):
             raise ConfigError(
                 f"data.classes: {config.data.train['_target_']} does not say how many it has, and the model asks",
-                mend="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
+                hint="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
             )
     train = loader(config, train_set, where, train=True)
     val = None if val_set is None else loader(config, val_set, where, train=False)
@@ -48,14 +50,14 @@ def loaders(config: DictConfig, where: torch.device, tell: cache.Tell | None) ->
     return config, Loaders(train, val, split_off, notes)
 
 
-def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int | None, bool, list[str]]:
+def datasets(config: DictConfig, on_progress: cache.OnProgress | None) -> tuple[Any, Any, int | None, bool, list[str]]:
     """The training set; the validation set: named, else split off, else None; the number of classes.
 
     The last but one says whether the validation set was split off, the last where the samples are.
     """
     train = _dataset(config, "train")
     if train is None:
-        raise DataError("data.train gave no data set", mend="choose another: data=digits")
+        raise DataError("data.train gave no data set", hint="choose another: data=digits")
     val = None if config.data.val is None else _dataset(config, "val")
     classes = count_classes(train)
     split_off = val is None and config.data.split is not None
@@ -63,10 +65,10 @@ def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int
         raise empty("data.val" if len(train) else "data.train")
     notes = []
     source = train
-    train, words = held(config, "train", train, tell)
+    train, words = held(config, "train", train, on_progress)
     notes.append(f"training data: {amount(train)}, {words}")
     if val is not None:
-        val, words = held(config, "val", val, tell)
+        val, words = held(config, "val", val, on_progress)
         notes.append(f"validation data: {amount(val)}, {words}")
     if split_off:
         train, val = split(train, config.data.split, source)
@@ -78,17 +80,17 @@ def datasets(config: DictConfig, tell: cache.Tell | None) -> tuple[Any, Any, int
 
 def amount(dataset: Any) -> str:
     """How many samples there are, and how many of those held cannot be read."""
-    missing = len(dataset.missing) if isinstance(dataset, Held) else 0
+    missing = len(dataset.missing) if isinstance(dataset, CachedDataset) else 0
     lost = f" ({missing} unreadable: see trainkit.log)" if missing else ""
     return f"{len(dataset):,} sample{'s' * (len(dataset) != 1)}{lost}"
 
 
 def empty(name: str) -> DataError:
     """What to say of a data set without samples."""
-    return DataError(f"{name} has no samples", mend="give it data, or change data.split")
+    return DataError(f"{name} has no samples", hint="give it data, or change data.split")
 
 
-def held(config: DictConfig, part: str, dataset: Any, tell: cache.Tell | None) -> tuple[Any, str]:
+def held(config: DictConfig, part: str, dataset: Any, on_progress: cache.OnProgress | None) -> tuple[Any, str]:
     """The data set, in memory where the config says so or it fits; what was done."""
     free = device.free_memory(torch.device("cpu"))
     limit = free / 2 if config.data.cache_limit is None else config.data.cache_limit * 2**30
@@ -100,7 +102,7 @@ def held(config: DictConfig, part: str, dataset: Any, tell: cache.Tell | None) -
             workers=config.data.num_workers,
             skip=config.data.on_error == "skip",
             partly=config.limit_batches is not None,
-            tell=tell,
+            on_progress=on_progress,
         )
     except TrainkitError:
         raise
@@ -116,7 +118,7 @@ def _dataset(config: DictConfig, part: str) -> Any:
         if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
             raise DataError(
                 f"{node['_target_']} cannot read or fetch {node.get('root')}: " + " ".join(str(error.error).split()),
-                mend="put them there by hand, choose another folder with data.root=FOLDER, "
+                hint="put them there by hand, choose another folder with data.root=FOLDER, "
                 "or train on what needs no download: data=digits",
             ) from error
         if isinstance(error.error, OSError):
@@ -125,7 +127,7 @@ def _dataset(config: DictConfig, part: str) -> Any:
     if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ConfigError(
             f"data.{part}: {type(dataset).__name__} has no length or no items, so no epoch can be told",
-            mend="give it __len__ and __getitem__, as torch.utils.data.Dataset has",
+            hint="give it __len__ and __getitem__, as torch.utils.data.Dataset has",
         )
     return dataset
 

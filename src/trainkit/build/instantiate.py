@@ -39,7 +39,7 @@ def function(dotted: str, path: str) -> Any:
     key = f"{path}={dotted}"
     problem = missing_source(dotted)
     if problem:
-        raise ConfigError(f"{key}: {problem.cause}", mend=problem.mend)
+        raise ConfigError(f"{key}: {problem.cause}", hint=problem.hint)
     try:
         return locate(dotted)
     except Exception as error:

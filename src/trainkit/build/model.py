@@ -46,7 +46,9 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
     return model
 
 
-def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Loader], where: torch.device) -> str | None:
+def apply_memory_format(
+    model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Loader], where: torch.device
+) -> str | None:
     """Lay out the model and the images it is given as `memory_format` says; tells what came of it.
 
     Convolutions are faster so, where they can be: a model or a loss that calls `view` on maps cannot
@@ -57,7 +59,7 @@ def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Load
     volumes = any(param.dim() == 5 for param in model.parameters())
     if asked == "contiguous" or (asked == "auto" and (not convolutions or volumes)):
         return None
-    if asked == "auto" and not bears_channels_last(model, loss_fn, loaders[0], where):
+    if asked == "auto" and not supports_channels_last(model, loss_fn, loaders[0], where):
         return "images contiguous: model or loss does not take channels last (reshape in place of view would)"
     if where.type != "cpu":
         model.to(memory_format=torch.channels_last)
@@ -66,7 +68,7 @@ def lay_out(model: nn.Module, loss_fn: nn.Module, asked: str, loaders: list[Load
     return f"images with channels last, for {convolutions} convolution{'s' * (convolutions != 1)}"
 
 
-def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, where: torch.device) -> bool:
+def supports_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, where: torch.device) -> bool:
     """Whether copies of model and loss take a sample with channels last, if they take it at all."""
 
     def takes(layout: torch.memory_format) -> bool:
@@ -86,7 +88,7 @@ def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, wh
 
     try:
         inputs, targets = loader.example()
-        with device.random_state_kept(), redirect_stdout(io.StringIO()):
+        with device.preserve_rng(), redirect_stdout(io.StringIO()):
             return takes(torch.channels_last) or not takes(torch.contiguous_format)
     except Exception:  # it cannot be copied, or no sample can be read, of which the training tells
         return False
@@ -94,7 +96,7 @@ def bears_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, wh
 
 def _module(made: Any, path: str) -> nn.Module:
     if not isinstance(made, nn.Module):
-        raise ConfigError(f"{path}: {type(made).__name__} is no torch.nn.Module", mend="name a module class")
+        raise ConfigError(f"{path}: {type(made).__name__} is no torch.nn.Module", hint="name a module class")
     return made
 
 

@@ -18,8 +18,8 @@ from trainkit.config.targets import locate
 from trainkit.core.errors import ConfigError, UserCodeError
 from trainkit.optim import groups as optim
 from trainkit.optim.rules import Options, Param
-from trainkit.optim.schedulers import PER_GROUP, Scheduler, keeping_ratios
-from trainkit.training.compile import leave_out
+from trainkit.optim.schedulers import PER_GROUP, Scheduler, keep_group_ratios
+from trainkit.training.compile import skip_dynamo
 
 # Options of which torch reads the optimizer's own value alone.
 ONCE: dict[type, tuple[str, ...]] = {torch.optim.Adagrad: ("initial_accumulator_value",)}
@@ -50,13 +50,13 @@ def build_optimizers(
     for name, node in nodes.items():
         own = [group for group in groups if group.optimizer == name]
         fits_groups(paths[name], makers[name], own, alone=not several)
-        optimizers[name] = leave_out(build_optimizer(node, paths[name], own))
+        optimizers[name] = skip_dynamo(build_optimizer(node, paths[name], own))
     stepped = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
     wanted = [id(p.tensor) for group in groups for p in group.params]
     if sorted(stepped) != sorted(wanted):
         raise ConfigError(
             "the optimizer does not hold each trainable parameter exactly once",
-            mend="let it keep the params it is given",
+            hint="let it keep the params it is given",
         )
     return optimizers, groups, options
 
@@ -71,13 +71,13 @@ def build_optimizer(node: dict[str, Any], path: str, groups: list[optim.Group]) 
     optimizer = fused(node, groups) or call(node, path, params=[group.for_optimizer() for group in groups])
     if not isinstance(optimizer, Optimizer):
         cause = f"{path}: {type(optimizer).__name__} is no torch.optim.Optimizer"
-        raise ConfigError(cause, mend="name a class of optimizers")
+        raise ConfigError(cause, hint="name a class of optimizers")
     set_by_rule = {key for group in groups for key in group.options} - {"lr"}
     once = set_by_rule - optimizer.defaults.keys() | set_by_rule & {*ONCE.get(type(optimizer), ())}
     if once:
         raise ConfigError(
             f"param_groups: {type(optimizer).__name__} takes {', '.join(sorted(once))} once for all parameters",
-            mend=f"write {path}.{min(once)}=VALUE, and no rule for it",
+            hint=f"write {path}.{min(once)}=VALUE, and no rule for it",
         )
     return optimizer
 
@@ -114,14 +114,14 @@ def has_gaps(tensor: torch.Tensor) -> bool:
 def fits_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool) -> None:
     """Refuse what an optimizer cannot do, in words that name the parameters."""
     if inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS) and (len(groups) > 1 or not alone):
-        raise ConfigError(f"{path}: LBFGS takes one param group", mend="write param_groups=none, or another optim")
+        raise ConfigError(f"{path}: LBFGS takes one param group", hint="write param_groups=none, or another optim")
     odd = [param for group in groups for param in group.params if param.tensor.dim() != 2]
     if inspect.isclass(cls) and issubclass(cls, torch.optim.Muon) and odd:
         shown = ", ".join(f"{param.name} ({param.tensor.dim()}-D)" for param in odd[:3])
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ConfigError(
             f"{path}: Muon takes 2-D parameters only, not {shown}{more}",
-            mend="give it those alone and another optimizer the rest: optim=muon_sgd",
+            hint="give it those alone and another optimizer the rest: optim=muon_sgd",
         )
 
 
@@ -139,7 +139,7 @@ def build_schedulers(config: DictConfig, optimizers: dict[str, Optimizer]) -> tu
             continue
         lr = optimizer.defaults.get("lr")
         if lr is None:
-            raise ConfigError(f"{path}: {name} has no lr to schedule", mend="write scheduler=none")
+            raise ConfigError(f"{path}: {name} has no lr to schedule", hint="write scheduler=none")
         # The numbers of a scheduler for all optimizers are meant for the root's rate.
         base = float(config.lr if shared and len(optimizers) > 1 and config.lr is not None else lr)
         ratios = [float(group["lr"]) / base if base else 1.0 for group in optimizer.param_groups]
@@ -178,7 +178,7 @@ def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratio
             arguments[key] = function(given, f"{path}.{key}")
         elif isinstance(given, list):
             arguments[key] = [function(item, f"{path}.{key}") if isinstance(item, str) else item for item in given]
-    cls, arguments = keeping_ratios(locate(node["_target_"]), arguments, ratios)
+    cls, arguments = keep_group_ratios(locate(node["_target_"]), arguments, ratios)
     own = {"_target_": node["_target_"], **arguments}
     scheduler: Scheduler = call(own, path, cls, optimizer=optimizer, **objects)
     now = {float(group["lr"]) for group in optimizer.param_groups}
@@ -186,6 +186,6 @@ def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratio
     if len(set(ratios)) > 1 and len(now) == 1 and now != {0.0} and not asked:
         raise ConfigError(
             f"{path}: {type(scheduler).__name__} gives all param groups one rate, theirs go as {ratios}",
-            mend="give its rates as lists, one value a group",
+            hint="give its rates as lists, one value a group",
         )
     return scheduler

@@ -13,22 +13,22 @@ from torch.optim import Optimizer
 
 from trainkit.build.data import loaders
 from trainkit.build.instantiate import call
-from trainkit.build.model import build_loss, build_model, lay_out
+from trainkit.build.model import apply_memory_format, build_loss, build_model
 from trainkit.build.optim import build_optimizers, build_schedulers
-from trainkit.config.targets import locate, wrong_targets
+from trainkit.config.targets import check_targets, locate
 from trainkit.core import device
 from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError, did_you_mean
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
 from trainkit.optim import groups as optim
 from trainkit.optim.rules import named_params
-from trainkit.training.compile import compile_model, leave_alone
+from trainkit.training.compile import compile_model, defer_dynamo
 from trainkit.training.hooks import EVENTS
 from trainkit.training.state import State, needs_closure
 
 
 @dataclass
-class Training:
+class Session:
     """All that a config builds."""
 
     state: State
@@ -49,34 +49,37 @@ class Training:
                 loader.close()
 
 
-def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
+def build_session(config: DictConfig, on_progress: cache.OnProgress | None = None) -> Session:
     """Build everything a checked config names: data first, for what it tells of classes and shapes.
 
     Args:
         config: checked.
-        tell: is called while samples are read into memory, with how far that is; without, none are.
+        on_progress: is called while samples are read into memory, with how far that is; without, none are.
 
     Raises:
         ConfigError: arguments, groups or values that do not fit what they are for.
         DataError: a data set cannot be read.
         UserCodeError: something that a `_target_` names raised an error.
     """
-    problems = wrong_targets(OmegaConf.to_container(config, resolve=True))
+    problems = check_targets(OmegaConf.to_container(config, resolve=True))
     if problems:
         raise ConfigError(*problems)
-    leave_alone()
+    defer_dynamo()
     where = device.pick(config.device)
     device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
     if where.type == "cpu":
-        device.keep_memory()
-    config, data = loaders(config, where, tell)
+        device.disable_malloc_trim()
+    config, data = loaders(config, where, on_progress)
     train, val = data.train, data.val
 
     device.seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
     loss_fn = build_loss(config.loss).to(where)
-    asked, why = layout(config, where)
-    laid_out = lay_out(model, loss_fn, asked, [loader for loader in (train, val) if loader is not None], where) or why
+    asked, why = choose_memory_format(config, where)
+    laid_out = (
+        apply_memory_format(model, loss_fn, asked, [loader for loader in (train, val) if loader is not None], where)
+        or why
+    )
     named = named_params(model, loss_fn)
     problems = watch_problems(config.watch, [param.name for param in named])
     try:
@@ -99,7 +102,7 @@ def training(config: DictConfig, tell: cache.Tell | None = None) -> Training:
     if config.precision == "fp16" and where.type == "cpu":
         notes.append("note: few processors compute in fp16; bf16 is faster on most")
     params = {p.name: p.tensor for p in named}
-    return Training(state, train, val, hooks, groups, table, params, data.split_off, config, notes)
+    return Session(state, train, val, hooks, groups, table, params, data.split_off, config, notes)
 
 
 def assemble(
@@ -142,11 +145,11 @@ def assemble(
         raise UserCodeError("ema" if config.ema else "training", error) from error
     if state.scaler is not None and state.needs_closure:
         cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, which no scaler bears"
-        raise ConfigError(cause, mend="write precision=bf16")
+        raise ConfigError(cause, hint="write precision=bf16")
     return state
 
 
-def layout(config: DictConfig, where: torch.device) -> tuple[str, str | None]:
+def choose_memory_format(config: DictConfig, where: torch.device) -> tuple[str, str | None]:
     """The `memory_format`; why not channels last.
 
     On an accelerator, where weights and gradients are laid out like images, auto takes them only for optimizers
@@ -160,7 +163,7 @@ def layout(config: DictConfig, where: torch.device) -> tuple[str, str | None]:
     flattening = [maker for maker in made if needs_closure(maker)]
     if flattening and config.memory_format == "channels_last":
         cause = f"memory_format=channels_last: {flattening[0].__name__} takes no such gradients"
-        raise ConfigError(cause, mend="write memory_format=auto")
+        raise ConfigError(cause, hint="write memory_format=auto")
     own = [maker for maker in makers if maker not in made or not maker.__module__.startswith("torch.optim.")]
     if config.memory_format != "auto" or not (flattening or own):
         return str(config.memory_format), None
@@ -178,11 +181,11 @@ def monitored(config: DictConfig, loss_fn: nn.Module, val: Loader | None) -> str
     if metric == "val/accuracy" and isinstance(loss_fn, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss):
         raise ConfigError(
             f"monitor.metric={metric}: a {type(loss_fn).__name__} has no classes to be right about",
-            mend="write monitor.metric=val/loss monitor.mode=min",
+            hint="write monitor.metric=val/loss monitor.mode=min",
         )
     if val is None and metric.startswith("val/"):
         if metric != "val/loss":
-            raise ConfigError(f"monitor.metric={metric}: nothing is validated", mend="write data.split=0.2")
+            raise ConfigError(f"monitor.metric={metric}: nothing is validated", hint="write data.split=0.2")
         return "train/loss"
     return metric
 
@@ -203,6 +206,6 @@ def build_hook(name: Any, node: DictConfig) -> Any:
     unknown = [method for method in methods if method not in EVENTS]
     if unknown or not methods:
         words = f"no method {unknown[0]} is ever called" if unknown else "it has no method that is called"
-        mend = did_you_mean(unknown[0], EVENTS) if unknown else f"give it one of {', '.join(EVENTS)}"
-        raise ConfigError(f"hooks.{name}: {words}", mend=mend)
+        hint = did_you_mean(unknown[0], EVENTS) if unknown else f"give it one of {', '.join(EVENTS)}"
+        raise ConfigError(f"hooks.{name}: {words}", hint=hint)
     return hook

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.compose import Composed, compose_run, search_path, unread
 from trainkit.config.schema import Schema
-from trainkit.config.targets import wrong_targets
+from trainkit.config.targets import check_targets
 from trainkit.core.errors import ConfigError, Problem, nearest
-from trainkit.core.redaction import redacted, redacted_words, secrets_in
+from trainkit.core.redaction import redact_words, redacted, secrets_in
 
 REFUSED = {
     "config_name": "the root config is trainkit's own; choose experiment=NAME",
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str], **own: Any) -> argparse.Namespace:
     """
 
     def wrong(message: str) -> NoReturn:
-        raise ConfigError(message, mend="trainkit --help lists the flags")
+        raise ConfigError(message, hint="trainkit --help lists the flags")
 
     parser = get_args_parser()
     parser.error = wrong  # type: ignore[method-assign]
@@ -58,19 +58,19 @@ def parse(argv: Sequence[str], **own: Any) -> argparse.Namespace:
         if flag.startswith("-") and flag not in known and not re.match(r"-[\d.]", flag):
             key = flag.lstrip("-").replace("-", "_")
             near = None if key.partition(".")[0] in Schema.__annotations__ else nearest(flag, known)
-            mend = f"did you mean {near}?" if near else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
-            problems.append(Problem(f"{word}: there is no such flag", mend))
+            hint = f"did you mean {near}?" if near else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
+            problems.append(Problem(f"{word}: there is no such flag", hint))
     if problems:
         raise ConfigError(*problems)
     args = parser.parse_intermixed_args(list(argv))
     for name, instead in REFUSED.items():
         if getattr(args, name):
-            raise ConfigError(f"--{name.replace('_', '-')} means nothing here", mend=instead)
+            raise ConfigError(f"--{name.replace('_', '-')} means nothing here", hint=instead)
     args.multirun |= "hydra.mode=MULTIRUN" in args.overrides
     if (args.resolve or args.package) and not args.cfg:
-        raise ConfigError("--resolve and --package go with --cfg", mend="add --cfg job")
+        raise ConfigError("--resolve and --package go with --cfg", hint="add --cfg job")
     if args.multirun and args.cfg:
-        raise ConfigError("--cfg shows one config, not a sweep's", mend="leave out -m, and give each key one value")
+        raise ConfigError("--cfg shows one config, not a sweep's", hint="leave out -m, and give each key one value")
     return args
 
 
@@ -78,8 +78,8 @@ def one_config(argv: Sequence[str], **own: Any) -> tuple[argparse.Namespace, Com
     """The command line of a command that looks at one config and leaves no run; and that config."""
     args = parse(argv, **own)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion:
-        raise ConfigError("this command takes one config, and no flag of Hydra's", mend="leave out -m and --cfg")
-    tell_unread(args)
+        raise ConfigError("this command takes one config, and no flag of Hydra's", hint="leave out -m and --cfg")
+    report_unread_configs(args)
     return args, compose(args)
 
 
@@ -90,7 +90,7 @@ def answer_alone(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def tell_unread(args: argparse.Namespace) -> None:
+def report_unread_configs(args: argparse.Namespace) -> None:
     """Say which of the user's configs nothing reads."""
     for file, why in unread(args.config_dir):
         print(f"note: {file} goes unread: {why}", file=sys.stderr)
@@ -109,7 +109,7 @@ def compose(args: argparse.Namespace) -> Composed:
         if composed is None or not (composed.own_files or _adds_arguments(composed)):
             raise
         try:
-            more = wrong_targets(OmegaConf.to_container(composed.config, resolve=True))
+            more = check_targets(OmegaConf.to_container(composed.config, resolve=True))
         except OmegaConfBaseException:  # an interpolation that is told of already
             raise error from None
         told = {problem.cause.partition(": ")[0] for problem in error.problems}
@@ -153,7 +153,7 @@ def show(args: argparse.Namespace) -> bool:
 def _print(composed: Composed, package: str | None, resolve: bool) -> None:
     node = OmegaConf.select(composed.config, package) if package else composed.config
     if not OmegaConf.is_config(node):
-        raise ConfigError(f"--package {package}: the config has no such part", mend="for example --package optim")
+        raise ConfigError(f"--package {package}: the config has no such part", hint="for example --package optim")
     shown = OmegaConf.create(redacted(OmegaConf.to_container(node, resolve=resolve)))
     _show(OmegaConf.to_yaml(shown), composed)
 
@@ -161,7 +161,7 @@ def _print(composed: Composed, package: str | None, resolve: bool) -> None:
 def _show(text: str, composed: Composed) -> None:
     plain = [OmegaConf.to_container(node, resolve=False) for node in (composed.config, composed.hydra)]
     secrets = {secret for node in plain for secret in secrets_in(node)}
-    print("".join(redacted_words(text.splitlines(keepends=True), secrets)), end="")
+    print("".join(redact_words(text.splitlines(keepends=True), secrets)), end="")
 
 
 def _complete(args: argparse.Namespace) -> None:
@@ -170,10 +170,10 @@ def _complete(args: argparse.Namespace) -> None:
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
     asked = args.overrides[:1]
     if not asked or not asked[0].startswith(("install=", "uninstall=", "query=")):
-        raise ConfigError("--shell-completion: nothing asked for", mend='eval "$(trainkit -sc install=bash)"')
+        raise ConfigError("--shell-completion: nothing asked for", hint='eval "$(trainkit -sc install=bash)"')
     if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
-        raise ConfigError("-sc query=… is the shell's to ask", mend='eval "$(trainkit -sc install=bash)"')
+        raise ConfigError("-sc query=… is the shell's to ask", hint='eval "$(trainkit -sc install=bash)"')
     try:
         hydra.shell_completion("config", args.overrides)
     except ValueError as error:
-        raise ConfigError(f"--shell-completion: {error}", mend="write install=bash, zsh or fish") from error
+        raise ConfigError(f"--shell-completion: {error}", hint="write install=bash, zsh or fish") from error

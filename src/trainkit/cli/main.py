@@ -57,8 +57,8 @@ def dispatch(argv: list[str]) -> int:
         from trainkit.config.schema import Schema
 
         near = nearest(argv[0], [*COMMANDS, *Schema.__annotations__]) or "train"
-        mend = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
-        raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", mend=f"{mend}; see trainkit --help")
+        hint = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
+        raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", hint=f"{hint}; see trainkit --help")
     if {"--help", "-h"} & set(rest):
         from trainkit.cli import help as usage
 

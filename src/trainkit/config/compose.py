@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainkit import counting  # noqa: F401  # registers what configs may ask for
+from trainkit.config import resolvers  # noqa: F401  # registers what configs may ask for
 from trainkit.config.schema import check, paths, turn_off
 from trainkit.core.errors import ConfigError, Problem, did_you_mean, nearest
 
@@ -35,8 +35,8 @@ PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"
 # ValueError: a group's choice that is no name, or a file that is no UTF-8; RecursionError: a config in itself.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
-MOST_CHECKED_JOBS = 200  # of a sweep, before any is trained
-MOST_VALUES = 100_000  # of a key in a sweep
+MAX_CHECKED_JOBS = 200  # of a sweep, before any is trained
+MAX_VALUES = 100_000  # of a key in a sweep
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
             problems += error.problems
     combinations = itertools.product(*values) if basic else iter(())
     jobs: list[Composed] = []
-    for job in itertools.islice(combinations, MOST_CHECKED_JOBS):
+    for job in itertools.islice(combinations, MAX_CHECKED_JOBS):
         try:
             jobs.append(compose_run(job, config_dir))
         except ConfigError as error:
@@ -166,13 +166,13 @@ def _values(loader: ConfigLoaderImpl, text: str) -> list[str]:
         override = OverridesParser.create(config_loader=loader).parse_overrides([text])[0]
         if not override.is_sweep_override():
             return [text]
-        found = list(itertools.islice(override.sweep_string_iterator(), MOST_VALUES + 1))
+        found = list(itertools.islice(override.sweep_string_iterator(), MAX_VALUES + 1))
     except HydraException as error:
         if "=" in text and "interval" in text:
-            raise ConfigError(f"{text}: {error}", mend="list the values: KEY=1,2,3, or use range") from error
+            raise ConfigError(f"{text}: {error}", hint="list the values: KEY=1,2,3, or use range") from error
         return [text]
-    if len(found) > MOST_VALUES:
-        raise ConfigError(f"{text}: more than {MOST_VALUES:,} values", mend="sweep over fewer")
+    if len(found) > MAX_VALUES:
+        raise ConfigError(f"{text}: more than {MAX_VALUES:,} values", hint="sweep over fewer")
     return [f"{override.get_key_element()}={value}" for value in found]
 
 
@@ -184,9 +184,9 @@ def _given_directory(whole: DictConfig, overrides: Iterable[str], mode: str) -> 
     try:
         directory = OmegaConf.select(whole, key)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}", mend=f"write {key}=DIR") from error
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}", hint=f"write {key}=DIR") from error
     if not directory:
-        raise ConfigError(f"{key}: it names no directory", mend=f"write {key}=DIR")
+        raise ConfigError(f"{key}: it names no directory", hint=f"write {key}=DIR")
     return Path(directory)
 
 
@@ -197,7 +197,7 @@ def search_path(config_dir: str | None = None) -> ConfigSearchPath:
     """Where configs are looked for: the shipped ones first, then `config_dir`, then ./conf."""
     path = create_config_search_path(str(CONF))
     if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: there is no such folder", mend="name a folder of configs")
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder", hint="name a folder of configs")
     for folder in user_folders(config_dir):
         path.prepend("trainkit", f"file://{folder}", "schema")
     return path
@@ -239,8 +239,8 @@ def _diagnose(
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
-            mend = "write KEY=VALUE, and quote special characters: 'KEY=\"VALUE\"'"
-            problems.append(Problem(f"{text}: not of the form KEY=VALUE", mend))
+            hint = "write KEY=VALUE, and quote special characters: 'KEY=\"VALUE\"'"
+            problems.append(Problem(f"{text}: not of the form KEY=VALUE", hint))
             continue
         wrong = _group_problems(loader, override)
         problems += wrong
@@ -276,8 +276,8 @@ def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Proble
     no_choice = [choice for choice in wrong if not isinstance(choice, str) or choice in ("off", "null")]
     if no_choice and "none" in options:
         return [Problem(f"{text}: {group} has no such choice", f"write {group}=none")]
-    mends = {choice: did_you_mean(str(choice), options, f"{group}=") for choice in wrong}
-    return [Problem(f"{text}: {group} has no choice {choice!r}", mend) for choice, mend in mends.items()]
+    hints = {choice: did_you_mean(str(choice), options, f"{group}=") for choice in wrong}
+    return [Problem(f"{text}: {group} has no choice {choice!r}", hint) for choice, hint in hints.items()]
 
 
 def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> Problem:
@@ -285,9 +285,9 @@ def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override
     key, text = override.key_or_group, str(override.input_line)
     parent, _, leaf = key.rpartition(".")
     if OmegaConf.select(config, key, throw_on_missing=False) is not None and not override.is_delete():
-        mend = f"write {text.lstrip('+')}" if override.is_add() else f"to add them write +{text}"
+        hint = f"write {text.lstrip('+')}" if override.is_add() else f"to add them write +{text}"
         cause = "it is there already" if override.is_add() else f"{key} lacks some of these keys"
-        return Problem(f"{text}: {cause}", mend)
+        return Problem(f"{text}: {cause}", hint)
     siblings = OmegaConf.select(config, parent) if parent else config
     inside = [str(k) for k in siblings if k != "hydra"] if isinstance(siblings, DictConfig) else []
     close = nearest(leaf, inside)
@@ -314,11 +314,11 @@ def _file_problem(loader: ConfigLoaderImpl, error: Exception, groups: list[str])
     chosen = f" (with {' '.join(groups)})" if groups else ""
     wanted = re.search(r"Could not find '([^']+)'", text)
     override = re.search(r"Could not override '([^']+)'", text)
-    mend = "an experiment begins with `# @package _global_` and chooses by `- override /GROUP: NAME` in its defaults"
+    hint = "an experiment begins with `# @package _global_` and chooses by `- override /GROUP: NAME` in its defaults"
     if wanted:
         group, _, name = wanted[1].rpartition("/")
         text = text.partition(" Config search path")[0]
-        mend = did_you_mean(name, loader.get_group_options(group), f"{group}: " if group else "")
+        hint = did_you_mean(name, loader.get_group_options(group), f"{group}: " if group else "")
     elif override:
-        mend = did_you_mean(override[1], loader.list_groups(""), "override /") or mend
-    return Problem(text + chosen, mend)
+        hint = did_you_mean(override[1], loader.list_groups(""), "override /") or hint
+    return Problem(text + chosen, hint)

@@ -30,8 +30,8 @@ def missing_targets(plain: Mapping[str, Any]) -> Iterator[Problem]:
     for path, node in parts.items():
         if node is None or node is UNKNOWN or node == "???" or (isinstance(node, dict) and "_target_" in node):
             continue
-        mend = f"choose one: {path}={CHOICES[path]}" if path in CHOICES else f"add +{path}._target_=a.dotted.Path"
-        yield Problem(f"{path}: it has no _target_, so nothing can be built of it", mend)
+        hint = f"choose one: {path}={CHOICES[path]}" if path in CHOICES else f"add +{path}._target_=a.dotted.Path"
+        yield Problem(f"{path}: it has no _target_, so nothing can be built of it", hint)
 
 
 def _named(path: str, node: Any) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def _rates(lr: Any, optim: Mapping[str, Any], raw: Any) -> Iterator[Problem]:
         return
     (path, node), *more = nodes.items()
     if more:
-        mend = f"write `lr: ${{lr}}` into {path}, or set {path}.lr"
-        yield Problem(f"lr={lr}: no optimizer of optim uses it", mend)
+        hint = f"write `lr: ${{lr}}` into {path}, or set {path}.lr"
+        yield Problem(f"lr={lr}: no optimizer of optim uses it", hint)
     elif "lr" not in node:
         yield Problem(f"lr={lr}: the optim config does not use it", "write `lr: ${lr}` into the optim config")
     elif node["lr"] != lr and node["lr"] is not UNKNOWN:
@@ -91,26 +91,26 @@ def _schedulers(scheduler: Mapping[str, Any], optim: Mapping[str, Any]) -> Itera
         name = path.partition(".")[2]
         if name and (name not in optim or "_target_" in optim):
             there = [key for key, value in optim.items() if isinstance(value, dict)]
-            mend = did_you_mean(name, there, "scheduler.") or "name several optimizers under optim, or one scheduler"
-            yield Problem(f"{path}: there is no optimizer of that name", mend)
+            hint = did_you_mean(name, there, "scheduler.") or "name several optimizers under optim, or one scheduler"
+            yield Problem(f"{path}: there is no optimizer of that name", hint)
         interval = node.get("interval", "epoch")
         if interval not in ("epoch", "step"):
-            mend = did_you_mean(str(interval), ["epoch", "step"], f"{path}.interval=")
-            yield Problem(f"{path}.interval={interval}: must be epoch or step", mend)
+            hint = did_you_mean(str(interval), ["epoch", "step"], f"{path}.interval=")
+            yield Problem(f"{path}.interval={interval}: must be epoch or step", hint)
         elif interval == "step" and str(node.get("_target_")).endswith("ReduceLROnPlateau"):
             yield Problem(f"{path}.interval=step: a plateau shows in epochs", f"write {path}.interval=epoch")
         inside = node.get("schedulers", {})
         if not isinstance(inside, dict | list):
-            mend = f"write {path}.schedulers: {{first: {{_target_: …}}, second: {{_target_: …}}}}"
-            yield Problem(f"{path}.schedulers={inside}: must be a list of schedulers, or a mapping", mend)
+            hint = f"write {path}.schedulers: {{first: {{_target_: …}}, second: {{_target_: …}}}}"
+            yield Problem(f"{path}.schedulers={inside}: must be a list of schedulers, or a mapping", hint)
         named = inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
         for key, child in named:
             if not isinstance(child, dict) or "_target_" not in child:
-                mend = f"add +{path}.schedulers.{key}._target_=torch.optim.lr_scheduler.LinearLR"
-                yield Problem(f"{path}.schedulers.{key}: it has no _target_, so nothing can be built of it", mend)
+                hint = f"add +{path}.schedulers.{key}._target_=torch.optim.lr_scheduler.LinearLR"
+                yield Problem(f"{path}.schedulers.{key}: it has no _target_, so nothing can be built of it", hint)
             elif "interval" in child:
-                mend = f"write {path}.interval=…, which holds for all inside"
-                yield Problem(f"{path}.schedulers.{key}.interval: only the scheduler around it has one", mend)
+                hint = f"write {path}.interval=…, which holds for all inside"
+                yield Problem(f"{path}.schedulers.{key}.interval: only the scheduler around it has one", hint)
 
 
 def _at(node: Any, path: str) -> Any:

@@ -169,7 +169,7 @@ def check(config: DictConfig, defaults: DictConfig) -> list[Problem]:
     for path, node in targets(plain):
         problem = missing_source(node["_target_"])
         if problem:
-            problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.mend))
+            problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.hint))
     problems += [*missing_targets(plain), *contradictions(plain, raw)]
     return list(dict.fromkeys(problems))
 
@@ -206,14 +206,14 @@ class _Checker:
                 yield from self.value(item, hints[key], where)
             elif not any(name == where or name.startswith(f"{where}.") for name in self.references):
                 cause = f"{where}: there is no such key, and nothing refers to it"
-                mend = did_you_mean(str(key), hints, path)
+                hint = did_you_mean(str(key), hints, path)
                 if where == "experiment":
-                    mend = "begin the experiment's file with the line `# @package _global_`"
-                yield Problem(cause, mend)
+                    hint = "begin the experiment's file with the line `# @package _global_`"
+                yield Problem(cause, hint)
         for key in [key for key in hints if key not in value]:
             where = f"{path}{key}"
-            mend = f"choose one: {where}={CHOICES[where]}" if where in CHOICES else f"write +{where}=VALUE"
-            yield Problem(f"{where}: it is missing", mend)
+            hint = f"choose one: {where}={CHOICES[where]}" if where in CHOICES else f"write +{where}=VALUE"
+            yield Problem(f"{where}: it is missing", hint)
 
     def value(self, value: Any, hint: Any, path: str) -> Iterator[Problem]:
         """What is wrong with a value that the schema says is `hint`."""
@@ -228,9 +228,9 @@ class _Checker:
         elif not any(_fits(value, option) for option in options):
             words = " or ".join(_words(option) for option in options if option is not type(None))
             words += ", or off" * (type(None) in options and path != "lr")  # without one, few optimizers work
-            yield Problem(f"{path}={value}: must be {words}", self.mend(value, options, path))
+            yield Problem(f"{path}={value}: must be {words}", self.hint(value, options, path))
 
-    def mend(self, value: Any, options: list[Any], path: str) -> str:
+    def hint(self, value: Any, options: list[Any], path: str) -> str:
         """What to write instead."""
         inner = _dataclass(options)
         choices = [arg for option in options if typing.get_origin(option) is Literal for arg in typing.get_args(option)]
@@ -311,16 +311,16 @@ def _unresolved(where: str, text: str, node: Any) -> Problem | None:
     variable = re.search(r"Environment variable '([^']*)' not found", text)
     key = re.search(r"Interpolation key '([^']*)' not found", text)
     kind = re.search(r"Unsupported interpolation type (\w+)", text)
-    mend = "write a value instead of ${…}"
+    hint = "write a value instead of ${…}"
     if variable:
-        mend = f"set {variable[1]}, or give a default: ${{oc.env:{variable[1]},VALUE}}"
+        hint = f"set {variable[1]}, or give a default: ${{oc.env:{variable[1]},VALUE}}"
     elif kind:
-        mend = did_you_mean(kind[1], COUNTERS, "${", ":}")
+        hint = did_you_mean(kind[1], COUNTERS, "${", ":}")
     elif key and key[1] in COUNTERS:
-        mend = f"write it with a colon: ${{{key[1]}:}}"
+        hint = f"write it with a colon: ${{{key[1]}:}}"
     elif key:
-        mend = did_you_mean(key[1], paths(node._get_root()), "${", "}")
-    return Problem(f"{where}: {text}", mend)
+        hint = did_you_mean(key[1], paths(node._get_root()), "${", "}")
+    return Problem(f"{where}: {text}", hint)
 
 
 def _references(node: Any, path: tuple[str, ...]) -> Iterator[str]:

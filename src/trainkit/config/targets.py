@@ -46,8 +46,8 @@ def missing_source(dotted: Any) -> Problem | None:
     if spec is None:
         local = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
         close = nearest(top, [*local, *KNOWN_PACKAGES])
-        mend = f"did you mean {'.'.join([close, *rest])}?" if close else f"no {top}.py here, and not installed"
-        return Problem(f"there is no module {top!r}", mend)
+        hint = f"did you mean {'.'.join([close, *rest])}?" if close else f"no {top}.py here, and not installed"
+        return Problem(f"there is no module {top!r}", hint)
     source, module = (Path(spec.origin) if spec.origin else None), top
     folders = list(spec.submodule_search_locations or [])
     while rest and folders:
@@ -62,11 +62,11 @@ def missing_source(dotted: Any) -> Problem | None:
     inside = {child.name for child in pkgutil.iter_modules(folders)}
     if names is None or rest[0] in names | inside:
         return None
-    mend = did_you_mean(rest[0], {n for n in names | inside if not n.startswith("_")}, f"{module}.")
+    hint = did_you_mean(rest[0], {n for n in names | inside if not n.startswith("_")}, f"{module}.")
     here = [Path.cwd() / f"{top}.py", Path.cwd() / top / "__init__.py"]
     if source not in here and any(file.is_file() for file in here):
-        mend = f"your own {top} goes unseen behind {source}: rename it"
-    return Problem(f"there is no {rest[0]!r} in {module}", mend)
+        hint = f"your own {top} goes unseen behind {source}: rename it"
+    return Problem(f"there is no {rest[0]!r} in {module}", hint)
 
 
 def _submodule(folders: list[str], name: str) -> tuple[Path | None, list[str]] | None:
@@ -178,10 +178,10 @@ def wrong_arguments(
     for key in keys:
         if key not in named:
             if not takes_any:
-                mend = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
+                hint = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
                 drop = f"to drop it write ~{path}.{key}"
                 cause = f"{path}.{key}: {node['_target_']} takes no argument {key!r}"
-                problems.append(Problem(cause, f"{mend}; {drop}" if mend else drop))
+                problems.append(Problem(cause, f"{hint}; {drop}" if hint else drop))
             continue
         expected = SIMPLE.get(str(named[key].annotation))
         if isinstance(named[key].annotation, type):
@@ -202,7 +202,7 @@ def wrong_arguments(
     return problems
 
 
-def wrong_targets(config: Any) -> list[Problem]:
+def check_targets(config: Any) -> list[Problem]:
     """What is wrong with each `_target_` of a plain config, once imported, and with its arguments."""
     problems: list[Problem] = []
     for path, node in targets(config):
@@ -212,7 +212,7 @@ def wrong_targets(config: Any) -> list[Problem]:
         except (Exception, SystemExit) as error:
             key = f"{path}._target_={node['_target_']}"
             if isinstance(error, LookupError) and error.args and isinstance(error.args[0], Problem):
-                problems.append(Problem(f"{key}: {error.args[0].cause}", error.args[0].mend))
+                problems.append(Problem(f"{key}: {error.args[0].cause}", error.args[0].hint))
             else:  # the module raised it as it was imported
                 problems += UserCodeError(key, error).problems
             continue

@@ -29,12 +29,12 @@ def pick(name: str) -> torch.device:
     device = torch.device(name)
     if device.type != "cpu" and (found is None or found.type != device.type):
         here = f"cpu and {found.type}" if found else "cpu alone"
-        raise ConfigError(f"device={name}: this machine has {here}", mend="write device=auto")
+        raise ConfigError(f"device={name}: this machine has {here}", hint="write device=auto")
     count = torch.accelerator.device_count()
     if device.type != "cpu" and (device.index or 0) >= count:
         raise ConfigError(
             f"device={name}: {device.type} devices here go from 0 to {count - 1}",
-            mend=f"write device={device.type}:{count - 1}",
+            hint=f"write device={device.type}:{count - 1}",
         )
     return device
 
@@ -49,16 +49,16 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
         ConfigError: the device has no such precision.
     """
     if precision == "tf32" and device.type != "cuda":
-        raise ConfigError(f"precision=tf32: {device.type} has no tf32", mend="write precision=bf16 or precision=fp32")
+        raise ConfigError(f"precision=tf32: {device.type} has no tf32", hint="write precision=bf16 or precision=fp32")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ConfigError("precision=bf16: this GPU is older than that", mend="write precision=fp16")
+            raise ConfigError("precision=bf16: this GPU is older than that", hint="write precision=fp16")
     types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()
 
 
-def keep_memory() -> None:
+def disable_malloc_trim() -> None:
     """Let the C library keep what is freed, where it is glibc; processes that call this take all they ever took.
 
     By itself it gives large blocks back at once, and every step would fault in its activations page by
@@ -102,7 +102,7 @@ def seed_all(seed: int, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
 
 
-def random_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """The state of Python's, NumPy's and torch's generators, in plain containers and tensors."""
     version, numbers, gauss = random.getstate()
     kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
@@ -115,7 +115,7 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
+def set_rng_state(state: Mapping[str, Any]) -> None:
     """Put the generators where `random_state` saw them."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
@@ -127,13 +127,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """Let what happens inside draw at random without moving the generators."""
-    before = random_state()
+    before = rng_state()
     try:
         yield
     finally:
-        set_random_state(before)
+        set_rng_state(before)
 
 
 def peak_memory(device: torch.device) -> int:

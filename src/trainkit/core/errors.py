@@ -19,10 +19,10 @@ class Problem:
     """One thing that is wrong: its cause in a line, and in another what mends it."""
 
     cause: str
-    mend: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
-        return f"error: {self.cause}" + (f"\n  {self.mend}" if self.mend else "")
+        return f"error: {self.cause}" + (f"\n  {self.hint}" if self.hint else "")
 
 
 class TrainkitError(Exception):
@@ -30,8 +30,8 @@ class TrainkitError(Exception):
 
     exit_code = 1
 
-    def __init__(self, *problems: Problem | str, mend: str = "") -> None:
-        self.problems = [p if isinstance(p, Problem) else Problem(p, mend) for p in problems]
+    def __init__(self, *problems: Problem | str, hint: str = "") -> None:
+        self.problems = [p if isinstance(p, Problem) else Problem(p, hint) for p in problems]
         super().__init__("\n".join(map(str, self.problems)))
 
     def __str__(self) -> str:
@@ -89,11 +89,11 @@ class UserCodeError(TrainkitError):
         error: what was raised.
         exit_code: 2 while things are built, 1 once the training runs.
         details: more on where it happened.
-        mend: what mends it, where that is known.
+        hint: what fixes it, where that is known.
     """
 
     def __init__(
-        self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "", mend: str = ""
+        self, key: str, error: BaseException, *, exit_code: int = 2, details: str = "", hint: str = ""
     ) -> None:
         self.key, self.error, self.exit_code = key, error, exit_code
         lines = str(error).strip().splitlines() or ["no message"]
@@ -103,9 +103,9 @@ class UserCodeError(TrainkitError):
         self.first_line = lines[0] if lines[0].startswith(name) else f"{name}: {lines[0]}"
         frames = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in own_frames(error)]
         where = "mend it there, or change" if frames else "change"
-        mend = mend or unknown_argument(error) or f"{where} {key}; TRAINKIT_TRACEBACK=1 shows all"
+        hint = hint or unknown_argument(error) or f"{where} {key}; TRAINKIT_TRACEBACK=1 shows all"
         more = [line for line in (*lines[1:4], details, *frames) if line]
-        super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), mend=mend)
+        super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), hint=hint)
 
 
 class Stopped(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainkit.core.errors import RunDirectoryInUseError, StorageError
 
 
-def claim(path: Path, *, exact: bool = False) -> Path:
+def claim_directory(path: Path, *, exact: bool = False) -> Path:
     """Make a directory that nobody else has: `path`, or `path_1`, `path_2`, … where it exists.
 
     Args:
@@ -26,7 +26,7 @@ def claim(path: Path, *, exact: bool = False) -> Path:
         try:
             candidate.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise unwritable(candidate.parent, error) from error
+            raise cannot_write(candidate.parent, error) from error
         try:
             candidate.mkdir()
         except FileExistsError as error:
@@ -34,13 +34,13 @@ def claim(path: Path, *, exact: bool = False) -> Path:
                 suffix += 1
                 continue
             if not candidate.is_dir():
-                raise unwritable(candidate, error) from error
+                raise cannot_write(candidate, error) from error
         except OSError as error:
-            raise unwritable(candidate, error) from error
+            raise cannot_write(candidate, error) from error
         holds = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
         if holds:
             raise RunDirectoryInUseError(
-                f"{candidate} holds a run already ({holds[0]})", mend="choose another directory"
+                f"{candidate} holds a run already ({holds[0]})", hint="choose another directory"
             )
         return candidate
 
@@ -50,7 +50,7 @@ def default_directory() -> Path:
     return Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
 
 
-def point_latest(directory: Path, outputs: Path) -> None:
+def update_latest_link(directory: Path, outputs: Path) -> None:
     """Let `outputs/latest` point at a directory inside `outputs` (where links can be made)."""
     link, fresh = outputs / "latest", outputs / f".latest-{os.getpid()}"
     try:
@@ -61,16 +61,16 @@ def point_latest(directory: Path, outputs: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def short(path: Path) -> str:
+def short_path(path: Path) -> str:
     """A path as one would type it from here."""
     here = Path.cwd()
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return "./last" if text == "last" else text  # `last` is the newest run
 
 
-def unwritable(path: Path, error: OSError) -> StorageError:
+def cannot_write(path: Path, error: OSError) -> StorageError:
     """What is raised where nothing can be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}",
-        mend="free or mend that disk, or choose another directory: hydra.run.dir=DIR (a sweep's: hydra.sweep.dir)",
+        hint="free or mend that disk, or choose another directory: hydra.run.dir=DIR (a sweep's: hydra.sweep.dir)",
     )

@@ -38,12 +38,12 @@ def tensors_in(batch: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 
-def form_of(sample: Any) -> Any:
+def structure_of(sample: Any) -> Any:
     """What a sample is made of: its containers, a mapping's keys in their order, shapes and types."""
     if isinstance(sample, Mapping):
-        return tuple((key, form_of(value)) for key, value in sample.items())
+        return tuple((key, structure_of(value)) for key, value in sample.items())
     if isinstance(sample, tuple | list):
-        return [form_of(value) for value in sample]
+        return [structure_of(value) for value in sample]
     if hasattr(sample, "shape"):
         return f"{tuple(sample.shape)} {sample.dtype}".replace("torch.", "")
     return f"{sample.mode} {sample.size}" if hasattr(sample, "getbands") else type(sample).__name__  # an image of PIL
@@ -57,7 +57,7 @@ def batch_size_of(batch: Any) -> int:
     """
     first = next(iter(tensors_in(batch)), None)
     if first is None:
-        raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", mend="give tensors")
+        raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", hint="give tensors")
     return len(first) if first.dim() else 1
 
 

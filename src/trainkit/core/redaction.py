@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 REDACTED = "***"
-SHORTEST = 4  # characters of a secret that is looked for inside other words
+MIN_SECRET_LENGTH = 4  # characters of a secret that is looked for inside other words
 SECRET_KEY = re.compile("key|token|secret|password", re.IGNORECASE)
 # Words of the field that hold one of those and are none.
 ORDINARY = r"tokeni[sz]\w*|keypoints?|keywords?|keyframes?|keyboard|monkey"
@@ -57,23 +57,23 @@ def from_environment(text: str) -> Iterator[str]:
     """The values of the variables that a config's text refers to."""
     for name in re.findall(r"\$\{oc\.env:(\w+)", text):
         value = os.environ.get(name, "")
-        if len(value) >= SHORTEST and not value.isdigit():
+        if len(value) >= MIN_SECRET_LENGTH and not value.isdigit():
             yield value
 
 
-def redacted_words(node: Any, secrets: Iterable[str]) -> Any:
+def redact_words(node: Any, secrets: Iterable[str]) -> Any:
     """Plain containers whose strings are words of a command line: `token=…` and known secrets are replaced."""
     if isinstance(node, Mapping):
-        return {key: redacted_words(value, secrets) for key, value in node.items()}
+        return {key: redact_words(value, secrets) for key, value in node.items()}
     if isinstance(node, list):
-        return [redacted_words(value, secrets) for value in node]
-    return scrubbed(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
+        return [redact_words(value, secrets) for value in node]
+    return redact_known(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
 
 
-def scrubbed(text: str, secrets: Iterable[str]) -> str:
+def redact_known(text: str, secrets: Iterable[str]) -> str:
     """A text without the secrets, wherever they stand."""
     for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= SHORTEST:
+        if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, REDACTED)
     return text
 

@@ -57,7 +57,7 @@ class Augment:
             kind = str(tuple(targets.shape)) if isinstance(targets, Tensor) else type(targets).__name__
             raise DataError(
                 f"data.augment.{moving[0]}: it moves images alone, and these targets ({kind}) may be places in them",
-                mend=f"write data.augment.{moving[0]}=off, and move both in the data set",
+                hint=f"write data.augment.{moving[0]}=off, and move both in the data set",
             )
 
     def moved(self, images: Tensor, epoch: int, indices: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Augment:
         if images.dim() != 4:
             shape = tuple(images.shape)
             raise DataError(
-                f"data.augment: inputs {shape} are no images (N, C, H, W)", mend="leave it out: data.augment=off"
+                f"data.augment: inputs {shape} are no images (N, C, H, W)", hint="leave it out: data.augment=off"
             )
         if not (self.flip or self.crop):
             return images
@@ -82,7 +82,7 @@ class Augment:
         if self.crop and self.crop >= min(height, width):
             raise ConfigError(
                 f"data.augment.crop={self.crop}: the images are {height} x {width}",
-                mend=f"write data.augment.crop={min(height, width) // 8 or 'off'}",
+                hint=f"write data.augment.crop={min(height, width) // 8 or 'off'}",
             )
         indices = indices.to(images.device, non_blocking=True)
         drawn = draw(self.seed, epoch, indices, MOVE, 3)
@@ -123,7 +123,7 @@ class Augment:
         if self.cutout:
             if self.cutout >= min(height, width):
                 cause = f"data.augment.cutout={self.cutout}: the images are {height} x {width}"
-                raise ConfigError(cause, mend=f"write data.augment.cutout={min(height, width) // 4 or 'off'}")
+                raise ConfigError(cause, hint=f"write data.augment.cutout={min(height, width) // 4 or 'off'}")
             middle = draw(self.seed, epoch, indices, CUT, 2)
             tops, lefts = (
                 (at * size).long() - self.cutout // 2 for at, size in zip(middle, (height, width), strict=True)
@@ -135,7 +135,7 @@ class Augment:
         if not images.is_floating_point():
             raise DataError(
                 f"data.augment: images of {images.dtype} cannot be mixed",
-                mend="write data.normalize={mean: 0, std: 1}, or data.augment.mixup=off data.augment.cutmix=off",
+                hint="write data.normalize={mean: 0, std: 1}, or data.augment.mixup=off data.augment.cutmix=off",
             )
         which, position, *centre = draw(self.seed, epoch, indices, MIX, 4)
         cuts = which < (0.5 if self.mixup and self.cutmix else float(bool(self.cutmix)))
@@ -162,7 +162,7 @@ class Augment:
             if targets.device.type == "cpu" and not bool(((targets >= 0) & (targets < self.classes)).all()):
                 raise DataError(
                     f"data.augment: classes from {int(targets.min())} to {int(targets.max())} cannot be mixed",
-                    mend=f"give classes from 0 to {self.classes - 1} (data.classes={self.classes}), or mix none",
+                    hint=f"give classes from 0 to {self.classes - 1} (data.classes={self.classes}), or mix none",
                 )
             rows = torch.zeros((len(targets), self.classes), dtype=torch.get_default_dtype(), device=targets.device)
             targets = rows.scatter_(1, targets.long()[:, None], 1.0)
@@ -170,7 +170,7 @@ class Augment:
             kind = f"{tuple(targets.shape)} {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__
             raise DataError(
                 f"data.augment: targets {kind} cannot be mixed",
-                mend="write data.augment.mixup=off data.augment.cutmix=off, or give classes or floats",
+                hint="write data.augment.mixup=off data.augment.cutmix=off, or give classes or floats",
             )
         return torch.lerp(
             targets.roll(1, dims=0), targets, share.to(targets.dtype).view(-1, *[1] * (targets.dim() - 1))

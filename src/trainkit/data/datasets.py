@@ -72,7 +72,7 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
                 return None
             lacking = [name for name in names if name not in found]
             if lacking:
-                raise DataError(f"{file}: it has no array {lacking[0]!r}", mend=f"it has: {', '.join(found)}")
+                raise DataError(f"{file}: it has no array {lacking[0]!r}", hint=f"it has: {', '.join(found)}")
             inputs, targets = (loaded[name] for name in names)
             sizes = len(inputs), len(targets)
     except (
@@ -85,12 +85,12 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
         zlib.error,
     ) as error:
         raise DataError(
-            f"data.file={file}: {error}", mend="name an .npz file written by numpy.savez(file, X=..., y=...)"
+            f"data.file={file}: {error}", hint="name an .npz file written by numpy.savez(file, X=..., y=...)"
         ) from error
     if sizes[0] != sizes[1]:
         raise DataError(
             f"{file}: {names[0]} has {sizes[0]} rows and {names[1]} {sizes[1]}",
-            mend="each input needs its target: make them equally long",
+            hint="each input needs its target: make them equally long",
         )
     y = _standard(targets)
     if y.is_floating_point() and y.dim() == 1:
@@ -106,7 +106,7 @@ def _standard(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
     if array.dtype.kind in "iub":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
-    raise DataError(f"an array of type {array.dtype} is no data to train on", mend="store numbers")
+    raise DataError(f"an array of type {array.dtype} is no data to train on", hint="store numbers")
 
 
 def image_folder(root: str, part: str = "train", size: int | str | None = None) -> Any:
@@ -129,7 +129,7 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
 
     top = Path(root).expanduser()
     if not top.is_dir():
-        raise DataError(f"data.root={root}: there is no such folder", mend="name it with data.root=FOLDER")
+        raise DataError(f"data.root={root}: there is no such folder", hint="name it with data.root=FOLDER")
     train = top / "train" if (top / "train").is_dir() else top
     folder = train
     if part == "val":
@@ -143,14 +143,14 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: {str(error).splitlines()[0]}",
-            mend="lay the images out as CLASS/NAME.jpg, under train/ and val/ or straight in the folder",
+            hint="lay the images out as CLASS/NAME.jpg, under train/ and val/ or straight in the folder",
         ) from error
     classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
     strange = set(images.classes) - set(classes)
     if strange:
         raise DataError(
             f"{folder}: no class in {train} is called {', '.join(sorted(strange))}",
-            mend="give both parts the same folders",
+            hint="give both parts the same folders",
         )
     if images.classes != classes:  # a part may lack a class: the numbers are those of the training part
         number = {name: classes.index(name) for name in images.classes}

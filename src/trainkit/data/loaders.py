@@ -22,9 +22,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from trainkit.core.errors import DataError
 from trainkit.core.pytree import batch_size_of, map_tensors, tensors_in
 from trainkit.data.prepare import Batch, Prepare
-from trainkit.data.reading import Seeded, collate, epoch_seed, leave_signals_to_parent, name_of
+from trainkit.data.reading import SeededReader, collate, epoch_seed, leave_signals_to_parent, name_of
 
-MOST_UNREADABLE = 10  # samples that data.on_error=skip leaves out, or 1 in 100 of the set
+MAX_UNREADABLE = 10  # samples that data.on_error=skip leaves out, or 1 in 100 of the set
 
 
 class Loader(Protocol):
@@ -109,7 +109,7 @@ def _not_finite_rows(inputs: Any) -> list[int]:
     return sorted(rows)
 
 
-class Held(Dataset[Any]):
+class CachedDataset(Dataset[Any]):
     """A data set whose samples were read into tensors; images lie with channels last.
 
     Attributes:
@@ -123,7 +123,7 @@ class Held(Dataset[Any]):
         self, source: Any, inputs: Any, targets: Any, missing: dict[int, str], *, decoded: bool = False
     ) -> None:
         self.tensors = inputs, targets
-        self.held_from, self.missing, self.decoded = source, missing, decoded
+        self.source, self.missing, self.decoded = source, missing, decoded
 
     def __len__(self) -> int:
         return batch_size_of(self.tensors[0])
@@ -150,7 +150,7 @@ class SlicingLoader:
         self.tensors = self.inputs, self.targets = map_tensors(tuple(whole.tensors), lambda tensor: tensor.to(device))
         self.rows = None if rows is None else rows.to(device)  # those of the tensors that are in the set
         self.unreadable: dict[int, str] = {}
-        missing = whole.missing if isinstance(whole, Held) else {}
+        missing = whole.missing if isinstance(whole, CachedDataset) else {}
         places = range(len(whole)) if rows is None else rows.tolist()
         self.missing = {place: missing[row] for place, row in enumerate(places) if row in missing} if missing else {}
         self.samples = min(order.samples, len(order) * order.batch_size)
@@ -170,9 +170,9 @@ class SlicingLoader:
         """The indices without those of samples that could not be read, which are noted."""
         lost = [index for index in indices.tolist() if index in self.missing]
         for index in lost:
-            note_unreadable(self.unreadable, self.dataset, index, self.missing[index])
+            record_unreadable_sample(self.unreadable, self.dataset, index, self.missing[index])
         if len(lost) == len(indices):
-            raise none_readable(self.unreadable)
+            raise no_readable_in_batch(self.unreadable)
         return indices[[index not in self.missing for index in indices.tolist()]] if lost else indices
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
@@ -183,7 +183,7 @@ class SlicingLoader:
         """See `Loader`."""
         place = next((place for place in range(self.order.samples) if place not in self.missing), None)
         if place is None:
-            raise nothing_readable(self.dataset, 0, self.missing[0])
+            raise no_readable_sample(self.dataset, 0, self.missing[0])
         row = place if self.rows is None else int(self.rows[place])
         rows = torch.tensor([row, row], device=self.device)
         return self.prepare(take(self.inputs, rows), take(self.targets, rows))
@@ -192,7 +192,7 @@ class SlicingLoader:
         """There is nothing to end."""
 
 
-def in_tensors(dataset: Any) -> tuple[TensorDataset | Held, Tensor | None] | None:
+def in_tensors(dataset: Any) -> tuple[TensorDataset | CachedDataset, Tensor | None] | None:
     """The tensors that a data set's samples are slices of, and which rows of them (None: all); None: it has others.
 
     A subclass with a `__getitem__` of its own may do more to them than to slice.
@@ -202,7 +202,7 @@ def in_tensors(dataset: Any) -> tuple[TensorDataset | Held, Tensor | None] | Non
         own = torch.from_numpy(np.asarray(dataset.indices, dtype=np.int64))
         own = torch.where(own < 0, own + len(dataset.dataset), own)  # type: ignore[arg-type]  # it has a length
         rows, dataset = own if rows is None else own[rows], dataset.dataset
-    plain = getattr(type(dataset), "__getitem__", None) in (TensorDataset.__getitem__, Held.__getitem__)
+    plain = getattr(type(dataset), "__getitem__", None) in (TensorDataset.__getitem__, CachedDataset.__getitem__)
     return (dataset, rows) if plain and len(dataset.tensors) == 2 else None
 
 
@@ -217,7 +217,7 @@ def take(whole: Any, rows: Tensor) -> Any:
     return map_tensors(whole, of_one)
 
 
-def note_unreadable(known: dict[int, str], dataset: Any, index: int, why: str) -> None:
+def record_unreadable_sample(known: dict[int, str], dataset: Any, index: int, why: str) -> None:
     """Leave out a sample, and say why.
 
     Raises:
@@ -225,31 +225,31 @@ def note_unreadable(known: dict[int, str], dataset: Any, index: int, why: str) -
     """
     text = f"{name_of(dataset, index)}: {why}"
     known[index] = text
-    most = max(MOST_UNREADABLE, len(dataset) // 100)
+    most = max(MAX_UNREADABLE, len(dataset) // 100)
     if len(known) > most:
         raise DataError(
             f"{len(known)} of {len(dataset)} samples cannot be read, {most} may be left out; {text}",
-            mend="mend or delete those files: trainkit.log names the others",
+            hint="mend or delete those files: trainkit.log names the others",
         )
 
 
 def unreadable_sample(dataset: Any, index: int, why: str) -> DataError:
     """What to say of a sample that cannot be read and may not be left out."""
-    mend = "mend or delete it, or leave out such samples: data.on_error=skip"
-    return DataError(f"{name_of(dataset, index)}: {why}", mend=mend)
+    hint = "mend or delete it, or leave out such samples: data.on_error=skip"
+    return DataError(f"{name_of(dataset, index)}: {why}", hint=hint)
 
 
-def nothing_readable(dataset: Any, index: int, why: str) -> DataError:
+def no_readable_sample(dataset: Any, index: int, why: str) -> DataError:
     """What to say of a data set of which no sample can be read."""
     cause = f"no sample can be read: the first is {name_of(dataset, index)}: {why}"
-    return DataError(cause, mend="mend the files of the data set")
+    return DataError(cause, hint="mend the files of the data set")
 
 
-def none_readable(known: dict[int, str]) -> DataError:
+def no_readable_in_batch(known: dict[int, str]) -> DataError:
     """What to say of a batch without samples."""
     return DataError(
         "no sample of a batch can be read: the first is " + next(reversed(known.values())),
-        mend="mend those files, or take a larger batch_size",
+        hint="mend those files, or take a larger batch_size",
     )
 
 
@@ -278,7 +278,7 @@ class StreamingLoader:
         self.dataset, self.order, self.prepare, self.skip = dataset, order, prepare, skip
         self.unreadable: dict[int, str] = {}
         self.samples = min(order.samples, len(order) * order.batch_size)
-        seeded: Dataset[Any] = Seeded(dataset, order.seed or 0, skip=skip, alike=alike)  # type: ignore[assignment]
+        seeded: Dataset[Any] = SeededReader(dataset, order.seed or 0, skip=skip, alike=alike)  # type: ignore[assignment]
         self.loader = DataLoader(
             seeded,
             batch_sampler=order,
@@ -303,9 +303,9 @@ class StreamingLoader:
             for index, why in unreadable:
                 if not self.skip:
                     raise unreadable_sample(self.dataset, index, why)
-                note_unreadable(self.unreadable, self.dataset, index, why)
+                record_unreadable_sample(self.unreadable, self.dataset, index, why)
             if inputs is None:
-                raise none_readable(self.unreadable)
+                raise no_readable_in_batch(self.unreadable)
             yield self.prepare(inputs, targets, epoch, torch.tensor(indices))
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
@@ -314,7 +314,7 @@ class StreamingLoader:
 
     def example(self) -> Batch:
         """See `Loader`."""
-        reader = Seeded(self.dataset, self.order.seed or 0, skip=self.skip)
+        reader = SeededReader(self.dataset, self.order.seed or 0, skip=self.skip)
         first: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
             read = reader.__getitems__([(0, index)])
@@ -323,7 +323,7 @@ class StreamingLoader:
                 return self.prepare(inputs, targets)
             first = first or unreadable[0]
         assert first is not None
-        raise nothing_readable(self.dataset, *first)
+        raise no_readable_sample(self.dataset, *first)
 
     def close(self) -> None:
         """End the worker processes, whatever they are at."""

@@ -41,7 +41,7 @@ class Prepare:
             return map_tensors(inputs, self._to_floats), targets
         if not isinstance(inputs, Tensor):
             kind = type(inputs).__name__
-            raise DataError(f"data.augment: the inputs are {kind}, no images", mend="write data.augment=off")
+            raise DataError(f"data.augment: the inputs are {kind}, no images", hint="write data.augment=off")
         self.augment.check(targets)
         inputs = self._to_floats(self.augment.moved(inputs, epoch, indices))
         return self.augment.mixed(inputs, targets, epoch, indices)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
-from trainkit.core.pytree import form_of
+from trainkit.core.pytree import structure_of
 
 # What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
 UNREADABLE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -58,13 +58,13 @@ PYTHONS = Generator(random.getstate, random.setstate, random.seed)
 NUMPYS = Generator(_numpys_state, _put_numpys_state, lambda number: np.random.seed(zlib.crc32(b"numpy", number)))
 
 
-def keep_draws() -> None:
+def save_rng() -> None:
     """Note where the generators of this process are: reading data is not to move the model's draws."""
     global _outside
     _outside = {generator: generator.state() for generator in (PYTHONS, NUMPYS)}, torch.get_rng_state()
 
 
-def put_back_draws() -> set[Generator]:
+def restore_rng() -> set[Generator]:
     """Put the generators back where `keep_draws` saw them; which had moved, torch's aside.
 
     An interrupt may have left the first call at any place: there may be a second.
@@ -85,7 +85,7 @@ def name_of(dataset: Any, index: int) -> str:
     """A sample by its number in the whole data set, and by its file where the set tells of files."""
     while isinstance(dataset, Subset):
         index, dataset = dataset.indices[index], dataset.dataset
-    dataset = getattr(dataset, "held_from", dataset)  # of one that is held in memory
+    dataset = getattr(dataset, "source", dataset)  # of one that is held in memory
     for attribute in ("samples", "imgs", "files", "paths"):
         listed = getattr(dataset, attribute, None)
         if isinstance(listed, list | tuple) and index < len(listed):
@@ -105,7 +105,7 @@ class Read:
     unreadable: list[tuple[int, str]]
 
 
-class Seeded:
+class SeededReader:
     """A data set whose samples draw at random from (seed, epoch, index), whichever process reads them.
 
     To seed Python's and NumPy's generators costs more than to read a small sample. So both are left alone until a
@@ -141,15 +141,15 @@ class Seeded:
     def _settled(self, keys: list[tuple[int, int]]) -> Read:
         while True:
             failed = None
-            keep_draws()
+            save_rng()
             try:
                 read = self._batch(keys) if self.in_batches else self._each(keys)
             except Exception as error:
                 failed = error
             finally:
-                new = put_back_draws() - self.drawn_from
+                new = restore_rng() - self.drawn_from
             if new and self.alike:
-                raise DrewError(f"sample {keys[0][1]}")
+                raise RandomSampleError(f"sample {keys[0][1]}")
             if not new:
                 break
             self.drawn_from |= new
@@ -195,10 +195,10 @@ class Seeded:
         return read
 
     def _of_one_form(self, samples: list[Any]) -> None:
-        for form in map(form_of, samples):
+        for form in map(structure_of, samples):
             self.form = form if self.form is None else self.form
             if form != self.form:
-                raise UnequalError(f"{self.form} and {form}")
+                raise UnequalSamplesError(f"{self.form} and {form}")
 
     def _seed(self, epoch: int, index: int) -> None:
         # Within an epoch no two samples get the same 32 bits, which are all that torch's generator takes.
@@ -216,10 +216,10 @@ def at_fault(error: Exception) -> bool:
 def unmoved(before: Tensor, index: int) -> None:
     """See to it that a sample has not drawn from torch's generator."""
     if not before.equal(torch.get_rng_state()):
-        raise DrewError(f"sample {index}")
+        raise RandomSampleError(f"sample {index}")
 
 
-class DrewError(Exception):
+class RandomSampleError(Exception):
     """A sample has drawn at random."""
 
 
@@ -232,7 +232,7 @@ def leave_signals_to_parent(_: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-class UnequalError(ValueError):
+class UnequalSamplesError(ValueError):
     """Samples have several shapes, types or keys."""
 
 
@@ -257,13 +257,13 @@ def collate(read: Read) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
     try:
         inputs, targets = default_collate(pairs)
     except (RuntimeError, KeyError):  # torch's words differ between processes, and name neither sample
-        forms = list(map(form_of, pairs))
+        forms = list(map(structure_of, pairs))
         other = next((place for place, form in enumerate(forms) if form != forms[0]), None)
         if other is None:
             raise
         names = [name_of(read.dataset, read.indices[place]) for place in (0, other)]
         shown = [text if len(text := str(forms[place])) < 80 else f"{text[:77]}..." for place in (0, other)]
-        raise UnequalError(f"{names[0]} is {shown[0]}, {names[1]} is {shown[1]}") from None
+        raise UnequalSamplesError(f"{names[0]} is {shown[0]}, {names[1]} is {shown[1]}") from None
     return inputs, targets, read.indices, read.unreadable
 
 

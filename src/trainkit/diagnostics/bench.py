@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.build import session as build
-from trainkit.build.session import Training
+from trainkit.build.session import Session
 from trainkit.config.targets import locate
 from trainkit.core.device import autocast, wait
 from trainkit.core.pytree import batch_size_of
@@ -36,7 +36,7 @@ SMALL = 0.05  # the share of the machine's limit below which a step is not bound
 PHASES = ("loader", "transfer", "forward", "backward", "step")
 
 
-class Few:
+class LimitedLoader:
     """A loader's next batches as an epoch of their own; the data begins again where it ends."""
 
     def __init__(self, loader: Loader, steps: int) -> None:
@@ -70,11 +70,11 @@ class Few:
         self.loader.close()
 
 
-def bench(training: Training, config: DictConfig, steps: int) -> dict[str, Any]:
+def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
     """Measure a training, which is of no use afterwards.
 
     Args:
-        training: what the config builds.
+        session: what the config builds.
         config: of the training.
         steps: how many are timed of each loop.
 
@@ -85,26 +85,26 @@ def bench(training: Training, config: DictConfig, steps: int) -> dict[str, Any]:
         and `limits` of others; `peak_share`, of the limit that the step reaches; `advice`.
     """
     few = max(1, math.ceil(steps / ROUNDS))
-    train = Few(training.train, few)
-    loops: dict[str, Callable[[], int]] = {"trainkit": lambda: whole_loop(training.state, train)}
-    if not (training.state.needs_closure or training.state.scaler or training.state.micro_batch):
-        loops["bare"] = lambda: bare_loop(training.state, train)
-    plain = build.training(plainly(config))
-    plain_train = Few(plain.train, few)
+    train = LimitedLoader(session.train, few)
+    loops: dict[str, Callable[[], int]] = {"trainkit": lambda: whole_loop(session.state, train)}
+    if not (session.state.needs_closure or session.state.scaler or session.state.micro_batch):
+        loops["bare"] = lambda: bare_loop(session.state, train)
+    plain = build.build_session(plainly(config))
+    plain_train = LimitedLoader(plain.train, few)
     loops["by hand"] = lambda: bare_loop(plain.state, plain_train, item=True)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     samples = 0
     for number in range(ROUNDS + 1):  # the first warms up
         for name, loop in loops.items():
-            wait(training.state.device)
+            wait(session.state.device)
             began = perf_counter()
             seen = loop()
-            wait(training.state.device)
+            wait(session.state.device)
             if number:
                 seconds[name].append((perf_counter() - began) / seen)
                 samples += seen * (name == "trainkit")
-        for name, spent in phases_of(training.state, train).items():
+        for name, spent in phases_of(session.state, train).items():
             if number:
                 phases[name].append(spent / few)
     per_sample = {name: statistics.median(times) for name, times in seconds.items()}
@@ -116,12 +116,12 @@ def bench(training: Training, config: DictConfig, steps: int) -> dict[str, Any]:
         "bare": per_sample["bare"] * size if "bare" in per_sample else None,
         "by_hand": per_sample["by hand"] * size,
         "phases": {name: statistics.median(times) for name, times in phases.items()},
-        "flops": flops(training.state, train),
-        "limits": limits(training.state.device, config.precision),
+        "flops": flops(session.state, train),
+        "limits": limits(session.state.device, config.precision),
     }
     found["limit"] = found["limits"][config.precision]
     found["peak_share"] = found["flops"] / found["step"] / found["limit"] if found["flops"] else None
-    found["advice"] = advice(found, training, config)
+    found["advice"] = advice(found, session, config)
     return found
 
 
@@ -138,7 +138,7 @@ def plainly(config: DictConfig) -> DictConfig:
     return plain
 
 
-def whole_loop(state: State, loader: Few) -> int:
+def whole_loop(state: State, loader: LimitedLoader) -> int:
     """The loop of a training over a few batches; how many samples it saw."""
     state.begin_epoch()
     state.batches = len(loader)
@@ -146,7 +146,7 @@ def whole_loop(state: State, loader: Few) -> int:
     return state.seen
 
 
-def bare_loop(state: State, loader: Few, *, item: bool = False) -> int:
+def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int:
     """The five lines by themselves, the loss read each step with `item`; how many samples it saw."""
     model, loss_fn = state.model, state.loss_fn
     optimizer: Any = state.optimizer
@@ -178,7 +178,7 @@ def bare_loop(state: State, loader: Few, *, item: bool = False) -> int:
     return seen
 
 
-def phases_of(state: State, loader: Few) -> dict[str, float]:
+def phases_of(state: State, loader: LimitedLoader) -> dict[str, float]:
     """The seconds of each phase over a few steps; the device is waited for after each."""
     spent = dict.fromkeys(PHASES, 0.0)
     timed = Timed(loader.loader.prepare)
@@ -245,7 +245,7 @@ class Timed:
         return getattr(self.prepare, name)
 
 
-def flops(state: State, loader: Few) -> int | None:
+def flops(state: State, loader: LimitedLoader) -> int | None:
     """The floating-point operations of a step's matrix products and convolutions, as torch counts them."""
     inputs, targets = next(loader.batches())
     state.optimizer.zero_grad()
@@ -282,16 +282,16 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     return perf_counter() - began
 
 
-def advice(found: dict[str, Any], training: Training, config: DictConfig) -> list[str]:
+def advice(found: dict[str, Any], session: Session, config: DictConfig) -> list[str]:
     """What to change, the largest first."""
     total = sum(found["phases"].values())
     shares = {name: seconds / total for name, seconds in found["phases"].items()}
     told: dict[str, float] = {}
     if shares["loader"] >= BOUND:
-        words = f"the loader is the bound: {shares['loader']:.0%} of the step; {faster(training, config)}"
+        words = f"the loader is the bound: {shares['loader']:.0%} of the step; {faster(session, config)}"
         told[words] = shares["loader"]
     if shares["transfer"] >= BOUND:
-        cost = "data.augment is what costs most of it" if training.train.prepare.augment else "the model is small"
+        cost = "data.augment is what costs most of it" if session.train.prepare.augment else "the model is small"
         told[f"preparing batches takes {shares['transfer']:.0%} of the step: {cost}"] = shares["transfer"]
     reached, compute = found["peak_share"], shares["forward"] + shares["backward"]
     quicker = found["limits"]["bf16"] / found["limits"]["fp32"]
@@ -308,11 +308,11 @@ def advice(found: dict[str, Any], training: Training, config: DictConfig) -> lis
     return sorted(told, key=lambda words: told[words], reverse=True)
 
 
-def faster(training: Training, config: DictConfig) -> str:
+def faster(session: Session, config: DictConfig) -> str:
     """What to change where the loader is the bound."""
-    if not isinstance(training.train, StreamingLoader):
+    if not isinstance(session.train, StreamingLoader):
         return "a larger batch_size reads more at once, and is other mathematics"
-    note = next((note for note in training.notes if note.startswith("training data")), "")
+    note = next((note for note in session.notes if note.startswith("training data")), "")
     if config.data.cache in (None, "none"):
         return "data.cache=auto holds the samples, if they are always the same"
     reason = note.partition(";")[0].rpartition(": ")[2]

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainkit.build.session import Training
+from trainkit.build.session import Session
 from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.training.loop import train_step
 from trainkit.training.state import State
-from trainkit.training.step import fitting, loss_in_parts, number_of
+from trainkit.training.step import loss_in_parts, run_with_oom_split, scalar_or_norm
 
 STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
 
 
-def inspect_step(training: Training) -> dict[str, Any]:
+def inspect_step(session: Session) -> dict[str, Any]:
     """Take the first step of a training apart; the training is of no use afterwards.
 
     Returns:
@@ -31,18 +31,18 @@ def inspect_step(training: Training) -> dict[str, Any]:
         norm, and no gradient by None. The finite difference, central and in float64, is for
         trainable single elements only.
     """
-    state = training.state
-    inputs, targets = next(training.train.batches(0))
+    state = session.state
+    inputs, targets = next(session.train.batches(0))
     state.trained.train()
     state.checks_steps = False  # a NaN is shown like any other number
-    rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in training.params}
-    named = {name: training.named[name] for name in rows}
+    rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in session.params}
+    named = {name: session.named[name] for name in rows}
 
     scale = 1.0 if state.scaler is None else state.scaler.get_scale()  # of the loss, in fp16
 
     def note(key: str) -> None:
         for name, row in rows.items():
-            number = number_of(named[name].grad)
+            number = scalar_or_norm(named[name].grad)
             row[key] = None if number is None else number / scale
 
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
@@ -50,17 +50,17 @@ def inspect_step(training: Training) -> dict[str, Any]:
     note("grad_before")
     for key in ("grad", "grad_twice"):
         with _same_draws(state.device):
-            loss = fitting(loss_in_parts, state, inputs, targets, [])
+            loss = run_with_oom_split(loss_in_parts, state, inputs, targets, [])
         note(key)
     state.optimizer.zero_grad()
     note("grad_after_zero")
     trainable = [name for name, param in named.items() if param.requires_grad]
     differences = finite_differences(state, inputs, targets, loss.item(), trainable)
-    fitting(train_step, state, inputs, targets, [])
+    run_with_oom_split(train_step, state, inputs, targets, [])
     for name, row in rows.items():
         change = named[name].detach() - before[name]
-        row["weight"], row["weight_after"] = number_of(before[name]), number_of(named[name].detach())
-        row["update"] = number_of(change)
+        row["weight"], row["weight_after"] = scalar_or_norm(before[name]), scalar_or_norm(named[name].detach())
+        row["update"] = scalar_or_norm(change)
         size = before[name].norm().item()
         row["relative_update"] = change.norm().item() / size if size else None
         row["finite_difference"] = differences.get(name)

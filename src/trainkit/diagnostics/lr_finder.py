@@ -15,12 +15,12 @@ from typing import Any
 from trainkit.core.errors import ConfigError, NonFiniteError
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
-from trainkit.training.hooks import tell
+from trainkit.training.hooks import call_hooks
 from trainkit.training.loop import train_step
 from trainkit.training.losses import is_sum
 from trainkit.training.metrics import Mean
 from trainkit.training.state import State
-from trainkit.training.step import fitting
+from trainkit.training.step import run_with_oom_split
 
 WIDTH = 0.03  # of the bell curve that smooths, in shares of the steps
 SCATTER = 5  # a fall counts from so many times the smoothed curve's own scatter
@@ -97,22 +97,22 @@ def range_test(
     groups = state.optimizer.param_groups
     base = float(lr if lr is not None else state.optimizer.defaults.get("lr") or 0)
     if base == 0 or any(group.get("lr") is None for group in groups):
-        raise ConfigError(f"lr={base:g}: the param groups have no ratio to it", mend="leave out lr, or give another")
+        raise ConfigError(f"lr={base:g}: the param groups have no ratio to it", hint="leave out lr, or give another")
     test = RangeTest({group["name"]: float(group["lr"]) / base for group in groups}, max(1.0, WIDTH * steps))
     means: list[float] = []
     average = 0.0
     state.trained.train()
     state.checks_steps = False  # a loss that runs away is what ends the test
     state.epochs, state.batches, state.samples = 1, steps, round(steps * loader.samples / len(loader))
-    tell(hooks, "on_start", state)
+    call_hooks(hooks, "on_start", state)
     for number, (inputs, targets) in zip(range(steps), _endless(loader), strict=False):
         rate = start * (end / start) ** (number / (steps - 1))
         for group in groups:
             group["lr"] = rate * test.ratios[group["name"]]
         state.loss = Mean(state.device, summed=is_sum(state.loss_fn))
-        fitting(train_step, state, inputs, targets, hooks)
+        run_with_oom_split(train_step, state, inputs, targets, hooks)
         state.batch, state.step = number + 1, number + 1
-        tell(hooks, "on_step", state)
+        call_hooks(hooks, "on_step", state)
         loss = state.loss.item()
         if not math.isfinite(loss):
             test.diverged = True
@@ -125,7 +125,7 @@ def range_test(
             test.diverged = True
             break
     if not test.rates:
-        raise NonFiniteError("the first batch's loss is not finite", mend="look for NaN in the data and the model")
+        raise NonFiniteError("the first batch's loss is not finite", hint="look for NaN in the data and the model")
     return test
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.core.errors import ConfigError
-from trainkit.core.redaction import redacted_words
+from trainkit.core.redaction import redact_words
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.snapshot import CLOCKS, digest
@@ -53,14 +53,14 @@ def verify(overrides: Sequence[str], kills: int, directory: Path, say: Callable[
     """
     straight, resumed = directory / "straight", directory / "resumed"
     # The run's files do not hold them.
-    secrets = [text.lstrip("+") for text in overrides if redacted_words(text, ()) != text]
+    secrets = [text.lstrip("+") for text in overrides if redact_words(text, ()) != text]
     say(f"training straight: {straight}")
     code = _trainkit(*overrides, f"hydra.run.dir='{straight}'")
     if code:
         return {"failed": code}
     steps = _final(straight)["step"]
     if steps < 2:
-        raise ConfigError(f"the run has {steps} steps: there is none to be killed at", mend="write epochs=2 or more")
+        raise ConfigError(f"the run has {steps} steps: there is none to be killed at", hint="write epochs=2 or more")
     at = sorted(random.SystemRandom().sample(range(1, steps), min(kills, steps - 1)))
     say(f"training with kills: {resumed}")
     hook = f"+{HOOK}={{_target_: trainkit.diagnostics.verify_resume.Kill, step: {at[0]}}}"

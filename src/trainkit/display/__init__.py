@@ -1,14 +1,14 @@
 """What a person sees: the live display, tables and plots. Nothing here imports torch."""
 
 from trainkit.display.live import (
-    SHOWN,
-    Reading,
-    Unbreakable,
+    SHOWN_METRICS,
+    ReadingProgress,
+    SafeDisplay,
     count,
     duration,
     epoch_line,
     finished,
-    make,
+    make_display,
     nonfinite_line,
     number,
     opening,
@@ -18,14 +18,14 @@ from trainkit.display.live import (
 )
 
 __all__ = [
-    "SHOWN",
-    "Reading",
-    "Unbreakable",
+    "SHOWN_METRICS",
+    "ReadingProgress",
+    "SafeDisplay",
     "count",
     "duration",
     "epoch_line",
     "finished",
-    "make",
+    "make_display",
     "nonfinite_line",
     "number",
     "opening",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.paths import short
+from trainkit.core.paths import short_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 REFRESH = 0.1  # seconds between two looks at the running loss, each of which waits for the device
 BARS = "▁▂▃▄▅▆▇█"
-SHOWN = ("train/loss", "val/loss", "val/accuracy")
+SHOWN_METRICS = ("train/loss", "val/loss", "val/accuracy")
 WATCHED = ("param/", "grad/")
 
 
-def make(progress: str) -> Silent:
+def make_display(progress: str) -> Silent:
     """The display that `progress` names."""
     return kind(progress)()
 
@@ -43,7 +43,7 @@ def kind(progress: str) -> type[Silent]:
 def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
     """An epoch in one line."""
     shown = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
-    shown += [f"{name} {number(value)}" for name, value in metrics.items() if name in SHOWN]
+    shown += [f"{name} {number(value)}" for name, value in metrics.items() if name in SHOWN_METRICS]
     shown += [
         f"{name} {number(value)}" for name, value in metrics.items() if name.startswith(WATCHED) and value is not None
     ]
@@ -98,7 +98,7 @@ def opening(run: Run) -> list[str]:
     parts = [count(info["parameters"], "parameter") + (f" ({frozen:,} frozen)" if frozen else "")]
     parts.append(count(info["train_samples"], "training sample"))
     parts.append(count(info["val_samples"], "validation sample") if info["val_samples"] else "no validation")
-    return [f"training on {info['device']}: {', '.join(parts)}", f"run directory: {short(run.directory)}"]
+    return [f"training on {info['device']}: {', '.join(parts)}", f"run directory: {short_path(run.directory)}"]
 
 
 def result(run: Run) -> list[str]:
@@ -106,23 +106,23 @@ def result(run: Run) -> list[str]:
     done = len(run.history)
     reached = "no epoch has a finite loss"
     if run.best is not None:
-        values = [f"{name} {number(value)}" for name, value in run.best.items() if name in SHOWN]
+        values = [f"{name} {number(value)}" for name, value in run.best.items() if name in SHOWN_METRICS]
         reached = f"epoch {run.best['epoch']}: {', '.join(values)}"
         reached = f"best of {count(done, 'epoch')} by {run.best['metric']}: {reached}"
     early = [run.info["why"]] if run.info["why"] else []
-    return [*early, reached, f"history and config: {short(run.directory)}"]
+    return [*early, reached, f"history and config: {short_path(run.directory)}"]
 
 
 def finished(run: Run) -> list[str]:
     """That nothing is left to do in a run."""
-    name = shlex.quote(short(run.directory))
+    name = shlex.quote(short_path(run.directory))
     if run.info.get("why"):
         return [f"finished; to train longer: trainkit resume {name} early_stop.patience=off", *result(run)]
     done = f"finished: it has done all of its {count(len(run.history), 'epoch')}"
     return [f"{done}; to train longer: trainkit resume {name} epochs=N", *result(run)]
 
 
-class Reading:
+class ReadingProgress:
     """Tells how far samples are read into memory: a bar, or now and then a line."""
 
     PAUSE = 5.0  # seconds between two lines, and before the first
@@ -144,7 +144,7 @@ class Reading:
             self.told = time.monotonic()
             print(f"{text}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> ReadingProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +152,7 @@ class Reading:
             self.bar.close()
 
 
-class Unbreakable:
+class SafeDisplay:
     """A display that falls silent where it cannot write: a terminal that is gone ends no training."""
 
     def __init__(self, screen: Silent) -> None:

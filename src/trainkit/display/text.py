@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.paths import short
-from trainkit.display.live import SHOWN, count, number
+from trainkit.core.paths import short_path
+from trainkit.display.live import SHOWN_METRICS, count, number
 
 if TYPE_CHECKING:
     from trainkit.runs.directory import Run
@@ -29,19 +29,19 @@ def verified(found: Mapping[str, Any], directory: Path) -> list[str]:
     lines = [f"straight  {found['straight']}", f"resumed   {found['resumed']}  ({kills})"]
     if found["equal"]:
         return [*lines, "equal: model, optimizer, schedulers, averages, random states and history, to the last bit"]
-    return [*lines, f"DIFFERENT: see {short(directory)}; on a GPU write deterministic=true"]
+    return [*lines, f"DIFFERENT: see {short_path(directory)}; on a GPU write deterministic=true"]
 
 
 def comparison(runs: list[Run]) -> list[str]:
     """A sweep's runs in a table, the best first."""
     shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
     names = {run.directory: " ".join(o for o in run.overrides if o not in shared) for run in runs}
-    rows = [(names[run.directory], run.best, short(run.directory)) for run in runs if run.best is not None]
+    rows = [(names[run.directory], run.best, short_path(run.directory)) for run in runs if run.best is not None]
     if not rows:
         return []
     metric = rows[0][1]["metric"]
     rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
-    shown = [name for name in SHOWN if name in rows[0][1]]
+    shown = [name for name in SHOWN_METRICS if name in rows[0][1]]
     table = [[f"best by {metric}", *shown, "directory"]]
     table += [[name, *(number(best[key]) for key in shown), directory] for name, best, directory in rows]
     return columns(table)

@@ -14,17 +14,17 @@ from torch import nn
 
 from trainkit.build import session as build
 from trainkit.build.model import build_model
-from trainkit.core.device import random_state_kept
+from trainkit.core.device import preserve_rng
 from trainkit.core.errors import CheckpointError, Problem
 from trainkit.display import live as display
-from trainkit.engine.train import go, identity, remarks, saver_of
+from trainkit.engine.train import run_identity, run_training, saver_of, startup_notes
 from trainkit.runs.checkpoint import Checkpoints, DamagedError
-from trainkit.runs.directory import Run, find
+from trainkit.runs.directory import Run, find_run
 from trainkit.runs.fingerprint import allowed, differences, fingerprint
-from trainkit.runs.optimizer_state import in_host_memory
+from trainkit.runs.optimizer_state import copy_to_cpu
 from trainkit.runs.recorder import Restorer
-from trainkit.runs.reload import again
-from trainkit.runs.snapshot import ORDER, check_types, refusing, remember, restore
+from trainkit.runs.reload import reload_config
+from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
 
 
 def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
@@ -43,40 +43,40 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         CheckpointError: there is nothing to go on from, or the config is another.
         RunDirectoryInUseError: a process is at work in it.
     """
-    directory = run.directory if isinstance(run, Run) else find(str(run))
+    directory = run.directory if isinstance(run, Run) else find_run(str(run))
     run = Run.load(directory)
     if is_finished(run, overrides):
         return run
-    config, allow = again(run, overrides)
+    config, allow = reload_config(run, overrides)
     run.acquire()
     try:
         run = Run.load(directory, lock=run.lock)  # as the last process left it
         name, saved, lines = _newest(run)
         allow += allowed_before(run, name)
         anew = False
-        with display.Reading(config.progress) as tell:
-            training = build.training(copy.deepcopy(config), tell)
+        with display.ReadingProgress(config.progress) as on_progress:
+            session = build.build_session(copy.deepcopy(config), on_progress)
         if saved is not None:
-            with refusing():
+            with refuse_mismatch():
                 check_types(saved)
-                changed, more = compare(saved["fingerprint"], identity(training), training.config, allow)
-            lines += [*more, *_restored(training, saved, changed)]
+                changed, more = compare(saved["fingerprint"], run_identity(session), session.config, allow)
+            lines += [*more, *_restored(session, saved, changed)]
             anew = bool(changed)
             if anew:  # nothing but the rates, say, is as it was saved
-                saved = in_host_memory(remember(training.state, {}))
-        if training.state.done and run.info.get("status") == "completed":
+                saved = copy_to_cpu(capture_state(session.state, {}))
+        if session.state.done and run.info.get("status") == "completed":
             return run
         which = Checkpoints(run.directory / "checkpoints").sum_of(name) if name else ""
-        step, epoch = training.state.step, training.state.epoch + 1
+        step, epoch = session.state.step, session.state.epoch + 1
         at = {"checkpoint": name, "sha256": which, "step": step, "epoch": epoch, "allow": allow}
         texts = [text for text in overrides if not text.startswith("resume.allow=")]
         every = [*(old for old in run.overrides if not _replaced(old, texts)), *texts]
-        run.resume(config, command=sys.argv, overrides=every, epoch=training.state.epoch, at=at)
-        lines = [_begin(training, name), *lines, *remarks(config, training)]
+        run.resume(config, command=sys.argv, overrides=every, epoch=session.state.epoch, at=at)
+        lines = [_begin(session, name), *lines, *startup_notes(config, session)]
         restorer = Restorer(saved) if saved is not None else None
-        saver = saver_of(run, config, training, first=anew or saved is None)
+        saver = saver_of(run, config, session, first=anew or saved is None)
         del saved  # which the restorer lets go of
-        return go(run, config, training, lines, saver, restorer)
+        return run_training(run, config, session, lines, saver, restorer)
     finally:
         run.lock.release()
 
@@ -111,19 +111,19 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     """
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint is best or last, not {checkpoint!r}")
-    run = run if isinstance(run, Run) else Run.load(find(str(run)))
+    run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
     checkpoints = Checkpoints(run.directory / "checkpoints")
     name = checkpoints.pointed(checkpoint)
     if name is None:
-        raise CheckpointError(f"{run.directory} has no {checkpoint} checkpoint", mend="train an epoch of it first")
+        raise CheckpointError(f"{run.directory} has no {checkpoint} checkpoint", hint="train an epoch of it first")
     try:
         saved = checkpoints.load(name)
     except DamagedError as error:
-        raise CheckpointError(f"{checkpoints.directory / name}: {error}", mend="try checkpoint='last'") from error
-    config, _ = again(run, overrides, only="model")
+        raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint="try checkpoint='last'") from error
+    config, _ = reload_config(run, overrides, only="model")
     if config.data.classes is None:
         config.data.classes = run.info.get("classes")
-    with random_state_kept():
+    with preserve_rng():
         model = build_model(config.model, None, torch.device("cpu"))
     weights = saved["model"]
     if saved["ema"] is not None:
@@ -133,7 +133,7 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
-        raise CheckpointError(f"{name} is of another model: {text}", mend="use the code it was trained with") from error
+        raise CheckpointError(f"{name} is of another model: {text}", hint="use the code it was trained with") from error
     return model.eval()
 
 
@@ -151,7 +151,7 @@ def compare(
         CheckpointError: a difference that changes the mathematics and is not allowed, each with both values.
     """
     if not all(isinstance(there.get(key), dict) for key in ("config", "data", "machine")) or not there.get("epochs"):
-        raise CheckpointError("the checkpoint does not say what it was trained with", mend="start a new run")
+        raise CheckpointError("the checkpoint does not say what it was trained with", hint="start a new run")
     planned = config.copy()
     planned.epochs = there["epochs"]
     as_planned = fingerprint(planned)
@@ -165,8 +165,8 @@ def compare(
     if refused:
         tops = ",".join(dict.fromkeys([*allow, *(_top(key) for key in refused)]))
         problems = [Problem(f"{key}: {old!r} in the checkpoint, {new!r} now") for key, (old, new) in refused.items()]
-        mend = f"go on as it was, start a new run, or accept another course from here on: 'resume.allow=[{tops}]'"
-        raise CheckpointError(*problems[:-1], Problem(problems[-1].cause, mend))
+        hint = f"go on as it was, start a new run, or accept another course from here on: 'resume.allow=[{tops}]'"
+        raise CheckpointError(*problems[:-1], Problem(problems[-1].cause, hint))
     lines = [f"note: {key} was {old!r}, and is {new!r} from here on" for key, (old, new) in others.items()]
     if by_epochs:
         lines.append(f"note: the scheduler is planned for {here['epochs']} epochs now, and goes on where it would be")
@@ -198,23 +198,23 @@ def _newest(run: Run) -> tuple[str | None, dict[str, Any] | None, list[str]]:
     return name, saved, [f"note: passed over {why}" for why in passed]
 
 
-def _restored(training: build.Training, saved: Mapping[str, Any], changed: set[str]) -> list[str]:
-    state = training.state
-    restore(state, saved, changed)
-    if saved["batch"] and changed & ORDER:
+def _restored(session: build.Session, saved: Mapping[str, Any], changed: set[str]) -> list[str]:
+    state = session.state
+    restore_state(state, saved, changed)
+    if saved["batch"] and changed & ORDER_KEYS:
         return [f"note: epoch {state.epoch + 1} begins again, as its batches are others now"]
-    if state.batch > len(training.train):
+    if state.batch > len(session.train):
         raise CheckpointError(
-            f"the checkpoint is at batch {state.batch} of an epoch, which has {len(training.train)} here",
-            mend="resume it with the data it was trained on",
+            f"the checkpoint is at batch {state.batch} of an epoch, which has {len(session.train)} here",
+            hint="resume it with the data it was trained on",
         )
     return []
 
 
-def _begin(training: build.Training, name: str | None) -> str:
+def _begin(session: build.Session, name: str | None) -> str:
     if name is None:
         return "resumed from the beginning: it was stopped before there was a checkpoint"
-    state = training.state
+    state = session.state
     place = f", batch {state.batch + 1} of {state.batches}" if state.batch else ""
     place = ", its validation" if state.batch == state.batches else place
     return f"resumed from {name}: epoch {state.epoch + 1} of {state.epochs}{place}"

@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.build import session as build
 from trainkit.config.compose import Composed, checked
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
-from trainkit.core.paths import claim, default_directory, point_latest, short
+from trainkit.core.paths import claim_directory, default_directory, short_path, update_latest_link
 from trainkit.display import live as display
 from trainkit.display import text as tables
-from trainkit.engine.error_context import blame
+from trainkit.engine.error_context import explain_error
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint
@@ -56,28 +56,28 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
         Stopped: by a signal, once no step was under way; a checkpoint holds where.
     """
     config = checked(copy.deepcopy(OmegaConf.create(config)))
-    with display.Reading(config.progress) as tell:
-        training = build.training(config, tell)
+    with display.ReadingProgress(config.progress) as on_progress:
+        session = build.build_session(config, on_progress)
     given = directory or (composed and composed.directory)
-    run = Run(claim_directory(Path(given) if given else None))
+    run = Run(new_run_directory(Path(given) if given else None))
     overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
-    lines = remarks(config, training, overrides)
-    run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=facts(training))
-    return go(run, config, training, lines, saver_of(run, config, training, first=True))
+    lines = startup_notes(config, session, overrides)
+    run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=run_facts(session))
+    return run_training(run, config, session, lines, saver_of(run, config, session, first=True))
 
 
-def saver_of(run: Run, config: DictConfig, training: build.Training, *, first: bool) -> Saver | None:
+def saver_of(run: Run, config: DictConfig, session: build.Session, *, first: bool) -> Saver | None:
     """The hook that saves a run, where its config asks for checkpoints; with `first`, as it starts too."""
     if config.checkpoint is None:
         return None
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, config.checkpoint, identity(training), first=first, note=run.note)
+    return Saver(checkpoints, config.checkpoint, run_identity(session), first=first, note=run.note)
 
 
-def go(
+def run_training(
     run: Run,
     config: DictConfig,
-    training: build.Training,
+    session: build.Session,
     lines: Sequence[str],
     saver: Saver | None,
     restorer: Restorer | None = None,
@@ -87,16 +87,16 @@ def go(
     Args:
         run: started, or resumed.
         config: of the run.
-        training: what it built.
+        session: what it built.
         lines: what a person should know first.
         saver: of its checkpoints.
         restorer: of a resumed training.
     """
-    state = training.state
-    screen: Any = display.Unbreakable(display.make(config.progress))
-    recorder = Recorder(run, training.params)
-    hooks = [hook for hook in (*training.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
-    with stopping(state):
+    state = session.state
+    screen: Any = display.SafeDisplay(display.make_display(config.progress))
+    recorder = Recorder(run, session.params)
+    hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
+    with signals_handled(state):
         try:
             for line in [*display.opening(run), *lines]:
                 screen.say(line)
@@ -105,34 +105,34 @@ def go(
                 # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
                 warnings.filterwarnings("error", message="Using a target size")
                 try:
-                    fit(state, training.train, training.val, hooks)
+                    fit(state, session.train, session.val, hooks)
                 except Stopped as error:
                     if error is state.stop and saver is not None:
                         name = saver.save(state, planned=False)
-                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short(run.directory))}"
+                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short_path(run.directory))}"
                     raise
         except KeyboardInterrupt as error:
-            recorder.tell_left_out(state)
+            recorder.record_unreadable(state)
             run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
             raise
         except BaseException as error:
-            told = error if isinstance(error, TrainkitError) else blame(error, training)
+            told = error if isinstance(error, TrainkitError) else explain_error(error, session)
             try:
-                recorder.tell_left_out(state)
+                recorder.record_unreadable(state)
                 run.finish("failed", told.exit_code, told.problems[0].cause)
             except StorageError as second:  # the first cause is what matters
                 told.problems += [problem for problem in second.problems if problem not in told.problems]
             raise told from error
         finally:
             screen.close()
-            training.close()
+            session.close()
         early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
         run.finish("completed", 0, early if state.stopped_early else None)
     return run
 
 
 @contextmanager
-def stopping(state: State) -> Iterator[None]:
+def signals_handled(state: State) -> Iterator[None]:
     """Let a signal stop the training once no step is under way; a second one ends the process at once.
 
     What comes within `DOUBLED` seconds of the first is taken for the same: several may be told to tell it.
@@ -167,50 +167,50 @@ def stopping(state: State) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def identity(training: build.Training) -> dict[str, Any]:
+def run_identity(session: build.Session) -> dict[str, Any]:
     """What the numbers of a run depend on: its config and data exactly, its machine to rounding."""
-    state = training.state
+    state = session.state
     return {
-        "config": fingerprint(training.config),
+        "config": fingerprint(session.config),
         "epochs": state.epochs,
-        "data": {"training samples": training.train.samples},
+        "data": {"training samples": session.train.samples},
         "machine": {
             "device": state.device.type,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "micro_batch": training.config.micro_batch,
-            "memory_format": str(training.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
-            "compile": training.config.compile or "off",
+            "micro_batch": session.config.micro_batch,
+            "memory_format": str(session.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
+            "compile": session.config.compile or "off",
         },
     }
 
 
-def claim_directory(given: Path | None) -> Path:
+def new_run_directory(given: Path | None) -> Path:
     """The run's directory: the one asked for, or a new one under outputs/ that `latest` points at."""
     if given is not None:
-        return claim(given, exact=True)
-    directory = claim(default_directory())
-    point_latest(directory, Path("outputs"))
+        return claim_directory(given, exact=True)
+    directory = claim_directory(default_directory())
+    update_latest_link(directory, Path("outputs"))
     return directory
 
 
-def facts(training: build.Training) -> dict[str, Any]:
+def run_facts(session: build.Session) -> dict[str, Any]:
     """What `run.json` tells of a training besides its course."""
-    sizes = [(row["count"], row["trainable"]) for row in training.params]
+    sizes = [(row["count"], row["trainable"]) for row in session.params]
     return {
-        "device": str(training.state.device),
+        "device": str(session.state.device),
         "parameters": sum(count for count, _ in sizes),
         "trainable_parameters": sum(count for count, trainable in sizes if trainable),
-        "train_samples": training.train.samples,
-        "val_samples": training.val.samples if training.val is not None else 0,
-        "classes": training.config.data.classes,
+        "train_samples": session.train.samples,
+        "val_samples": session.val.samples if session.val is not None else 0,
+        "classes": session.config.data.classes,
     }
 
 
-def remarks(config: DictConfig, training: build.Training, overrides: Sequence[str] = ()) -> list[str]:
+def startup_notes(config: DictConfig, session: build.Session, overrides: Sequence[str] = ()) -> list[str]:
     """What a person should know of a training before it starts; `overrides` are what they asked for."""
-    state, lines = training.state, []
-    if not training.split_off and any(text.startswith("data.split=0") for text in overrides):
+    state, lines = session.state, []
+    if not session.split_off and any(text.startswith("data.split=0") for text in overrides):
         lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
     norms = [module for module in state.model.modules() if takes_batch_statistics(module)]
     if state.micro_batch is not None and norms:
@@ -220,4 +220,4 @@ def remarks(config: DictConfig, training: build.Training, overrides: Sequence[st
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
     if state.ema is not None:
         lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
-    return [*training.notes, *tables.groups(training.params, [group.name for group in training.groups]), *lines]
+    return [*session.notes, *tables.groups(session.params, [group.name for group in session.groups]), *lines]

@@ -56,7 +56,7 @@ def resolve(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[s
     trainable = {id(param.tensor): param for param in reversed(params) if not param.frozen}
     chosen = [param for param in params if trainable.get(id(param.tensor)) is param]
     if not chosen:
-        raise ConfigError("the model has no trainable parameter", mend="freeze less, or give it one")
+        raise ConfigError("the model has no trainable parameter", hint="freeze less, or give it one")
     problems = [*_assign(chosen, rules, list(optimizers)), *_unknown_options(chosen, optimizers)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -113,8 +113,8 @@ def _frozen_later(rules: Mapping[str, Any], params: list[Param]) -> Iterator[Pro
         later = [other for other in list(rules)[place + 1 :] if other in froze]
         if later and all(param.frozen for param in decided) and not rule.get("optional"):
             cause = f"param_groups.{name}: it decides only frozen parameters ({_some(decided)})"
-            mend = f"delete it, or write param_groups.{name}.optional=true"
-            yield Problem(f"{cause}, frozen by {', '.join(later)}", mend)
+            hint = f"delete it, or write param_groups.{name}.optional=true"
+            yield Problem(f"{cause}, frozen by {', '.join(later)}", hint)
 
 
 def _some(params: Iterable[Param]) -> str:
@@ -144,13 +144,13 @@ def _assign(params: list[Param], rules: Mapping[str, Any], optimizers: list[str]
         for param in homeless:
             param.fields["optimizer"] = left[0]
     elif homeless:
-        mend = f"add a last rule: rest: {{name: '.*', optimizer: {optimizers[-1]}}}"
-        yield Problem(f"param_groups: no rule gives an optimizer ({', '.join(optimizers)}) to {_some(homeless)}", mend)
+        hint = f"add a last rule: rest: {{name: '.*', optimizer: {optimizers[-1]}}}"
+        yield Problem(f"param_groups: no rule gives an optimizer ({', '.join(optimizers)}) to {_some(homeless)}", hint)
         return
     for name in optimizers:
         if not any(param.fields["optimizer"] == name for param in params):
-            mend = f"give it some by a rule: {{ndim: 2, optimizer: {name}}}, or delete it"
-            yield Problem(f"optim.{name}: it is given no parameter", mend)
+            hint = f"give it some by a rule: {{ndim: 2, optimizer: {name}}}, or delete it"
+            yield Problem(f"optim.{name}: it is given no parameter", hint)
 
 
 def _unknown_options(params: list[Param], optimizers: Mapping[str, Options]) -> Iterator[Problem]:

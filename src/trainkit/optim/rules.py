@@ -18,7 +18,7 @@ from trainkit.optim.layers import layers
 
 SELECTORS = ("name", "module", "type", "ndim", "layer")
 OWN_OPTIONS = ("lr_mult", "layer_decay", "freeze", "optimizer", "optional")
-RATES = ("lr", "lr_mult", "layer_decay")
+RATE_OPTIONS = ("lr", "lr_mult", "layer_decay")
 KINDS = {"name": str, "module": str, "type": str, "ndim": int, "layer": int}
 KINDS |= {"freeze": bool, "optimizer": str, "optional": bool}
 LISTS = ("module", "type", "layer")  # selectors that take several values
@@ -91,8 +91,8 @@ def named_params(model: nn.Module, loss_fn: nn.Module | None = None) -> list[Par
                 found.append(Param(name, tensor, owner, layer, last - layer))
     twice = [name for name, count in Counter(param.name for param in found).items() if count > 1]
     if twice:
-        mend = "name the model's module otherwise: loss.* are the loss's"
-        raise ConfigError(f"model: {twice[0]} is a parameter of the model and of the loss", mend=mend)
+        hint = "name the model's module otherwise: loss.* are the loss's"
+        raise ConfigError(f"model: {twice[0]} is a parameter of the model and of the loss", hint=hint)
     return found
 
 
@@ -115,16 +115,16 @@ def malformed(name: str, rule: Any, optimizers: Mapping[str, Options]) -> Iterat
         if not any(key in one for one in optimizers.values()):
             close = nearest(key, {*SELECTORS, *OWN_OPTIONS, *known})
             has = f"{' and '.join(optimizers)} {'have' if len(optimizers) > 1 else 'has'} {', '.join(sorted(known))}"
-            mend = f"did you mean {where}.{close}? {has}" if close else f"{has}; a rule has {', '.join(OWN_OPTIONS)}"
-            yield Problem(f"{where}.{key}: neither a selector nor an option of the optimizer", mend)
+            hint = f"did you mean {where}.{close}? {has}" if close else f"{has}; a rule has {', '.join(OWN_OPTIONS)}"
+            yield Problem(f"{where}.{key}: neither a selector nor an option of the optimizer", hint)
     if not set(rule) & set(SELECTORS):
         yield Problem(f"{where}: no selector", f"say which parameters: {', '.join(SELECTORS)}")
     if not options - {"optional"}:
         yield Problem(f"{where}: it sets nothing", f"give it an option, such as {where}.lr_mult=0.1")
-    rates = [key for key in RATES if key in rule]
+    rates = [key for key in RATE_OPTIONS if key in rule]
     if len(rates) > 1:
         yield Problem(f"{where}: both {' and '.join(rates)}", "keep one: the rate in force is lr * lr_mult")
-    for key in sorted({*RATES, "weight_decay"} & options):
+    for key in sorted({*RATE_OPTIONS, "weight_decay"} & options):
         if isinstance(rule[key], bool) or not isinstance(rule[key], int | float) or not 0 <= rule[key] < float("inf"):
             yield Problem(f"{where}.{key}={rule[key]!r}: must be a number of at least 0", f"write {where}.{key}=0.1")
     if isinstance(rule.get("layer_decay"), int | float) and rule["layer_decay"] > 1:
@@ -134,8 +134,8 @@ def malformed(name: str, rule: Any, optimizers: Mapping[str, Options]) -> Iterat
     yield from _of_wrong_type(where, rule)
     if isinstance(rule.get("optimizer"), str) and rule["optimizer"] not in optimizers:
         one = f"there is one optimizer, {next(iter(optimizers))}; name several under optim, or delete {where}.optimizer"
-        mend = did_you_mean(rule["optimizer"], optimizers, f"{where}.optimizer=") if len(optimizers) > 1 else one
-        yield Problem(f"{where}.optimizer={rule['optimizer']}: there is none of that name", mend)
+        hint = did_you_mean(rule["optimizer"], optimizers, f"{where}.optimizer=") if len(optimizers) > 1 else one
+        yield Problem(f"{where}.optimizer={rule['optimizer']}: there is none of that name", hint)
     try:
         re.compile(str(rule.get("name", "")))
     except re.error as error:

@@ -14,7 +14,7 @@ PER_GROUP = ("max_lr", "base_lr", "min_lr", "swa_lr")  # torch takes one number,
 ONE_FLOOR = (CosineAnnealingLR, CosineAnnealingWarmRestarts)  # whose eta_min torch takes for all groups
 
 
-def keeping_ratios(cls: Any, arguments: dict[str, Any], ratios: Sequence[float]) -> tuple[Any, dict[str, Any]]:
+def keep_group_ratios(cls: Any, arguments: dict[str, Any], ratios: Sequence[float]) -> tuple[Any, dict[str, Any]]:
     """A scheduler's class and arguments such that no rate among them is the same for unequal groups.
 
     torch takes `max_lr`, `base_lr` and `min_lr` as they are for all groups, and `eta_min` as the one
@@ -39,7 +39,7 @@ def keeping_ratios(cls: Any, arguments: dict[str, Any], ratios: Sequence[float])
     if isinstance(cls, type) and issubclass(cls, ONE_FLOOR) and floor:
         floors = floor if isinstance(floor, list) else [floor * ratio for ratio in ratios]
         if len(floors) != len(ratios):
-            raise ConfigError(f"eta_min={floors}: there are {len(ratios)} param groups", mend="give one for each")
+            raise ConfigError(f"eta_min={floors}: there are {len(ratios)} param groups", hint="give one for each")
         arguments["eta_min"] = floors[0]
         cls = type(cls.__name__, (_FloorByGroup, cls), {"floors": floors})
     return cls, arguments

@@ -19,13 +19,13 @@ from typing import IO, Any
 import torch
 
 from trainkit.core.errors import CheckpointError, StorageError
-from trainkit.core.paths import short
+from trainkit.core.paths import short_path
 from trainkit.runs.snapshot import FORMAT, KEYS
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 NAME = re.compile(r"step-\d{8,}")
 TEMPORARY = re.compile(r"\.(step-\d{8,}|last|best)\.(new|replaced|deleted).*")
-MOST_MANIFEST = 1 << 16  # bytes
+MAX_MANIFEST_BYTES = 1 << 16  # bytes
 
 
 class DamagedError(Exception):
@@ -50,7 +50,7 @@ class Checkpoints:
         """What is there under a checkpoint's name, the newest first."""
         if self.directory.is_symlink():
             cause = f"{self.directory} is a link, and what it names may be anybody's"
-            raise CheckpointError(cause, mend="move the checkpoints there, or the whole run where there is room")
+            raise CheckpointError(cause, hint="move the checkpoints there, or the whole run where there is room")
         if not self.directory.is_dir():
             return []
         found = [entry for entry in os.scandir(self.directory) if NAME.fullmatch(entry.name)]
@@ -98,8 +98,8 @@ class Checkpoints:
             shutil.rmtree(fresh, ignore_errors=True)
             raise StorageError(
                 f"{place} cannot be written: {error.strerror or error}",
-                mend=f"the checkpoints before it are as they were: free that disk, then "
-                f"trainkit resume {shlex.quote(short(self.directory.parent))}",
+                hint=f"the checkpoints before it are as they were: free that disk, then "
+                f"trainkit resume {shlex.quote(short_path(self.directory.parent))}",
             ) from error
         self.valid.add(name)
         self.point("last", name)
@@ -154,11 +154,11 @@ class Checkpoints:
         if type(saved.get("format")) is not int or saved["format"] != FORMAT:
             raise CheckpointError(
                 f"{self.directory / name}: its format is {saved.get('format')!r}, this trainkit reads {FORMAT}",
-                mend="resume it with the trainkit that wrote it: see versions in run.json",
+                hint="resume it with the trainkit that wrote it: see versions in run.json",
             )
         lacking = [key for key in KEYS if key not in saved]
         if lacking:
-            raise CheckpointError(f"{self.directory / name}: it lacks {', '.join(lacking)}", mend="use another")
+            raise CheckpointError(f"{self.directory / name}: it lacks {', '.join(lacking)}", hint="use another")
         if saved["step"] != _step(name):
             raise DamagedError(f"it is of step {saved['step']!r}")
         self.valid.add(name)
@@ -182,7 +182,7 @@ class Checkpoints:
             except DamagedError as error:
                 passed.append(f"{name}: {error}")
         told = f"none can be used: {'; '.join(passed)}" if passed else "there is none"
-        raise CheckpointError(f"{self.directory}: {told}", mend="start a new run")
+        raise CheckpointError(f"{self.directory}: {told}", hint="start a new run")
 
     def is_valid(self, name: str) -> bool:
         """Whether a checkpoint is there and is what was written."""
@@ -194,7 +194,7 @@ class Checkpoints:
     def _manifest(self, name: str) -> dict[str, Any]:
         """What the manifest of a valid checkpoint says."""
         with _open(self.directory / name / MANIFEST) as file:
-            manifest: dict[str, Any] = json.loads(file.read(MOST_MANIFEST))
+            manifest: dict[str, Any] = json.loads(file.read(MAX_MANIFEST_BYTES))
         return manifest
 
     def prune(self, keep: int) -> None:
@@ -213,7 +213,7 @@ class Checkpoints:
                     self._delete(name)
                 except OSError as error:
                     cause = f"{self.directory / name} cannot be deleted: {error.strerror or error}"
-                    raise StorageError(cause, mend="let it be deleted, or write checkpoint.keep=1000") from error
+                    raise StorageError(cause, hint="let it be deleted, or write checkpoint.keep=1000") from error
             elif valid and kept < keep:
                 kept += 1
 
@@ -305,7 +305,7 @@ def _verified(path: Path) -> Iterator[BufferedReader]:
     """
     try:
         with _open(path / MANIFEST) as file:
-            manifest = json.loads(file.read(MOST_MANIFEST))
+            manifest = json.loads(file.read(MAX_MANIFEST_BYTES))
         if manifest.pop("sha256") != _sum(manifest):
             raise DamagedError(f"the sha256 of {MANIFEST} is not its own")
         if set(manifest["files"]) != {STATE}:

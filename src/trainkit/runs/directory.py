@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
-from trainkit.core.paths import short, unwritable
-from trainkit.core.redaction import from_environment, redacted, redacted_words, scrubbed, secrets_in
+from trainkit.core.paths import cannot_write, short_path
+from trainkit.core.redaction import from_environment, redact_known, redact_words, redacted, secrets_in
 from trainkit.runs.lock import Lock
 
 
-def find(name: str) -> Path:
+def find_run(name: str) -> Path:
     """The run directory that a command line names: its path, or `last`.
 
     Raises:
@@ -34,21 +34,21 @@ def find(name: str) -> Path:
     directory = Path("outputs/latest") if name == "last" else Path(name)
     if not directory.is_dir():
         there = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
-        mend = f"the newest here is {there[-1]}" if there else "name a run's directory; there is none under outputs/"
-        raise ConfigError(f"{directory}: there is no such directory", mend=mend)
+        hint = f"the newest here is {there[-1]}" if there else "name a run's directory; there is none under outputs/"
+        raise ConfigError(f"{directory}: there is no such directory", hint=hint)
     if (directory / "run.json").exists():
         return directory.resolve() if name == "last" else directory
     inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
     open_ones = [run for run in inside if Run.load(run).info.get("status") != "completed"]
     if open_ones:
-        mend = "resume them one by one: " + "; ".join(
-            f"trainkit resume {shlex.quote(short(run))}" for run in open_ones[:8]
+        hint = "resume them one by one: " + "; ".join(
+            f"trainkit resume {shlex.quote(short_path(run))}" for run in open_ones[:8]
         )
-        raise ConfigError(f"{directory} holds several runs ({len(open_ones)} unfinished)", mend=mend)
+        raise ConfigError(f"{directory} holds several runs ({len(open_ones)} unfinished)", hint=hint)
     if inside:
         cause = f"{directory} holds several runs; those that were begun are finished"
-        raise ConfigError(cause, mend=f"name one of them: {shlex.quote(short(inside[0]))}")
-    raise ConfigError(f"{directory} holds no run: no training was begun there", mend="start one: trainkit …")
+        raise ConfigError(cause, hint=f"name one of them: {shlex.quote(short_path(inside[0]))}")
+    raise ConfigError(f"{directory} holds no run: no training was begun there", hint="start one: trainkit …")
 
 
 class Run:
@@ -76,7 +76,7 @@ class Run:
                 if not isinstance(run.info, dict):
                     raise ValueError("it holds no object")
             except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{path} is damaged: {error}", mend="mend it, or write {} into it") from error
+                raise CheckpointError(f"{path} is damaged: {error}", hint="mend it, or write {} into it") from error
         return run
 
     @property
@@ -91,9 +91,9 @@ class Run:
             config = OmegaConf.load(path)
         except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
             text = " ".join(str(error).split())
-            raise CheckpointError(f"{path} cannot be read: {text}", mend="put it back, or start a new run") from error
+            raise CheckpointError(f"{path} cannot be read: {text}", hint="put it back, or start a new run") from error
         if not isinstance(config, DictConfig):
-            raise CheckpointError(f"{path} is no config", mend="put it back, or start a new run")
+            raise CheckpointError(f"{path} is no config", hint="put it back, or start a new run")
         return config
 
     @property
@@ -149,7 +149,7 @@ class Run:
         self.acquire()
         if (self.directory / "run.json").exists():
             self.lock.release()
-            raise RunDirectoryInUseError(f"{self.directory} holds a run already", mend="choose another directory")
+            raise RunDirectoryInUseError(f"{self.directory} holds a run already", hint="choose another directory")
         self.record(config, overrides, hydra)
         self._open_log()
         self.info = {
@@ -192,7 +192,7 @@ class Run:
         try:
             self.lock.acquire()
         except OSError as error:
-            raise unwritable(self.directory, error) from error
+            raise cannot_write(self.directory, error) from error
 
     def record(self, config: DictConfig, overrides: Sequence[str], hydra: DictConfig | None = None) -> None:
         """Write the config and how it came about into `.hydra/`, interpolations as they are, without secrets."""
@@ -205,11 +205,11 @@ class Run:
         try:
             (self.directory / ".hydra").mkdir(exist_ok=True)
         except OSError as error:
-            raise unwritable(self.directory, error) from error
+            raise cannot_write(self.directory, error) from error
         for name, node in content.items():
             plain = redacted(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
             # In the config itself a secret may be a part of other words, which a resumed run needs as they are.
-            node = plain if name == "config" else redacted_words(plain, self.secrets)
+            node = plain if name == "config" else redact_words(plain, self.secrets)
             text = OmegaConf.to_yaml(OmegaConf.create(node))
             self._replace(f".hydra/{name}.yaml", text)
 
@@ -237,14 +237,14 @@ class Run:
         """Add a line to `trainkit.log`, with the time."""
         if self.log is not None:
             try:
-                self.log.write(f"{_now()} {scrubbed(line, self.secrets)}\n")
+                self.log.write(f"{_now()} {redact_known(line, self.secrets)}\n")
                 self.log.flush()
             except OSError as error:
                 raise self._unwritable(error) from error
 
     def finish(self, status: str, exit_code: int, why: str | None = None) -> None:
         """Write down how it ended: completed, stopped or failed; let go of the directory."""
-        why = why and scrubbed(why, self.secrets)
+        why = why and redact_known(why, self.secrets)
         self.info |= {"status": status, "exit_code": exit_code, "why": why, "ended": _now()}
         try:
             try:
@@ -295,18 +295,18 @@ class Run:
 
     def _unwritable(self, error: OSError) -> StorageError:
         if not self.info:  # nothing has begun
-            return unwritable(self.directory, error)
-        mend = f"free or mend that disk, then trainkit resume {shlex.quote(short(self.directory))}"
-        return StorageError(f"{short(self.directory)} cannot be written: {error.strerror or error}", mend=mend)
+            return cannot_write(self.directory, error)
+        hint = f"free or mend that disk, then trainkit resume {shlex.quote(short_path(self.directory))}"
+        return StorageError(f"{short_path(self.directory)} cannot be written: {error.strerror or error}", hint=hint)
 
     def _clean(self, words: Sequence[str]) -> list[str]:
-        return [str(word) for word in redacted_words(list(words), self.secrets)]
+        return [str(word) for word in redact_words(list(words), self.secrets)]
 
 
 def redact_file(path: Path, secrets: set[str]) -> None:
     """Take the secrets out of a YAML file that Hydra wrote."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    clean = redacted_words(redacted(content), secrets | set(secrets_in(content)))
+    clean = redact_words(redacted(content), secrets | set(secrets_in(content)))
     if clean != content:
         path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
 

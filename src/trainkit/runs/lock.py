@@ -81,7 +81,7 @@ class Lock:
         who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
         return RunDirectoryInUseError(
             f"{self.path.parent}: {who} is at work in it",
-            mend=f"wait for it or stop it; if it is gone for sure, delete {self.path}",
+            hint=f"wait for it or stop it; if it is gone for sure, delete {self.path}",
         )
 
 

@@ -46,8 +46,8 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_options: bool) -> None:
     names = _names(optimizer)
     order = [name for inside in names.values() for name in inside]
-    same(names, saved["groups"], "param groups")
-    same(order, {*order, *saved["state"]}, "optimized parameters")
+    check_same_names(names, saved["groups"], "param groups")
+    check_same_names(order, {*order, *saved["state"]}, "optimized parameters")
     number = {name: index for index, name in enumerate(order)}
     signature = inspect.signature(type(optimizer).__init__).parameters.values()
     arguments = {"lr", *(parameter.name for parameter in signature), *SCHEDULED}
@@ -56,7 +56,7 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_op
     groups = []
     for group, name in zip(optimizer.param_groups, names, strict=True):
         there = saved["groups"][name]
-        same(names[name], there.get("param_names", names[name]), f"parameters of group {name}")
+        check_same_names(names[name], there.get("param_names", names[name]), f"parameters of group {name}")
         own = {key: value for key, value in group.items() if key != "params"}
         # What is no argument is state of the optimizer's, whatever the config says.
         kept = {key: value for key, value in there.items() if with_options or key not in arguments}
@@ -94,7 +94,7 @@ def _as_saved(here: Any, saved: Any, param: Tensor) -> Any:
     return saved if here is None else here
 
 
-def same(here: Iterable[Any], there: Iterable[Any], what: str) -> None:
+def check_same_names(here: Iterable[Any], there: Iterable[Any], what: str) -> None:
     """Raise `ValueError` with what differs, where two sets of names are not the same."""
     mine, others = set(map(str, here)), set(map(str, there))
     if mine != others:
@@ -103,16 +103,16 @@ def same(here: Iterable[Any], there: Iterable[Any], what: str) -> None:
         raise ValueError(f"its {what} are others: {'; '.join(parts)}")
 
 
-def in_host_memory(saved: Any) -> Any:
+def copy_to_cpu(saved: Any) -> Any:
     """What `remember` gave, with copies of its tensors on the CPU, which later steps leave alone."""
     if isinstance(saved, Tensor):
         return saved.detach().to("cpu", copy=True)
     if isinstance(saved, OrderedDict):  # a module's, with what torch notes of it
-        copied = OrderedDict((key, in_host_memory(value)) for key, value in saved.items())
+        copied = OrderedDict((key, copy_to_cpu(value)) for key, value in saved.items())
         copied.__dict__.update(saved.__dict__)
         return copied
     if isinstance(saved, Mapping):
-        return {key: in_host_memory(value) for key, value in saved.items()}
+        return {key: copy_to_cpu(value) for key, value in saved.items()}
     if isinstance(saved, list | tuple):
-        return type(saved)(in_host_memory(value) for value in saved)
+        return type(saved)(copy_to_cpu(value) for value in saved)
     return saved

@@ -13,7 +13,7 @@ from trainkit.core.errors import CheckpointError, ConfigError, NonFiniteError
 from trainkit.display import live as display
 from trainkit.runs.checkpoint import Checkpoints, DamagedError, name_of
 from trainkit.runs.directory import Run
-from trainkit.runs.snapshot import remember, restore, restore_weights
+from trainkit.runs.snapshot import capture_state, restore_state, restore_weights
 from trainkit.training.loop import not_finite
 from trainkit.training.state import State
 
@@ -32,9 +32,9 @@ class Recorder:
 
     def on_step(self, state: State) -> None:
         """Write down samples that could not be read."""
-        self.tell_left_out(state)
+        self.record_unreadable(state)
 
-    def tell_left_out(self, state: State) -> None:
+    def record_unreadable(self, state: State) -> None:
         """Write down samples that could not be read, once each."""
         if sum(map(len, state.unreadable.values())) > len(self.told):
             lines = {line: None for known in state.unreadable.values() for line in known.values()}
@@ -45,7 +45,7 @@ class Recorder:
 
     def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
         """Append the epoch."""
-        self.tell_left_out(state)
+        self.record_unreadable(state)
         left_out = sum(map(len, state.unreadable.values()))
         if left_out:
             metrics["unreadable"] = left_out
@@ -76,7 +76,7 @@ class Restorer:
     def on_start(self, state: State) -> None:
         """Restore once more, and let go of what was saved."""
         if self.resumed is not None:
-            restore(state, self.resumed)
+            restore_state(state, self.resumed)
         self.resumed = None
 
 
@@ -118,8 +118,8 @@ class Saver:
             try:  # what cannot be read again is told of now
                 self.checkpoints.load(name)
             except DamagedError as error:
-                mend = "let every state_dict hold numbers, strings, tensors, lists and dicts, or write checkpoint=off"
-                raise CheckpointError(f"what was saved cannot be read again: {error}", mend=mend) from error
+                hint = "let every state_dict hold numbers, strings, tensors, lists and dicts, or write checkpoint=off"
+                raise CheckpointError(f"what was saved cannot be read again: {error}", hint=hint) from error
         elif name_of(state.step) in self.checkpoints.names():
             self.checkpoints.point("last", name_of(state.step))
         self.point_best(state)
@@ -164,7 +164,7 @@ class Saver:
 
     def save(self, state: State, *, planned: bool = True) -> str:
         """Save now; returns the checkpoint's name."""
-        name = self.checkpoints.write(remember(state, self.fingerprint), planned=planned)
+        name = self.checkpoints.write(capture_state(state, self.fingerprint), planned=planned)
         self.point_best(state)
         self.checkpoints.prune(self.keep)
         self.saved_at = time.monotonic()
@@ -184,7 +184,7 @@ def number_of_metric(name: str, value: Any) -> Any:
         json.dumps(value)
     except (TypeError, ValueError) as error:
         cause = f"hooks: the metric {name} is a {type(value).__name__}"
-        raise ConfigError(cause, mend="let metrics be numbers") from error
+        raise ConfigError(cause, hint="let metrics be numbers") from error
     return value
 
 

@@ -20,7 +20,7 @@ from trainkit.core.redaction import REDACTED
 from trainkit.runs.directory import Run
 
 
-def again(run: Run, overrides: Sequence[str], only: str = "") -> tuple[DictConfig, list[str]]:
+def reload_config(run: Run, overrides: Sequence[str], only: str = "") -> tuple[DictConfig, list[str]]:
     """A run's config with some values changed, and what `resume.allow` names; secrets are asked for inside `only`.
 
     Raises:
@@ -70,8 +70,8 @@ def recomposed(
         problems.append(Problem(f"resume.allow={key}: there is no such key", near))
     redacted_keys = _redacted_keys(OmegaConf.to_container(config, resolve=False))
     for key in (key for key in redacted_keys if key.startswith(only)):
-        mend = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
-        problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", mend))
+        hint = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
+        problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", hint))
     try:
         checked(config)
     except ConfigError as error:
@@ -92,8 +92,8 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
         config.scheduler = None
         return []
     if loader.get_group_options(key) and isinstance(value, str):
-        mend = f"override single keys of it, or start a new run with {text}"
-        return [Problem(f"{text}: a resumed run keeps its {key}", mend)]
+        hint = f"override single keys of it, or start a new run with {text}"
+        return [Problem(f"{text}: a resumed run keeps its {key}", hint)]
     if key.startswith("resume"):
         return [Problem(f"{text}: there is no such key", "write resume.allow=[KEY,…]")]
     if override.is_sweep_override() or key.startswith("hydra."):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.core.device import random_state, set_random_state
+from trainkit.core.device import rng_state, set_rng_state
 from trainkit.core.errors import CheckpointError
-from trainkit.runs.optimizer_state import in_host_memory, optimizer_state, restore_optimizer, same
+from trainkit.runs.optimizer_state import check_same_names, copy_to_cpu, optimizer_state, restore_optimizer
 from trainkit.training.state import State
 
 FORMAT = 1
@@ -39,12 +39,12 @@ KEYS = (
     "rng",
     "fingerprint",
 )
-RATES = {"lr", "optim", "param_groups", "scheduler"}  # config keys whose change gives a new plan of the rates
-ORDER = {"batch_size", "seed", "data", "limit_batches"}  # those whose change gives an epoch other batches
+RATE_KEYS = {"lr", "optim", "param_groups", "scheduler"}  # config keys whose change gives a new plan of the rates
+ORDER_KEYS = {"batch_size", "seed", "data", "limit_batches"}  # those whose change gives an epoch other batches
 CLOCKS = ("seconds", "samples_per_second")
 
 
-def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def capture_state(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """A training on a step boundary, as `torch.load(weights_only=True)` reads it back.
 
     Optimizers are kept by the names of their parameters and groups. The tensors are the training's own,
@@ -84,12 +84,12 @@ def remember(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         },
         "best": _plain(state.best, "best"),
         "early_stop": {"epochs_since_best": state.epochs_since_best, "reference": state.patience_reference},
-        "rng": random_state(),
+        "rng": rng_state(),
         "fingerprint": _plain(fingerprint, "fingerprint"),
     }
 
 
-def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
+def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
     """Put a training back to where `remember` saw it.
 
     Where its config has other rates now (`changed` names one of `RATES`, a longer `epochs` among the
@@ -100,7 +100,7 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
     Raises:
         CheckpointError: what was saved is not of this training's parts.
     """
-    with refusing():
+    with refuse_mismatch():
         restore_weights(state, saved, changed)
         metrics, early = saved["metrics"], saved["early_stop"]
         state.epoch = saved["epoch"]
@@ -108,7 +108,7 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
             known.clear()
             known.update(metrics["unreadable"].get(part, {}))
         state.begin_epoch()
-        if not ORDER & set(changed):
+        if not ORDER_KEYS & set(changed):
             state.batch, state.seen, state.skipped = saved["batch"], metrics["seen"], metrics["skipped"]
             state.loss.put(metrics["numerator"], metrics["denominator"])
             state.seconds = metrics["seconds"]
@@ -120,7 +120,7 @@ def restore(state: State, saved: Mapping[str, Any], changed: Collection[str] = (
                 raise ValueError(f"the best {state.monitor} is {state.best[state.monitor]!r}")
             state.epochs_since_best, state.patience_reference = early["epochs_since_best"], early["reference"]
             state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
-        set_random_state(saved["rng"])
+        set_rng_state(saved["rng"])
 
 
 def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
@@ -129,16 +129,16 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
     Raises:
         CheckpointError: what was saved is not of this training's parts.
     """
-    with refusing():
+    with refuse_mismatch():
         check_types(saved)
-        planned_anew = bool(RATES & set(changed))
+        planned_anew = bool(RATE_KEYS & set(changed))
         state.step = saved["step"]
         state.model.load_state_dict(saved["model"])
         given = {"weight", "pos_weight"} if "loss" in changed else set()  # arguments that torch keeps as buffers
         own = {key: value for key, value in state.loss_fn.state_dict().items() if key in given}
         state.loss_fn.load_state_dict({key: v for key, v in saved["loss"].items() if key not in given} | own)
         optimizers, schedulers = state.optimizers, _schedulers(state)
-        same(optimizers, saved["optimizers"], "optimizers")
+        check_same_names(optimizers, saved["optimizers"], "optimizers")
         if (state.ema is None) != (saved["ema"] is None):
             raise ValueError("ema: one has it, the other has not")
         if state.ema is not None:
@@ -147,7 +147,7 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
             state.scaler.load_state_dict(saved["scaler"])
         for name, optimizer in optimizers.items():
             # A copy: the optimizer takes the tensors that it is given for its own.
-            content = in_host_memory(saved["optimizers"][name])
+            content = copy_to_cpu(saved["optimizers"][name])
             restore_optimizer(optimizer, content, with_options=not planned_anew)
             optimizer._opt_called = state.step > 0  # type: ignore[attr-defined]  # or torch's schedulers warn
         if planned_anew:
@@ -210,7 +210,7 @@ def _plan_anew(scheduler: Any, state: State, saved: Mapping[str, Any], changed: 
         return
     times = saved["epoch"]
     if scheduler in state.step_schedulers:
-        times = saved["epoch"] * state.batches if ORDER & changed else state.step
+        times = saved["epoch"] * state.batches if ORDER_KEYS & changed else state.step
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch misses the optimizer's steps in between
         for _ in range(times):
@@ -271,14 +271,14 @@ def _plain(value: Any, where: str, *, without_callables: bool = False) -> Any:
         return None
     if isinstance(value, int) and abs(value) >= 2**63:
         cause = f"{where}: a whole number of {value.bit_length()} bits is too large to be stored"
-        raise CheckpointError(cause, mend="let its state hold it as text")
+        raise CheckpointError(cause, hint="let its state hold it as text")
     kinds: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
     for kind in kinds:
         if isinstance(value, kind):  # or one derived from it, as torch's version is
             return value if type(value) is kind else kind(value)
     raise CheckpointError(
         f"{where}: a {type(value).__name__} cannot be stored in a checkpoint",
-        mend="let its state hold numbers, strings, tensors, lists and dicts alone, or write checkpoint=off",
+        hint="let its state hold numbers, strings, tensors, lists and dicts alone, or write checkpoint=off",
     )
 
 
@@ -311,7 +311,7 @@ def _counts(best: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
+def refuse_mismatch() -> Iterator[None]:
     """Turn what does not fit into a `CheckpointError`."""
     try:
         yield
@@ -319,5 +319,5 @@ def refusing() -> Iterator[None]:
         told = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CheckpointError(
             f"the checkpoint does not fit this training: {told}",
-            mend="resume with the code and the config that it was made with, or start a new run",
+            hint="resume with the code and the config that it was made with, or start a new run",
         ) from error

@@ -14,10 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.compose import Composed, Sweep, search_path
-from trainkit.config.targets import wrong_targets
+from trainkit.config.targets import check_targets
 from trainkit.core.errors import ConfigError, TrainkitError
-from trainkit.core.paths import claim, point_latest, short
-from trainkit.core.redaction import redacted_words
+from trainkit.core.paths import claim_directory, short_path, update_latest_link
+from trainkit.core.redaction import redact_words
 from trainkit.display import text as tables
 from trainkit.engine.train import train
 from trainkit.runs.directory import Run, redact_file
@@ -35,27 +35,27 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         The exit code: 10 where a run failed.
     """
     plain = [OmegaConf.to_container(job.config, resolve=True) for job in checked.jobs]
-    problems = [problem for config in plain for problem in wrong_targets(config)]
+    problems = [problem for config in plain for problem in check_targets(config)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     if checked.more_jobs:
         print(f"note: only the first {len(checked.jobs)} runs were checked beforehand", file=sys.stderr)
-    directory = claim(checked.directory, exact=checked.directory_given)
+    directory = claim_directory(checked.directory, exact=checked.directory_given)
     if not checked.directory_given:
-        point_latest(directory, Path("outputs"))
+        update_latest_link(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
     place = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would hold secrets
     asked = [text for text in overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
         returned = app.multirun("config", sweep_job, [*asked, *place], with_log_configuration=False)
     except (HydraException, RuntimeError) as error:
-        raise ConfigError(f"the sweep cannot start: {error}", mend="see hydra/sweeper and hydra/launcher") from error
+        raise ConfigError(f"the sweep cannot start: {error}", hint="see hydra/sweeper and hydra/launcher") from error
 
     runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
     print("\n".join(tables.comparison(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
-        print(f"failed: {' '.join(run.overrides)}: {short(run.directory)}", file=sys.stderr)
+        print(f"failed: {' '.join(run.overrides)}: {short_path(run.directory)}", file=sys.stderr)
     lost = [job for batch in returned or [] for job in batch if job.return_value is None]
     return 10 if failed or lost else 0
 
@@ -64,7 +64,7 @@ def sweep_job(config: DictConfig) -> float | None:
     """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
     hydra: Any = HydraConfig.get()
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    print(f"run {hydra.job.num}: {' '.join(redacted_words(overrides, ()))}", file=sys.stderr)
+    print(f"run {hydra.job.num}: {' '.join(redact_words(overrides, ()))}", file=sys.stderr)
     composed = Composed(config, hydra, overrides, Path(hydra.runtime.output_dir))
     begun = Run(Path(hydra.runtime.output_dir))
     begun.record(config, composed.overrides, hydra)  # what fails before it runs is told of too

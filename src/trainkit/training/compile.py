@@ -47,7 +47,7 @@ def take_away(*_: Any) -> None:
         vars(torch).pop("_dynamo", None)
 
 
-def leave_out(optimizer: Optimizer) -> Optimizer:
+def skip_dynamo(optimizer: Optimizer) -> Optimizer:
     """Let an optimizer step without importing the compiler."""
     optimizer.register_step_pre_hook(put_in)
     optimizer.register_step_post_hook(take_away)
@@ -65,7 +65,7 @@ class Arrival:
                 vars(function).pop("__dynamo_disable", None)
 
 
-def leave_alone() -> None:
+def defer_dynamo() -> None:
     """Let optimizers be built, saved and restored without importing the compiler, until something else does."""
     if NAME not in sys.modules and not any(isinstance(finder, Arrival) for finder in sys.meta_path):
         sys.meta_path.insert(0, Arrival())
@@ -95,5 +95,5 @@ def compile_model(model: nn.Module, mode: str) -> None:
             get_cpp_compiler()
         except Exception as error:
             cause = f"compile: this machine has no C++ compiler ({type(error).__name__})"
-            raise ConfigError(cause, mend="install g++, or write compile=off") from error
+            raise ConfigError(cause, hint="install g++, or write compile=off") from error
     model.compile(mode=mode)

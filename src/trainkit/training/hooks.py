@@ -15,7 +15,7 @@ EVENTS = {
 }
 
 
-def tell(hooks: Sequence[Any], event: str, *args: Any) -> None:
+def call_hooks(hooks: Sequence[Any], event: str, *args: Any) -> None:
     """Call each hook that has a method for the event."""
     for hook in hooks:
         method = getattr(hook, event, None)

@@ -12,28 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.core.device import random_state_kept, wait
+from trainkit.core.device import preserve_rng, wait
 from trainkit.core.errors import ConfigError, NonFiniteError, Problem, Stopped
 from trainkit.core.pytree import batch_size_of
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
-from trainkit.data.reading import put_back_draws
-from trainkit.training.hooks import tell
+from trainkit.data.reading import restore_rng
+from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import denominator, is_sum
 from trainkit.training.metrics import Mean, predicted_right
 from trainkit.training.state import Metrics, State
 from trainkit.training.step import (
     before_update,
-    fitting,
+    last_step_metrics,
     micro_batches,
-    observe_step,
-    report_of_step,
+    record_last_step,
+    run_with_oom_split,
     train_step_in_parts,
 )
 
-MOST_SKIPPED = 10  # batches of an epoch that on_nonfinite=skip leaves out, or 1 in 100 of them
-MOST_ROLLBACKS = 3  # in an epoch
-LEAST_SCALE = 2.0**-10  # of the loss in fp16; it begins at 2**16 and is halved at each overflow
+MAX_SKIPPED = 10  # batches of an epoch that on_nonfinite=skip leaves out, or 1 in 100 of them
+MAX_ROLLBACKS = 3  # in an epoch
+MIN_SCALE = 2.0**-10  # of the loss in fp16; it begins at 2**16 and is halved at each overflow
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
@@ -47,7 +47,7 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
     """
     hooks = hooks or []
     state.batches, state.samples = len(train), train.samples
-    tell(hooks, "on_start", state)
+    call_hooks(hooks, "on_start", state)
     while not state.done:
         state.began = time.perf_counter()
         metrics = train_epoch(state, train, hooks)
@@ -55,11 +55,11 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
             metrics |= evaluate(state, val, hooks)
         metrics["seconds"] = state.elapsed
         metrics = finish_epoch(state, metrics)
-        tell(hooks, "on_epoch", state, metrics)
+        call_hooks(hooks, "on_epoch", state, metrics)
         check_finite(state, metrics)
     if state.scaler is not None and state.step >= 10 and state.scaler.get_scale() == 2.0 ** (16 - state.step):
         raise never_finite(state.scaler.get_scale())  # not one update
-    tell(hooks, "on_end", state)
+    call_hooks(hooks, "on_end", state)
 
 
 def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
@@ -68,9 +68,9 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     state.loss_fn.train()
     for inputs, targets in waiting(state, loader.batches(state.epoch, state.batch)):
         try:
-            fitting(train_step, state, inputs, targets, hooks)
+            run_with_oom_split(train_step, state, inputs, targets, hooks)
         except NonFiniteError as error:
-            leave_out(state, loader, inputs, error, hooks)
+            skip_batch(state, loader, inputs, error, hooks)
         else:
             if state.ema is not None:
                 state.ema.update_parameters(state.trained)
@@ -79,7 +79,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
             state.step += 1
             state.seen += batch_size_of(inputs)
         state.batch += 1
-        tell(hooks, "on_step", state)
+        call_hooks(hooks, "on_step", state)
     metrics = {
         "train/loss": state.loss.item(),
         "train/loss_sum": state.loss.sum(),
@@ -101,7 +101,7 @@ def waiting(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
             with interruptible(state):
                 batch = next(batches, None)
         except Stopped:
-            put_back_draws()
+            restore_rng()
             raise
         if batch is None:
             return
@@ -155,9 +155,9 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     loss, accuracy = Mean(state.device, summed=is_sum(loss_fn)), Mean(state.device, summed=True)
     judged = False
     batches = loader.batches(0)
-    with random_state_kept(), buffers_kept_if_stopped(model, loss_fn), interruptible(state):
+    with preserve_rng(), buffers_kept_if_stopped(model, loss_fn), interruptible(state):
         for inputs, targets in batches:
-            for value, weight, right in fitting(evaluate_batch, state, inputs, targets, hooks):
+            for value, weight, right in run_with_oom_split(evaluate_batch, state, inputs, targets, hooks):
                 loss.update(value, weight=weight)
                 if right is not None:
                     judged = True
@@ -181,10 +181,10 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
     state.epoch += 1
     clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
-    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **report_of_step(state), **clock}
+    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **last_step_metrics(state), **clock}
     if state.monitor not in metrics:
         there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
-        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", mend=f"there is: {there}")
+        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", hint=f"there is: {there}")
     value = metrics[state.monitor]
     if _better(state, value, state.best[state.monitor] if state.best else None):
         state.best = metrics
@@ -223,22 +223,22 @@ def evaluate_batch(state: State, inputs: Any, targets: Any) -> list[tuple[Tensor
 # ------------------------------------------------------------------------- what is not finite
 
 
-def leave_out(state: State, loader: Loader, inputs: Any, error: NonFiniteError, hooks: Sequence[Any]) -> None:
+def skip_batch(state: State, loader: Loader, inputs: Any, error: NonFiniteError, hooks: Sequence[Any]) -> None:
     """Go on without a batch whose loss or gradient is not finite, or raise the error with what the batch was.
 
     Nothing of the batch is kept but that the random generators have moved on. With `on_nonfinite`
     rollback, who keeps the checkpoints puts older weights back when told.
     """
     batch = f"batch {state.batch + 1} of epoch {state.epoch + 1}, {loader.describe(state.epoch, state.batch, inputs)}"
-    told = NonFiniteError(*(Problem(f"{problem.cause} ({batch})", problem.mend) for problem in error.problems))
-    most = MOST_ROLLBACKS if state.on_nonfinite == "rollback" else max(MOST_SKIPPED, state.batches // 100)
+    told = NonFiniteError(*(Problem(f"{problem.cause} ({batch})", problem.hint) for problem in error.problems))
+    most = MAX_ROLLBACKS if state.on_nonfinite == "rollback" else max(MAX_SKIPPED, state.batches // 100)
     if state.on_nonfinite == "stop" or state.skipped >= most:
         raise told from error
     state.skipped += 1
     state.optimizer.zero_grad()
     if state.batch + 1 >= state.batches:
-        observe_step(state, None)
-    tell(hooks, "on_nonfinite", state, told)
+        record_last_step(state, None)
+    call_hooks(hooks, "on_nonfinite", state, told)
 
 
 def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
@@ -253,17 +253,17 @@ def never_finite(scale: float) -> NonFiniteError:
     """What to say where no step in fp16 has made an update."""
     return NonFiniteError(
         f"the gradient overflowed in fp16 at each scale of the loss that was tried, down to {scale:.1e}",
-        mend="write precision=bf16, or look for NaN in the gradient with precision=fp32",
+        hint="write precision=bf16, or look for NaN in the gradient with precision=fp32",
     )
 
 
 def check_finite(state: State, metrics: Metrics) -> None:
     """Raise `NonFiniteError` where a loss or the gradient is NaN or infinite."""
-    if metrics.get("train/scale", 1.0) < LEAST_SCALE:
+    if metrics.get("train/scale", 1.0) < MIN_SCALE:
         raise never_finite(metrics["train/scale"])
     name = not_finite(state, metrics)
     if name is not None:
         raise NonFiniteError(
             f"{name} is {metrics[name]} in epoch {metrics['epoch']}",
-            mend="lower lr, or set clip_norm=1; if epoch 1 has it already, look for NaN in the data",
+            hint="lower lr, or set clip_norm=1; if epoch 1 has it already, look for NaN in the data",
         )

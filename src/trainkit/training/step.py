@@ -13,7 +13,7 @@ from trainkit.core.device import out_of_memory, peak_memory, release
 from trainkit.core.errors import NonFiniteError, OutOfMemoryError
 from trainkit.core.pytree import batch_size_of, map_tensors, shape_of
 from trainkit.data.prepare import Batch
-from trainkit.training.hooks import tell
+from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import denominator, is_sum, knows_sum, summing
 from trainkit.training.state import Metrics, State
 
@@ -106,9 +106,9 @@ def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bo
     if state.scaler is not None and has_gradients(state):
         state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # several are one: all step, or none
     if first and state.batch + 1 >= state.batches:
-        observe_step(state, gradient_norm(state))
+        record_last_step(state, gradient_norm(state))
     clip_gradients(state)
-    fit_fused(state)
+    prepare_fused(state)
     state.updating = True
 
 
@@ -131,7 +131,7 @@ def has_gradients(state: State) -> bool:
     return any(param.grad is not None for param in parameters(state))
 
 
-def fit_fused(state: State) -> None:
+def prepare_fused(state: State) -> None:
     """Give fused optimizers what they take for granted, and torch's others do not.
 
     A gradient lies in memory as its parameter does (autograd sees to that, hooks of one's own may not); the
@@ -201,7 +201,7 @@ def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
         where = f"the gradient is not finite {where}" if groups else "the gradient is finite"
     raise NonFiniteError(
         f"step {state.step + 1}: {what}{', ' if not math.isfinite(value) else ' '}{where}",
-        mend="lower lr, or set clip_norm=1; if the first step has it already, look for NaN in the data and the model",
+        hint="lower lr, or set clip_norm=1; if the first step has it already, look for NaN in the data and the model",
     )
 
 
@@ -232,7 +232,7 @@ def clip_gradients(state: State) -> None:
 # --------------------------------------------------------------------------- where memory runs out
 
 
-def fitting(
+def run_with_oom_split(
     work: Callable[[State, Any, Any], Result], state: State, inputs: Any, targets: Any, hooks: Sequence[Any]
 ) -> Result:
     """Do the work on a batch; where memory runs out, halve the micro batch and do it again.
@@ -258,10 +258,10 @@ def fitting(
             half = math.ceil(size / 2)
             if state.on_oom != "split" or state.updating or size == 1:
                 effect = "of which batch norm sees each alone" if state.sees_batches else "which changes no number"
-                mend = f"set micro_batch={half}, {effect}" if size > 1 else "take a smaller model"
+                hint = f"set micro_batch={half}, {effect}" if size > 1 else "take a smaller model"
                 peak = f"{peak_memory(state.device) / 2**30:.2f} GiB"
                 cause = f"{state.device} ran out of memory: inputs {shape_of(inputs)}, {size} at a time, peak {peak}"
-                raise OutOfMemoryError(cause, mend=mend) from error
+                raise OutOfMemoryError(cause, hint=hint) from error
         state.micro_batch = half
         state.optimizer.zero_grad()
         if state.scaler is not None:  # which may have unscaled the gradients of the step
@@ -270,31 +270,31 @@ def fitting(
         for tensor, before in kept:
             tensor.copy_(before)
         release(state.device)
-        tell(hooks, "on_split", state)
+        call_hooks(hooks, "on_split", state)
 
 
 # ------------------------------------------------------------------------- what is reported
 
 
-def observe_step(state: State, norm: Tensor | None) -> None:
+def record_last_step(state: State, norm: Tensor | None) -> None:
     """Keep what is reported of an epoch's last step: rates and gradient, before anything changes them."""
     groups = enumerate(state.optimizer.param_groups)
     rates = {f"lr/{group.get('name', number)}": group.get("lr") for number, group in groups}
     state.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
     state.grad_norm = norm
-    state.gradients = {f"grad/{name}": number_of(tensor.grad) for name, tensor in state.watch.items()}
+    state.gradients = {f"grad/{name}": scalar_or_norm(tensor.grad) for name, tensor in state.watch.items()}
 
 
-def report_of_step(state: State) -> Metrics:
+def last_step_metrics(state: State) -> Metrics:
     """The learning rates, the gradient's norm and the watched parameters, as the last step had them.
 
     A parameter with several elements is given by its norm, and so is its gradient.
     """
-    values = {f"param/{name}": number_of(tensor) for name, tensor in state.watch.items()}
-    return {**state.rates, "grad_norm": number_of(state.grad_norm), **values, **state.gradients}
+    values = {f"param/{name}": scalar_or_norm(tensor) for name, tensor in state.watch.items()}
+    return {**state.rates, "grad_norm": scalar_or_norm(state.grad_norm), **values, **state.gradients}
 
 
-def number_of(tensor: Tensor | None) -> float | None:
+def scalar_or_norm(tensor: Tensor | None) -> float | None:
     """A tensor of one element by its value, any other by its norm."""
     if tensor is None:
         return None

@@ -15,17 +15,17 @@ def run(argv: Sequence[str]) -> int:
     """Time some steps of a training, and of the same loop by hand; trains nothing that is kept."""
     args, composed = flags.one_config(argv, json=False, steps=50)
     if not 1 <= args.steps <= 100_000:
-        raise ConfigError(f"--steps {args.steps}: how many are timed", mend="write --steps 50")
+        raise ConfigError(f"--steps {args.steps}: how many are timed", hint="write --steps 50")
     from trainkit.build import session as build
     from trainkit.diagnostics.bench import bench
-    from trainkit.engine.error_context import blamed
+    from trainkit.engine.error_context import explained_errors
 
     config = composed.config
     config.scheduler, config.on_nonfinite = None, "stop"  # its steps are no epoch of the run's
     with flags.answer_alone(args):
-        with display.Reading(config.progress) as tell:
-            training = build.training(config, tell)
-        with closing(training), blamed(training):
-            found = bench(training, config, args.steps)
-    print(tables.as_json(found) if args.json else "\n".join(tables.benched(found, training.notes)))
+        with display.ReadingProgress(config.progress) as on_progress:
+            session = build.build_session(config, on_progress)
+        with closing(session), explained_errors(session):
+            found = bench(session, config, args.steps)
+    print(tables.as_json(found) if args.json else "\n".join(tables.benched(found, session.notes)))
     return 0

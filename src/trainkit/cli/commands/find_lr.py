@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainkit.cli import arguments as flags
 from trainkit.core.errors import ConfigError
-from trainkit.core.paths import claim, unwritable
+from trainkit.core.paths import cannot_write, claim_directory
 from trainkit.display import live as display
 from trainkit.display import text as tables
 
@@ -19,27 +19,29 @@ def run(argv: Sequence[str]) -> int:
     args, composed = flags.one_config(argv, json=False, start=1e-7, end=10.0, steps=100)
     if not (0 < args.start < args.end < float("inf")) or not 10 <= args.steps <= 100_000:
         cause = f"no range: from {args.start:g} to {args.end:g} in {args.steps} steps"
-        raise ConfigError(cause, mend="write --start above 0 and below --end, and --steps from 10 up")
+        raise ConfigError(cause, hint="write --start above 0 and below --end, and --steps from 10 up")
     from trainkit.build import session as build
     from trainkit.diagnostics.lr_finder import range_test
     from trainkit.display import plots as report
-    from trainkit.engine.error_context import blamed
+    from trainkit.engine.error_context import explained_errors
 
     config = composed.config
     config.scheduler = config.ema = None
     now = datetime.datetime.now()
     given = composed.directory
     with flags.answer_alone(args):
-        training = build.training(config)
-        directory = claim(given or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}", exact=given is not None)
-        screen = display.make(config.progress)
-        with closing(training), blamed(training), screen:
-            test = range_test(training.state, training.train, config.lr, args.start, args.end, args.steps, [screen])
+        session = build.build_session(config)
+        directory = claim_directory(
+            given or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}", exact=given is not None
+        )
+        screen = display.make_display(config.progress)
+        with closing(session), explained_errors(session), screen:
+            test = range_test(session.state, session.train, config.lr, args.start, args.end, args.steps, [screen])
     found = {**test.found(), "picture": str(directory / "find_lr.png")}
     try:
         (directory / "find_lr.json").write_text(tables.as_json(found), encoding="utf-8")
         report.lr_curve(directory / "find_lr.png", found)
     except OSError as error:
-        raise unwritable(directory, error) from error
+        raise cannot_write(directory, error) from error
     print(tables.as_json(found) if args.json else "\n".join(tables.lr_found(found)))
     return 0

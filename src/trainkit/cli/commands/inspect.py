@@ -16,13 +16,13 @@ def run(argv: Sequence[str]) -> int:
     args, composed = flags.one_config(argv, json=False)
     from trainkit.build import session as build
     from trainkit.diagnostics.inspect import inspect_step
-    from trainkit.engine.error_context import blamed
+    from trainkit.engine.error_context import explained_errors
 
     with flags.answer_alone(args):
-        training = build.training(composed.config)
-        with closing(training), blamed(training):
-            step = inspect_step(training)
+        session = build.build_session(composed.config)
+        with closing(session), explained_errors(session):
+            step = inspect_step(session)
     print(tables.as_json(step) if args.json else "\n".join(tables.inspection(step)))
     if not math.isfinite(step["loss"]):
-        raise NonFiniteError(f"the loss is {step['loss']}", mend="look for NaN in the data and the weights")
+        raise NonFiniteError(f"the loss is {step['loss']}", hint="look for NaN in the data and the weights")
     return 0

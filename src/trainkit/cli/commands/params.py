@@ -14,6 +14,6 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.build import session as build
 
     with flags.answer_alone(args):
-        params = build.training(composed.config).params
+        params = build.build_session(composed.config).params
     print(tables.as_json(params) if args.json else "\n".join(tables.params(params)))
     return 0

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from trainkit.cli import arguments as flags
 from trainkit.core.errors import ConfigError
 from trainkit.display import live as display
-from trainkit.runs.directory import Run, find
-from trainkit.runs.reload import again
+from trainkit.runs.directory import Run, find_run
+from trainkit.runs.reload import reload_config
 
 
 def run(argv: Sequence[str]) -> int:
     """Check what is asked for, restore the newest checkpoint that is whole, train on."""
     args = flags.parse(argv)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
-        raise ConfigError("resume takes a run and overrides", mend="write trainkit resume RUN [KEY=VALUE ...], or last")
+        raise ConfigError("resume takes a run and overrides", hint="write trainkit resume RUN [KEY=VALUE ...], or last")
     name, *overrides = args.overrides
-    before = Run.load(find(name))
+    before = Run.load(find_run(name))
     if before.info.get("status") == "completed" and not overrides:
         print("\n".join(display.finished(before)))
         return 0
-    again(before, overrides)  # what is wrong there is told before torch is imported
+    reload_config(before, overrides)  # what is wrong there is told before torch is imported
     from trainkit.engine.resume import resume
 
     run = resume(before, overrides)

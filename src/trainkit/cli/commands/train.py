@@ -11,7 +11,7 @@ from trainkit.config.compose import compose_sweep
 def run(argv: Sequence[str]) -> int:
     """One training, a sweep with `-m`, or one of Hydra's flags that only show something."""
     args = flags.parse(argv)
-    flags.tell_unread(args)
+    flags.report_unread_configs(args)
     if flags.show(args):
         return 0
     if args.multirun:

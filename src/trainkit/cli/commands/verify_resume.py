@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainkit.cli import arguments as flags
 from trainkit.core.errors import ConfigError
-from trainkit.core.paths import claim
+from trainkit.core.paths import claim_directory
 from trainkit.display import text as tables
 
 
@@ -18,14 +18,14 @@ def run(argv: Sequence[str]) -> int:
     """Exit code 0 only if both trainings end with the same bits; the runs are kept where they do not."""
     args, composed = flags.one_config(argv, json=False, kills=3)
     if args.kills < 1:
-        raise ConfigError(f"--kills {args.kills}: none to resume from", mend="write --kills 3")
+        raise ConfigError(f"--kills {args.kills}: none to resume from", hint="write --kills 3")
     if composed.config.checkpoint is None:
-        raise ConfigError("checkpoint=off: there is nothing to resume from", mend="leave it out")
+        raise ConfigError("checkpoint=off: there is nothing to resume from", hint="leave it out")
     if args.config_dir:
-        raise ConfigError("--config-dir: put the configs into ./conf here", mend="leave it out")
+        raise ConfigError("--config-dir: put the configs into ./conf here", hint="leave it out")
     from trainkit.diagnostics.verify_resume import verify
 
-    directory = claim(Path("outputs/verify-resume") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}")
+    directory = claim_directory(Path("outputs/verify-resume") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}")
     overrides = [text for text in args.overrides if not text.startswith(("hydra.run.dir=", "progress="))]
     found = verify(overrides, args.kills, directory, lambda line: print(line, file=sys.stderr))
     if "failed" in found:
