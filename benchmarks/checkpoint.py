@@ -20,7 +20,7 @@ from torch import nn
 
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import capture_state
-from trainkit.training.state import State
+from trainkit.training.state import LoopSettings, new_state
 
 MODULE = """
 import os, time
@@ -47,11 +47,11 @@ def saving(folder: Path, repeats: int = 15) -> tuple[float, float, float]:
     """MiB of a state, and the median seconds of torch.save and of a whole checkpoint."""
     model = nn.Linear(3400, 3470)  # 45 MiB
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "name": "default"}], lr=0.1)
-    state = State(model, nn.MSELoss(), optimizer, torch.device("cpu"), epochs=1)
+    state = new_state(model, nn.MSELoss(), optimizer, torch.device("cpu"), LoopSettings(epochs=1))
     checkpoints = Checkpoints(folder / "checkpoints")
     alone, whole = [], []
     for step in range(1, repeats + 1):
-        state.step = step
+        state.progress.step = step
         began = time.perf_counter()
         torch.save(capture_state(state, {}), folder / "alone.pt")
         alone.append(time.perf_counter() - began)

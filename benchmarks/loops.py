@@ -120,19 +120,19 @@ def same_parts(job: Job, lap: Lap) -> None:
 
     session = build.build_session(config(job))
     state, loader = session.state, session.train
-    model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
+    model, loss_fn, optimizer = state.objects.model, state.objects.loss_fn, state.objects.optimizer
     model.train()
     lap()
     for epoch in range(job.epochs):
         state.begin_epoch()
         for inputs, targets in loader.batches(epoch):
-            with state.autocast:
+            with state.objects.autocast:
                 loss = loss_fn(model(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            state.loss.update(loss, weight=len(inputs))
-        lap(state.loss.item())
+            state.progress.loss.update(loss, weight=len(inputs))
+        lap(state.progress.loss.item())
 
 
 def trainkit(job: Job, lap: Lap) -> None:

@@ -78,7 +78,7 @@ def module(here: Path) -> None:
 
 
 def rates(session: build.Session) -> dict[str, float]:
-    return {group["name"]: group["lr"] for group in session.state.optimizer.param_groups}
+    return {group["name"]: group["lr"] for group in session.state.objects.optimizer.param_groups}
 
 
 def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None
     session = build.build_session(compose(["data=image_folder", "data.root=images", "data.num_workers=0"]))
     assert session.val is not None
     assert (session.train.samples, session.val.samples) == (12, 3)
-    assert session.state.model.fc2.out_features == 3
+    assert session.state.objects.model.fc2.out_features == 3
 
 
 def test_data_made_at_random_follows_the_seed() -> None:
@@ -105,7 +105,7 @@ def test_learnable_parameters_of_the_loss_are_trained() -> None:
     config = compose(["data=line", "model=linear", "loss=scaled", rule])
     session = build.build_session(config)
     fit(session.state, session.train)
-    assert session.state.loss_fn.scale != 1
+    assert session.state.objects.loss_fn.scale != 1
     assert rates(session) == {"s": pytest.approx(0.001), "default": 0.01}
 
 
@@ -187,6 +187,6 @@ def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None
 
 def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:
     session = build.build_session(compose([]))
-    held = {id(p) for group in session.state.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in session.state.model.parameters()}
-    assert {p.device for p in session.state.model.parameters()} == {torch.device(session.state.device)}
+    held = {id(p) for group in session.state.objects.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in session.state.objects.model.parameters()}
+    assert {p.device for p in session.state.objects.model.parameters()} == {torch.device(session.state.objects.device)}

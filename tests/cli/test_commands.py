@@ -138,7 +138,7 @@ def test_inspect_shows_the_norms_of_the_first_step_of_the_training(here: Path) -
     overrides = ["optim.momentum=0.9", "clip_norm=0.05", "param_groups=head_lr"]
     step, rows = rows_of(*overrides)
     session = build.build_session(compose(overrides))
-    model = session.state.model
+    model = session.state.objects.model
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     inputs, targets = next(session.train.batches(0))
     loss = nn.CrossEntropyLoss()(model(inputs), targets)
@@ -149,7 +149,7 @@ def test_inspect_shows_the_norms_of_the_first_step_of_the_training(here: Path) -
         assert rows[name]["grad"] == pytest.approx(p.grad.norm().item(), rel=1e-6)
         assert rows[name]["grad_twice"] == pytest.approx(2 * p.grad.norm().item(), rel=1e-6)
     nn.utils.clip_grad_norm_(model.parameters(), 0.05)
-    session.state.optimizer.step()
+    session.state.objects.optimizer.step()
     for name, p in model.named_parameters():
         change = (p.detach() - before[name]).norm().item()
         assert rows[name]["update"] == pytest.approx(change, rel=1e-5)
@@ -225,7 +225,7 @@ def test_the_rates_rise_by_the_same_factor_and_the_groups_keep_their_ratios() ->
 
     class Rates:
         def on_step(self, state: Any) -> None:
-            seen.append([group["lr"] for group in state.optimizer.param_groups])
+            seen.append([group["lr"] for group in state.objects.optimizer.param_groups])
 
     config = compose(["param_groups=head_lr", "lr=0.02"])
     session = build.build_session(config)

@@ -52,14 +52,14 @@ class Slow(Net):
 
 class Counter:
     def on_step(self, state):
-        print("step", state.step)
+        print("step", state.progress.step)
 """
 
 
 def imported(code: str, cwd: Path) -> set[str]:
     """Which of the slow packages a command line imports."""
     script = (
-        f"import sys\nfrom trainkit.cli import main\ncode = main({code})\n"
+        f"import sys\nfrom trainkit.cli.main import main\ncode = main({code})\n"
         "slow = {'torch', 'torchvision', 'rich', 'matplotlib'} & set(sys.modules)\n"
         "print('IMPORTED', *slow, file=sys.stderr)"
     )

@@ -103,9 +103,9 @@ def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> No
     config = compose([choice, *companions, "epochs=1", "limit_batches=1", "device=cpu", "data.num_workers=0"])
     session = build.build_session(config)
     fit(session.state, session.train, session.val)
-    assert session.state.step == 1
-    assert session.state.best is not None
-    assert math.isfinite(session.state.best["train/loss"])
+    assert session.state.progress.step == 1
+    assert session.state.progress.best is not None
+    assert math.isfinite(session.state.progress.best["train/loss"])
 
 
 @pytest.mark.parametrize("choice", OPTIMIZERS)
@@ -113,15 +113,15 @@ def test_every_optimizer_takes_a_step_with_its_own_learning_rate_and_torchs_defa
     companions = COMPANIONS["optim"].get(choice.removeprefix("optim="), ["model=mlp"])
     config = compose([choice, *companions, "epochs=1", "limit_batches=1"])
     session = build.build_session(config)
-    before = [p.detach().clone() for p in session.state.model.parameters()]
+    before = [p.detach().clone() for p in session.state.objects.model.parameters()]
     fit(session.state, session.train, session.val)
-    for old, new in zip(before, session.state.model.parameters(), strict=True):
+    for old, new in zip(before, session.state.objects.model.parameters(), strict=True):
         assert torch.isfinite(new).all()
         assert not torch.equal(old, new)
 
     if "_target_" not in config.optim:  # several, whose numbers are a recipe's
         return
-    defaults = inspect.signature(type(session.state.optimizer)).parameters
+    defaults = inspect.signature(type(session.state.objects.optimizer)).parameters
     for option, value in config.optim.items():
         if option not in ("_target_", "lr"):
             default = defaults[str(option)].default

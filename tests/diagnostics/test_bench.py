@@ -142,7 +142,7 @@ def test_bare_and_whole_loop_make_the_same_updates() -> None:
     for loop in (bench.whole_loop, bench.bare_loop):
         session = build.build_session(compose(["model=mlp", "data.split=off"]))
         loop(session.state, LimitedLoader(session.train, 5))
-        weights.append(nn.utils.parameters_to_vector(session.state.model.parameters()))
+        weights.append(nn.utils.parameters_to_vector(session.state.objects.model.parameters()))
     assert torch.equal(*weights)
 
 

@@ -222,7 +222,7 @@ def test_a_dead_terminal_ends_no_training(own: Path, forks: Forks) -> None:
 
 def test_a_signal_to_the_whole_group_does_not_take_the_data_from_the_step(own: Path) -> None:
     code = f"import os, sys; os.setpgid(0, 0); sys.argv[1:] = {[*BASE, 'data.num_workers=2', 'epochs=99']!r}\n"
-    code += "from trainkit.cli import main\nsys.exit(main())"
+    code += "from trainkit.cli.main import main\nsys.exit(main())"
     import sys
 
     run = subprocess.Popen([sys.executable, "-c", code], cwd=own, stderr=subprocess.PIPE, text=True)

@@ -64,7 +64,7 @@ class CrashAt:
         self.step = step
 
     def on_step(self, state):
-        if state.step == self.step:
+        if state.progress.step == self.step:
             raise Crash(f"at step {self.step}")
 
 class CrashAfter:
@@ -72,7 +72,7 @@ class CrashAfter:
         self.epoch = epoch
 
     def on_epoch(self, state, metrics):
-        if state.epoch == self.epoch + 1:
+        if state.progress.epoch == self.epoch + 1:
             raise Crash(f"in epoch {self.epoch + 1}")
 '''
 CONFIGS = {
@@ -348,7 +348,7 @@ def test_a_kill_in_between_changes_no_rollback(own: Path) -> None:
         "from resumemodule import Augmented\nclass Poison(Augmented):\n    def __getitem__(self, index):\n"
         "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index in (3, 9) else x), y\n"
         "class Stop:\n    def __init__(self, batch):\n        self.batch = batch\n"
-        "    def on_step(self, state):\n        if state.epoch == 1 and state.batch == self.batch:\n"
+        "    def on_step(self, state):\n        if state.progress.epoch == 1 and state.progress.batch == self.batch:\n"
         "            from trainkit.core.errors import Stopped\n            state.stop = Stopped(15)\n"
     )
     overrides = [*BASE, "checkpoint.every_steps=3", "checkpoint.keep=1", "on_nonfinite=rollback"]
@@ -620,8 +620,8 @@ def test_load_gives_the_model_with_the_best_weights_in_evaluation_mode(own: Path
             self.weights: dict[str, torch.Tensor] = {}
 
         def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
-            if state.best is metrics:
-                model, _ = state.evaluated
+            if state.progress.best is metrics:
+                model, _ = state.objects.evaluated
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     for ema in ("off", "0.9"):

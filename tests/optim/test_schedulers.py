@@ -69,8 +69,8 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
     groups = (
         [{"params": [*rest, *head]}] if optimizer == "lbfgs" else [{"params": head, "lr": lr * 10}, {"params": rest}]
     )
-    cls: Any = type(session.state.optimizer)
-    how = {"fused": True} if session.state.optimizer.param_groups[0].get("fused") else {}
+    cls: Any = type(session.state.objects.optimizer)
+    how = {"fused": True} if session.state.objects.optimizer.param_groups[0].get("fused") else {}
     theirs: Any = cls(groups, **{k: v for k, v in config.optim.items() if k != "_target_"}, **how)
     schedule = by_torch(scheduler, theirs)
     loss_fn = nn.CrossEntropyLoss()
@@ -89,10 +89,10 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
 
         theirs.step(closure)
         schedule.step(losses[0]) if by_epoch else schedule.step()
-    for ours, other in zip(session.state.model.parameters(), model.parameters(), strict=True):
+    for ours, other in zip(session.state.objects.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, other)
-    assert session.state.step == 20
-    assert [g["lr"] for g in session.state.optimizer.param_groups] == [g["lr"] for g in theirs.param_groups]
+    assert session.state.progress.step == 20
+    assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == [g["lr"] for g in theirs.param_groups]
 
 
 class Rates:
@@ -102,10 +102,10 @@ class Rates:
         self.seen: list[list[float]] = []
 
     def on_start(self, state: State) -> None:
-        self.seen.append([group["lr"] for group in state.optimizer.param_groups])
+        self.seen.append([group["lr"] for group in state.objects.optimizer.param_groups])
 
     def on_step(self, state: State) -> None:
-        self.seen.append([group["lr"] for group in state.optimizer.param_groups])
+        self.seen.append([group["lr"] for group in state.objects.optimizer.param_groups])
 
 
 RATIOS = {
@@ -153,7 +153,7 @@ def test_a_floor_is_each_groups_own_by_its_ratio() -> None:
     ]
     session = build.build_session(compose(overrides))
     fit(session.state, session.train)
-    assert [g["lr"] for g in session.state.optimizer.param_groups] == pytest.approx([0.02, 0.002])
+    assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == pytest.approx([0.02, 0.002])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_floor_holds_behind_a_warm_up_for_a_sole_group_and_as_a_list(
 ) -> None:
     session = build.build_session(compose([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
     fit(session.state, session.train, session.val)
-    assert [g["lr"] for g in session.state.optimizer.param_groups] == pytest.approx(wanted)
+    assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == pytest.approx(wanted)
 
 
 def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
@@ -188,7 +188,7 @@ def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
 def test_rates_given_as_lists_stay_as_they_are() -> None:
     overrides = ["scheduler=onecycle", "scheduler.max_lr=[0.5,0.25]", "model=mlp", HEAD]
     session = build.build_session(compose(overrides))
-    assert [g["max_lr"] for g in session.state.optimizer.param_groups] == [0.5, 0.25]
+    assert [g["max_lr"] for g in session.state.objects.optimizer.param_groups] == [0.5, 0.25]
 
 
 # ------------------------------------------------------------------------------ how many steps there are
@@ -212,14 +212,14 @@ def test_steps_are_counted_in_the_schedulers_own_interval(overrides: list[str], 
     asked = ["scheduler=cosine", "scheduler.interval=step", *overrides, "epochs=7", "limit_batches=5"]
     state = build.build_session(compose(asked)).state
     scheduler: Any
-    (scheduler,) = state.step_schedulers + state.epoch_schedulers
+    (scheduler,) = state.objects.step_schedulers + state.objects.epoch_schedulers
     assert scheduler.T_max == wanted
 
 
 def test_the_parts_of_a_run_add_up_to_its_steps() -> None:
     state = build.build_session(compose(["scheduler=warmup_cosine", "epochs=3", "limit_batches=7"])).state
     sequence: Any
-    (sequence,) = state.step_schedulers
+    (sequence,) = state.objects.step_schedulers
     first, second = sequence._schedulers
     assert first.total_iters + second.T_max == 21
     assert sequence._milestones == [first.total_iters]
@@ -230,7 +230,7 @@ def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
     asked = ["scheduler=lambda", "scheduler.lr_lambda=ownrates.half", "epochs=3", "limit_batches=1", "data.split=off"]
     session = build.build_session(compose(asked))
     fit(session.state, session.train)
-    assert session.state.optimizer.param_groups[0]["lr"] == 0.01 / 8
+    assert session.state.objects.optimizer.param_groups[0]["lr"] == 0.01 / 8
 
 
 @pytest.mark.parametrize(

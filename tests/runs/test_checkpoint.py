@@ -31,7 +31,7 @@ def content(step: int = 1) -> dict[str, Any]:
     model, loss_fn, inputs, targets = problem("cross entropy")
     state = state_of(model, loss_fn, lr=0.1, optimizer=torch.optim.Adam(model.parameters()))
     fit(state, loader_of(inputs, targets, 16))
-    state.step = step
+    state.progress.step = step
     return capture_state(state, {"config": {"lr": 0.1}})
 
 
@@ -98,7 +98,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_gets_its_name(
 def test_the_kernel_sees_write_sync_rename_and_the_directorys_sync(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\nfrom tests.runs.test_checkpoint import content\n"
-        "from trainkit.checkpoint import Checkpoints\nCheckpoints(Path('checkpoints')).write(content(3))\n"
+        "from trainkit.runs.checkpoint import Checkpoints\nCheckpoints(Path('checkpoints')).write(content(3))\n"
     )
     trace = tmp_path / "trace"
     calls = "trace=openat,write,fsync,rename,renameat,renameat2"

@@ -42,7 +42,7 @@ def same_after(overrides: list[str], folder: Path) -> None:
     straight = build.build_session(compose(overrides))
     fit(straight.state, straight.train, straight.val)
     first = build.build_session(compose(overrides))
-    first.state.batches = len(first.train)
+    first.state.progress.batches = len(first.train)
     train_epoch(first.state, first.train, [])
     saved = through_a_file(capture_state(first.state, {}), folder)
     second = build.build_session(compose(overrides))
@@ -231,13 +231,13 @@ def test_a_schedulers_containers_keep_their_types(tmp_path: Path) -> None:
     def made() -> State:
         model = nn.Linear(3, 2)
         state = state_of(model, nn.MSELoss())
-        state.epoch_schedulers = [Odd(state.optimizer)]
+        state.objects.epoch_schedulers = [Odd(state.objects.optimizer)]
         return state
 
     first, second = made(), made()
-    first.epoch_schedulers[0].seen.add(7)
+    first.objects.epoch_schedulers[0].seen.add(7)
     restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
-    scheduler: Any = second.epoch_schedulers[0]
+    scheduler: Any = second.objects.epoch_schedulers[0]
     assert scheduler.seen == {1, 2, 7}
     assert scheduler.counts["missing"] == 0
     assert scheduler.array.tolist() == [0, 1, 2]
@@ -343,8 +343,8 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
 
     class Watch:
         def on_step(self, state: State) -> None:
-            seen.append(digest({"rng": rng_state(), "model": dict(state.model.state_dict())}))
-            if state.step == 2:
+            seen.append(digest({"rng": rng_state(), "model": dict(state.objects.model.state_dict())}))
+            if state.progress.step == 2:
                 data.state = state  # type: ignore[assignment]
 
     if how.startswith("in the midst"):
@@ -352,7 +352,7 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
 
         def interrupted(value: Any) -> None:
             put_back(value)
-            if state.stop is None and state.step == 2:
+            if state.stop is None and state.progress.step == 2:
                 state.stop = Stopped(15)
                 raise state.stop
 
@@ -360,8 +360,8 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
         data.how = "swallowed"
     with pytest.raises(Stopped):
         fit(state, loader, hooks=[Watch()])
-    assert state.batch == state.step == 2
-    assert digest({"rng": rng_state(), "model": dict(state.model.state_dict())}) == seen[-1]
+    assert state.progress.batch == state.progress.step == 2
+    assert digest({"rng": rng_state(), "model": dict(state.objects.model.state_dict())}) == seen[-1]
 
 
 def test_a_stop_in_validation_undoes_what_that_did_to_buffers() -> None:
@@ -381,7 +381,7 @@ def test_a_stop_in_validation_undoes_what_that_did_to_buffers() -> None:
     data.state = state  # type: ignore[assignment]
     with pytest.raises(Stopped):
         evaluate(state, make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None))
-    assert state.model.get_buffer("seen").item() == 0
+    assert state.objects.model.get_buffer("seen").item() == 0
 
 
 # ------------------------------------------------------------------------------------ what is not finite
@@ -416,14 +416,14 @@ def test_before_a_step_that_is_not_finite_changes_anything_the_training_stops_an
 
     class Keep:
         def on_step(self, state: State) -> None:
-            weights[:] = [p.detach().clone() for p in state.model.parameters()]
+            weights[:] = [p.detach().clone() for p in state.objects.model.parameters()]
 
     with pytest.raises(NonFiniteError) as caught:
         fit(state, loader, hooks=[Keep()])
     told = str(caught.value)
     assert "step 6: the loss is nan, the gradient is not finite in param group all" in told
     assert "(batch 6 of epoch 1, samples 20, 21, 22, 23)" in told
-    assert all(torch.equal(p, kept) for p, kept in zip(state.model.parameters(), weights, strict=True))
+    assert all(torch.equal(p, kept) for p, kept in zip(state.objects.model.parameters(), weights, strict=True))
 
 
 def test_the_sample_whose_inputs_are_not_finite_is_named() -> None:
@@ -437,13 +437,13 @@ def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite() -> None:
     model = nn.Linear(2, 1, bias=False)
     state = state_of(model, nn.L1Loss())
     fit(state, loader_of(torch.full((2, 2), 3e19), torch.zeros(2, 1), 2))
-    assert state.epoch == 1
-    assert state.grad_norm is not None
-    assert state.grad_norm.isinf()
+    assert state.progress.epoch == 1
+    assert state.progress.grad_norm is not None
+    assert state.progress.grad_norm.isinf()
 
 
 def test_skip_leaves_out_what_is_not_finite_and_is_else_the_training_without_it() -> None:
-    state, loader = poisoned([9, 10, 30], on_nonfinite="skip", ema_decay=0.9)
+    state, loader = poisoned([9, 10, 30], on_nonfinite="skip", ema=0.9)
     seen: list[dict[str, Any]] = []
 
     class Keep:
@@ -451,7 +451,7 @@ def test_skip_leaves_out_what_is_not_finite_and_is_else_the_training_without_it(
             seen.append(metrics)
 
     fit(state, loader, hooks=[Keep()])
-    without, _ = poisoned([], ema_decay=0.9)
+    without, _ = poisoned([], ema=0.9)
     kept = [row for row in range(40) if row // 4 not in (2, 7)]
     inputs, targets = (tensor[kept] for tensor in loader.tensors)
     fit(without, loader_of(inputs, targets, 4, seed=None))
@@ -470,14 +470,14 @@ def test_skip_gives_up_where_an_epoch_has_too_many() -> None:
     loader = loader_of(torch.full((40, 6), 1000.0), torch.zeros(40, dtype=torch.long), 2)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan"):
         fit(state, loader)
-    assert state.batch == 10
+    assert state.progress.batch == 10
 
 
 def test_a_loss_over_nothing_is_not_what_is_meant() -> None:
     state, loader = poisoned([])
     loader.tensors[1][4:8] = -100  # a batch whose every target is ignored
     fit(state, loader)
-    assert state.epoch == 1
+    assert state.progress.epoch == 1
 
 
 def test_the_seconds_of_an_epoch_are_those_of_all_its_parts_and_of_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +491,7 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_parts_and_of_no_hook(monke
 
         def on_step(self, state: State) -> None:
             clock[0] += 1
-            if state.step == 2:
+            if state.progress.step == 2:
                 seen.append(capture_state(state, {}))
 
         def on_epoch(self, _: State, metrics: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ from trainkit.build import session as build
 from trainkit.training.loop import fit
 
 torch.set_num_threads(1)
-training = build.training(compose(["progress=off", "model=mlp", "limit_batches=1", "epochs=1"]))
-fit(training.state, training.train, training.val)
+session = build.build_session(compose(["progress=off", "model=mlp", "limit_batches=1", "epochs=1"]))
+fit(session.state, session.train, session.val)
 for line in sys.stdin:
     read, write = os.pipe()
     if os.fork() == 0:
@@ -217,11 +217,11 @@ def test_a_compiled_model_trains_as_one_that_is_not(model: type[nn.Module], more
     overrides = [*of(model, *more), "data.split=0.02", "limit_batches=off", "batch_size=300"]  # a short last batch
     compiled, plain = trained(overrides), trained([*overrides, "compile=off"])
     assert_close(compiled, plain, rtol=1e-3)
-    assert compiled.state.best is not None
-    assert plain.state.best is not None
-    assert compiled.state.best["val/loss"] == pytest.approx(plain.state.best["val/loss"], rel=1e-4)
-    assert [*compiled.state.model.state_dict()] == [*plain.state.model.state_dict()]
-    assert not any(getattr(compiled.state.model, "compiled", []))
+    assert compiled.state.progress.best is not None
+    assert plain.state.progress.best is not None
+    assert compiled.state.progress.best["val/loss"] == pytest.approx(plain.state.progress.best["val/loss"], rel=1e-4)
+    assert [*compiled.state.objects.model.state_dict()] == [*plain.state.objects.model.state_dict()]
+    assert not any(getattr(compiled.state.objects.model, "compiled", []))
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
             def on_epoch(self, state: Any, metrics: Any, kept: list[Any] = saved) -> None:  # noqa: ARG002
                 kept.append(capture_state(state, {}))
 
-        begun.state.epochs = 1
+        begun.state.settings.epochs = 1
         fit(begun.state, begun.train, None, [Keep()])
         restore_state(later.state, saved[0])
         assert digest(capture_state(later.state, {})) == digest(saved[0])

@@ -25,21 +25,21 @@ class Weights:
         self.seen: list[list[Tensor]] = []
 
     def on_step(self, state: State) -> None:
-        self.seen.append([p.detach().clone().double() for p in state.model.parameters()])
+        self.seen.append([p.detach().clone().double() for p in state.objects.model.parameters()])
 
 
 def test_ema_is_the_moving_average_of_the_weights_after_each_step_and_what_is_evaluated() -> None:
     model, loss_fn, inputs, targets = problem("cross entropy")
     weights, seen = Weights(), Collector([])
-    state = state_of(model, loss_fn, lr=0.05, epochs=2, ema_decay=0.9, monitor="val/loss")
+    state = state_of(model, loss_fn, lr=0.05, epochs=2, ema=0.9, monitor="val/loss")
     val = loader_of(inputs, targets, 16, seed=None)
     fit(state, loader_of(inputs, targets, 8), val, [weights, seen])
     average = weights.seen[0]
     for after in weights.seen[1:]:
         average = [0.9 * a + 0.1 * b for a, b in zip(average, after, strict=True)]
-    for ours, wanted in zip(state.evaluated[0].parameters(), average, strict=True):
+    for ours, wanted in zip(state.objects.evaluated[0].parameters(), average, strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6)
-    twin = copy.deepcopy(state.evaluated[0])
+    twin = copy.deepcopy(state.objects.evaluated[0])
     assert seen.seen[-1]["val/loss"] == pytest.approx(in_float64(twin, loss_fn, inputs, targets), rel=1e-6)
     raw = evaluate(state_of(model, loss_fn), val)
     assert raw["val/loss"] != seen.seen[-1]["val/loss"]
@@ -49,7 +49,7 @@ def test_ema_does_not_touch_the_training() -> None:
     model, loss_fn, inputs, targets = problem("cross entropy")
     twin = copy.deepcopy(model)
     for one, decay in ((model, None), (twin, 0.99)):
-        fit(state_of(one, loss_fn, lr=0.05, ema_decay=decay), loader_of(inputs, targets, 8))
+        fit(state_of(one, loss_fn, lr=0.05, ema=decay), loader_of(inputs, targets, 8))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
@@ -66,9 +66,9 @@ def test_ema_keeps_the_latest_batch_statistics_and_averages_the_loss_too() -> No
     torch.manual_seed(0)
     model, loss_fn = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5)), Scaled()
     params = [{"params": [*model.parameters(), *loss_fn.parameters()], "name": "default"}]
-    state = state_of(model, loss_fn, optimizer=torch.optim.SGD(params, lr=0.1), ema_decay=0.5)
+    state = state_of(model, loss_fn, optimizer=torch.optim.SGD(params, lr=0.1), ema=0.5)
     fit(state, loader_of(inputs, targets, 8))
-    averaged, averaged_loss = state.evaluated
+    averaged, averaged_loss = state.objects.evaluated
     assert torch.equal(averaged.get_buffer("0.running_mean"), model.get_buffer("0.running_mean"))
     assert loss_fn.scale != 1
     assert averaged_loss.scale != loss_fn.scale
@@ -100,7 +100,7 @@ def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
         sgd.step()
         for scheduler in schedulers:
             scheduler.step()
-    for ours, theirs in zip(session.state.model.parameters(), model.parameters(), strict=True):
+    for ours, theirs in zip(session.state.objects.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert seen.seen[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
     assert seen.seen[0]["lr/matrices"] == seen.seen[0]["lr/default"] == rate
@@ -112,7 +112,7 @@ def test_each_of_several_optimizers_may_have_a_scheduler_of_its_own(here: Any) -
     (here / "conf/scheduler/own.yaml").write_text(text)
     session = build.build_session(compose(["optim=muon_sgd", "scheduler=own", "epochs=2", "limit_batches=2"]))
     fit(session.state, session.train, session.val)
-    rates = {group["name"]: group["lr"] for group in session.state.optimizer.param_groups}
+    rates = {group["name"]: group["lr"] for group in session.state.objects.optimizer.param_groups}
     assert rates == {"matrices": 0.01 / 4, "default": 0.01}
 
 
@@ -120,7 +120,7 @@ def test_clipping_by_value_reaches_every_group() -> None:
     overrides = ["optim=muon_sgd", "clip_value=1e-4", "epochs=1", "limit_batches=1"]
     session = build.build_session(compose(overrides))
     fit(session.state, session.train, session.val)
-    largest = [float(p.grad.abs().max()) for p in session.state.model.parameters() if p.grad is not None]
+    largest = [float(p.grad.abs().max()) for p in session.state.objects.model.parameters() if p.grad is not None]
     assert len(largest) == 10
     assert max(largest) == pytest.approx(1e-4)
 
@@ -137,5 +137,5 @@ def test_a_learnable_loss_is_trained_and_can_be_watched(here: Any) -> None:
     session = build.build_session(compose(overrides))
     seen = Collector([])
     fit(session.state, session.train, session.val, [seen])
-    assert seen.seen[-1]["param/loss.shift"] == session.state.loss_fn.shift.item() != 0
+    assert seen.seen[-1]["param/loss.shift"] == session.state.objects.loss_fn.shift.item() != 0
     assert "grad/loss.shift" in seen.seen[-1]

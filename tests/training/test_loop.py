@@ -19,7 +19,7 @@ from trainkit.data.loaders import Loader, epoch_order, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.models import ToyCNN
 from trainkit.training.loop import evaluate, fit, train_epoch
-from trainkit.training.state import State
+from trainkit.training.state import LoopSettings, State, new_state
 
 CPU = torch.device("cpu")
 SAMPLES = 47
@@ -30,13 +30,13 @@ def state_of(model: nn.Module, loss_fn: nn.Module, lr: float = 0.0, **more: Any)
     optimizer = more.pop("optimizer", None) or torch.optim.SGD(
         [{"params": list(model.parameters()), "name": "default"}], lr=lr
     )
-    return State(model, loss_fn, optimizer, CPU, epochs=more.pop("epochs", 1), **more)
+    return new_state(model, loss_fn, optimizer, CPU, LoopSettings(**{"epochs": 1, **more}))
 
 
 def sole(state: State) -> torch.optim.Optimizer:
     """The optimizer of a state that has one."""
-    assert isinstance(state.optimizer, torch.optim.Optimizer)
-    return state.optimizer
+    assert isinstance(state.objects.optimizer, torch.optim.Optimizer)
+    return state.objects.optimizer
 
 
 def loader_of(inputs: Tensor, targets: Tensor, batch_size: int, seed: int | None = 0) -> Loader:
@@ -234,7 +234,7 @@ def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, pre
             total += loss.item() * len(inputs)
             seen += len(inputs)
         assert reported[epoch] == total / seen
-    for ours, theirs in zip(session.state.model.parameters(), model.parameters(), strict=True):
+    for ours, theirs in zip(session.state.objects.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -321,9 +321,9 @@ def test_training_stops_early_after_so_many_epochs_without_a_new_best() -> None:
     state = state_of(model, loss_fn, lr=0.0, epochs=50, monitor="train/loss", patience=3)
     fit(state, loader_of(inputs, targets, SAMPLES, seed=None))
     assert state.stopped_early
-    assert state.epoch == 4  # the first is the best, three more bring nothing
-    assert state.best is not None
-    assert state.best["epoch"] == 1
+    assert state.progress.epoch == 4  # the first is the best, three more bring nothing
+    assert state.progress.best is not None
+    assert state.progress.best["epoch"] == 1
 
 
 def test_where_steps_are_not_looked_at_a_non_finite_loss_is_reported_as_it_is_and_ends_the_training() -> None:
@@ -331,7 +331,7 @@ def test_where_steps_are_not_looked_at_a_non_finite_loss_is_reported_as_it_is_an
     inputs[5] = math.inf
     seen: list[dict[str, Any]] = []
     state = state_of(model, loss_fn)
-    state.checks_steps = False  # as on an accelerator
+    state.settings.check_steps = False  # as on an accelerator
     with pytest.raises(NonFiniteError, match=r"train/loss is (nan|inf)"):
         fit(state, loader_of(inputs, targets, 8), hooks=[Collector(seen)])
     assert not math.isfinite(seen[0]["train/loss"])
@@ -342,7 +342,7 @@ def test_schedulers_step_each_epoch_or_each_step_and_the_rate_in_force_is_logged
     for interval, wanted in (("epoch", [1e-3, 1e-4, 1e-5]), ("step", [1e-8, 1e-14, 1e-20])):
         copied = copy.deepcopy(model)
         state = state_of(copied, loss_fn, lr=1e-3, epochs=3)
-        schedulers = state.step_schedulers if interval == "step" else state.epoch_schedulers
+        schedulers = state.objects.step_schedulers if interval == "step" else state.objects.epoch_schedulers
         schedulers.append(StepLR(sole(state), step_size=1, gamma=0.1))
         seen: list[dict[str, Any]] = []
         fit(state, loader_of(inputs, targets, 8), hooks=[Collector(seen)])
@@ -352,9 +352,9 @@ def test_schedulers_step_each_epoch_or_each_step_and_the_rate_in_force_is_logged
 def test_a_plateau_scheduler_is_given_the_monitored_value() -> None:
     model, loss_fn, inputs, targets = problem("mse")
     state = state_of(model, loss_fn, lr=0.0, epochs=4, monitor="train/loss")
-    state.optimizer.param_groups[0]["lr"] = 0.0
+    state.objects.optimizer.param_groups[0]["lr"] = 0.0
     scheduler = ReduceLROnPlateau(sole(state), patience=0)
-    state.epoch_schedulers.append(scheduler)
+    state.objects.epoch_schedulers.append(scheduler)
     fit(state, loader_of(inputs, targets, SAMPLES, seed=None))
     assert scheduler.best == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6)
 
@@ -369,7 +369,7 @@ def test_no_forward_pass_is_larger_than_the_micro_batch() -> None:
 
     _, loss_fn, inputs, targets = problem("cross entropy")
     state = state_of(Sees(6, 5), loss_fn, micro_batch=4)
-    wanted = in_float64(state.model, loss_fn, inputs, targets)
+    wanted = in_float64(state.objects.model, loss_fn, inputs, targets)
     sizes.clear()
     seen: list[dict[str, Any]] = []
     val = loader_of(inputs, targets, 32, seed=None)
@@ -418,8 +418,8 @@ def test_the_best_epoch_and_early_stopping_by_hand(
     state = state_of(model, loss_fn, epochs=len(values), monitor="val/loss", patience=2, min_delta=0.2)
     loader = loader_of(inputs, targets, SAMPLES)
     fit(state, loader, loader)
-    assert (state.best and state.best["epoch"]) == best
-    assert state.epoch == epochs
+    assert (state.progress.best and state.progress.best["epoch"]) == best
+    assert state.progress.epoch == epochs
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training(looked_at: bool, words:
             return self.w.sqrt() + 0 * x
 
     state = state_of(Root(), nn.MSELoss())
-    state.checks_steps = looked_at
+    state.settings.check_steps = looked_at
     with pytest.raises(NonFiniteError, match=words):
         fit(state, loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
 
@@ -446,16 +446,16 @@ def test_hooks_are_told_of_start_steps_epochs_and_end() -> None:
 
     class Hook:
         def on_start(self, state: State) -> None:
-            events.append(f"start {state.batches}")
+            events.append(f"start {state.progress.batches}")
 
         def on_step(self, state: State) -> None:
-            events.append(f"step {state.step}")
+            events.append(f"step {state.progress.step}")
 
         def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
-            events.append(f"epoch {metrics['epoch']} after {state.step}")
+            events.append(f"epoch {metrics['epoch']} after {state.progress.step}")
 
         def on_end(self, state: State) -> None:
-            events.append(f"end {state.epoch}")
+            events.append(f"end {state.progress.epoch}")
 
     fit(state_of(model, loss_fn), loader_of(inputs, targets, 16), hooks=[Hook(), object()])
     assert events == ["start 3", "step 1", "step 2", "step 3", "epoch 1 after 3", "end 1"]

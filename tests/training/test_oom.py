@@ -55,8 +55,8 @@ def test_a_step_that_does_not_fit_is_split_without_changing_the_weights(name: st
     wanted = train_epoch(state_of(whole, loss_fn, lr=1e-2), loader_of(inputs, targets, 16), [])
     state = state_of(small, loss_fn, lr=1e-2, on_oom="split")
     metrics = train_epoch(state, loader_of(inputs, targets, 16), [])
-    assert state.micro_batch == 4  # 16, 8, 4: in the middle of the epoch
-    assert state.step == 3
+    assert state.progress.micro_batch == 4  # 16, 8, 4: in the middle of the epoch
+    assert state.progress.step == 3
     assert metrics["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
     for ours, theirs in zip(small.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -157,13 +157,13 @@ def test_hooks_are_told_of_a_split() -> None:
 
     class Hook:
         def on_split(self, state: State) -> None:
-            told.append((state.step, state.micro_batch))
+            told.append((state.progress.step, state.progress.micro_batch))
 
     model, loss_fn, inputs, targets = problem("cross entropy")
     state = state_of(Small(model, 9, begins=2), loss_fn, on_oom="split")
     fit(state, loader_of(inputs, targets, 16), hooks=[Hook()])
     assert told == [(1, 8)]
-    assert state.step == -(-SAMPLES // 16)
+    assert state.progress.step == -(-SAMPLES // 16)
 
 
 def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
@@ -177,9 +177,9 @@ def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
 
 
 def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001
-    assert build.build_session(compose([])).state.on_oom == "split"
+    assert build.build_session(compose([])).state.settings.on_oom == "split"
     for asked, wanted in (("auto", "stop"), ("split", "split")):
-        assert state_of(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).on_oom == wanted
+        assert state_of(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).settings.on_oom == wanted
 
 
 MODULE = """

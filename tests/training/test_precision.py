@@ -100,7 +100,7 @@ def trained(overrides: list[str], hooks: list[Any] | None = None) -> build.Sessi
 
 
 def assert_close(one: build.Session, other: build.Session, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    for a, b in zip(one.state.model.parameters(), other.state.model.parameters(), strict=True):
+    for a, b in zip(one.state.objects.model.parameters(), other.state.objects.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
@@ -117,7 +117,7 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
 
     class Record:
         def on_step(self, state: Any) -> None:
-            scales.append(state.scaler.get_scale())
+            scales.append(state.objects.scaler.get_scale())
 
     session = trained(overrides, [Record()])
 
@@ -126,7 +126,9 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
     torch.manual_seed(0)
     model = Small(gain)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    optimizer = torch.optim.Adam(model.parameters(), lr=session.state.optimizer.param_groups[0]["lr"], fused=True)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=session.state.objects.optimizer.param_groups[0]["lr"], fused=True
+    )
     scaler, wanted = torch.amp.GradScaler("cpu"), []
     for rows in epoch_order(len(images), 0, 0).split(32)[:STEPS]:
         optimizer.zero_grad()
@@ -147,7 +149,7 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
     assert (scales[0] < 2**16) == (gain > 1)
     assert scales[-2] == scales[-1]  # and the last step changes the weights
     evaluated = average if "ema" in more else model
-    for ours, theirs in zip(session.state.evaluated[0].parameters(), evaluated.parameters(), strict=True):
+    for ours, theirs in zip(session.state.objects.evaluated[0].parameters(), evaluated.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -171,7 +173,7 @@ def test_where_one_optimizer_overflows_the_other_keeps_its_weights_whole(clip: l
 
 def test_an_optimizer_whose_parameters_have_no_gradient_rests_in_fp16_too() -> None:
     session = trained(of(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
-    assert bool(session.state.model.bias.abs().sum() > 0)
+    assert bool(session.state.objects.model.bias.abs().sum() > 0)
 
 
 @pytest.mark.parametrize("epochs", [2, 8])
@@ -187,7 +189,7 @@ def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_agai
     clip, calls = steps.clip_gradients, []
 
     def once(state: Any) -> None:
-        calls.append(state.step)
+        calls.append(state.progress.step)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("out of memory")
         clip(state)
@@ -215,15 +217,15 @@ def test_the_scaler_goes_on_where_it_was() -> None:
 
     class Keep:
         def on_step(self, state: Any) -> None:
-            if state.step == 4:
+            if state.progress.step == 4:
                 kept.append(copy.deepcopy(capture_state(state, {})))
 
     fit(begun.state, begun.train, None, [Keep()])
     restore_state(later.state, kept[0])
     for session in (straight, later):
         fit(session.state, session.train)
-    assert later.state.scaler is not None
-    assert later.state.scaler.get_scale() < 2**16
+    assert later.state.objects.scaler is not None
+    assert later.state.objects.scaler.get_scale() < 2**16
     assert digest(capture_state(later.state, {})) == digest(capture_state(straight.state, {}))
 
 
@@ -252,7 +254,10 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
 
     session = trained([*overrides, "progress=off"], [Record()])
     assert session.val is not None
-    model, loss_fn = copy.deepcopy(session.state.model).double().eval(), copy.deepcopy(session.state.loss_fn).double()
+    model, loss_fn = (
+        copy.deepcopy(session.state.objects.model).double().eval(),
+        copy.deepcopy(session.state.objects.loss_fn).double(),
+    )
     total, right, count = 0.0, 0, 0
     with torch.no_grad():
         for inputs, targets in session.val.batches(0):

@@ -24,7 +24,7 @@ from trainkit.optim import groups as optim
 from trainkit.optim.rules import named_params
 from trainkit.training.compile import compile_model, defer_dynamo
 from trainkit.training.hooks import EVENTS
-from trainkit.training.state import State, needs_closure
+from trainkit.training.state import LoopSettings, State, needs_closure, new_state
 
 
 @dataclass
@@ -90,9 +90,9 @@ def build_session(config: DictConfig, on_progress: cache.OnProgress | None = Non
         raise ConfigError(*problems)
     table = optim.table(named, groups, options)  # before a scheduler changes any rate
     state = assemble(config, where, model, loss_fn, optimizers, val)
-    state.watch = {param.name: param.tensor for param in named if param.name in config.watch}
-    state.batches, state.samples = len(train), train.samples
-    state.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
+    state.objects.watch = {param.name: param.tensor for param in named if param.name in config.watch}
+    state.progress.batches, state.progress.samples = len(train), train.samples
+    state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
     if config.compile:  # the parameters keep their names, and an average its own copy
         compile_model(model, "default" if config.compile is True else config.compile)
     hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
@@ -119,17 +119,11 @@ def assemble(
     optimizer = optim.ChainedOptimizer(optimizers) if len(optimizers) > 1 else next(iter(optimizers.values()))
     monitor = monitored(config, loss_fn, val)
     try:
-        state = State(
-            model=model,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            device=where,
+        settings = LoopSettings(
             epochs=config.epochs,
             precision=config.precision,
-            step_schedulers=step_schedulers,
-            epoch_schedulers=epoch_schedulers,
-            ema_decay=config.ema,
             micro_batch=config.micro_batch,
+            ema=config.ema,
             on_oom=config.on_oom,
             on_nonfinite=config.on_nonfinite,
             clip_norm=config.clip_norm,
@@ -139,11 +133,20 @@ def assemble(
             patience=early_stop["patience"],
             min_delta=early_stop["min_delta"],
         )
+        state = new_state(
+            model,
+            loss_fn,
+            optimizer,
+            where,
+            settings,
+            step_schedulers=step_schedulers,
+            epoch_schedulers=epoch_schedulers,
+        )
     except TrainkitError:
         raise
     except Exception as error:
         raise UserCodeError("ema" if config.ema else "training", error) from error
-    if state.scaler is not None and state.needs_closure:
+    if state.objects.scaler is not None and state.objects.needs_closure:
         cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, which no scaler bears"
         raise ConfigError(cause, hint="write precision=bf16")
     return state

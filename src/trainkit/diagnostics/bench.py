@@ -87,7 +87,7 @@ def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
     few = max(1, math.ceil(steps / ROUNDS))
     train = LimitedLoader(session.train, few)
     loops: dict[str, Callable[[], int]] = {"trainkit": lambda: whole_loop(session.state, train)}
-    if not (session.state.needs_closure or session.state.scaler or session.state.micro_batch):
+    if not (session.state.objects.needs_closure or session.state.objects.scaler or session.state.progress.micro_batch):
         loops["bare"] = lambda: bare_loop(session.state, train)
     plain = build.build_session(plainly(config))
     plain_train = LimitedLoader(plain.train, few)
@@ -97,10 +97,10 @@ def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
     samples = 0
     for number in range(ROUNDS + 1):  # the first warms up
         for name, loop in loops.items():
-            wait(session.state.device)
+            wait(session.state.objects.device)
             began = perf_counter()
             seen = loop()
-            wait(session.state.device)
+            wait(session.state.objects.device)
             if number:
                 seconds[name].append((perf_counter() - began) / seen)
                 samples += seen * (name == "trainkit")
@@ -117,7 +117,7 @@ def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
         "by_hand": per_sample["by hand"] * size,
         "phases": {name: statistics.median(times) for name, times in phases.items()},
         "flops": flops(session.state, train),
-        "limits": limits(session.state.device, config.precision),
+        "limits": limits(session.state.objects.device, config.precision),
     }
     found["limit"] = found["limits"][config.precision]
     found["peak_share"] = found["flops"] / found["step"] / found["limit"] if found["flops"] else None
@@ -141,15 +141,15 @@ def plainly(config: DictConfig) -> DictConfig:
 def whole_loop(state: State, loader: LimitedLoader) -> int:
     """The loop of a training over a few batches; how many samples it saw."""
     state.begin_epoch()
-    state.batches = len(loader)
+    state.progress.batches = len(loader)
     train_epoch(state, loader, [])
-    return state.seen
+    return state.progress.seen
 
 
 def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int:
     """The five lines by themselves, the loss read each step with `item`; how many samples it saw."""
-    model, loss_fn = state.model, state.loss_fn
-    optimizer: Any = state.optimizer
+    model, loss_fn = state.objects.model, state.objects.loss_fn
+    optimizer: Any = state.objects.optimizer
     state.begin_epoch()
     total, seen = 0.0, 0
     model.train()
@@ -162,10 +162,10 @@ def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int
             return loss
 
         size = batch_size_of(inputs)
-        if state.needs_closure:
+        if state.objects.needs_closure:
             loss = optimizer.step(closure)
         else:
-            with state.autocast:
+            with state.objects.autocast:
                 loss = loss_fn(model(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
@@ -173,7 +173,7 @@ def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int
         if item:
             total += loss.item() * size
         else:
-            state.loss.update(loss, weight=size)
+            state.progress.loss.update(loss, weight=size)
         seen += size
     return seen
 
@@ -189,36 +189,40 @@ def phases_of(state: State, loader: LimitedLoader) -> dict[str, float]:
 
     def lap(phase: str) -> None:
         nonlocal clock
-        wait(state.device)
+        wait(state.objects.device)
         now = perf_counter()
         spent[phase] += now - clock
         clock = now
 
-    state.model.train()
-    state.loss_fn.train()
+    state.objects.model.train()
+    state.objects.loss_fn.train()
     try:
         while (batch := next(batches, None)) is not None:
             lap("loader")
             inputs, targets = batch
-            weight = denominator(state.loss_fn, targets, batch_size_of(inputs))
-            if state.needs_closure or state.scaler is not None or state.micro_batch is not None:
-                state.optimizer.zero_grad()
+            weight = denominator(state.objects.loss_fn, targets, batch_size_of(inputs))
+            if (
+                state.objects.needs_closure
+                or state.objects.scaler is not None
+                or state.progress.micro_batch is not None
+            ):
+                state.objects.optimizer.zero_grad()
                 loss = loss_in_parts(state, inputs, targets)
                 lap("backward")  # and forward: it goes part by part
             else:
-                with state.autocast:
+                with state.objects.autocast:
                     loss = state.loss_fn(state.model(inputs), targets)
                 lap("forward")
-                state.optimizer.zero_grad()
+                state.objects.optimizer.zero_grad()
                 loss.backward()
                 lap("backward")
             before_update(state, loss, weight)
-            if state.needs_closure:
-                step: Any = state.optimizer.step
+            if state.objects.needs_closure:
+                step: Any = state.objects.optimizer.step
                 step(lambda: loss)  # noqa: B023  # it is called at once
             else:
                 update(state)
-            state.loss.update(loss, weight=weight)
+            state.progress.loss.update(loss, weight=weight)
             lap("step")
     finally:
         loader.loader.prepare = timed.prepare
@@ -248,9 +252,9 @@ class Timed:
 def flops(state: State, loader: LimitedLoader) -> int | None:
     """The floating-point operations of a step's matrix products and convolutions, as torch counts them."""
     inputs, targets = next(loader.batches())
-    state.optimizer.zero_grad()
+    state.objects.optimizer.zero_grad()
     try:
-        with FlopCounterMode(display=False) as counter, state.autocast:
+        with FlopCounterMode(display=False) as counter, state.objects.autocast:
             loss = state.loss_fn(state.model(inputs), targets)
             loss.backward()
     except Exception:  # compiled models cannot be looked into

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,12 +34,12 @@ def inspect_step(session: Session) -> dict[str, Any]:
     """
     state = session.state
     inputs, targets = next(session.train.batches(0))
-    state.trained.train()
-    state.checks_steps = False  # a NaN is shown like any other number
+    state.objects.trained.train()
+    state.settings = replace(state.settings, check_steps=False)  # a NaN is shown like any other number
     rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in session.params}
     named = {name: session.named[name] for name in rows}
 
-    scale = 1.0 if state.scaler is None else state.scaler.get_scale()  # of the loss, in fp16
+    scale = 1.0 if state.objects.scaler is None else state.objects.scaler.get_scale()  # of the loss, in fp16
 
     def note(key: str) -> None:
         for name, row in rows.items():
@@ -46,13 +47,13 @@ def inspect_step(session: Session) -> dict[str, Any]:
             row[key] = None if number is None else number / scale
 
     before = {name: tensor.detach().clone() for name, tensor in named.items()}
-    state.optimizer.zero_grad()
+    state.objects.optimizer.zero_grad()
     note("grad_before")
     for key in ("grad", "grad_twice"):
-        with _same_draws(state.device):
+        with _same_draws(state.objects.device):
             loss = run_with_oom_split(loss_in_parts, state, inputs, targets, [])
         note(key)
-    state.optimizer.zero_grad()
+    state.objects.optimizer.zero_grad()
     note("grad_after_zero")
     trainable = [name for name, param in named.items() if param.requires_grad]
     differences = finite_differences(state, inputs, targets, loss.item(), trainable)
@@ -73,15 +74,15 @@ def finite_differences(state: State, inputs: Any, targets: Any, at_start: float,
     None of a model that cannot be copied, does not compute in float64, or gives another loss there (as
     one does that draws at random in another way).
     """
-    where = torch.device("cpu") if state.device.type == "mps" else state.device  # which has no float64
+    where = torch.device("cpu") if state.objects.device.type == "mps" else state.objects.device  # which has no float64
     found: dict[str, float] = {}
     try:
-        twin = copy.deepcopy(state.trained).to(where).double()
+        twin = copy.deepcopy(state.objects.trained).to(where).double()
         model, loss_fn = twin["model"], twin["loss"]
         named = dict(model.named_parameters(remove_duplicate=False))
         named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
-        twin_state = copy.copy(state)
-        twin_state.model, twin_state.loss_fn = model, loss_fn
+        objects = replace(state.objects, model=model, loss_fn=loss_fn)
+        twin_state = replace(state, objects=objects)
         exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
 
         @torch.no_grad()

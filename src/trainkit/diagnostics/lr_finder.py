@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainkit.core.errors import ConfigError, NonFiniteError
@@ -94,26 +94,26 @@ def range_test(
         ConfigError: `lr` is 0, or an optimizer has none.
         NonFiniteError: the loss is from the first step.
     """
-    groups = state.optimizer.param_groups
-    base = float(lr if lr is not None else state.optimizer.defaults.get("lr") or 0)
+    groups = state.objects.optimizer.param_groups
+    base = float(lr if lr is not None else state.objects.optimizer.defaults.get("lr") or 0)
     if base == 0 or any(group.get("lr") is None for group in groups):
         raise ConfigError(f"lr={base:g}: the param groups have no ratio to it", hint="leave out lr, or give another")
     test = RangeTest({group["name"]: float(group["lr"]) / base for group in groups}, max(1.0, WIDTH * steps))
     means: list[float] = []
     average = 0.0
-    state.trained.train()
-    state.checks_steps = False  # a loss that runs away is what ends the test
-    state.epochs, state.batches, state.samples = 1, steps, round(steps * loader.samples / len(loader))
+    state.objects.trained.train()
+    state.settings = replace(state.settings, epochs=1, check_steps=False)  # a loss that runs away ends the test
+    state.progress.batches, state.progress.samples = steps, round(steps * loader.samples / len(loader))
     call_hooks(hooks, "on_start", state)
     for number, (inputs, targets) in zip(range(steps), _endless(loader), strict=False):
         rate = start * (end / start) ** (number / (steps - 1))
         for group in groups:
             group["lr"] = rate * test.ratios[group["name"]]
-        state.loss = Mean(state.device, summed=is_sum(state.loss_fn))
+        state.progress.loss = Mean(state.objects.device, summed=is_sum(state.objects.loss_fn))
         run_with_oom_split(train_step, state, inputs, targets, hooks)
-        state.batch, state.step = number + 1, number + 1
+        state.progress.batch, state.progress.step = number + 1, number + 1
         call_hooks(hooks, "on_step", state)
-        loss = state.loss.item()
+        loss = state.progress.loss.item()
         if not math.isfinite(loss):
             test.diverged = True
             break

@@ -31,7 +31,7 @@ class Kill:
 
     def on_step(self, state: State) -> None:
         """Die, if it is time."""
-        if state.step >= self.step:
+        if state.progress.step >= self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

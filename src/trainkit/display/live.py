@@ -53,14 +53,15 @@ def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
 
 def split_line(state: State) -> str:
     """What was done where memory ran out."""
-    seen = ", which is what layers with batch statistics see from now on" if state.sees_batches else ""
-    return f"note: out of memory at step {state.step + 1}: it is taken again with micro_batch={state.micro_batch}{seen}"
+    seen = ", which is what layers with batch statistics see from now on" if state.objects.tracks_statistics else ""
+    micro_batch = state.progress.micro_batch
+    return f"note: out of memory at step {state.step + 1}: it is taken again with micro_batch={micro_batch}{seen}"
 
 
 def nonfinite_line(state: State, error: NonFiniteError) -> str:
     """What was done where a loss or a gradient was not finite."""
-    done = "the weights of the last checkpoint are back" if state.on_nonfinite == "rollback" else "no update"
-    return f"note: {error.problems[0].cause}: left out, {done} ({state.skipped} in this epoch)"
+    done = "the weights of the last checkpoint are back" if state.settings.on_nonfinite == "rollback" else "no update"
+    return f"note: {error.problems[0].cause}: left out, {done} ({state.progress.skipped} in this epoch)"
 
 
 def count(number: int, noun: str) -> str:
@@ -195,7 +196,7 @@ class Plain(Silent):
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the epoch."""
-        self.say(epoch_line(state.epochs, metrics))
+        self.say(epoch_line(state.settings.epochs, metrics))
 
     def on_split(self, state: State) -> None:
         """Tell that memory ran out."""
@@ -223,11 +224,11 @@ class Tqdm(Plain):
     def on_step(self, state: State) -> None:
         """Move the bar on, and read the running loss now and then."""
         if self.bar is None:
-            name = f"epoch {state.epoch + 1}/{state.epochs}"
-            self.bar = self.tqdm(total=state.batches, initial=state.batch - 1, desc=name, leave=False)
+            name = f"epoch {state.progress.epoch + 1}/{state.settings.epochs}"
+            self.bar = self.tqdm(total=state.progress.batches, initial=state.progress.batch - 1, desc=name, leave=False)
         self.bar.update()
         if time.monotonic() - self.read_at > REFRESH:
-            self.bar.set_postfix_str(f"loss {state.loss.item():.4f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {state.progress.loss.item():.4f}", refresh=False)
             self.read_at = time.monotonic()
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
@@ -277,10 +278,10 @@ class Rich(Plain):
 
     def on_start(self, state: State) -> None:
         """Show the bars."""
-        self.epochs = self.bars.add_task("epoch", total=state.epochs, completed=state.epoch, text="")
-        self.batches = self.bars.add_task("batch", total=state.batches, text="")
+        self.epochs = self.bars.add_task("epoch", total=state.settings.epochs, completed=state.progress.epoch, text="")
+        self.batches = self.bars.add_task("batch", total=state.progress.batches, text="")
         self.live.start()
-        self.epoch_began, self.begun_at = time.monotonic(), state.batch
+        self.epoch_began, self.begun_at = time.monotonic(), state.progress.batch
 
     def on_step(self, state: State) -> None:
         """Move the batch bar on, and read the running loss now and then."""
@@ -288,18 +289,18 @@ class Rich(Plain):
         if now - self.read_at < REFRESH:
             return
         self.read_at = now
-        loss = state.loss.item()
-        done_here = (state.batch - self.begun_at) / state.batches
-        rate = done_here * state.samples / max(now - self.epoch_began, 1e-9)
-        self.bars.update(self.batches, completed=state.batch, text=f"loss {loss:.4f}  {rate:,.0f} samples/s")
-        self.bars.update(self.epochs, completed=state.epoch + state.batch / state.batches)
+        loss = state.progress.loss.item()
+        done_here = (state.progress.batch - self.begun_at) / state.progress.batches
+        rate = done_here * state.progress.samples / max(now - self.epoch_began, 1e-9)
+        self.bars.update(self.batches, completed=state.progress.batch, text=f"loss {loss:.4f}  {rate:,.0f} samples/s")
+        self.bars.update(self.epochs, completed=state.progress.epoch + state.progress.batch / state.progress.batches)
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the epoch above the bars, which start again."""
         self.losses.append(metrics["train/loss"])
         super().on_epoch(state, metrics)
-        self.bars.update(self.epochs, completed=state.epoch, text=f"loss {metrics['train/loss']:.4f}")
-        self.bars.reset(self.batches, total=state.batches, text="")
+        self.bars.update(self.epochs, completed=state.progress.epoch, text=f"loss {metrics['train/loss']:.4f}")
+        self.bars.reset(self.batches, total=state.progress.batches, text="")
         self.epoch_began, self.begun_at = time.monotonic(), 0
 
     def close(self) -> None:

@@ -35,18 +35,24 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     """
     if out_of_memory(error):
         hint = "take a smaller micro_batch or model, or another device"
-        return OutOfMemoryError(f"{session.state.device} ran out of memory", hint=hint)
+        return OutOfMemoryError(f"{session.state.objects.device} ran out of memory", hint=hint)
     if "DataLoader worker" in str(error) and ("killed by" in str(error) or "exited unexpectedly" in str(error)):
         return DataError(
             f"a process that reads data died: {' '.join(str(error).split())}",
             hint="if memory ran out, lower data.num_workers; data.num_workers=0 shows an error that it died of",
         )
     state = session.state
-    owners: list[tuple[str, Any]] = [("model", state.model), ("loss", state.loss_fn), ("optim", state.optimizer)]
-    owners += zip(("model", "loss"), state.evaluated, strict=True)
-    if isinstance(state.optimizer, ChainedOptimizer):
-        owners += [(f"optim.{name}", optimizer) for name, optimizer in state.optimizer.optimizers.items()]
-    owners += [("scheduler", scheduler) for scheduler in (*state.step_schedulers, *state.epoch_schedulers)]
+    owners: list[tuple[str, Any]] = [
+        ("model", state.objects.model),
+        ("loss", state.objects.loss_fn),
+        ("optim", state.objects.optimizer),
+    ]
+    owners += zip(("model", "loss"), state.objects.evaluated, strict=True)
+    if isinstance(state.objects.optimizer, ChainedOptimizer):
+        owners += [(f"optim.{name}", optimizer) for name, optimizer in state.objects.optimizer.optimizers.items()]
+    owners += [
+        ("scheduler", scheduler) for scheduler in (*state.objects.step_schedulers, *state.objects.epoch_schedulers)
+    ]
     owners += [("data.train", session.train), ("data.val", session.val)]
     owners += [(f"hooks.{name}", hook) for name, hook in session.hooks.items()]
     key, shapes = "training", ""
@@ -65,7 +71,7 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
             .removeprefix(f"{UnequalSamplesError.__module__}.{UnequalSamplesError.__name__}: ")
         )
         return DataError(f"{key}: {what}", hint="let the data set make them equal, or write batch_size=1")
-    exit_code = 2 if state.step == 0 or key == "scheduler" else 1
+    exit_code = 2 if state.progress.step == 0 or key == "scheduler" else 1
     if key.startswith("data.") and isinstance(error, OSError):  # a sample that cannot be read
         exit_code = DataError.exit_code
     hint = ""

@@ -67,11 +67,11 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         if session.state.done and run.info.get("status") == "completed":
             return run
         which = Checkpoints(run.directory / "checkpoints").sum_of(name) if name else ""
-        step, epoch = session.state.step, session.state.epoch + 1
+        step, epoch = session.state.progress.step, session.state.progress.epoch + 1
         at = {"checkpoint": name, "sha256": which, "step": step, "epoch": epoch, "allow": allow}
         texts = [text for text in overrides if not text.startswith("resume.allow=")]
         every = [*(old for old in run.overrides if not _replaced(old, texts)), *texts]
-        run.resume(config, command=sys.argv, overrides=every, epoch=session.state.epoch, at=at)
+        run.resume(config, command=sys.argv, overrides=every, epoch=session.state.progress.epoch, at=at)
         lines = [_begin(session, name), *lines, *startup_notes(config, session)]
         restorer = Restorer(saved) if saved is not None else None
         saver = saver_of(run, config, session, first=anew or saved is None)
@@ -202,10 +202,10 @@ def _restored(session: build.Session, saved: Mapping[str, Any], changed: set[str
     state = session.state
     restore_state(state, saved, changed)
     if saved["batch"] and changed & ORDER_KEYS:
-        return [f"note: epoch {state.epoch + 1} begins again, as its batches are others now"]
-    if state.batch > len(session.train):
+        return [f"note: epoch {state.progress.epoch + 1} begins again, as its batches are others now"]
+    if state.progress.batch > len(session.train):
         raise CheckpointError(
-            f"the checkpoint is at batch {state.batch} of an epoch, which has {len(session.train)} here",
+            f"the checkpoint is at batch {state.progress.batch} of an epoch, which has {len(session.train)} here",
             hint="resume it with the data it was trained on",
         )
     return []
@@ -215,6 +215,6 @@ def _begin(session: build.Session, name: str | None) -> str:
     if name is None:
         return "resumed from the beginning: it was stopped before there was a checkpoint"
     state = session.state
-    place = f", batch {state.batch + 1} of {state.batches}" if state.batch else ""
-    place = ", its validation" if state.batch == state.batches else place
-    return f"resumed from {name}: epoch {state.epoch + 1} of {state.epochs}{place}"
+    place = f", batch {state.progress.batch + 1} of {state.progress.batches}" if state.progress.batch else ""
+    place = ", its validation" if state.progress.batch == state.progress.batches else place
+    return f"resumed from {name}: epoch {state.progress.epoch + 1} of {state.settings.epochs}{place}"

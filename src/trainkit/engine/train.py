@@ -126,7 +126,8 @@ def run_training(
         finally:
             screen.close()
             session.close()
-        early = f"stopped early: no better {state.monitor} for {display.count(state.patience or 0, 'epoch')}"
+        patience = display.count(state.settings.patience or 0, "epoch")
+        early = f"stopped early: no better {state.settings.monitor} for {patience}"
         run.finish("completed", 0, early if state.stopped_early else None)
     return run
 
@@ -146,7 +147,7 @@ def signals_handled(state: State) -> Iterator[None]:
             state.stop = Stopped(number)
             # One that follows at once may reach another thread, and be heard of only when this one next wakes up.
             time.sleep(0.05)
-            if state.interruptible:
+            if state.phase.interruptible:
                 raise state.stop
         elif time.monotonic() - asked_at > DOUBLED:
             if os.isatty(2):
@@ -172,10 +173,10 @@ def run_identity(session: build.Session) -> dict[str, Any]:
     state = session.state
     return {
         "config": fingerprint(session.config),
-        "epochs": state.epochs,
+        "epochs": state.settings.epochs,
         "data": {"training samples": session.train.samples},
         "machine": {
-            "device": state.device.type,
+            "device": state.objects.device.type,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "micro_batch": session.config.micro_batch,
@@ -198,7 +199,7 @@ def run_facts(session: build.Session) -> dict[str, Any]:
     """What `run.json` tells of a training besides its course."""
     sizes = [(row["count"], row["trainable"]) for row in session.params]
     return {
-        "device": str(session.state.device),
+        "device": str(session.state.objects.device),
         "parameters": sum(count for count, _ in sizes),
         "trainable_parameters": sum(count for count, trainable in sizes if trainable),
         "train_samples": session.train.samples,
@@ -212,12 +213,12 @@ def startup_notes(config: DictConfig, session: build.Session, overrides: Sequenc
     state, lines = session.state, []
     if not session.split_off and any(text.startswith("data.split=0") for text in overrides):
         lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
-    norms = [module for module in state.model.modules() if takes_batch_statistics(module)]
-    if state.micro_batch is not None and norms:
+    norms = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
+    if state.progress.micro_batch is not None and norms:
         layers = display.count(len(norms), "layer")
-        lines.append(f"note: {layers} with batch statistics: they see {state.micro_batch} samples at a time")
+        lines.append(f"note: {layers} with batch statistics: they see {state.progress.micro_batch} samples at a time")
     if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
-    if state.ema is not None:
+    if state.objects.ema is not None:
         lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
     return [*session.notes, *tables.groups(session.params, [group.name for group in session.groups]), *lines]

@@ -28,7 +28,7 @@ class Recorder:
     def on_start(self, state: State) -> None:
         """Write down the parameters; what an earlier process has told of is not told again."""
         self.run.write("params.json", self.params)
-        self.told = {line for known in state.unreadable.values() for line in known.values()}
+        self.told = {line for known in state.progress.unreadable.values() for line in known.values()}
 
     def on_step(self, state: State) -> None:
         """Write down samples that could not be read."""
@@ -36,8 +36,8 @@ class Recorder:
 
     def record_unreadable(self, state: State) -> None:
         """Write down samples that could not be read, once each."""
-        if sum(map(len, state.unreadable.values())) > len(self.told):
-            lines = {line: None for known in state.unreadable.values() for line in known.values()}
+        if sum(map(len, state.progress.unreadable.values())) > len(self.told):
+            lines = {line: None for known in state.progress.unreadable.values() for line in known.values()}
             for line in lines:
                 if line not in self.told:
                     self.run.note(f"note: left out: {line}")
@@ -46,13 +46,13 @@ class Recorder:
     def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
         """Append the epoch."""
         self.record_unreadable(state)
-        left_out = sum(map(len, state.unreadable.values()))
+        left_out = sum(map(len, state.progress.unreadable.values()))
         if left_out:
             metrics["unreadable"] = left_out
         for name, value in metrics.items():
             metrics[name] = number_of_metric(name, value)
         self.run.append(metrics, best(state))
-        self.run.note(display.epoch_line(state.epochs, metrics))
+        self.run.note(display.epoch_line(state.settings.epochs, metrics))
 
     def on_split(self, state: State) -> None:
         """Write down that memory ran out."""
@@ -120,13 +120,15 @@ class Saver:
             except DamagedError as error:
                 hint = "let every state_dict hold numbers, strings, tensors, lists and dicts, or write checkpoint=off"
                 raise CheckpointError(f"what was saved cannot be read again: {error}", hint=hint) from error
-        elif name_of(state.step) in self.checkpoints.names():
-            self.checkpoints.point("last", name_of(state.step))
+        elif name_of(state.progress.step) in self.checkpoints.names():
+            self.checkpoints.point("last", name_of(state.progress.step))
         self.point_best(state)
 
     def on_step(self, state: State) -> None:
         """Save if it is time; at the end of an epoch, once that is judged."""
-        if state.batch < state.batches and (self.planned_by_steps(state) or self.minutes_have_passed()):
+        if state.progress.batch < state.progress.batches and (
+            self.planned_by_steps(state) or self.minutes_have_passed()
+        ):
             self.save(state, planned=self.planned_by_steps(state))
 
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
@@ -134,14 +136,16 @@ class Saver:
         epochs = self.every_epochs
         if not_finite(state, metrics) is not None:  # which ends the training
             return
-        planned = state.best is metrics or state.done or (epochs is not None and state.epoch % epochs == 0)
+        planned = (
+            state.progress.best is metrics or state.done or (epochs is not None and state.progress.epoch % epochs == 0)
+        )
         planned |= self.planned_by_steps(state)
         if planned or self.minutes_have_passed():
             self.save(state, planned=planned)
 
     def planned_by_steps(self, state: State) -> bool:
         """Whether `every_steps` asks for a checkpoint of this step."""
-        return self.every_steps is not None and state.step % self.every_steps == 0
+        return self.every_steps is not None and state.progress.step % self.every_steps == 0
 
     def minutes_have_passed(self) -> bool:
         """Whether `every_minutes` asks for a checkpoint by now."""
@@ -149,14 +153,14 @@ class Saver:
 
     def point_best(self, state: State) -> None:
         """Let `best` name the checkpoint of the best epoch, if that is there."""
-        if state.best is not None:
-            name = name_of(state.best["step"])
+        if state.progress.best is not None:
+            name = name_of(state.progress.best["step"])
             if name in self.checkpoints.names():
                 self.checkpoints.point("best", name)
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:  # noqa: ARG002
         """With `on_nonfinite` rollback, put the weights of the newest checkpoint back; the data goes on."""
-        if state.on_nonfinite == "rollback":
+        if state.settings.on_nonfinite == "rollback":
             name, saved, passed = self.checkpoints.newest(planned=True)
             restore_weights(state, saved)
             self.checkpoints.drop_after(name)  # or they would be taken for newer
@@ -190,7 +194,11 @@ def number_of_metric(name: str, value: Any) -> Any:
 
 def best(state: State) -> dict[str, Any] | None:
     """What `run.json` tells of the best epoch."""
-    if state.best is None:
+    if state.progress.best is None:
         return None
-    shown = {name: value for name, value in state.best.items() if name.startswith(("train/loss", "val/"))}
-    return {"metric": state.monitor, "value": state.best[state.monitor], "epoch": state.best["epoch"]} | shown
+    shown = {name: value for name, value in state.progress.best.items() if name.startswith(("train/loss", "val/"))}
+    return {
+        "metric": state.settings.monitor,
+        "value": state.progress.best[state.settings.monitor],
+        "epoch": state.progress.best["epoch"],
+    } | shown

@@ -57,33 +57,36 @@ def capture_state(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any
     Raises:
         CheckpointError: something in it cannot be stored.
     """
-    optimizers = {name: optimizer_state(optimizer) for name, optimizer in state.optimizers.items()}
-    numerator, denominator = state.loss.sums()
+    optimizers = {name: optimizer_state(optimizer) for name, optimizer in state.objects.optimizers.items()}
+    numerator, denominator = state.progress.loss.sums()
     return {
         "format": FORMAT,
-        "model": _module_state(state.model.state_dict(), "model"),
-        "loss": _module_state(state.loss_fn.state_dict(), "loss"),
+        "model": _module_state(state.objects.model.state_dict(), "model"),
+        "loss": _module_state(state.objects.loss_fn.state_dict(), "loss"),
         "optimizers": _plain(optimizers, "optimizers", without_callables=True),
         "schedulers": _plain([s.state_dict() for s in _schedulers(state)], "schedulers", without_callables=True),
-        "scaler": None if state.scaler is None else state.scaler.state_dict(),
-        "ema": None if state.ema is None else _module_state(state.ema.state_dict(), "ema"),
-        "epoch": state.epoch,
-        "batch": state.batch,
-        "step": state.step,
+        "scaler": None if state.objects.scaler is None else state.objects.scaler.state_dict(),
+        "ema": None if state.objects.ema is None else _module_state(state.objects.ema.state_dict(), "ema"),
+        "epoch": state.progress.epoch,
+        "batch": state.progress.batch,
+        "step": state.progress.step,
         "metrics": {
             "numerator": numerator,
             "denominator": denominator,
-            "seen": state.seen,
-            "skipped": state.skipped,
-            "unreadable": {part: dict(known) for part, known in state.unreadable.items()},
-            "seconds": state.elapsed,
+            "seen": state.progress.seen,
+            "skipped": state.progress.skipped,
+            "unreadable": {part: dict(known) for part, known in state.progress.unreadable.items()},
+            "seconds": state.progress.elapsed,
             # of the epoch's last step, which are reported once the epoch is validated
-            "rates": dict(state.rates),
-            "grad_norm": state.grad_norm,
-            "gradients": dict(state.gradients),
+            "rates": dict(state.progress.rates),
+            "grad_norm": state.progress.grad_norm,
+            "gradients": dict(state.progress.gradients),
         },
-        "best": _plain(state.best, "best"),
-        "early_stop": {"epochs_since_best": state.epochs_since_best, "reference": state.patience_reference},
+        "best": _plain(state.progress.best, "best"),
+        "early_stop": {
+            "epochs_since_best": state.progress.epochs_since_best,
+            "reference": state.progress.patience_reference,
+        },
         "rng": rng_state(),
         "fingerprint": _plain(fingerprint, "fingerprint"),
     }
@@ -103,23 +106,33 @@ def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[st
     with refuse_mismatch():
         restore_weights(state, saved, changed)
         metrics, early = saved["metrics"], saved["early_stop"]
-        state.epoch = saved["epoch"]
-        for part, known in state.unreadable.items():
+        state.progress.epoch = saved["epoch"]
+        for part, known in state.progress.unreadable.items():
             known.clear()
             known.update(metrics["unreadable"].get(part, {}))
         state.begin_epoch()
         if not ORDER_KEYS & set(changed):
-            state.batch, state.seen, state.skipped = saved["batch"], metrics["seen"], metrics["skipped"]
-            state.loss.put(metrics["numerator"], metrics["denominator"])
-            state.seconds = metrics["seconds"]
-            state.rates, state.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
-            state.grad_norm = metrics["grad_norm"]
+            state.progress.batch, state.progress.seen, state.progress.skipped = (
+                saved["batch"],
+                metrics["seen"],
+                metrics["skipped"],
+            )
+            state.progress.loss.put(metrics["numerator"], metrics["denominator"])
+            state.progress.seconds = metrics["seconds"]
+            state.progress.rates, state.progress.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
+            state.progress.grad_norm = metrics["grad_norm"]
         if "monitor" not in changed:  # the best by one metric is not the best by another
-            state.best = saved["best"]
-            if state.best is not None and not isinstance(state.best[state.monitor], int | float):
-                raise ValueError(f"the best {state.monitor} is {state.best[state.monitor]!r}")
-            state.epochs_since_best, state.patience_reference = early["epochs_since_best"], early["reference"]
-            state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
+            state.progress.best = saved["best"]
+            if state.progress.best is not None and not isinstance(
+                state.progress.best[state.settings.monitor], int | float
+            ):
+                raise ValueError(
+                    f"the best {state.settings.monitor} is {state.progress.best[state.settings.monitor]!r}"
+                )
+            state.progress.epochs_since_best, state.progress.patience_reference = (
+                early["epochs_since_best"],
+                early["reference"],
+            )
         set_rng_state(saved["rng"])
 
 
@@ -132,24 +145,24 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
     with refuse_mismatch():
         check_types(saved)
         planned_anew = bool(RATE_KEYS & set(changed))
-        state.step = saved["step"]
-        state.model.load_state_dict(saved["model"])
+        state.progress.step = saved["step"]
+        state.objects.model.load_state_dict(saved["model"])
         given = {"weight", "pos_weight"} if "loss" in changed else set()  # arguments that torch keeps as buffers
-        own = {key: value for key, value in state.loss_fn.state_dict().items() if key in given}
-        state.loss_fn.load_state_dict({key: v for key, v in saved["loss"].items() if key not in given} | own)
-        optimizers, schedulers = state.optimizers, _schedulers(state)
+        own = {key: value for key, value in state.objects.loss_fn.state_dict().items() if key in given}
+        state.objects.loss_fn.load_state_dict({key: v for key, v in saved["loss"].items() if key not in given} | own)
+        optimizers, schedulers = state.objects.optimizers, _schedulers(state)
         check_same_names(optimizers, saved["optimizers"], "optimizers")
-        if (state.ema is None) != (saved["ema"] is None):
+        if (state.objects.ema is None) != (saved["ema"] is None):
             raise ValueError("ema: one has it, the other has not")
-        if state.ema is not None:
-            state.ema.load_state_dict(saved["ema"])
-        if state.scaler is not None and saved["scaler"] is not None:
-            state.scaler.load_state_dict(saved["scaler"])
+        if state.objects.ema is not None:
+            state.objects.ema.load_state_dict(saved["ema"])
+        if state.objects.scaler is not None and saved["scaler"] is not None:
+            state.objects.scaler.load_state_dict(saved["scaler"])
         for name, optimizer in optimizers.items():
             # A copy: the optimizer takes the tensors that it is given for its own.
             content = copy_to_cpu(saved["optimizers"][name])
             restore_optimizer(optimizer, content, with_options=not planned_anew)
-            optimizer._opt_called = state.step > 0  # type: ignore[attr-defined]  # or torch's schedulers warn
+            optimizer._opt_called = state.progress.step > 0  # type: ignore[attr-defined]  # or torch's schedulers warn
         if planned_anew:
             for scheduler in schedulers:
                 _plan_anew(scheduler, state, saved, set(changed))
@@ -192,7 +205,7 @@ def digest(saved: Mapping[str, Any]) -> str:
 
 
 def _schedulers(state: State) -> list[Any]:
-    return [*state.step_schedulers, *state.epoch_schedulers]
+    return [*state.objects.step_schedulers, *state.objects.epoch_schedulers]
 
 
 def _plan_anew(scheduler: Any, state: State, saved: Mapping[str, Any], changed: set[str]) -> None:
@@ -209,8 +222,8 @@ def _plan_anew(scheduler: Any, state: State, saved: Mapping[str, Any], changed: 
                 group["lr"] = groups[group["name"]]["lr"]
         return
     times = saved["epoch"]
-    if scheduler in state.step_schedulers:
-        times = saved["epoch"] * state.batches if ORDER_KEYS & changed else state.step
+    if scheduler in state.objects.step_schedulers:
+        times = saved["epoch"] * state.progress.batches if ORDER_KEYS & changed else state.progress.step
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch misses the optimizer's steps in between
         for _ in range(times):

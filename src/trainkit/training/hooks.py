@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 EVENTS = {
-    "on_start": "(state) before the first step, and again where a run is resumed (state.step > 0 then)",
+    "on_start": "(state) before the first step, and again where a run is resumed (state.progress.step > 0 then)",
     "on_step": "(state) after each batch",
     "on_epoch": "(state, metrics) after each epoch; metrics that it adds are kept",
     "on_end": "(state) after the last epoch",

@@ -21,7 +21,7 @@ from trainkit.data.reading import restore_rng
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import denominator, is_sum
 from trainkit.training.metrics import Mean, predicted_right
-from trainkit.training.state import Metrics, State
+from trainkit.training.state import Metrics, Phase, State
 from trainkit.training.step import (
     before_update,
     last_step_metrics,
@@ -46,51 +46,55 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         Stopped: `state.stop`, as soon as no step is under way.
     """
     hooks = hooks or []
-    state.batches, state.samples = len(train), train.samples
+    state.progress.batches, state.progress.samples = len(train), train.samples
     call_hooks(hooks, "on_start", state)
     while not state.done:
-        state.began = time.perf_counter()
+        state.progress.began = time.perf_counter()
         metrics = train_epoch(state, train, hooks)
         if val is not None:
             metrics |= evaluate(state, val, hooks)
-        metrics["seconds"] = state.elapsed
+        metrics["seconds"] = state.progress.elapsed
         metrics = finish_epoch(state, metrics)
         call_hooks(hooks, "on_epoch", state, metrics)
         check_finite(state, metrics)
-    if state.scaler is not None and state.step >= 10 and state.scaler.get_scale() == 2.0 ** (16 - state.step):
-        raise never_finite(state.scaler.get_scale())  # not one update
+    if (
+        state.objects.scaler is not None
+        and state.progress.step >= 10
+        and state.objects.scaler.get_scale() == 2.0 ** (16 - state.progress.step)
+    ):
+        raise never_finite(state.objects.scaler.get_scale())  # not one update
     call_hooks(hooks, "on_end", state)
 
 
 def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     """What is left of one pass over the training set; the metrics of the whole."""
-    state.model.train()
-    state.loss_fn.train()
-    for inputs, targets in waiting(state, loader.batches(state.epoch, state.batch)):
+    state.objects.model.train()
+    state.objects.loss_fn.train()
+    for inputs, targets in waiting(state, loader.batches(state.progress.epoch, state.progress.batch)):
         try:
             run_with_oom_split(train_step, state, inputs, targets, hooks)
         except NonFiniteError as error:
             skip_batch(state, loader, inputs, error, hooks)
         else:
-            if state.ema is not None:
-                state.ema.update_parameters(state.trained)
-            for scheduler in state.step_schedulers:
+            if state.objects.ema is not None:
+                state.objects.ema.update_parameters(state.objects.trained)
+            for scheduler in state.objects.step_schedulers:
                 scheduler.step()  # type: ignore[call-arg]  # none of them needs a metric
-            state.step += 1
-            state.seen += batch_size_of(inputs)
-        state.batch += 1
+            state.progress.step += 1
+            state.progress.seen += batch_size_of(inputs)
+        state.progress.batch += 1
         call_hooks(hooks, "on_step", state)
     metrics = {
-        "train/loss": state.loss.item(),
-        "train/loss_sum": state.loss.sum(),
-        "train/samples": state.seen,
+        "train/loss": state.progress.loss.item(),
+        "train/loss_sum": state.progress.loss.sum(),
+        "train/samples": state.progress.seen,
     }
-    if state.on_nonfinite != "stop":
-        metrics["train/skipped"] = state.skipped
-    if state.scaler is not None:
-        metrics["train/scale"] = state.scaler.get_scale()
-    wait(state.device)
-    metrics["samples_per_second"] = state.seen / (state.elapsed or math.inf)
+    if state.settings.on_nonfinite != "stop":
+        metrics["train/skipped"] = state.progress.skipped
+    if state.objects.scaler is not None:
+        metrics["train/scale"] = state.objects.scaler.get_scale()
+    wait(state.objects.device)
+    metrics["samples_per_second"] = state.progress.seen / (state.progress.elapsed or math.inf)
     return metrics
 
 
@@ -98,7 +102,7 @@ def waiting(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches; a training that is asked to stop does so while it waits for one."""
     while True:
         try:
-            with interruptible(state):
+            with interruptible(state, Phase.WAITING):
                 batch = next(batches, None)
         except Stopped:
             restore_rng()
@@ -109,7 +113,7 @@ def waiting(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 @contextmanager
-def interruptible(state: State) -> Iterator[None]:
+def interruptible(state: State, phase: Phase) -> Iterator[None]:
     """No step is under way inside: whoever asks the training to stop may raise `state.stop` there.
 
     Raises:
@@ -117,30 +121,35 @@ def interruptible(state: State) -> Iterator[None]:
     """
     if state.stop is not None:
         raise state.stop
-    state.interruptible = True
+    before, state.phase = state.phase, phase
     try:
         yield
     finally:
-        state.interruptible = False
+        state.phase = before
     if state.stop is not None:
         raise state.stop
 
 
 def train_step(state: State, inputs: Any, targets: Any) -> None:
     """One update of the weights by one batch: the five lines of every tutorial."""
-    model, loss_fn, optimizer = state.model, state.loss_fn, state.optimizer
+    state.phase = Phase.STEPPING
+    model, loss_fn, optimizer = state.objects.model, state.objects.loss_fn, state.objects.optimizer
     samples = batch_size_of(inputs)
-    if state.needs_closure or state.scaler is not None or (state.micro_batch or math.inf) < samples:
+    if (
+        state.objects.needs_closure
+        or state.objects.scaler is not None
+        or (state.progress.micro_batch or math.inf) < samples
+    ):
         return train_step_in_parts(state, inputs, targets)
 
     weight = denominator(loss_fn, targets, samples)
-    with state.autocast:
+    with state.objects.autocast:
         loss = loss_fn(model(inputs), targets)
     optimizer.zero_grad()
     loss.backward()
     before_update(state, loss, weight)
     optimizer.step()
-    return state.loss.update(loss, weight=weight)
+    return state.progress.loss.update(loss, weight=weight)
 
 
 @torch.no_grad()
@@ -149,13 +158,13 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
 
     With `ema` these are of the averaged weights. What it draws at random changes no draw of the training.
     """
-    model, loss_fn = state.evaluated
+    model, loss_fn = state.objects.evaluated
     model.eval()
     loss_fn.eval()
-    loss, accuracy = Mean(state.device, summed=is_sum(loss_fn)), Mean(state.device, summed=True)
+    loss, accuracy = Mean(state.objects.device, summed=is_sum(loss_fn)), Mean(state.objects.device, summed=True)
     judged = False
     batches = loader.batches(0)
-    with preserve_rng(), buffers_kept_if_stopped(model, loss_fn), interruptible(state):
+    with preserve_rng(), buffers_kept_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
             for value, weight, right in run_with_oom_split(evaluate_batch, state, inputs, targets, hooks):
                 loss.update(value, weight=weight)
@@ -179,21 +188,28 @@ def buffers_kept_if_stopped(*modules: nn.Module) -> Iterator[None]:
 
 def finish_epoch(state: State, metrics: Metrics) -> Metrics:
     """Count the epoch, judge it by the monitored metric, step a scheduler that goes by epochs."""
-    state.epoch += 1
+    state.progress.epoch += 1
     clock = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
-    metrics = {"epoch": state.epoch, "step": state.step, **metrics, **last_step_metrics(state), **clock}
-    if state.monitor not in metrics:
+    metrics = {
+        "epoch": state.progress.epoch,
+        "step": state.progress.step,
+        **metrics,
+        **last_step_metrics(state),
+        **clock,
+    }
+    if state.settings.monitor not in metrics:
         there = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
-        raise ConfigError(f"monitor.metric={state.monitor}: this run has no such metric", hint=f"there is: {there}")
-    value = metrics[state.monitor]
-    if _better(state, value, state.best[state.monitor] if state.best else None):
-        state.best = metrics
-    if _better(state, value, state.patience_reference, by=state.min_delta):
-        state.patience_reference, state.epochs_since_best = value, 0
+        raise ConfigError(
+            f"monitor.metric={state.settings.monitor}: this run has no such metric", hint=f"there is: {there}"
+        )
+    value = metrics[state.settings.monitor]
+    if _better(state, value, state.progress.best[state.settings.monitor] if state.progress.best else None):
+        state.progress.best = metrics
+    if _better(state, value, state.progress.patience_reference, by=state.settings.min_delta):
+        state.progress.patience_reference, state.progress.epochs_since_best = value, 0
     else:
-        state.epochs_since_best += 1
-    state.stopped_early = state.patience is not None and state.epochs_since_best >= state.patience
-    for scheduler in state.epoch_schedulers:
+        state.progress.epochs_since_best += 1
+    for scheduler in state.objects.epoch_schedulers:
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(value)
         else:
@@ -203,16 +219,16 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
 
 
 def _better(state: State, value: float, than: float | None, by: float = 0.0) -> bool:
-    sign = 1 if state.mode == "min" else -1
+    sign = 1 if state.settings.mode == "min" else -1
     return math.isfinite(value) and (than is None or sign * value < sign * than - by)
 
 
 def evaluate_batch(state: State, inputs: Any, targets: Any) -> list[tuple[Tensor, Any, Any]]:
     """For each micro batch: the loss, its denominator, and what was predicted right."""
-    model, loss_fn = state.evaluated
+    model, loss_fn = state.objects.evaluated
     judged = []
-    for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
-        with state.autocast:
+    for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
+        with state.objects.autocast:
             outputs = model(part)
             loss = loss_fn(outputs, part_targets)
         weight = denominator(loss_fn, part_targets, batch_size_of(part))
@@ -229,21 +245,24 @@ def skip_batch(state: State, loader: Loader, inputs: Any, error: NonFiniteError,
     Nothing of the batch is kept but that the random generators have moved on. With `on_nonfinite`
     rollback, who keeps the checkpoints puts older weights back when told.
     """
-    batch = f"batch {state.batch + 1} of epoch {state.epoch + 1}, {loader.describe(state.epoch, state.batch, inputs)}"
+    epoch, number = state.progress.epoch, state.progress.batch
+    batch = f"batch {number + 1} of epoch {epoch + 1}, {loader.describe(epoch, number, inputs)}"
     told = NonFiniteError(*(Problem(f"{problem.cause} ({batch})", problem.hint) for problem in error.problems))
-    most = MAX_ROLLBACKS if state.on_nonfinite == "rollback" else max(MAX_SKIPPED, state.batches // 100)
-    if state.on_nonfinite == "stop" or state.skipped >= most:
+    most = (
+        MAX_ROLLBACKS if state.settings.on_nonfinite == "rollback" else max(MAX_SKIPPED, state.progress.batches // 100)
+    )
+    if state.settings.on_nonfinite == "stop" or state.progress.skipped >= most:
         raise told from error
-    state.skipped += 1
-    state.optimizer.zero_grad()
-    if state.batch + 1 >= state.batches:
+    state.progress.skipped += 1
+    state.objects.optimizer.zero_grad()
+    if state.progress.batch + 1 >= state.progress.batches:
         record_last_step(state, None)
     call_hooks(hooks, "on_nonfinite", state, told)
 
 
 def not_finite(state: State, metrics: Mapping[str, Any]) -> str | None:
     """The first of an epoch's losses, and where steps are not looked at its last gradient, that is not finite."""
-    looked_at = state.checks_steps or state.scaler is not None
+    looked_at = state.settings.check_steps or state.objects.scaler is not None
     names = ("train/loss", "val/loss") if looked_at else ("train/loss", "grad_norm", "val/loss")
     values = {name: metrics.get(name) for name in names}
     return next((name for name, value in values.items() if value is not None and not math.isfinite(value)), None)

@@ -1,11 +1,13 @@
-"""All that a training is, in one place."""
+"""The state of a training, in three parts: what was asked, the objects that are trained, how far they are."""
 
 from __future__ import annotations
 
+import enum
 import inspect
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,117 +25,256 @@ from trainkit.training.metrics import Mean
 Metrics = dict[str, Any]
 
 
-@dataclass
-class State:
-    """All that a training is, in one place; hooks are given it.
+@dataclass(frozen=True)
+class LoopSettings:
+    """What was asked of the loop; constant during a training."""
 
-    The first fields are what the config built, the last are where the training stands.
-    """
+    epochs: int
+    precision: str = "fp32"  # fp32, tf32, bf16 or fp16
+    micro_batch: int | None = None  # most samples of one forward pass
+    ema: float | None = None  # decay of the moving average
+    on_oom: str = "stop"  # stop, split, or auto: split unless a layer takes batch statistics
+    on_nonfinite: str = "stop"  # stop, skip (the batch), or rollback (to older weights)
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    monitor: str = "val/loss"  # the metric that decides the best epoch
+    mode: str = "min"  # min or max
+    patience: int | None = None  # epochs without a new best before an early stop
+    min_delta: float = 0.0  # smallest improvement that counts for patience
+    # Whether each step's loss and gradient are checked before the update. On an accelerator the check waits for
+    # the device, so the default (None) checks there only if `on_nonfinite` needs it.
+    check_steps: bool | None = None
+
+
+@dataclass
+class Objects:
+    """What the config built: the objects that a step changes."""
 
     model: nn.Module
     loss_fn: nn.Module
     optimizer: Optimizer | ChainedOptimizer
     device: torch.device
-    epochs: int
-    precision: str = "fp32"  # or tf32, bf16, fp16
+    trained: nn.ModuleDict  # model and loss
+    autocast: AbstractContextManager[Any]  # of a forward pass and its loss
     step_schedulers: list[Scheduler] = field(default_factory=list)
     epoch_schedulers: list[Scheduler] = field(default_factory=list)
-    ema_decay: float | None = None
-    micro_batch: int | None = None
-    on_oom: str = "stop"  # or split; auto splits but where layers take batch statistics
-    on_nonfinite: str = "stop"  # or leave the batch out: skip goes on as it is, rollback from older weights
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    monitor: str = "val/loss"
-    mode: str = "min"
-    patience: int | None = None
-    min_delta: float = 0.0
-    watch: dict[str, nn.Parameter] = field(default_factory=dict)
-
-    epoch: int = 0  # epochs done
-    batch: int = 0  # batches of this epoch done
-    batches: int = 0  # batches of an epoch
-    samples: int = 0  # samples of an epoch
-    step: int = 0  # optimizer updates done
-    loss: Mean = field(init=False)  # of this epoch so far
-    seen: int = 0  # samples of this epoch trained on
-    unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # samples left out of train and val, with why
-    skipped: int = 0  # batches of this epoch left out, as their loss or gradient was not finite
-    seconds: float = 0.0  # that this epoch took in earlier processes
-    began: float | None = None  # when it began in this one
-    best: Metrics | None = None  # of the epoch with the best monitored value
-    epochs_since_best: int = 0
-    rates: Metrics = field(default_factory=dict)  # the learning rates of the last step
-    grad_norm: Tensor | None = None  # of the epoch's last step, before clipping
-    gradients: Metrics = field(default_factory=dict)  # of the watched parameters, likewise
-    patience_reference: float | None = None  # the value that early stopping compares with: the best by min_delta
-    stopped_early: bool = False
-    updating: bool = False  # the step is past its last gradient: it cannot be taken again
-    stop: Stopped | None = None  # a signal has asked for it
-    interruptible: bool = False  # no step is under way: it may stop at once
-    checks_steps: bool = field(init=False)  # whether each step's loss and gradient are looked at before its update
-    autocast: AbstractContextManager[Any] = field(init=False)  # of a forward pass and its loss
-    scaler: torch.amp.GradScaler | None = field(init=False, default=None)  # with fp16, whose small gradients would be 0
-    needs_closure: bool = field(init=False)  # the optimizer evaluates the loss itself, as LBFGS does
-    trained: nn.ModuleDict = field(init=False)  # model and loss
-    ema: AveragedModel | None = None  # their moving average
-    sees_batches: bool = False  # some layer takes batch statistics
-    statistics: list[Tensor] = field(default_factory=list)  # of the batches seen, which a step taken again counts twice
-
-    def __post_init__(self) -> None:
-        self.begin_epoch()
-        # To ask an accelerator is to wait for it, so that is done for those alone who asked for more than to stop.
-        self.checks_steps = self.device.type == "cpu" or self.on_nonfinite != "stop"
-        self.autocast = autocast(self.precision, self.device)
-        if self.precision == "fp16":
-            self.scaler = torch.amp.GradScaler(self.device.type)
-        self.needs_closure = needs_closure(type(self.optimizer))
-        self.trained = nn.ModuleDict({"model": self.model, "loss": self.loss_fn})
-        norms = [module for module in self.model.modules() if takes_batch_statistics(module)]
-        self.sees_batches = bool(norms)
-        if self.on_oom == "auto":
-            self.on_oom = "stop" if norms else "split"
-        if self.on_oom == "split" or self.on_nonfinite != "stop":
-            self.statistics = [tensor for module in norms for tensor in module.buffers(recurse=False)]
-        if self.ema_decay is not None:
-            self.ema = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay))
+    scaler: torch.amp.GradScaler | None = None  # for fp16, whose small gradients would underflow to 0
+    ema: AveragedModel | None = None  # the moving average of `trained`
+    watch: dict[str, nn.Parameter] = field(default_factory=dict)  # parameters that are logged each epoch
+    needs_closure: bool = False  # whether the optimizer evaluates the loss itself, as LBFGS does
+    tracks_statistics: bool = False  # whether a layer takes batch statistics
+    statistics: list[Tensor] = field(default_factory=list)  # batch statistics to undo if a step is repeated
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
-        """Each optimizer by its name under `optim`; one alone is called optim itself."""
-        several = isinstance(self.optimizer, ChainedOptimizer)
-        return self.optimizer.optimizers if several else {"optim": self.optimizer}  # type: ignore[union-attr,dict-item]
+        """Each optimizer by its name under `optim`; a single optimizer is called `optim`."""
+        if isinstance(self.optimizer, ChainedOptimizer):
+            return self.optimizer.optimizers
+        return {"optim": self.optimizer}
+
+    @property
+    def schedulers(self) -> list[Scheduler]:
+        """All schedulers, those of steps first."""
+        return [*self.step_schedulers, *self.epoch_schedulers]
 
     @property
     def evaluated(self) -> tuple[nn.Module, nn.Module]:
-        """The model and the loss that are validated: with `ema`, their moving averages."""
+        """The model and the loss that are validated: their moving averages if there is an `ema`."""
         modules: Any = self.trained if self.ema is None else self.ema.module
         return modules["model"], modules["loss"]
 
-    def begin_epoch(self) -> None:
-        """Count from nothing."""
-        self.loss = Mean(self.device, summed=is_sum(self.loss_fn))
-        self.batch = self.seen = self.skipped = 0
-        self.seconds, self.began = 0.0, None
+
+@dataclass
+class Progress:
+    """How far the training is. Counts of batches, samples and seconds are those of the current epoch."""
+
+    loss: Mean
+    epoch: int = 0  # epochs done
+    step: int = 0  # optimizer updates done
+    batch: int = 0  # batches done
+    batches: int = 0  # batches of a whole epoch
+    samples: int = 0  # samples of a whole epoch
+    seen: int = 0  # samples trained on
+    skipped: int = 0  # batches skipped because of a non-finite loss or gradient
+    unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped
+    micro_batch: int | None = None  # in force: memory errors lower it
+    seconds: float = 0.0  # spent by earlier processes
+    began: float | None = None  # clock at the start of the epoch in this process
+    best: Metrics | None = None  # metrics of the best epoch
+    epochs_since_best: int = 0
+    patience_reference: float | None = None  # the value that early stopping compares with
+    rates: Metrics = field(default_factory=dict)  # learning rates of the last step
+    grad_norm: Tensor | None = None  # of the epoch's last step, before clipping
+    gradients: Metrics = field(default_factory=dict)  # of the watched parameters in that step
 
     @property
     def elapsed(self) -> float:
-        """The seconds that this epoch has taken so far."""
+        """Seconds that the epoch has taken so far."""
         return self.seconds + (0.0 if self.began is None else time.perf_counter() - self.began)
+
+
+class Phase(enum.Enum):
+    """What the loop is doing; it decides when a signal may stop it and when a step may be repeated."""
+
+    IDLE = "between two phases"
+    WAITING = "for a batch"
+    STEPPING = "a step whose weights are unchanged so far"
+    UPDATING = "a step whose weights may have changed"
+    EVALUATING = "a validation"
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a signal may stop the training at once."""
+        return self in (Phase.WAITING, Phase.EVALUATING)
+
+
+@dataclass
+class State:
+    """The state of a training; hooks receive it.
+
+    The properties are short names for what hooks ask most often.
+    """
+
+    settings: LoopSettings
+    objects: Objects
+    progress: Progress
+    phase: Phase = Phase.IDLE
+    stop: Stopped | None = None  # the signal that asked for a stop
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to train."""
-        return self.epoch >= self.epochs or self.stopped_early
+        return self.progress.epoch >= self.settings.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early stopping has ended the training."""
+        patience = self.settings.patience
+        return patience is not None and self.progress.epochs_since_best >= patience
+
+    def begin_epoch(self) -> None:
+        """Reset the counts of the epoch."""
+        progress = self.progress
+        progress.loss = new_loss_mean(self.objects)
+        progress.batch = progress.seen = progress.skipped = 0
+        progress.seconds, progress.began = 0.0, None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.objects.model
+
+    @property
+    def loss_fn(self) -> nn.Module:
+        """The loss."""
+        return self.objects.loss_fn
+
+    @property
+    def optimizer(self) -> Optimizer | ChainedOptimizer:
+        """The optimizer."""
+        return self.objects.optimizer
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the model."""
+        return self.objects.device
+
+    @property
+    def evaluated(self) -> tuple[nn.Module, nn.Module]:
+        """The model and the loss that are validated."""
+        return self.objects.evaluated
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole training."""
+        return self.settings.epochs
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.progress.epoch
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done."""
+        return self.progress.step
+
+    @property
+    def batch(self) -> int:
+        """Batches of this epoch done."""
+        return self.progress.batch
+
+    @property
+    def batches(self) -> int:
+        """Batches of a whole epoch."""
+        return self.progress.batches
+
+    @property
+    def loss(self) -> Mean:
+        """The running mean loss of this epoch."""
+        return self.progress.loss
+
+    @property
+    def best(self) -> Metrics | None:
+        """The metrics of the best epoch so far."""
+        return self.progress.best
+
+
+def new_state(
+    model: nn.Module,
+    loss_fn: nn.Module,
+    optimizer: Optimizer | ChainedOptimizer,
+    device: torch.device,
+    settings: LoopSettings,
+    *,
+    step_schedulers: Sequence[Scheduler] = (),
+    epoch_schedulers: Sequence[Scheduler] = (),
+    watch: Mapping[str, nn.Parameter] | None = None,
+) -> State:
+    """Return the state of a training that is about to begin.
+
+    Raises:
+        ConfigError: the device does not support the precision.
+    """
+    trained = nn.ModuleDict({"model": model, "loss": loss_fn})
+    layers = [module for module in model.modules() if takes_batch_statistics(module)]
+    if settings.on_oom == "auto":
+        settings = replace(settings, on_oom="stop" if layers else "split")
+    if settings.check_steps is None:
+        settings = replace(settings, check_steps=device.type == "cpu" or settings.on_nonfinite != "stop")
+    repeats_steps = settings.on_oom == "split" or settings.on_nonfinite != "stop"
+    averaging = None if settings.ema is None else get_ema_multi_avg_fn(settings.ema)
+    objects = Objects(
+        model=model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        device=device,
+        trained=trained,
+        autocast=autocast(settings.precision, device),
+        step_schedulers=list(step_schedulers),
+        epoch_schedulers=list(epoch_schedulers),
+        scaler=torch.amp.GradScaler(device.type) if settings.precision == "fp16" else None,
+        ema=None if averaging is None else AveragedModel(trained, multi_avg_fn=averaging),
+        watch=dict(watch or {}),
+        needs_closure=needs_closure(type(optimizer)),
+        tracks_statistics=bool(layers),
+        statistics=[tensor for layer in layers for tensor in layer.buffers(recurse=False)] if repeats_steps else [],
+    )
+    return State(settings, objects, Progress(new_loss_mean(objects), micro_batch=settings.micro_batch))
+
+
+def new_loss_mean(objects: Objects) -> Mean:
+    """Return an empty mean of the loss."""
+    return Mean(objects.device, summed=is_sum(objects.loss_fn))
 
 
 def needs_closure(optimizer: type[Optimizer | ChainedOptimizer]) -> bool:
-    """Whether optimizers of a class evaluate the loss themselves, as LBFGS does."""
+    """Return whether optimizers of a class evaluate the loss themselves, as LBFGS does."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:
-    """Whether a layer normalises by its batch, or keeps count of the batches it sees."""
+    """Return whether a layer normalises by the statistics of a batch, or tracks them."""
     kept = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
     return kept or isinstance(module, nn.modules.batchnorm._BatchNorm)

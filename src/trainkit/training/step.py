@@ -15,7 +15,7 @@ from trainkit.core.pytree import batch_size_of, map_tensors, shape_of
 from trainkit.data.prepare import Batch
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import denominator, is_sum, knows_sum, summing
-from trainkit.training.state import Metrics, State
+from trainkit.training.state import Metrics, Phase, State
 
 Result = TypeVar("Result")
 
@@ -27,35 +27,35 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
     """
     first: list[Tensor] = []
-    weight = denominator(state.loss_fn, targets, batch_size_of(inputs))
+    weight = denominator(state.objects.loss_fn, targets, batch_size_of(inputs))
 
     def closure() -> Tensor:
-        state.optimizer.zero_grad()
+        state.objects.optimizer.zero_grad()
         total = loss_in_parts(state, inputs, targets)
         before_update(state, total, weight, first=not first)
         first.append(total)
         return total
 
-    if state.needs_closure:
-        state.updating = True
-        state.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch says it returns a float
+    if state.objects.needs_closure:
+        state.phase = Phase.UPDATING
+        state.objects.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch says it returns a float
     else:
         closure()
         update(state)
-    state.loss.update(first[0], weight=weight)
+    state.progress.loss.update(first[0], weight=weight)
 
 
 def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
     """The loss of a batch, one micro batch at a time; where gradients are on, each adds its own to what is there."""
     samples = batch_size_of(inputs)
-    weight = denominator(state.loss_fn, targets, samples)
-    total = torch.zeros((), device=state.device)
-    for part, part_targets in micro_batches(inputs, targets, state.micro_batch):
+    weight = denominator(state.objects.loss_fn, targets, samples)
+    total = torch.zeros((), device=state.objects.device)
+    for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
         whole = batch_size_of(part) == samples
         loss = loss_of_part(state, part, part_targets, None if whole else weight)
         if loss is not None:
             if torch.is_grad_enabled():
-                (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+                (loss if state.objects.scaler is None else state.objects.scaler.scale(loss)).backward()
             total = total + loss.detach()
     return total
 
@@ -66,16 +66,16 @@ def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int |
     Without a weight the part is the whole.
     """
     if weight is None:
-        with state.autocast:
+        with state.objects.autocast:
             whole: Tensor = state.loss_fn(state.model(inputs), targets)
         return whole
-    own = denominator(state.loss_fn, targets, batch_size_of(inputs))
+    own = denominator(state.objects.loss_fn, targets, batch_size_of(inputs))
     # Its mean would be 0 / 0. Only a loss of the user's own makes the device wait for this.
-    if not knows_sum(state.loss_fn) and not is_sum(state.loss_fn) and own == 0:
+    if not knows_sum(state.objects.loss_fn) and not is_sum(state.objects.loss_fn) and own == 0:
         return None
-    with summing(state.loss_fn) as summed, state.autocast:
+    with summing(state.objects.loss_fn) as summed, state.objects.autocast:
         loss: Tensor = state.loss_fn(state.model(inputs), targets)
-    if is_sum(state.loss_fn):
+    if is_sum(state.objects.loss_fn):
         return loss
     if not summed:
         loss = loss * own
@@ -101,15 +101,15 @@ def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bo
     Raises:
         NonFiniteError: one of them is NaN or infinite (where each step is looked at).
     """
-    if first and state.checks_steps:
+    if first and state.settings.check_steps:
         check_step(state, loss, weight)
-    if state.scaler is not None and has_gradients(state):
-        state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]  # several are one: all step, or none
-    if first and state.batch + 1 >= state.batches:
+    if state.objects.scaler is not None and has_gradients(state):
+        state.objects.scaler.unscale_(state.objects.optimizer)  # type: ignore[arg-type]  # several are one: all step, or none
+    if first and state.progress.batch + 1 >= state.progress.batches:
         record_last_step(state, gradient_norm(state))
     clip_gradients(state)
     prepare_fused(state)
-    state.updating = True
+    state.phase = Phase.UPDATING
 
 
 def update(state: State) -> None:
@@ -117,12 +117,12 @@ def update(state: State) -> None:
 
     On an accelerator one fused optimizer decides that there; any other makes the device wait.
     """
-    if state.scaler is None or not has_gradients(state):
-        state.optimizer.step()
+    if state.objects.scaler is None or not has_gradients(state):
+        state.objects.optimizer.step()
         return
-    state.scaler.step(state.optimizer)  # type: ignore[arg-type]
-    state.scaler.update()
-    for optimizer in state.optimizers.values():
+    state.objects.scaler.step(state.objects.optimizer)  # type: ignore[arg-type]
+    state.objects.scaler.update()
+    for optimizer in state.objects.optimizers.values():
         optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch's schedulers miss a step that overflowed
 
 
@@ -138,7 +138,7 @@ def prepare_fused(state: State) -> None:
     momentum of SGD is there before the first step, where torch begins with what memory holds if that
     step overflows in fp16; 0 is what it would be, without dampening. Sparse gradients are not for them.
     """
-    for optimizer in state.optimizers.values():
+    for optimizer in state.objects.optimizers.values():
         for group in optimizer.param_groups:
             if not group.get("fused"):
                 continue
@@ -173,7 +173,7 @@ def elements(gradient: Tensor) -> Tensor:
 
 def parameters(state: State) -> Iterator[Tensor]:
     """All that the optimizer updates."""
-    return (param for group in state.optimizer.param_groups for param in group["params"])
+    return (param for group in state.objects.optimizer.param_groups for param in group["params"])
 
 
 def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
@@ -184,13 +184,13 @@ def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
     value = loss.item()
     if not math.isfinite(value) and weight == 0:  # a mean over nothing, which adds nothing
         value = 0.0
-    if math.isfinite(value) and state.scaler is not None:
+    if math.isfinite(value) and state.objects.scaler is not None:
         return
     if math.isfinite(value) and all_finite(p.grad for p in parameters(state)):
         return
     groups = [
         str(group.get("name", number))
-        for number, group in enumerate(state.optimizer.param_groups)
+        for number, group in enumerate(state.objects.optimizer.param_groups)
         if any(p.grad is not None and not bool(elements(p.grad).isfinite().all()) for p in group["params"])
     ]
     if math.isfinite(value) and not groups:
@@ -200,7 +200,7 @@ def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
     if not math.isfinite(value):
         where = f"the gradient is not finite {where}" if groups else "the gradient is finite"
     raise NonFiniteError(
-        f"step {state.step + 1}: {what}{', ' if not math.isfinite(value) else ' '}{where}",
+        f"step {state.progress.step + 1}: {what}{', ' if not math.isfinite(value) else ' '}{where}",
         hint="lower lr, or set clip_norm=1; if the first step has it already, look for NaN in the data and the model",
     )
 
@@ -223,10 +223,10 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
 
 def clip_gradients(state: State) -> None:
     """Bound the gradient over the parameters of all groups: each element, then the whole's norm."""
-    if state.clip_value is not None:
-        nn.utils.clip_grad_value_(parameters(state), state.clip_value)
-    if state.clip_norm is not None:
-        nn.utils.clip_grad_norm_(parameters(state), state.clip_norm)
+    if state.settings.clip_value is not None:
+        nn.utils.clip_grad_value_(parameters(state), state.settings.clip_value)
+    if state.settings.clip_norm is not None:
+        nn.utils.clip_grad_norm_(parameters(state), state.settings.clip_norm)
 
 
 # --------------------------------------------------------------------------- where memory runs out
@@ -242,9 +242,8 @@ def run_with_oom_split(
             have begun to change.
         NonFiniteError: from the work; what the batch did to batch statistics is undone.
     """
-    kept = [(tensor, tensor.clone()) for tensor in state.statistics]
+    kept = [(tensor, tensor.clone()) for tensor in state.objects.statistics]
     while True:
-        state.updating = False
         try:
             return work(state, inputs, targets)
         except NonFiniteError:
@@ -254,22 +253,29 @@ def run_with_oom_split(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            size = min(batch_size_of(inputs), state.micro_batch or math.inf)
+            size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
             half = math.ceil(size / 2)
-            if state.on_oom != "split" or state.updating or size == 1:
-                effect = "of which batch norm sees each alone" if state.sees_batches else "which changes no number"
+            if state.settings.on_oom != "split" or state.phase is Phase.UPDATING or size == 1:
+                effect = (
+                    "of which batch norm sees each alone"
+                    if state.objects.tracks_statistics
+                    else "which changes no number"
+                )
                 hint = f"set micro_batch={half}, {effect}" if size > 1 else "take a smaller model"
-                peak = f"{peak_memory(state.device) / 2**30:.2f} GiB"
+                peak = f"{peak_memory(state.objects.device) / 2**30:.2f} GiB"
                 cause = f"{state.device} ran out of memory: inputs {shape_of(inputs)}, {size} at a time, peak {peak}"
                 raise OutOfMemoryError(cause, hint=hint) from error
-        state.micro_batch = half
-        state.optimizer.zero_grad()
-        if state.scaler is not None:  # which may have unscaled the gradients of the step
-            scale, state.scaler = state.scaler.state_dict(), torch.amp.GradScaler(state.device.type)
-            state.scaler.load_state_dict(scale)
+        state.progress.micro_batch = half
+        state.objects.optimizer.zero_grad()
+        if state.objects.scaler is not None:  # which may have unscaled the gradients of the step
+            scale, state.objects.scaler = (
+                state.objects.scaler.state_dict(),
+                torch.amp.GradScaler(state.objects.device.type),
+            )
+            state.objects.scaler.load_state_dict(scale)
         for tensor, before in kept:
             tensor.copy_(before)
-        release(state.device)
+        release(state.objects.device)
         call_hooks(hooks, "on_split", state)
 
 
@@ -278,11 +284,13 @@ def run_with_oom_split(
 
 def record_last_step(state: State, norm: Tensor | None) -> None:
     """Keep what is reported of an epoch's last step: rates and gradient, before anything changes them."""
-    groups = enumerate(state.optimizer.param_groups)
+    groups = enumerate(state.objects.optimizer.param_groups)
     rates = {f"lr/{group.get('name', number)}": group.get("lr") for number, group in groups}
-    state.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
-    state.grad_norm = norm
-    state.gradients = {f"grad/{name}": scalar_or_norm(tensor.grad) for name, tensor in state.watch.items()}
+    state.progress.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
+    state.progress.grad_norm = norm
+    state.progress.gradients = {
+        f"grad/{name}": scalar_or_norm(tensor.grad) for name, tensor in state.objects.watch.items()
+    }
 
 
 def last_step_metrics(state: State) -> Metrics:
@@ -290,8 +298,13 @@ def last_step_metrics(state: State) -> Metrics:
 
     A parameter with several elements is given by its norm, and so is its gradient.
     """
-    values = {f"param/{name}": scalar_or_norm(tensor) for name, tensor in state.watch.items()}
-    return {**state.rates, "grad_norm": scalar_or_norm(state.grad_norm), **values, **state.gradients}
+    values = {f"param/{name}": scalar_or_norm(tensor) for name, tensor in state.objects.watch.items()}
+    return {
+        **state.progress.rates,
+        "grad_norm": scalar_or_norm(state.progress.grad_norm),
+        **values,
+        **state.progress.gradients,
+    }
 
 
 def scalar_or_norm(tensor: Tensor | None) -> float | None:
