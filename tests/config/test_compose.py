@@ -95,7 +95,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("mistake", "cause", "mend"), MISTAKES, ids=[mistake for mistake, _, _ in MISTAKES])
+@pytest.mark.parametrize(("mistake", "cause", "hint"), MISTAKES, ids=[mistake for mistake, _, _ in MISTAKES])
 def test_a_mistake_is_answered_with_its_cause_and_what_mends_it(mistake: str, cause: str, hint: str) -> None:
     problems = told(*mistake.split())
     assert len(problems) == 1
@@ -142,7 +142,7 @@ def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cause", "mend"),
+    ("text", "cause", "hint"),
     [
         ("lr: 1\n", "experiment: there is no such key", "# @package _global_"),
         ("# @package _global_\ndefaults: [override /optm: adam]\n", "optm", "did you mean override /optim?"),

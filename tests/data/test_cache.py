@@ -362,4 +362,4 @@ def test_attributes_of_a_data_sets_own_are_not_taken_for_ours(how: str) -> None:
     assert build_data.amount(with_own[0]) == build_data.amount(without)
 
 
-OPTIONS: dict[str, Any] = {"limit": 2**30, "workers": 0, "skip": False, "partly": False, "tell": lambda *_: None}
+OPTIONS: dict[str, Any] = {"limit": 2**30, "workers": 0, "skip": False, "partly": False, "on_progress": lambda *_: None}
