@@ -347,7 +347,7 @@ def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_ar
     held = cache.in_arrays(Arrays(LABELS.tolist()))
     assert held is not None
     assert torch.equal(held.tensors[0], IMAGES[:, :1])
-    assert held.source.reads < 5
+    assert held.cached_from.reads < 5
     assert cache.in_arrays(Arrays(LABELS.tolist(), change=1)) is None
     assert cache.in_arrays(Arrays((LABELS + 1).tolist())) is None
     assert cache.in_arrays(Arrays(torch.stack([LABELS] * 8, dim=1))) is None  # as those of QMNIST
@@ -356,7 +356,7 @@ def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_ar
 @pytest.mark.parametrize("how", ["auto", "none"])
 def test_attributes_of_a_data_sets_own_are_not_taken_for_ours(how: str) -> None:
     files = made("files")
-    files.source, files.missing = "somewhere", 3
+    files.cached_from, files.missing = "somewhere", 3
     with_own, without = cache.choose(files, how, **OPTIONS), made("files")
     assert name_of(with_own[0], 2) == name_of(without, 2)
     assert build_data.amount(with_own[0]) == build_data.amount(without)

@@ -123,7 +123,7 @@ class CachedDataset(Dataset[Any]):
         self, source: Any, inputs: Any, targets: Any, missing: dict[int, str], *, decoded: bool = False
     ) -> None:
         self.tensors = inputs, targets
-        self.source, self.missing, self.decoded = source, missing, decoded
+        self.cached_from, self.missing, self.decoded = source, missing, decoded
 
     def __len__(self) -> int:
         return batch_size_of(self.tensors[0])

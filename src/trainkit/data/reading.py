@@ -85,7 +85,7 @@ def name_of(dataset: Any, index: int) -> str:
     """A sample by its number in the whole data set, and by its file where the set tells of files."""
     while isinstance(dataset, Subset):
         index, dataset = dataset.indices[index], dataset.dataset
-    dataset = getattr(dataset, "source", dataset)  # of one that is held in memory
+    dataset = getattr(dataset, "cached_from", dataset)  # of one that is held in memory
     for attribute in ("samples", "imgs", "files", "paths"):
         listed = getattr(dataset, attribute, None)
         if isinstance(listed, list | tuple) and index < len(listed):
