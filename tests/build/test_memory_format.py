@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import Command, read_history
-from tests.training.test_precision import PLAIN_SGD, Small, assert_close, of, trained
+from tests.conftest import Command
+from tests.helpers import PLAIN_SGD, SmallCNN, assert_close, read_history, small_run, train_session
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.device import rng_state
@@ -21,21 +21,21 @@ HERE = "tests.test_layout"
 VIEWING_OPTIM = [f"optim._target_={HERE}.Rowwise", *(f"~optim.{o}" for o in ("momentum", "dampening", "nesterov"))]
 
 
-class Views(Small):
+class Views(SmallCNN):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.maps(images)
         logits: Tensor = self.head(maps.view(len(maps), -1))
         return logits
 
 
-class ViewsInTraining(Small):
+class ViewsInTraining(SmallCNN):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.maps(images)
         logits: Tensor = self.head(maps.view(len(maps), -1) if self.training else maps.flatten(1))
         return logits
 
 
-class ViewsInValidation(Small):
+class ViewsInValidation(SmallCNN):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.maps(images)
         logits: Tensor = self.head(maps.flatten(1) if self.training else maps.view(len(maps), -1))
@@ -54,7 +54,7 @@ class Flattens(torch.autograd.Function):
         return gradient.view(-1).mul(1).view(gradient.shape)
 
 
-class ViewsBackward(Small):
+class ViewsBackward(SmallCNN):
     def __init__(self) -> None:
         super().__init__()
         self.after = nn.Conv2d(3, 3, 3, padding=1)
@@ -65,13 +65,13 @@ class ViewsBackward(Small):
         return super().forward(self.after(flattened))
 
 
-class Asserts(Small):
+class Asserts(SmallCNN):
     def forward(self, images: Tensor) -> Tensor:
         assert images.is_contiguous(), "images must be contiguous"
         return super().forward(images)
 
 
-class Solid(Small):
+class Solid(SmallCNN):
     def __init__(self) -> None:
         super().__init__()
         self.solid = nn.Conv3d(1, 1, 3, padding=1)
@@ -80,7 +80,7 @@ class Solid(Small):
         return super().forward(self.solid(images[:, None])[:, 0])
 
 
-class Counts(Small):
+class Counts(SmallCNN):
     """What draws, counts and normalises: all that a probe could move."""
 
     calls: Tensor
@@ -134,7 +134,7 @@ class Rows(nn.Module):
         return nn.functional.embedding(pixels, self.weight, sparse=True).mean(1)
 
 
-class Projects(Small):
+class Projects(SmallCNN):
     """Changes a gradient as soon as it is there, and gives it back in plain order."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Flat(nn.Module):
         return outputs.view(-1).square().mean()
 
 
-class Maps(Small):
+class Maps(SmallCNN):
     def forward(self, images: Tensor) -> Tensor:
         return self.maps(images)
 
@@ -178,14 +178,14 @@ class Rowwise(torch.optim.Optimizer):
 @pytest.mark.parametrize(
     "overrides",
     [
-        of(Views),
-        of(ViewsInTraining),
-        of(ViewsInValidation, "data.split=0.9"),
-        of(ViewsBackward),
-        of(Asserts),
-        of(Solid),
-        of(Maps, "loss=identity", f"loss._target_={HERE}.Flat"),
-        of(Small, "optim=sgd", *VIEWING_OPTIM, "~optim.weight_decay"),
+        small_run(Views),
+        small_run(ViewsInTraining),
+        small_run(ViewsInValidation, "data.split=0.9"),
+        small_run(ViewsBackward),
+        small_run(Asserts),
+        small_run(Solid),
+        small_run(Maps, "loss=identity", f"loss._target_={HERE}.Flat"),
+        small_run(SmallCNN, "optim=sgd", *VIEWING_OPTIM, "~optim.weight_decay"),
     ],
     ids=[
         "views",
@@ -199,13 +199,13 @@ class Rowwise(torch.optim.Optimizer):
     ],
 )
 def test_whoever_needs_contiguous_images_trains_without_asking_for_them(overrides: list[str]) -> None:
-    assert_close(trained(overrides), trained([*overrides, "memory_format=contiguous"]))
+    assert_close(train_session(overrides), train_session([*overrides, "memory_format=contiguous"]))
 
 
 def test_to_try_a_layout_moves_nothing() -> None:
     models, draws = [], []
     for layout in ("auto", "contiguous"):
-        models.append(build.build_session(compose(of(Counts, f"memory_format={layout}"))).state.model)
+        models.append(build.build_session(compose(small_run(Counts, f"memory_format={layout}"))).state.model)
         draws.append(digest(rng_state()))
     assert draws[0] == draws[1]
     assert models[0].conv.weight.stride() == models[1].conv.weight.stride()
@@ -217,7 +217,7 @@ def test_to_try_a_layout_moves_nothing() -> None:
 @pytest.mark.parametrize(("there", "here_"), [("contiguous", "channels_last"), ("channels_last", "contiguous")])
 @pytest.mark.parametrize("more", [[], ["ema=0.9"]], ids=["", "ema"])
 def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str, here_: str, more: list[str]) -> None:
-    overrides = [*of(Small, f"optim={optim}", *more), *["optim.momentum=0.9"] * (optim == "sgd"), "epochs=2"]
+    overrides = [*small_run(SmallCNN, f"optim={optim}", *more), *["optim.momentum=0.9"] * (optim == "sgd"), "epochs=2"]
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -231,7 +231,7 @@ def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str
         fit(begun.state, begun.train, begun.val, [Once()])
     restore_state(other.state, capture_state(begun.state, {}))
     fit(other.state, other.train, other.val)
-    assert_close(other, trained([*overrides, f"memory_format={there}"]), rtol=1e-4, atol=1e-5)
+    assert_close(other, train_session([*overrides, f"memory_format={there}"]), rtol=1e-4, atol=1e-5)
 
 
 def test_machinery_may_change_as_a_run_is_resumed(forked: Command, tmp_path: Path) -> None:
@@ -249,11 +249,13 @@ def test_machinery_may_change_as_a_run_is_resumed(forked: Command, tmp_path: Pat
 # --------------------------------------------------------------------------------------------- fused
 
 
-@pytest.mark.parametrize("model", [Small, Late, Complex, Rows, Projects])
+@pytest.mark.parametrize("model", [SmallCNN, Late, Complex, Rows, Projects])
 @pytest.mark.parametrize("layout", ["auto", "contiguous"])
 def test_fused_steps_are_those_of_plain_ones_for_every_model(model: type[nn.Module], layout: str) -> None:
-    overrides = of(model, f"memory_format={layout}")
-    assert_close(trained([*overrides, "optim=sgd", "optim.momentum=0.9"]), trained([*overrides, *PLAIN_SGD]))
+    overrides = small_run(model, f"memory_format={layout}")
+    assert_close(
+        train_session([*overrides, "optim=sgd", "optim.momentum=0.9"]), train_session([*overrides, *PLAIN_SGD])
+    )
 
 
 @pytest.mark.parametrize("rule", [[], ["+param_groups.a={name: '.*weight', dampening: 0.5, fused: true}"]], ids=str)
@@ -261,4 +263,4 @@ def test_dampening_is_the_same_fused_and_plain(rule: list[str]) -> None:
     overrides = ["model=mlp", "limit_batches=4", "epochs=1", "optim.momentum=0.9"]
     overrides += rule or ["optim.dampening=0.9", "+optim.fused=true"]
     plain = [text.replace("fused: true", "fused: false").replace("fused=true", "fused=false") for text in overrides]
-    assert_close(trained(overrides), trained(plain))
+    assert_close(train_session(overrides), train_session(plain))

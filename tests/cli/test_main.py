@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SCRIPT, Command, read_history
+from tests.conftest import SCRIPT, Command
+from tests.helpers import read_history
 
 QUICK = ("epochs=1", "limit_batches=2")
 MODULE = """

@@ -15,38 +15,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from tests.helpers import COUNT, CPU, IMAGES, LABELS, ItemDataset, ReadSample, unreadable_samples
 from trainkit.build import data as build_data
 from trainkit.core.errors import DataError, UserCodeError
 from trainkit.core.pytree import map_tensors, tensors_in
 from trainkit.data import cache
-from trainkit.data import datasets as data
 from trainkit.data.loaders import Loader
 from trainkit.data.reading import name_of
 
-CPU, COUNT = torch.device("cpu"), 45
-IMAGES, LABELS = data.synthetic(size=COUNT, shape=[3, 8, 6], classes=3).tensors
 AUGMENT = {"flip": "random", "crop": 2, "crop_fill": "reflect", "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
-Read = Callable[[int], Any]
 
 
-class Items:
-    """Samples that a function gives one by one; counts how often it was asked."""
-
-    def __init__(self, read: Read, count: int = COUNT) -> None:
-        self.read, self.count, self.reads = read, count, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        self.reads += 1
-        return self.read(index)
-
-
-class Files(Items):
+class Files(ItemDataset):
     """Samples that tell of their files and classes, as an image folder does."""
 
-    def __init__(self, read: Read, count: int = COUNT) -> None:
+    def __init__(self, read: ReadSample, count: int = COUNT) -> None:
         super().__init__(read, count)
         self.samples = [(f"{index}.png", int(LABELS[index])) for index in range(count)]
         self.targets, self.classes = [target for _, target in self.samples], ["a", "b", "c"]
@@ -71,22 +54,13 @@ class Part(Subset[Any]):
         return [self[index] for index in indices]
 
 
-def picture(mode: str) -> Read:
+def picture(mode: str) -> ReadSample:
     """Images of PIL in a mode."""
 
     def read(index: int) -> Any:
         if mode == "I;16":
             return Image.fromarray(IMAGES[index, 0].numpy().astype(np.uint16) * 250), int(LABELS[index])
         return Image.fromarray(IMAGES[index].permute(1, 2, 0).numpy()).convert(mode), int(LABELS[index])
-
-    return read
-
-
-def broken(*lost: int) -> Read:
-    def read(index: int) -> Any:
-        if index in lost:
-            raise OSError("truncated")
-        return IMAGES[index], int(LABELS[index])
 
     return read
 
@@ -112,7 +86,7 @@ def nested(index: int) -> Any:
     return {"a": IMAGES[index], "b": [index, {"c": IMAGES[index, 0] / 255}]}, (int(LABELS[index]), {"d": index / 3})
 
 
-def own_generator() -> Read:
+def own_generator() -> ReadSample:
     generator = np.random.default_rng(0)
     return lambda index: (generator.random(3), int(LABELS[index]))
 
@@ -125,42 +99,42 @@ def faulty(index: int) -> Any:
 
 KINDS: dict[str, Callable[[], Any]] = {
     "tensors": lambda: TensorDataset(IMAGES, LABELS),
-    "items": lambda: Items(lambda i: (IMAGES[i], int(LABELS[i]))),
+    "items": lambda: ItemDataset(lambda i: (IMAGES[i], int(LABELS[i]))),
     "files": lambda: Files(lambda i: (IMAGES[i], int(LABELS[i]))),
-    "floats": lambda: Items(lambda i: (IMAGES[i].numpy() / np.float32(255), LABELS[i])),
-    "doubles": lambda: Items(lambda i: (IMAGES[i].numpy() / 255, np.int64(LABELS[i]))),
-    "numbers": lambda: Items(lambda i: (i, float(LABELS[i]))),
-    "vectors": lambda: Items(lambda i: (IMAGES[i].flatten(), torch.eye(3)[LABELS[i]])),
-    "grey": lambda: Items(picture("L")),
-    "colour": lambda: Items(picture("RGB")),
-    "palette": lambda: Items(picture("P")),
-    "deep": lambda: Items(picture("I;16")),
+    "floats": lambda: ItemDataset(lambda i: (IMAGES[i].numpy() / np.float32(255), LABELS[i])),
+    "doubles": lambda: ItemDataset(lambda i: (IMAGES[i].numpy() / 255, np.int64(LABELS[i]))),
+    "numbers": lambda: ItemDataset(lambda i: (i, float(LABELS[i]))),
+    "vectors": lambda: ItemDataset(lambda i: (IMAGES[i].flatten(), torch.eye(3)[LABELS[i]])),
+    "grey": lambda: ItemDataset(picture("L")),
+    "colour": lambda: ItemDataset(picture("RGB")),
+    "palette": lambda: ItemDataset(picture("P")),
+    "deep": lambda: ItemDataset(picture("I;16")),
     "subclass": lambda: Doubled(IMAGES / 255, LABELS),
     "subset": lambda: Subset(Subset(TensorDataset(IMAGES, LABELS), range(1, 45)), list(range(43, 3, -1))),
     "part": lambda: Part(TensorDataset(IMAGES / 255, LABELS), range(5, 40)),
     "from the end": lambda: Subset(TensorDataset(IMAGES, LABELS), list(range(-20, 0))),
-    "nested": lambda: Items(nested),
-    "maps": lambda: Items(lambda i: (IMAGES[i], IMAGES[i] / 255)),
-    "named": lambda: Items(lambda i: (Pair(IMAGES[i], i / 2), [int(LABELS[i]), LABELS[i]])),
-    "drawing": lambda: Items(drawing),
-    "seldom": lambda: Items(seldom),
-    "generator": lambda: Items(own_generator()),
-    "shapes": lambda: Items(lambda i: (IMAGES[i, :, : 8 if i == 4 else 7], int(LABELS[i]))),
-    "boxes": lambda: Items(lambda i: (IMAGES[i], torch.zeros(1 + (i == 4)))),
-    "mappings": lambda: Items(lambda i: ({"x": IMAGES[i, :, : 8 if i == 4 else 7]}, int(LABELS[i]))),
-    "arrays": lambda: Items(lambda i: (IMAGES[i, 0, : 8 if i == 4 else 7].numpy(), int(LABELS[i]))),
-    "lists": lambda: Items(lambda i: ({"x": IMAGES[i], "y": [1.0] * (1 + (i == 4))}, int(LABELS[i]))),
-    "keys": lambda: Items(lambda i: ({"x": IMAGES[i]} | ({} if i == 4 else {"y": i}), int(LABELS[i]))),
-    "more keys": lambda: Items(lambda i: ({"x": IMAGES[i]} | ({"y": i} if i == 4 else {}), int(LABELS[i]))),
-    "orders": lambda: Items(lambda i: ({"a": i, "b": -i} if i % 7 else {"b": -i, "a": i}, int(LABELS[i]))),
-    "types": lambda: Items(lambda i: (IMAGES[i], 1 if i == 4 else 0.5)),
-    "gradients": lambda: Items(lambda i: ((IMAGES[i] / 255).requires_grad_(), int(LABELS[i]))),
-    "empty": lambda: Items(lambda i: ({}, int(LABELS[i]))),
-    "words": lambda: Items(lambda i: (IMAGES[i], "abc"[int(LABELS[i])])),
-    "faulty": lambda: Items(faulty),
-    "broken": lambda: Files(broken(0, 9, 20, 30)),
-    "many": lambda: Files(broken(*range(0, 44, 4))),
-    "gone": lambda: Files(broken(*range(COUNT))),
+    "nested": lambda: ItemDataset(nested),
+    "maps": lambda: ItemDataset(lambda i: (IMAGES[i], IMAGES[i] / 255)),
+    "named": lambda: ItemDataset(lambda i: (Pair(IMAGES[i], i / 2), [int(LABELS[i]), LABELS[i]])),
+    "drawing": lambda: ItemDataset(drawing),
+    "seldom": lambda: ItemDataset(seldom),
+    "generator": lambda: ItemDataset(own_generator()),
+    "shapes": lambda: ItemDataset(lambda i: (IMAGES[i, :, : 8 if i == 4 else 7], int(LABELS[i]))),
+    "boxes": lambda: ItemDataset(lambda i: (IMAGES[i], torch.zeros(1 + (i == 4)))),
+    "mappings": lambda: ItemDataset(lambda i: ({"x": IMAGES[i, :, : 8 if i == 4 else 7]}, int(LABELS[i]))),
+    "arrays": lambda: ItemDataset(lambda i: (IMAGES[i, 0, : 8 if i == 4 else 7].numpy(), int(LABELS[i]))),
+    "lists": lambda: ItemDataset(lambda i: ({"x": IMAGES[i], "y": [1.0] * (1 + (i == 4))}, int(LABELS[i]))),
+    "keys": lambda: ItemDataset(lambda i: ({"x": IMAGES[i]} | ({} if i == 4 else {"y": i}), int(LABELS[i]))),
+    "more keys": lambda: ItemDataset(lambda i: ({"x": IMAGES[i]} | ({"y": i} if i == 4 else {}), int(LABELS[i]))),
+    "orders": lambda: ItemDataset(lambda i: ({"a": i, "b": -i} if i % 7 else {"b": -i, "a": i}, int(LABELS[i]))),
+    "types": lambda: ItemDataset(lambda i: (IMAGES[i], 1 if i == 4 else 0.5)),
+    "gradients": lambda: ItemDataset(lambda i: ((IMAGES[i] / 255).requires_grad_(), int(LABELS[i]))),
+    "empty": lambda: ItemDataset(lambda i: ({}, int(LABELS[i]))),
+    "words": lambda: ItemDataset(lambda i: (IMAGES[i], "abc"[int(LABELS[i])])),
+    "faulty": lambda: ItemDataset(faulty),
+    "broken": lambda: Files(unreadable_samples(0, 9, 20, 30)),
+    "many": lambda: Files(unreadable_samples(*range(0, 44, 4))),
+    "gone": lambda: Files(unreadable_samples(*range(COUNT))),
 }
 PLAIN = ("numbers", "vectors", "deep", "nested", "maps", "named")  # no images of a type that can be changed
 
@@ -338,7 +312,7 @@ def test_held_images_keep_their_type_with_channels_last() -> None:
 
 
 def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_are_that() -> None:
-    class Arrays(Items):
+    class Arrays(ItemDataset):
         def __init__(self, targets: Any, change: int = 0) -> None:
             super().__init__(lambda i: (Image.fromarray(self.data[i] + np.uint8(change)), int(LABELS[i])))
             self.data, self.targets = IMAGES[:, 0].numpy(), targets

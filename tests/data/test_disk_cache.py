@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.data.test_cache import COUNT, IMAGES, LABELS, Items, Read, broken, made
+from tests.data.test_cache import made
+from tests.helpers import COUNT, IMAGES, LABELS, ItemDataset, ReadSample, unreadable_samples
 from trainkit.data import cache
 from trainkit.data import disk_cache as decoded
 from trainkit.data.loaders import CachedDataset
@@ -26,9 +27,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hold(
-    read: Read = lambda i: (IMAGES[i], int(LABELS[i])), state: str = "one", skip: bool = False
+    read: ReadSample = lambda i: (IMAGES[i], int(LABELS[i])), state: str = "one", skip: bool = False
 ) -> tuple[CachedDataset, Any]:
-    items: Any = Items(read)
+    items: Any = ItemDataset(read)
     items.cache_as = "small", state
     return cache.hold(items, limit=None, workers=0, skip=skip, on_progress=lambda *_: None), items
 
@@ -48,7 +49,7 @@ def test_a_decoded_set_is_read_from_disk_until_its_files_change(store: Path) -> 
 
 
 def test_a_set_with_unreadable_samples_is_not_kept(store: Path) -> None:
-    assert set(hold(broken(3), skip=True)[0].missing) == {3}
+    assert set(hold(unreadable_samples(3), skip=True)[0].missing) == {3}
     assert not store.exists()
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.conftest import Command, read_history
+from tests.conftest import Command
+from tests.helpers import read_history
 from tests.processes import Forks, Process, until
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import CLOCKS, digest

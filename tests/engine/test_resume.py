@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import trainkit
-from tests.conftest import read_history
+from tests.helpers import read_history
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import CheckpointError, ConfigError

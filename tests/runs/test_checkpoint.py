@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.test_loop import loader_of, problem, state_of
+from tests.helpers import loss_case, make_loader_of, make_state
 from trainkit.core.errors import CheckpointError, StorageError
 from trainkit.runs import checkpoint
 from trainkit.runs.checkpoint import MANIFEST, STATE, Checkpoints, DamagedError
@@ -28,9 +28,9 @@ from trainkit.training.loop import fit
 
 def content(step: int = 1) -> dict[str, Any]:
     """What is remembered of a small training, after so many steps."""
-    model, loss_fn, inputs, targets = problem("cross entropy")
-    state = state_of(model, loss_fn, lr=0.1, optimizer=torch.optim.Adam(model.parameters()))
-    fit(state, loader_of(inputs, targets, 16))
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
+    state = make_state(model, loss_fn, lr=0.1, optimizer=torch.optim.Adam(model.parameters()))
+    fit(state, make_loader_of(inputs, targets, 16))
     state.progress.step = step
     return capture_state(state, {"config": {"lr": 0.1}})
 
@@ -377,4 +377,4 @@ def test_what_only_pickle_could_store_is_refused_by_its_place() -> None:
         def set_extra_state(self, state: Any) -> None: ...
 
     with pytest.raises(CheckpointError, match=r"model._extra_state.made: a object cannot be stored"):
-        capture_state(state_of(Odd(2, 2), nn.MSELoss()), {})
+        capture_state(make_state(Odd(2, 2), nn.MSELoss()), {})

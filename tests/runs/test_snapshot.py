@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.test_loop import loader_of, problem, sole, state_of
+from tests.helpers import loss_case, make_loader_of, make_state, only_optimizer
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.config.compose import CONF
@@ -79,14 +79,14 @@ def test_tensors_keep_their_types_also_where_torch_gives_a_state_that_of_its_par
 ) -> None:
     model = nn.Linear(3, 2).to(dtype)
     optimizer = torch.optim.ASGD(model.parameters(), lr=0.1)
-    state = state_of(model, nn.MSELoss(), optimizer=optimizer)
+    state = make_state(model, nn.MSELoss(), optimizer=optimizer)
     inputs, targets = torch.randn(8, 3).to(dtype), torch.randn(8, 2).to(dtype)
-    fit(state, loader_of(inputs, targets, 4))
+    fit(state, make_loader_of(inputs, targets, 4))
     for content in optimizer.state.values():
         content["mask"] = torch.tensor([True, False])
     saved = through_a_file(capture_state(state, {}), tmp_path)
     twin = nn.Linear(3, 2).to(dtype)
-    later = state_of(twin, nn.MSELoss(), optimizer=torch.optim.ASGD(twin.parameters(), lr=0.1))
+    later = make_state(twin, nn.MSELoss(), optimizer=torch.optim.ASGD(twin.parameters(), lr=0.1))
     restore_state(later, saved)
     assert digest(capture_state(later, {})) == digest(capture_state(state, {}))
 
@@ -104,17 +104,20 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
             }
             for name in order
         ]
-        return state_of(model, nn.MSELoss(), optimizer=torch.optim.Adam(groups, lr=0.1))
+        return make_state(model, nn.MSELoss(), optimizer=torch.optim.Adam(groups, lr=0.1))
 
     first, second = made(["a", "b"]), made(["b", "a"])
-    loader = loader_of(torch.randn(8, 2), torch.randn(8, 2), 4)
+    loader = make_loader_of(torch.randn(8, 2), torch.randn(8, 2), 4)
     fit(first, loader)
     restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
-    for optimizer_state, module in ((sole(second).state, second.model), (sole(first).state, first.model)):
+    for optimizer_state, module in (
+        (only_optimizer(second).state, second.model),
+        (only_optimizer(first).state, first.model),
+    ):
         assert len(optimizer_state) == 4
         assert all(optimizer_state[p]["exp_avg"].shape == p.shape for p in module.parameters())
     mine, theirs = first.model["a"].weight, second.model["a"].weight
-    assert torch.equal(sole(first).state[mine]["exp_avg"], sole(second).state[theirs]["exp_avg"])
+    assert torch.equal(only_optimizer(first).state[mine]["exp_avg"], only_optimizer(second).state[theirs]["exp_avg"])
 
 
 @pytest.mark.parametrize(
@@ -145,8 +148,8 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(change: Any, words: str) -> None:
-    model, loss_fn, _, _ = problem("cross entropy")
-    state = state_of(model, loss_fn)
+    model, loss_fn, _, _ = loss_case("cross entropy")
+    state = make_state(model, loss_fn)
     saved = copy_to_cpu(capture_state(state, {}))
     change(saved)
     with pytest.raises(CheckpointError, match=words):
@@ -167,8 +170,8 @@ def test_all_three_random_generators_are_put_back() -> None:
 
 
 def test_a_digest_tells_the_last_bit_of_anything_but_the_clocks() -> None:
-    model, loss_fn, _, _ = problem("cross entropy")
-    saved = copy_to_cpu(capture_state(state_of(model, loss_fn), {}))
+    model, loss_fn, _, _ = loss_case("cross entropy")
+    saved = copy_to_cpu(capture_state(make_state(model, loss_fn), {}))
     assert digest(copy.deepcopy(saved)) == digest(saved)
     saved["metrics"]["seconds"] = 123.0
     saved["fingerprint"] = {"other": 1}
@@ -207,16 +210,16 @@ def test_what_an_optimizer_adds_to_its_state_dict_is_kept(tmp_path: Path) -> Non
     def made() -> State:
         torch.manual_seed(0)
         model = nn.Linear(3, 2)
-        return state_of(model, nn.MSELoss(), epochs=2, optimizer=Lookahead(model.parameters(), 0.1))
+        return make_state(model, nn.MSELoss(), epochs=2, optimizer=Lookahead(model.parameters(), 0.1))
 
-    loader = loader_of(torch.randn(8, 3), torch.randn(8, 2), 4)
+    loader = make_loader_of(torch.randn(8, 3), torch.randn(8, 2), 4)
     straight, first, second = made(), made(), made()
     fit(straight, loader)
     first.batches = len(loader)
     train_epoch(first, loader, [])
-    sole(first).state["all"] = {"seen": 3}  # a key that is no parameter
+    only_optimizer(first).state["all"] = {"seen": 3}  # a key that is no parameter
     restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
-    assert sole(second).state["all"] == {"seen": 3}
+    assert only_optimizer(second).state["all"] == {"seen": 3}
     fit(second, loader)
     assert digest(capture_state(second, {})["model"]) == digest(capture_state(straight, {})["model"])
 
@@ -230,7 +233,7 @@ def test_a_schedulers_containers_keep_their_types(tmp_path: Path) -> None:
 
     def made() -> State:
         model = nn.Linear(3, 2)
-        state = state_of(model, nn.MSELoss())
+        state = make_state(model, nn.MSELoss())
         state.objects.epoch_schedulers = [Odd(state.objects.optimizer)]
         return state
 
@@ -251,7 +254,7 @@ def test_options_that_are_no_arguments_are_state_also_where_the_rates_are_planne
 
     def made() -> State:
         model = nn.Linear(3, 2)
-        return state_of(model, nn.MSELoss(), optimizer=Counting(model.parameters(), 0.1))
+        return make_state(model, nn.MSELoss(), optimizer=Counting(model.parameters(), 0.1))
 
     first, second = made(), made()
     first.optimizer.param_groups[0].update(k=7, lr=0.3)
@@ -273,9 +276,9 @@ def test_lbfgs_over_parameters_of_two_types_goes_on(tmp_path: Path) -> None:
     def made() -> State:
         torch.manual_seed(0)
         model = Mixed()
-        return state_of(model, nn.MSELoss(), epochs=2, optimizer=torch.optim.LBFGS(model.parameters(), lr=0.1))
+        return make_state(model, nn.MSELoss(), epochs=2, optimizer=torch.optim.LBFGS(model.parameters(), lr=0.1))
 
-    loader = loader_of(torch.randn(8, 3), torch.randn(8, 2), 8)
+    loader = make_loader_of(torch.randn(8, 3), torch.randn(8, 2), 8)
     straight, first, second = made(), made(), made()
     fit(straight, loader)
     first.batches = len(loader)
@@ -293,7 +296,7 @@ def test_what_is_written_can_be_read_again_or_is_refused(extra: Any, tmp_path: P
 
         def set_extra_state(self, state: Any) -> None: ...
 
-    state = state_of(Extra(2, 2), nn.MSELoss())
+    state = make_state(Extra(2, 2), nn.MSELoss())
     if "big" in extra:
         with pytest.raises(CheckpointError, match=r"model\._extra_state\.big: .* is too large to be"):
             capture_state(state, {})
@@ -336,7 +339,7 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
 
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
-    state = state_of(model, nn.CrossEntropyLoss())
+    state = make_state(model, nn.CrossEntropyLoss())
     data = Stopping("raised" if how != "swallowed" else how)
     loader = make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None)
     seen: list[Any] = []
@@ -376,7 +379,7 @@ def test_a_stop_in_validation_undoes_what_that_did_to_buffers() -> None:
             outputs: torch.Tensor = self.linear(x)
             return outputs
 
-    state = state_of(Counting(), nn.CrossEntropyLoss())
+    state = make_state(Counting(), nn.CrossEntropyLoss())
     data = Stopping("raised")
     data.state = state  # type: ignore[assignment]
     with pytest.raises(Stopped):
@@ -406,8 +409,8 @@ def poisoned(bad: list[int], **more: Any) -> tuple[State, Any]:
     inputs[bad] = 1000.0
     model = Poisoned()
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "name": "all"}], lr=0.1, momentum=0.9)
-    state = state_of(model, nn.CrossEntropyLoss(), optimizer=optimizer, **more)
-    return state, loader_of(inputs, targets, 4, seed=None)
+    state = make_state(model, nn.CrossEntropyLoss(), optimizer=optimizer, **more)
+    return state, make_loader_of(inputs, targets, 4, seed=None)
 
 
 def test_before_a_step_that_is_not_finite_changes_anything_the_training_stops_and_names_it() -> None:
@@ -435,8 +438,8 @@ def test_the_sample_whose_inputs_are_not_finite_is_named() -> None:
 
 def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite() -> None:
     model = nn.Linear(2, 1, bias=False)
-    state = state_of(model, nn.L1Loss())
-    fit(state, loader_of(torch.full((2, 2), 3e19), torch.zeros(2, 1), 2))
+    state = make_state(model, nn.L1Loss())
+    fit(state, make_loader_of(torch.full((2, 2), 3e19), torch.zeros(2, 1), 2))
     assert state.progress.epoch == 1
     assert state.progress.grad_norm is not None
     assert state.progress.grad_norm.isinf()
@@ -454,7 +457,7 @@ def test_skip_leaves_out_what_is_not_finite_and_is_else_the_training_without_it(
     without, _ = poisoned([], ema=0.9)
     kept = [row for row in range(40) if row // 4 not in (2, 7)]
     inputs, targets = (tensor[kept] for tensor in loader.tensors)
-    fit(without, loader_of(inputs, targets, 4, seed=None))
+    fit(without, make_loader_of(inputs, targets, 4, seed=None))
     mine, theirs = capture_state(state, {}), capture_state(without, {})
     for key in ("model", "optimizers", "ema", "step"):
         assert digest({key: mine[key]}) == digest({key: theirs[key]}), key
@@ -467,7 +470,7 @@ def test_skip_leaves_out_what_is_not_finite_and_is_else_the_training_without_it(
 
 def test_skip_gives_up_where_an_epoch_has_too_many() -> None:
     state, _ = poisoned([], on_nonfinite="skip")
-    loader = loader_of(torch.full((40, 6), 1000.0), torch.zeros(40, dtype=torch.long), 2)
+    loader = make_loader_of(torch.full((40, 6), 1000.0), torch.zeros(40, dtype=torch.long), 2)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan"):
         fit(state, loader)
     assert state.progress.batch == 10
@@ -500,12 +503,12 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_parts_and_of_no_hook(monke
 
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    loader = loader_of(torch.randn(8, 3), torch.randn(8, 2), 2)
-    fit(state_of(model, nn.MSELoss(), epochs=2), loader, hooks=[Clock()])
+    loader = make_loader_of(torch.randn(8, 3), torch.randn(8, 2), 2)
+    fit(make_state(model, nn.MSELoss(), epochs=2), loader, hooks=[Clock()])
     middle, first, second = seen
     assert (middle["metrics"]["seconds"], first["seconds"], second["seconds"]) == (2, 4, 4)
     assert first["samples_per_second"] == 8 / 4
-    later = state_of(model, nn.MSELoss(), epochs=1)
+    later = make_state(model, nn.MSELoss(), epochs=1)
     restore_state(later, middle)
     clock[0] += 1000
     fit(later, loader, hooks=[Clock()])

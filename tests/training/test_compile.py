@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.test_precision import Small, assert_close, of, trained
+from tests.helpers import SmallCNN, assert_close, small_run, train_session
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import ConfigError
@@ -170,7 +170,7 @@ def test_what_needs_the_compiler_finds_it_whole_after_a_training(name: str, serv
     assert server.run(WHOLE[name]) == ""
 
 
-class Disables(Small):
+class Disables(SmallCNN):
     """Keeps the compiler from a part of it, as it is built."""
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class Disables(Small):
         return logits
 
 
-class Breaks(Small):
+class Breaks(SmallCNN):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.maps(images)
         torch._dynamo.graph_break()
@@ -195,7 +195,7 @@ class Breaks(Small):
         return logits
 
 
-class CompilesItself(Small):
+class CompilesItself(SmallCNN):
     def __init__(self) -> None:
         super().__init__()
         self.body.compile(backend="eager")
@@ -206,16 +206,21 @@ class CompilesItself(Small):
 
 
 def test_a_model_that_compiles_itself_trains_as_another(here: Any) -> None:  # noqa: ARG001
-    assert_close(trained(of(CompilesItself, "ema=0.9")), trained(of(Small, "ema=0.9")))
+    assert_close(train_session(small_run(CompilesItself, "ema=0.9")), train_session(small_run(SmallCNN, "ema=0.9")))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch's compiler looks at after a break
-@pytest.mark.parametrize("model", [Small, Breaks, Disables])
+@pytest.mark.parametrize("model", [SmallCNN, Breaks, Disables])
 @pytest.mark.parametrize("more", [["compile=true"], ["compile=reduce-overhead", "ema=0.9", "clip_norm=0.1"]], ids=str)
 def test_a_compiled_model_trains_as_one_that_is_not(model: type[nn.Module], more: list[str]) -> None:
-    overrides = [*of(model, *more), "data.split=0.02", "limit_batches=off", "batch_size=300"]  # a short last batch
-    compiled, plain = trained(overrides), trained([*overrides, "compile=off"])
+    overrides = [
+        *small_run(model, *more),
+        "data.split=0.02",
+        "limit_batches=off",
+        "batch_size=300",
+    ]  # a short last batch
+    compiled, plain = train_session(overrides), train_session([*overrides, "compile=off"])
     assert_close(compiled, plain, rtol=1e-3)
     assert compiled.state.progress.best is not None
     assert plain.state.progress.best is not None
@@ -227,8 +232,8 @@ def test_a_compiled_model_trains_as_one_that_is_not(model: type[nn.Module], more
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_compiled_model_computes_in_the_precision_asked_for(precision: str) -> None:
-    overrides = of(Small, f"precision={precision}", "micro_batch=12")
-    assert_close(trained([*overrides, "compile=true"]), trained(overrides), rtol=1e-2, atol=1e-3)
+    overrides = small_run(SmallCNN, f"precision={precision}", "micro_batch=12")
+    assert_close(train_session([*overrides, "compile=true"]), train_session(overrides), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -237,14 +242,14 @@ def test_a_compiled_model_is_really_compiled() -> None:
 
     torch.compiler.reset()  # a model of the same code may have been compiled before
     counters.clear()
-    trained(of(Small, "compile=true"))
+    train_session(small_run(SmallCNN, "compile=true"))
     assert counters["frames"]["ok"] >= 1
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
-    overrides = of(Small, "optim=adam", "epochs=2")
-    straight = trained(overrides)
+    overrides = small_run(SmallCNN, "optim=adam", "epochs=2")
+    straight = train_session(overrides)
     for there, here_ in (("true", "off"), ("off", "true")):
         begun, later = (build.build_session(compose([*overrides, f"compile={name}"])) for name in (there, here_))
         saved: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.test_loop import Collector, in_float64, loader_of, problem, state_of
+from tests.helpers import MetricsCollector, loss_case, loss_in_float64, make_loader_of, make_state
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.data.loaders import epoch_order
@@ -29,27 +29,27 @@ class Weights:
 
 
 def test_ema_is_the_moving_average_of_the_weights_after_each_step_and_what_is_evaluated() -> None:
-    model, loss_fn, inputs, targets = problem("cross entropy")
-    weights, seen = Weights(), Collector([])
-    state = state_of(model, loss_fn, lr=0.05, epochs=2, ema=0.9, monitor="val/loss")
-    val = loader_of(inputs, targets, 16, seed=None)
-    fit(state, loader_of(inputs, targets, 8), val, [weights, seen])
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
+    weights, seen = Weights(), MetricsCollector([])
+    state = make_state(model, loss_fn, lr=0.05, epochs=2, ema=0.9, monitor="val/loss")
+    val = make_loader_of(inputs, targets, 16, seed=None)
+    fit(state, make_loader_of(inputs, targets, 8), val, [weights, seen])
     average = weights.seen[0]
     for after in weights.seen[1:]:
         average = [0.9 * a + 0.1 * b for a, b in zip(average, after, strict=True)]
     for ours, wanted in zip(state.objects.evaluated[0].parameters(), average, strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6)
     twin = copy.deepcopy(state.objects.evaluated[0])
-    assert seen.seen[-1]["val/loss"] == pytest.approx(in_float64(twin, loss_fn, inputs, targets), rel=1e-6)
-    raw = evaluate(state_of(model, loss_fn), val)
+    assert seen.seen[-1]["val/loss"] == pytest.approx(loss_in_float64(twin, loss_fn, inputs, targets), rel=1e-6)
+    raw = evaluate(make_state(model, loss_fn), val)
     assert raw["val/loss"] != seen.seen[-1]["val/loss"]
 
 
 def test_ema_does_not_touch_the_training() -> None:
-    model, loss_fn, inputs, targets = problem("cross entropy")
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
     twin = copy.deepcopy(model)
     for one, decay in ((model, None), (twin, 0.99)):
-        fit(state_of(one, loss_fn, lr=0.05, ema=decay), loader_of(inputs, targets, 8))
+        fit(make_state(one, loss_fn, lr=0.05, ema=decay), make_loader_of(inputs, targets, 8))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
@@ -62,12 +62,12 @@ def test_ema_keeps_the_latest_batch_statistics_and_averages_the_loss_too() -> No
         def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return nn.functional.cross_entropy(outputs * self.scale, targets)
 
-    _, _, inputs, targets = problem("cross entropy")
+    _, _, inputs, targets = loss_case("cross entropy")
     torch.manual_seed(0)
     model, loss_fn = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5)), Scaled()
     params = [{"params": [*model.parameters(), *loss_fn.parameters()], "name": "default"}]
-    state = state_of(model, loss_fn, optimizer=torch.optim.SGD(params, lr=0.1), ema=0.5)
-    fit(state, loader_of(inputs, targets, 8))
+    state = make_state(model, loss_fn, optimizer=torch.optim.SGD(params, lr=0.1), ema=0.5)
+    fit(state, make_loader_of(inputs, targets, 8))
     averaged, averaged_loss = state.objects.evaluated
     assert torch.equal(averaged.get_buffer("0.running_mean"), model.get_buffer("0.running_mean"))
     assert loss_fn.scale != 1
@@ -78,7 +78,7 @@ def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
     overrides = ["optim=muon_sgd", "lr=0.05", "clip_norm=0.5", "epochs=1", "limit_batches=6", "data.split=off"]
     overrides += ["memory_format=contiguous"]
     session = build.build_session(compose([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
-    seen = Collector([])
+    seen = MetricsCollector([])
     fit(session.state, session.train, hooks=[seen])
 
     images, labels = session.train.tensors  # type: ignore[attr-defined]
@@ -135,7 +135,7 @@ def test_a_learnable_loss_is_trained_and_can_be_watched(here: Any) -> None:
     (here / "conf/loss/shift.yaml").write_text("_target_: lossmodule.Shift\n")
     overrides = ["data=line", "model=linear", "loss=shift", "watch=[loss.shift]", "epochs=2", "lr=0.001"]
     session = build.build_session(compose(overrides))
-    seen = Collector([])
+    seen = MetricsCollector([])
     fit(session.state, session.train, session.val, [seen])
     assert seen.seen[-1]["param/loss.shift"] == session.state.objects.loss_fn.shift.item() != 0
     assert "grad/loss.shift" in seen.seen[-1]

@@ -10,90 +10,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.utils.data import TensorDataset
 
+from tests.helpers import (
+    SAMPLES,
+    MetricsCollector,
+    loss_case,
+    loss_in_float64,
+    make_loader_of,
+    make_state,
+    only_optimizer,
+)
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import NonFiniteError
-from trainkit.data.loaders import Loader, epoch_order, make_loader
-from trainkit.data.prepare import Prepare
+from trainkit.data.loaders import epoch_order
 from trainkit.models import ToyCNN
 from trainkit.training.loop import evaluate, fit, train_epoch
-from trainkit.training.state import LoopSettings, State, new_state
-
-CPU = torch.device("cpu")
-SAMPLES = 47
-
-
-def state_of(model: nn.Module, loss_fn: nn.Module, lr: float = 0.0, **more: Any) -> State:
-    more.setdefault("monitor", "train/loss")
-    optimizer = more.pop("optimizer", None) or torch.optim.SGD(
-        [{"params": list(model.parameters()), "name": "default"}], lr=lr
-    )
-    return new_state(model, loss_fn, optimizer, CPU, LoopSettings(**{"epochs": 1, **more}))
-
-
-def sole(state: State) -> torch.optim.Optimizer:
-    """The optimizer of a state that has one."""
-    assert isinstance(state.objects.optimizer, torch.optim.Optimizer)
-    return state.objects.optimizer
-
-
-def loader_of(inputs: Tensor, targets: Tensor, batch_size: int, seed: int | None = 0) -> Loader:
-    return make_loader(TensorDataset(inputs, targets), Prepare(CPU), batch_size=batch_size, seed=seed)
-
-
-def problem(name: str) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """A model, a loss and data that go together; the loss's value varies a lot between samples."""
-    torch.manual_seed(3)
-    inputs = torch.randn(SAMPLES, 6) * torch.arange(1, SAMPLES + 1)[:, None] / 8
-    classes = torch.randint(0, 5, (SAMPLES,))
-    weights = torch.tensor([0.1, 3.0, 1.0, 0.5, 7.0])
-    ignored = classes.clone()
-    ignored[torch.arange(SAMPLES) % 3 == 0] = -100
-    ignored[:8] = -100  # whole batches of nothing but ignored targets
-    spatial = torch.randint(0, 5, (SAMPLES, 2, 3))
-    spatial[torch.rand(spatial.shape) < 0.4] = 1
-    linear = nn.Linear(6, 5)
-    pixels = nn.Sequential(nn.Linear(6, 30), nn.Unflatten(1, (5, 2, 3)))
-    image = nn.Sequential(nn.Linear(6, 24), nn.Unflatten(1, (2, 3, 4)))
-    return {
-        "cross entropy": (linear, nn.CrossEntropyLoss(), inputs, classes),
-        "class weights": (linear, nn.CrossEntropyLoss(weight=weights), inputs, classes),
-        "ignore_index": (linear, nn.CrossEntropyLoss(), inputs, ignored),
-        "ignore_index of its own": (linear, nn.CrossEntropyLoss(ignore_index=2), inputs, classes),
-        "weights and ignore_index": (linear, nn.CrossEntropyLoss(weight=weights), inputs, ignored),
-        "label smoothing": (
-            linear,
-            nn.CrossEntropyLoss(weight=weights, label_smoothing=0.2),
-            inputs,
-            ignored,
-        ),
-        "reduction sum": (linear, nn.CrossEntropyLoss(reduction="sum"), inputs, classes),
-        "weighted sum": (linear, nn.CrossEntropyLoss(weight=weights, reduction="sum"), inputs, ignored),
-        "probabilities": (
-            linear,
-            nn.CrossEntropyLoss(weight=weights),
-            inputs,
-            torch.rand(SAMPLES, 5).softmax(1),
-        ),
-        "pixels": (pixels, nn.CrossEntropyLoss(ignore_index=1), inputs, spatial),
-        "weighted pixels": (pixels, nn.CrossEntropyLoss(weight=weights, ignore_index=1), inputs, spatial),
-        "a class of weight 0": (
-            linear,
-            nn.CrossEntropyLoss(weight=weights * (weights != 3)),
-            inputs,
-            classes,
-        ),
-        "nll": (nn.Sequential(linear, nn.LogSoftmax(1)), nn.NLLLoss(weight=weights), inputs, ignored),
-        "mse": (linear, nn.MSELoss(), inputs, torch.randn(SAMPLES, 5)),
-        "mse of images": (image, nn.MSELoss(), inputs, torch.randn(SAMPLES, 2, 3, 4)),
-        "mse sum": (image, nn.MSELoss(reduction="sum"), inputs, torch.randn(SAMPLES, 2, 3, 4)),
-        "l1": (image, nn.L1Loss(), inputs, torch.randn(SAMPLES, 2, 3, 4)),
-        "smooth l1": (linear, nn.SmoothL1Loss(), inputs, torch.randn(SAMPLES, 5)),
-        "bce": (linear, nn.BCEWithLogitsLoss(pos_weight=weights), inputs, torch.rand(SAMPLES, 5)),
-    }[name]
-
+from trainkit.training.state import State
 
 LOSSES = [
     "cross entropy",
@@ -120,41 +53,34 @@ LOSSES = [
 MICRO_LOSSES = [*LOSSES, "a class of weight 0"]  # whose batches of one are 0 / 0 in torch itself
 
 
-def in_float64(model: nn.Module, loss_fn: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """The loss over the whole set at once; of a sum, the mean over the samples."""
-    targets = targets.double() if targets.is_floating_point() else targets
-    value = copy.deepcopy(loss_fn).double()(copy.deepcopy(model).double()(inputs.double()), targets)
-    return float(value.detach()) / (len(inputs) if getattr(loss_fn, "reduction", None) == "sum" else 1)
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 32, SAMPLES])
 @pytest.mark.parametrize("name", LOSSES)
 def test_train_loss_is_the_loss_over_the_whole_set(name: str, batch_size: int) -> None:
-    model, loss_fn, inputs, targets = problem(name)
-    metrics = train_epoch(state_of(model, loss_fn), loader_of(inputs, targets, batch_size), [])
-    assert metrics["train/loss"] == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
+    model, loss_fn, inputs, targets = loss_case(name)
+    metrics = train_epoch(make_state(model, loss_fn), make_loader_of(inputs, targets, batch_size), [])
+    assert metrics["train/loss"] == pytest.approx(loss_in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
     assert metrics["train/samples"] == SAMPLES
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_val_loss_is_the_loss_over_the_whole_set(name: str) -> None:
-    model, loss_fn, inputs, targets = problem(name)
-    metrics = evaluate(state_of(model, loss_fn), loader_of(inputs, targets, 7, seed=None))
-    assert metrics["val/loss"] == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
+    model, loss_fn, inputs, targets = loss_case(name)
+    metrics = evaluate(make_state(model, loss_fn), make_loader_of(inputs, targets, 7, seed=None))
+    assert metrics["val/loss"] == pytest.approx(loss_in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [16, 8, 5, 1])
 @pytest.mark.parametrize("name", MICRO_LOSSES)
 def test_a_micro_batch_changes_no_weight_and_no_loss(name: str, micro_batch: int) -> None:
-    model, loss_fn, inputs, targets = problem(name)
+    model, loss_fn, inputs, targets = loss_case(name)
     inputs, targets = inputs.double(), targets.double() if targets.is_floating_point() else targets
     whole, parts = copy.deepcopy(model).double(), copy.deepcopy(model).double()
     loss_fn = loss_fn.double()
     if name == "a class of weight 0":
         targets[::4] = 1  # so that some parts hold nothing that counts
-    wanted = train_epoch(state_of(whole, loss_fn, lr=1e-3), loader_of(inputs, targets, 32), [])
-    state = state_of(parts, loss_fn, lr=1e-3, micro_batch=micro_batch)
-    metrics = train_epoch(state, loader_of(inputs, targets, 32), [])
+    wanted = train_epoch(make_state(whole, loss_fn, lr=1e-3), make_loader_of(inputs, targets, 32), [])
+    state = make_state(parts, loss_fn, lr=1e-3, micro_batch=micro_batch)
+    metrics = train_epoch(state, make_loader_of(inputs, targets, 32), [])
     assert metrics["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-9)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -174,13 +100,13 @@ def test_a_part_of_a_batch_in_which_nothing_counts_adds_nothing(own: str) -> Non
     class Same(nn.CrossEntropyLoss):
         pass
 
-    model, _, inputs, targets = problem("ignore_index")
+    model, _, inputs, targets = loss_case("ignore_index")
     loss_fn = Masked() if own == "denominator" else Same()
-    targets = torch.where(torch.arange(SAMPLES) % 16 < 8, -100, problem("cross entropy")[3])
+    targets = torch.where(torch.arange(SAMPLES) % 16 < 8, -100, loss_case("cross entropy")[3])
     whole, parts = copy.deepcopy(model).double(), copy.deepcopy(model).double()
-    loader = loader_of(inputs.double(), targets, 16, seed=None)
-    wanted = train_epoch(state_of(whole, loss_fn, lr=1e-2), loader, [])
-    got = train_epoch(state_of(parts, loss_fn, lr=1e-2, micro_batch=4), loader, [])
+    loader = make_loader_of(inputs.double(), targets, 16, seed=None)
+    wanted = train_epoch(make_state(whole, loss_fn, lr=1e-2), loader, [])
+    got = train_epoch(make_state(parts, loss_fn, lr=1e-2, micro_batch=4), loader, [])
     assert got["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -195,10 +121,10 @@ def test_an_optimizer_without_a_learning_rate_trains() -> None:
             for p in self.param_groups[0]["params"]:
                 p.data -= 0.01 * p.grad.sign()
 
-    model, loss_fn, inputs, targets = problem("cross entropy")
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
     seen: list[dict[str, Any]] = []
-    state = state_of(model, loss_fn, optimizer=Signs(model.parameters()))
-    fit(state, loader_of(inputs, targets, 16), hooks=[Collector(seen)])
+    state = make_state(model, loss_fn, optimizer=Signs(model.parameters()))
+    fit(state, make_loader_of(inputs, targets, 16), hooks=[MetricsCollector(seen)])
     assert not [name for name in seen[0] if name.startswith("lr/")]
 
 
@@ -241,18 +167,18 @@ def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, pre
 def test_l1_and_mse_of_the_tutorial() -> None:
     outputs, targets = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([[1.0], [2.0], [3.0]])
     for loss_fn, wanted in ((nn.L1Loss(), 0.6667), (nn.MSELoss(), 1.3333)):
-        state = state_of(nn.Identity(), loss_fn, optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
-        metrics = evaluate(state, loader_of(outputs, targets, 2, seed=None))
+        state = make_state(nn.Identity(), loss_fn, optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+        metrics = evaluate(state, make_loader_of(outputs, targets, 2, seed=None))
         assert metrics["val/loss"] == pytest.approx(wanted, abs=5e-5)
 
 
 def test_lbfgs_counts_the_first_of_its_evaluations() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
-    before = in_float64(model, loss_fn, inputs, targets)
+    model, loss_fn, inputs, targets = loss_case("mse")
+    before = loss_in_float64(model, loss_fn, inputs, targets)
     by_hand = copy.deepcopy(model)
     params = [{"params": list(model.parameters()), "name": "default"}]
-    state = state_of(model, loss_fn, optimizer=torch.optim.LBFGS(params, max_iter=5))
-    metrics = train_epoch(state, loader_of(inputs, targets, SAMPLES), [])
+    state = make_state(model, loss_fn, optimizer=torch.optim.LBFGS(params, max_iter=5))
+    metrics = train_epoch(state, make_loader_of(inputs, targets, SAMPLES), [])
     assert metrics["train/loss"] == pytest.approx(before, rel=1e-6)
 
     optimizer = torch.optim.LBFGS(by_hand.parameters(), max_iter=5)
@@ -270,37 +196,27 @@ def test_lbfgs_counts_the_first_of_its_evaluations() -> None:
 
 
 def test_clipping_bounds_the_norm_over_all_parameters_and_reports_what_it_was() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
+    model, loss_fn, inputs, targets = loss_case("mse")
     free = copy.deepcopy(model)
-    fit(state_of(free, loss_fn), loader_of(inputs, targets, SAMPLES))
+    fit(make_state(free, loss_fn), make_loader_of(inputs, targets, SAMPLES))
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in free.parameters() if p.grad is not None))
-    state = state_of(model, loss_fn, clip_norm=0.5)
+    state = make_state(model, loss_fn, clip_norm=0.5)
     seen: list[dict[str, Any]] = []
-    fit(state, loader_of(inputs, targets, SAMPLES), hooks=[Collector(seen)])
+    fit(state, make_loader_of(inputs, targets, SAMPLES), hooks=[MetricsCollector(seen)])
     clipped = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
     assert clipped == pytest.approx(0.5, rel=1e-4)
     assert seen[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
 def test_clipping_by_value_bounds_each_element() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
-    fit(state_of(model, loss_fn, clip_value=1e-3), loader_of(inputs, targets, SAMPLES))
+    model, loss_fn, inputs, targets = loss_case("mse")
+    fit(make_state(model, loss_fn, clip_value=1e-3), make_loader_of(inputs, targets, SAMPLES))
     assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) == pytest.approx(1e-3)
 
 
-class Collector:
-    """A hook that keeps what it is told."""
-
-    def __init__(self, seen: list[dict[str, Any]]) -> None:
-        self.seen = seen
-
-    def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:  # noqa: ARG002
-        self.seen.append(metrics)
-
-
 def test_accuracy_counts_right_predictions_and_leaves_ignored_targets_out() -> None:
-    model, loss_fn, inputs, targets = problem("ignore_index")
-    metrics = evaluate(state_of(model, loss_fn), loader_of(inputs, targets, 7, seed=None))
+    model, loss_fn, inputs, targets = loss_case("ignore_index")
+    metrics = evaluate(make_state(model, loss_fn), make_loader_of(inputs, targets, 7, seed=None))
     kept = targets != -100
     right = (model(inputs).argmax(1) == targets)[kept]
     assert metrics["val/accuracy"] == pytest.approx(float(right.double().mean()))
@@ -309,17 +225,17 @@ def test_accuracy_counts_right_predictions_and_leaves_ignored_targets_out() -> N
 def test_evaluation_changes_neither_weights_nor_statistics() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 5))
-    _, loss_fn, inputs, targets = problem("cross entropy")
+    _, loss_fn, inputs, targets = loss_case("cross entropy")
     before = copy.deepcopy(model.state_dict())
-    first = evaluate(state_of(model, loss_fn), loader_of(inputs, targets, 7, seed=None))
-    assert evaluate(state_of(model, loss_fn), loader_of(inputs, targets, 7, seed=None)) == first
+    first = evaluate(make_state(model, loss_fn), make_loader_of(inputs, targets, 7, seed=None))
+    assert evaluate(make_state(model, loss_fn), make_loader_of(inputs, targets, 7, seed=None)) == first
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_training_stops_early_after_so_many_epochs_without_a_new_best() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
-    state = state_of(model, loss_fn, lr=0.0, epochs=50, monitor="train/loss", patience=3)
-    fit(state, loader_of(inputs, targets, SAMPLES, seed=None))
+    model, loss_fn, inputs, targets = loss_case("mse")
+    state = make_state(model, loss_fn, lr=0.0, epochs=50, monitor="train/loss", patience=3)
+    fit(state, make_loader_of(inputs, targets, SAMPLES, seed=None))
     assert state.stopped_early
     assert state.progress.epoch == 4  # the first is the best, three more bring nothing
     assert state.progress.best is not None
@@ -327,36 +243,36 @@ def test_training_stops_early_after_so_many_epochs_without_a_new_best() -> None:
 
 
 def test_where_steps_are_not_looked_at_a_non_finite_loss_is_reported_as_it_is_and_ends_the_training() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
+    model, loss_fn, inputs, targets = loss_case("mse")
     inputs[5] = math.inf
     seen: list[dict[str, Any]] = []
-    state = state_of(model, loss_fn)
+    state = make_state(model, loss_fn)
     state.settings.check_steps = False  # as on an accelerator
     with pytest.raises(NonFiniteError, match=r"train/loss is (nan|inf)"):
-        fit(state, loader_of(inputs, targets, 8), hooks=[Collector(seen)])
+        fit(state, make_loader_of(inputs, targets, 8), hooks=[MetricsCollector(seen)])
     assert not math.isfinite(seen[0]["train/loss"])
 
 
 def test_schedulers_step_each_epoch_or_each_step_and_the_rate_in_force_is_logged() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
+    model, loss_fn, inputs, targets = loss_case("mse")
     for interval, wanted in (("epoch", [1e-3, 1e-4, 1e-5]), ("step", [1e-8, 1e-14, 1e-20])):
         copied = copy.deepcopy(model)
-        state = state_of(copied, loss_fn, lr=1e-3, epochs=3)
+        state = make_state(copied, loss_fn, lr=1e-3, epochs=3)
         schedulers = state.objects.step_schedulers if interval == "step" else state.objects.epoch_schedulers
-        schedulers.append(StepLR(sole(state), step_size=1, gamma=0.1))
+        schedulers.append(StepLR(only_optimizer(state), step_size=1, gamma=0.1))
         seen: list[dict[str, Any]] = []
-        fit(state, loader_of(inputs, targets, 8), hooks=[Collector(seen)])
+        fit(state, make_loader_of(inputs, targets, 8), hooks=[MetricsCollector(seen)])
         assert [metrics["lr/default"] for metrics in seen] == pytest.approx(wanted)
 
 
 def test_a_plateau_scheduler_is_given_the_monitored_value() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
-    state = state_of(model, loss_fn, lr=0.0, epochs=4, monitor="train/loss")
+    model, loss_fn, inputs, targets = loss_case("mse")
+    state = make_state(model, loss_fn, lr=0.0, epochs=4, monitor="train/loss")
     state.objects.optimizer.param_groups[0]["lr"] = 0.0
-    scheduler = ReduceLROnPlateau(sole(state), patience=0)
+    scheduler = ReduceLROnPlateau(only_optimizer(state), patience=0)
     state.objects.epoch_schedulers.append(scheduler)
-    fit(state, loader_of(inputs, targets, SAMPLES, seed=None))
-    assert scheduler.best == pytest.approx(in_float64(model, loss_fn, inputs, targets), rel=1e-6)
+    fit(state, make_loader_of(inputs, targets, SAMPLES, seed=None))
+    assert scheduler.best == pytest.approx(loss_in_float64(model, loss_fn, inputs, targets), rel=1e-6)
 
 
 def test_no_forward_pass_is_larger_than_the_micro_batch() -> None:
@@ -367,19 +283,19 @@ def test_no_forward_pass_is_larger_than_the_micro_batch() -> None:
             sizes.append(len(x))
             return super().forward(x)
 
-    _, loss_fn, inputs, targets = problem("cross entropy")
-    state = state_of(Sees(6, 5), loss_fn, micro_batch=4)
-    wanted = in_float64(state.objects.model, loss_fn, inputs, targets)
+    _, loss_fn, inputs, targets = loss_case("cross entropy")
+    state = make_state(Sees(6, 5), loss_fn, micro_batch=4)
+    wanted = loss_in_float64(state.objects.model, loss_fn, inputs, targets)
     sizes.clear()
     seen: list[dict[str, Any]] = []
-    val = loader_of(inputs, targets, 32, seed=None)
-    fit(state, loader_of(inputs, targets, 32), val, hooks=[Collector(seen)])
+    val = make_loader_of(inputs, targets, 32, seed=None)
+    fit(state, make_loader_of(inputs, targets, 32), val, hooks=[MetricsCollector(seen)])
     assert max(sizes) == 4
     assert seen[0]["val/loss"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_reported_gradients_are_those_that_backward_gave() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
+    model, loss_fn, inputs, targets = loss_case("mse")
     params = [{"params": list(model.parameters()), "name": "default"}]
     # This one writes into the gradients as it steps.
     optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9, nesterov=True, foreach=True)
@@ -387,9 +303,9 @@ def test_reported_gradients_are_those_that_backward_gave() -> None:
     by_hand = copy.deepcopy(model)
     more: dict[str, Any] = {"optimizer": optimizer, "watch": {"weight": model.weight}, "clip_norm": 0.1}
     fit(
-        state_of(model, loss_fn, **more),
-        loader_of(inputs, targets, SAMPLES, seed=None),
-        hooks=[Collector(seen)],
+        make_state(model, loss_fn, **more),
+        make_loader_of(inputs, targets, SAMPLES, seed=None),
+        hooks=[MetricsCollector(seen)],
     )
     loss_fn(by_hand(inputs), targets).backward()
     assert seen[0]["grad/weight"] == pytest.approx(float(by_hand.weight.grad.norm()), rel=1e-6)
@@ -411,12 +327,12 @@ def test_the_best_epoch_and_early_stopping_by_hand(
 ) -> None:
     from trainkit.training import loop
 
-    model, loss_fn, inputs, targets = problem("mse")
+    model, loss_fn, inputs, targets = loss_case("mse")
     told = iter(values)
     monkeypatch.setattr(loop, "evaluate", lambda *_: {"val/loss": next(told)})
     monkeypatch.setattr(loop, "check_finite", lambda *_: None)
-    state = state_of(model, loss_fn, epochs=len(values), monitor="val/loss", patience=2, min_delta=0.2)
-    loader = loader_of(inputs, targets, SAMPLES)
+    state = make_state(model, loss_fn, epochs=len(values), monitor="val/loss", patience=2, min_delta=0.2)
+    loader = make_loader_of(inputs, targets, SAMPLES)
     fit(state, loader, loader)
     assert (state.progress.best and state.progress.best["epoch"]) == best
     assert state.progress.epoch == epochs
@@ -434,14 +350,14 @@ def test_a_gradient_that_is_not_finite_ends_the_training(looked_at: bool, words:
         def forward(self, x: Tensor) -> Tensor:
             return self.w.sqrt() + 0 * x
 
-    state = state_of(Root(), nn.MSELoss())
+    state = make_state(Root(), nn.MSELoss())
     state.settings.check_steps = looked_at
     with pytest.raises(NonFiniteError, match=words):
-        fit(state, loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
+        fit(state, make_loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
 
 
 def test_hooks_are_told_of_start_steps_epochs_and_end() -> None:
-    model, loss_fn, inputs, targets = problem("mse")
+    model, loss_fn, inputs, targets = loss_case("mse")
     events: list[str] = []
 
     class Hook:
@@ -457,5 +373,5 @@ def test_hooks_are_told_of_start_steps_epochs_and_end() -> None:
         def on_end(self, state: State) -> None:
             events.append(f"end {state.progress.epoch}")
 
-    fit(state_of(model, loss_fn), loader_of(inputs, targets, 16), hooks=[Hook(), object()])
+    fit(make_state(model, loss_fn), make_loader_of(inputs, targets, 16), hooks=[Hook(), object()])
     assert events == ["start 3", "step 1", "step 2", "step 3", "epoch 1 after 3", "end 1"]

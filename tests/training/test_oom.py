@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Command
-from tests.training.test_loop import SAMPLES, loader_of, problem, state_of
+from tests.helpers import SAMPLES, loss_case, make_loader_of, make_state
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import OutOfMemoryError
@@ -43,8 +43,8 @@ class Small(nn.Module):
 
 def pair(name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tensor]:
     """The same model twice, in float64, once wrapped; the loss and the data."""
-    model, loss_fn, inputs, targets = problem(name)
-    again, _, _, _ = problem(name)
+    model, loss_fn, inputs, targets = loss_case(name)
+    again, _, _, _ = loss_case(name)
     again.load_state_dict(model.state_dict())
     return model.double(), wrap(again.double()), loss_fn.double(), inputs.double(), targets
 
@@ -52,9 +52,9 @@ def pair(name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_step_that_does_not_fit_is_split_without_changing_the_weights(name: str) -> None:
     whole, small, loss_fn, inputs, targets = pair(name, lambda model: Small(model, 5, begins=2))
-    wanted = train_epoch(state_of(whole, loss_fn, lr=1e-2), loader_of(inputs, targets, 16), [])
-    state = state_of(small, loss_fn, lr=1e-2, on_oom="split")
-    metrics = train_epoch(state, loader_of(inputs, targets, 16), [])
+    wanted = train_epoch(make_state(whole, loss_fn, lr=1e-2), make_loader_of(inputs, targets, 16), [])
+    state = make_state(small, loss_fn, lr=1e-2, on_oom="split")
+    metrics = train_epoch(state, make_loader_of(inputs, targets, 16), [])
     assert state.progress.micro_batch == 4  # 16, 8, 4: in the middle of the epoch
     assert state.progress.step == 3
     assert metrics["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
@@ -88,10 +88,10 @@ def test_memory_that_runs_out_in_backward_leaves_no_part_of_a_gradient_behind() 
     plain = nn.Sequential(first, second)
     failing = Fails(nn.Linear(6, 6), nn.Linear(6, 5)).double()
     failing.load_state_dict(plain.state_dict())
-    _, loss_fn, inputs, targets = problem("cross entropy")
+    _, loss_fn, inputs, targets = loss_case("cross entropy")
     for model, on_oom in ((plain, "stop"), (failing, "split")):
-        state = state_of(model, loss_fn, lr=0.1, on_oom=on_oom)
-        train_epoch(state, loader_of(inputs.double(), targets, 16), [])
+        state = make_state(model, loss_fn, lr=0.1, on_oom=on_oom)
+        train_epoch(state, make_loader_of(inputs.double(), targets, 16), [])
     assert not Once.fails
     for ours, theirs in zip(failing.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -99,8 +99,8 @@ def test_memory_that_runs_out_in_backward_leaves_no_part_of_a_gradient_behind() 
 
 def test_evaluation_is_split_too_and_counts_each_sample_once() -> None:
     whole, small, loss_fn, inputs, targets = pair("class weights", lambda model: Small(model, 5))
-    wanted = evaluate(state_of(whole, loss_fn), loader_of(inputs, targets, 16, seed=None))
-    split = evaluate(state_of(small, loss_fn, on_oom="split"), loader_of(inputs, targets, 16, seed=None))
+    wanted = evaluate(make_state(whole, loss_fn), make_loader_of(inputs, targets, 16, seed=None))
+    split = evaluate(make_state(small, loss_fn, on_oom="split"), make_loader_of(inputs, targets, 16, seed=None))
     assert split == pytest.approx(wanted, rel=1e-12)
 
 
@@ -115,24 +115,24 @@ def test_batch_statistics_count_a_batch_that_did_not_fit_once() -> None:
             return super().forward(x)
 
     norm = nn.BatchNorm1d(6)
-    _, loss_fn, inputs, targets = problem("cross entropy")
-    state = state_of(nn.Sequential(norm, Fails(6, 5)), loss_fn, on_oom="split")
-    train_epoch(state, loader_of(inputs[:16], targets[:16], 16), [])
+    _, loss_fn, inputs, targets = loss_case("cross entropy")
+    state = make_state(nn.Sequential(norm, Fails(6, 5)), loss_fn, on_oom="split")
+    train_epoch(state, make_loader_of(inputs[:16], targets[:16], 16), [])
     assert norm.num_batches_tracked == 2  # the two halves
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
 def test_stop_ends_with_what_would_fit(message: str) -> None:
-    model, loss_fn, inputs, targets = problem("cross entropy")
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
     with pytest.raises(OutOfMemoryError, match="micro_batch=8, which changes no number") as caught:
-        fit(state_of(Small(model, 5, message=message), loss_fn), loader_of(inputs, targets, 16))
+        fit(make_state(Small(model, 5, message=message), loss_fn), make_loader_of(inputs, targets, 16))
     assert caught.value.exit_code == 8
 
 
 def test_one_sample_that_does_not_fit_is_an_error() -> None:
-    model, loss_fn, inputs, targets = problem("cross entropy")
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
     with pytest.raises(OutOfMemoryError, match="ran out of memory"):
-        fit(state_of(Small(model, 0), loss_fn, on_oom="split"), loader_of(inputs, targets, 16))
+        fit(make_state(Small(model, 0), loss_fn, on_oom="split"), make_loader_of(inputs, targets, 16))
 
 
 def test_an_update_that_may_have_begun_is_not_taken_again() -> None:
@@ -140,16 +140,19 @@ def test_an_update_that_may_have_begun_is_not_taken_again() -> None:
         def step(self, closure: Any = None) -> Any:  # noqa: ARG002
             raise torch.OutOfMemoryError("out of memory")
 
-    model, loss_fn, inputs, targets = problem("cross entropy")
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
     optimizer = Heavy([{"params": list(model.parameters()), "name": "default"}], lr=0.1)
     with pytest.raises(OutOfMemoryError):
-        fit(state_of(model, loss_fn, optimizer=optimizer, on_oom="split"), loader_of(inputs, targets, 16))
+        fit(make_state(model, loss_fn, optimizer=optimizer, on_oom="split"), make_loader_of(inputs, targets, 16))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    model, loss_fn, inputs, targets = problem("cross entropy")
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
     with pytest.raises(RuntimeError, match="no such thing"):
-        fit(state_of(Small(model, 5, message="no such thing"), loss_fn, on_oom="split"), loader_of(inputs, targets, 16))
+        fit(
+            make_state(Small(model, 5, message="no such thing"), loss_fn, on_oom="split"),
+            make_loader_of(inputs, targets, 16),
+        )
 
 
 def test_hooks_are_told_of_a_split() -> None:
@@ -159,27 +162,27 @@ def test_hooks_are_told_of_a_split() -> None:
         def on_split(self, state: State) -> None:
             told.append((state.progress.step, state.progress.micro_batch))
 
-    model, loss_fn, inputs, targets = problem("cross entropy")
-    state = state_of(Small(model, 9, begins=2), loss_fn, on_oom="split")
-    fit(state, loader_of(inputs, targets, 16), hooks=[Hook()])
+    model, loss_fn, inputs, targets = loss_case("cross entropy")
+    state = make_state(Small(model, 9, begins=2), loss_fn, on_oom="split")
+    fit(state, make_loader_of(inputs, targets, 16), hooks=[Hook()])
     assert told == [(1, 8)]
     assert state.progress.step == -(-SAMPLES // 16)
 
 
 def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
-    _, loss_fn, inputs, targets = problem("cross entropy")
+    _, loss_fn, inputs, targets = loss_case("cross entropy")
     norm = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
     with pytest.raises(OutOfMemoryError, match="of which batch norm sees each alone"):
-        fit(state_of(Small(norm, 5), loss_fn), loader_of(inputs, targets, 16))
-    state = state_of(Small(norm, 9), loss_fn, on_oom="split")
-    fit(state, loader_of(inputs, targets, 16))
+        fit(make_state(Small(norm, 5), loss_fn), make_loader_of(inputs, targets, 16))
+    state = make_state(Small(norm, 9), loss_fn, on_oom="split")
+    fit(state, make_loader_of(inputs, targets, 16))
     assert "layers with batch statistics see" in display.split_line(state)
 
 
 def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001
     assert build.build_session(compose([])).state.settings.on_oom == "split"
     for asked, wanted in (("auto", "stop"), ("split", "split")):
-        assert state_of(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).settings.on_oom == wanted
+        assert make_state(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).settings.on_oom == wanted
 
 
 MODULE = """

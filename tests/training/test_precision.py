@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.conftest import Command
+from tests.helpers import PLAIN_SGD, STEPS, SmallCNN, assert_close, small_run, train_session
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import ConfigError, TrainkitError
@@ -21,30 +22,7 @@ from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training import step as steps
 from trainkit.training.loop import fit
 
-STEPS = 6  # of an epoch
 GAIN = 20.0  # with which the gradient overflows in the first steps, and then no more
-PLAIN_SGD = ["optim=sgd", "optim.momentum=0.9", "+optim.fused=false"]
-
-
-class Small(nn.Module):
-    """Two convolutions and a linear layer; `gain` makes the gradient large, for fp16 to overflow."""
-
-    def __init__(self, gain: float = 1.0) -> None:
-        super().__init__()
-        self.gain = gain
-        self.conv = nn.Conv2d(3, 4, 3, padding=1, stride=4)
-        self.body = nn.Conv2d(4, 8, 3, padding=1)
-        self.head = nn.Linear(512, 10)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """(N, 8, 8, 8)."""
-        maps: Tensor = self.body(self.conv(images).relu())
-        return maps
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(self.maps(images).flatten(1)) * self.gain
-        return logits
 
 
 class NoneOfOne(nn.Module):
@@ -85,25 +63,6 @@ class NanAtFirst(nn.Module):
         return (OnceNan.apply(logits) if bad else logits) + self.bias
 
 
-def of(model: type[nn.Module], *more: str, **arguments: Any) -> list[str]:
-    """The overrides that train a model on the digits for one epoch."""
-    target = f"{model.__module__}.{model.__name__}"
-    own = ["model=toy_cnn", f"model._target_={target}", "~model.in_channels", "~model.num_classes"]
-    given = [f"+model.{key}={value}" for key, value in arguments.items()]
-    return [*own, *given, f"limit_batches={STEPS}", "epochs=1", "data.split=off", "progress=off", *more]
-
-
-def trained(overrides: list[str], hooks: list[Any] | None = None) -> build.Session:
-    session = build.build_session(compose(overrides))
-    fit(session.state, session.train, session.val, hooks)
-    return session
-
-
-def assert_close(one: build.Session, other: build.Session, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    for a, b in zip(one.state.objects.model.parameters(), other.state.objects.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
-
-
 # ------------------------------------------------------------------------------------- fp16 by hand
 
 
@@ -112,19 +71,19 @@ def assert_close(one: build.Session, other: build.Session, rtol: float = 1e-4, a
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[str, Any], gain: float) -> None:
     options = [f"{key}={value}" for key, value in more.items()]
-    overrides = of(Small, "precision=fp16", "optim=adam", f"memory_format={layout}", *options, gain=gain)
+    overrides = small_run(SmallCNN, "precision=fp16", "optim=adam", f"memory_format={layout}", *options, gain=gain)
     scales: list[float] = []
 
     class Record:
         def on_step(self, state: Any) -> None:
             scales.append(state.objects.scaler.get_scale())
 
-    session = trained(overrides, [Record()])
+    session = train_session(overrides, [Record()])
 
     images, labels = session.train.tensors  # type: ignore[attr-defined]
     strides = getattr(torch, "contiguous_format" if layout == "contiguous" else layout)
     torch.manual_seed(0)
-    model = Small(gain)
+    model = SmallCNN(gain)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = torch.optim.Adam(
         model.parameters(), lr=session.state.objects.optimizer.param_groups[0]["lr"], fused=True
@@ -156,30 +115,30 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
 def test_momentum_begins_with_the_first_step_that_does_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda *args, **more: empty(*args, **more).fill_(1e3))  # as memory may be
-    overrides = of(Small, "precision=fp16", gain=GAIN)
-    fused = trained([*overrides, "optim=sgd", "optim.momentum=0.9", "lr=1e-6"])
-    assert_close(fused, trained([*overrides, *PLAIN_SGD, "lr=1e-6"]), rtol=1e-5)
+    overrides = small_run(SmallCNN, "precision=fp16", gain=GAIN)
+    fused = train_session([*overrides, "optim=sgd", "optim.momentum=0.9", "lr=1e-6"])
+    assert_close(fused, train_session([*overrides, *PLAIN_SGD, "lr=1e-6"]), rtol=1e-5)
 
 
 def test_a_step_that_overflows_at_first_draws_no_warning_from_a_scheduler() -> None:
-    trained(of(Small, "precision=fp16", "optim=radam", "scheduler=onecycle", gain=GAIN))
+    train_session(small_run(SmallCNN, "precision=fp16", "optim=radam", "scheduler=onecycle", gain=GAIN))
 
 
 @pytest.mark.parametrize("clip", [[], ["clip_norm=1"], ["clip_value=1"]], ids=str)
 def test_where_one_optimizer_overflows_the_other_keeps_its_weights_whole(clip: list[str]) -> None:
-    model = trained(of(NanAtFirst, "precision=fp16", "optim=muon_sgd", *clip)).state.model
+    model = train_session(small_run(NanAtFirst, "precision=fp16", "optim=muon_sgd", *clip)).state.model
     assert all(bool(param.isfinite().all()) for param in model.parameters())
 
 
 def test_an_optimizer_whose_parameters_have_no_gradient_rests_in_fp16_too() -> None:
-    session = trained(of(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
+    session = train_session(small_run(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
     assert bool(session.state.objects.model.bias.abs().sum() > 0)
 
 
 @pytest.mark.parametrize("epochs", [2, 8])
 def test_a_gradient_that_always_overflows_ends_with_exit_code_4(epochs: int) -> None:
     with pytest.raises(TrainkitError, match="overflowed in fp16") as caught:
-        trained(of(NanAtFirst, "precision=fp16", f"epochs={epochs}", always=True))
+        train_session(small_run(NanAtFirst, "precision=fp16", f"epochs={epochs}", always=True))
     assert caught.value.exit_code == 4
 
 
@@ -194,16 +153,16 @@ def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_agai
             raise torch.OutOfMemoryError("out of memory")
         clip(state)
 
-    overrides = of(Small, "precision=fp16", "on_oom=split", "clip_norm=0.1")
-    whole = trained(overrides)
+    overrides = small_run(SmallCNN, "precision=fp16", "on_oom=split", "clip_norm=0.1")
+    whole = train_session(overrides)
     monkeypatch.setattr(steps, "clip_gradients", once)
-    assert_close(trained(overrides), whole, rtol=1e-2, atol=1e-4)
+    assert_close(train_session(overrides), whole, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: str) -> None:
     plain, rows = (
-        inspection.inspect_step(build.build_session(compose(of(Small, f"precision={name}"))))["parameters"]
+        inspection.inspect_step(build.build_session(compose(small_run(SmallCNN, f"precision={name}"))))["parameters"]
         for name in ("fp32", precision)
     )
     for key in ("grad", "grad_twice", "update"):
@@ -211,7 +170,7 @@ def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: s
 
 
 def test_the_scaler_goes_on_where_it_was() -> None:
-    overrides = of(Small, "precision=fp16", "optim=adam", "epochs=2", gain=GAIN)
+    overrides = small_run(SmallCNN, "precision=fp16", "optim=adam", "epochs=2", gain=GAIN)
     straight, begun, later = (build.build_session(compose(overrides)) for _ in range(3))
     kept: list[dict[str, Any]] = []
 
@@ -252,7 +211,7 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
         def on_epoch(self, state: Any, metrics: dict[str, Any]) -> None:  # noqa: ARG002
             seen.append(metrics)
 
-    session = trained([*overrides, "progress=off"], [Record()])
+    session = train_session([*overrides, "progress=off"], [Record()])
     assert session.val is not None
     model, loss_fn = (
         copy.deepcopy(session.state.objects.model).double().eval(),
@@ -286,17 +245,23 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
 )
 def test_a_wrong_value_is_answered_with_a_right_one(wrong: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build.build_session(compose(of(Small, wrong)))
+        build.build_session(compose(small_run(SmallCNN, wrong)))
     assert words in str(caught.value)
     assert "TRACEBACK" not in str(caught.value)
 
 
 def test_lbfgs_is_told_what_it_cannot_have() -> None:
     with pytest.raises(ConfigError, match="precision=fp16: LBFGS"):
-        build.build_session(compose(of(Small, "optim=lbfgs", "precision=fp16")))
+        build.build_session(compose(small_run(SmallCNN, "optim=lbfgs", "precision=fp16")))
     accelerator = torch.device("cuda")  # where gradients are laid out like images
     with pytest.raises(ConfigError, match="memory_format=channels_last: LBFGS"):
-        build.choose_memory_format(compose(of(Small, "optim=lbfgs", "memory_format=channels_last")), accelerator)
-    assert build.choose_memory_format(compose(of(Small, "optim=lbfgs")), accelerator) == ("contiguous", None)
-    short = of(Small, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2")  # more would make much of rounding
-    assert_close(trained([*short, "memory_format=channels_last"]), trained([*short, "memory_format=contiguous"]))
+        build.choose_memory_format(
+            compose(small_run(SmallCNN, "optim=lbfgs", "memory_format=channels_last")), accelerator
+        )
+    assert build.choose_memory_format(compose(small_run(SmallCNN, "optim=lbfgs")), accelerator) == ("contiguous", None)
+    short = small_run(
+        SmallCNN, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2"
+    )  # more would make much of rounding
+    assert_close(
+        train_session([*short, "memory_format=channels_last"]), train_session([*short, "memory_format=contiguous"])
+    )
