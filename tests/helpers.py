@@ -31,7 +31,8 @@ def make_state(model: nn.Module, loss_fn: nn.Module, lr: float = 0.0, **more: An
     optimizer = more.pop("optimizer", None) or torch.optim.SGD(
         [{"params": list(model.parameters()), "name": "default"}], lr=lr
     )
-    return new_state(model, loss_fn, optimizer, CPU, LoopSettings(**{"epochs": 1, **more}))
+    watch = more.pop("watch", None)
+    return new_state(model, loss_fn, optimizer, CPU, LoopSettings(**{"epochs": 1, **more}), watch=watch)
 
 
 def only_optimizer(state: State) -> torch.optim.Optimizer:

@@ -330,7 +330,7 @@ def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_ar
 @pytest.mark.parametrize("how", ["auto", "none"])
 def test_attributes_of_a_data_sets_own_are_not_taken_for_ours(how: str) -> None:
     files = made("files")
-    files.cached_from, files.missing = "somewhere", 3
+    files.source, files.missing = "somewhere", 3
     with_own, without = cache.choose(files, how, **OPTIONS), made("files")
     assert name_of(with_own[0], 2) == name_of(without, 2)
     assert build_data.amount(with_own[0]) == build_data.amount(without)

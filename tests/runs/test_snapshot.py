@@ -215,7 +215,7 @@ def test_what_an_optimizer_adds_to_its_state_dict_is_kept(tmp_path: Path) -> Non
     loader = make_loader_of(torch.randn(8, 3), torch.randn(8, 2), 4)
     straight, first, second = made(), made(), made()
     fit(straight, loader)
-    first.batches = len(loader)
+    first.progress.batches = len(loader)
     train_epoch(first, loader, [])
     only_optimizer(first).state["all"] = {"seen": 3}  # a key that is no parameter
     restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
@@ -281,7 +281,7 @@ def test_lbfgs_over_parameters_of_two_types_goes_on(tmp_path: Path) -> None:
     loader = make_loader_of(torch.randn(8, 3), torch.randn(8, 2), 8)
     straight, first, second = made(), made(), made()
     fit(straight, loader)
-    first.batches = len(loader)
+    first.progress.batches = len(loader)
     train_epoch(first, loader, [])
     restore_state(second, through_a_file(capture_state(first, {}), tmp_path))
     fit(second, loader)

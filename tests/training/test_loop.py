@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -247,7 +248,7 @@ def test_where_steps_are_not_looked_at_a_non_finite_loss_is_reported_as_it_is_an
     inputs[5] = math.inf
     seen: list[dict[str, Any]] = []
     state = make_state(model, loss_fn)
-    state.settings.check_steps = False  # as on an accelerator
+    state.settings = replace(state.settings, check_steps=False)  # as on an accelerator
     with pytest.raises(NonFiniteError, match=r"train/loss is (nan|inf)"):
         fit(state, make_loader_of(inputs, targets, 8), hooks=[MetricsCollector(seen)])
     assert not math.isfinite(seen[0]["train/loss"])
@@ -351,7 +352,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training(looked_at: bool, words:
             return self.w.sqrt() + 0 * x
 
     state = make_state(Root(), nn.MSELoss())
-    state.settings.check_steps = looked_at
+    state.settings = replace(state.settings, check_steps=looked_at)
     with pytest.raises(NonFiniteError, match=words):
         fit(state, make_loader_of(torch.ones(4, 1), torch.ones(4, 1), 4))
 
