@@ -13,7 +13,7 @@ from tests.conftest import Command
 from tests.helpers import PLAIN_SGD, SmallCNN, assert_close, read_history, small_run, train_session
 from trainkit import compose
 from trainkit.build import session as build
-from trainkit.core.device import rng_state
+from trainkit.core.rng import rng_state
 from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.loop import fit
 

@@ -17,8 +17,8 @@ from tests.helpers import loss_case, make_loader_of, make_state, only_optimizer
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.config.compose import CONF
-from trainkit.core.device import rng_state, set_rng_state
 from trainkit.core.errors import CheckpointError, NonFiniteError, Stopped
+from trainkit.core.rng import rng_state, set_rng_state
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.runs.checkpoint import Checkpoints
@@ -307,8 +307,8 @@ def test_what_is_written_can_be_read_again_or_is_refused(extra: Any, tmp_path: P
 # --------------------------------------------------------------------------------------- where it may stop
 
 
-class Stopping:
-    """A data set in whose fifth sample a signal comes, as its handler would see it."""
+class StoppingDataset:
+    """Data whose fifth sample receives a signal: its handler raises `state.stop` while the sample is read."""
 
     classes = ("a", "b")
 
@@ -320,27 +320,25 @@ class Stopping:
 
     def __getitem__(self, index: int) -> Any:
         sample = torch.randn(3), index % 2
-        if index == 4 and self.state is not None:
+        if index == 4 and self.state is not None and self.how != "during the restore of RNG states":
             self.state.stop = Stopped(15)
             if self.how == "raised":
                 raise self.state.stop
             try:
                 raise self.state.stop
-            except:  # noqa: E722  # as people do
+            except:  # noqa: E722  # some data sets do this
                 return torch.zeros(3), 0
         return sample
 
 
-@pytest.mark.parametrize("how", ["raised", "swallowed", "in the midst of putting back"])
-def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
+@pytest.mark.parametrize("how", ["raised", "swallowed", "during the restore of RNG states"])
+def test_a_stop_while_a_sample_is_read_keeps_the_rng_states_and_the_weights(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import random
-
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
     state = make_state(model, nn.CrossEntropyLoss())
-    data = Stopping("raised" if how != "swallowed" else how)
+    data = StoppingDataset(how)
     loader = make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None)
     seen: list[Any] = []
 
@@ -350,17 +348,16 @@ def test_a_stop_while_a_sample_is_read_leaves_the_generators_and_the_step_alone(
             if state.progress.step == 2:
                 data.state = state  # type: ignore[assignment]
 
-    if how.startswith("in the midst"):
-        put_back = random.setstate
+    set_state = torch.set_rng_state
 
-        def interrupted(value: Any) -> None:
-            put_back(value)
-            if state.stop is None and state.progress.step == 2:
-                state.stop = Stopped(15)
-                raise state.stop
+    def interrupted(value: Any) -> None:
+        if state.stop is None and state.progress.step == 2:
+            state.stop = Stopped(15)
+            raise state.stop
+        set_state(value)
 
-        monkeypatch.setattr(random, "setstate", interrupted)
-        data.how = "swallowed"
+    if how.startswith("during"):
+        monkeypatch.setattr(torch, "set_rng_state", interrupted)
     with pytest.raises(Stopped):
         fit(state, loader, hooks=[Watch()])
     assert state.progress.batch == state.progress.step == 2
@@ -380,7 +377,7 @@ def test_a_stop_in_validation_undoes_what_that_did_to_buffers() -> None:
             return outputs
 
     state = make_state(Counting(), nn.CrossEntropyLoss())
-    data = Stopping("raised")
+    data = StoppingDataset("raised")
     data.state = state  # type: ignore[assignment]
     with pytest.raises(Stopped):
         evaluate(state, make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None))

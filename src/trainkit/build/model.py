@@ -14,9 +14,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from trainkit.build.instantiate import call
-from trainkit.core import device
 from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
 from trainkit.core.pytree import map_tensors
+from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 
 
@@ -88,7 +88,7 @@ def supports_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader,
 
     try:
         inputs, targets = loader.example()
-        with device.preserve_rng(), redirect_stdout(io.StringIO()):
+        with preserve_rng(), redirect_stdout(io.StringIO()):
             return takes(torch.channels_last) or not takes(torch.contiguous_format)
     except Exception:  # it cannot be copied, or no sample can be read, of which the training tells
         return False

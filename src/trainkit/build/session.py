@@ -18,6 +18,7 @@ from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.config.targets import check_targets, locate
 from trainkit.core import device
 from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError, did_you_mean
+from trainkit.core.rng import seed_all
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
 from trainkit.optim import groups as optim
@@ -66,13 +67,13 @@ def build_session(config: DictConfig, on_progress: cache.OnProgress | None = Non
         raise ConfigError(*problems)
     defer_dynamo()
     where = device.pick(config.device)
-    device.seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
+    seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
     if where.type == "cpu":
         device.disable_malloc_trim()
     config, data = loaders(config, where, on_progress)
     train, val = data.train, data.val
 
-    device.seed_all(config.seed, deterministic=bool(config.deterministic))
+    seed_all(config.seed, deterministic=bool(config.deterministic))
     model = build_model(config.model, train, where)
     loss_fn = build_loss(config.loss).to(where)
     asked, why = choose_memory_format(config, where)

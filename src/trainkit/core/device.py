@@ -1,17 +1,14 @@
-"""The device a training runs on, the precision it computes in, and the seeds it starts from."""
+"""The device of a training, its precision and its memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import random
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainkit.core.errors import ConfigError
@@ -89,51 +86,6 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError, StopIteration):  # no Linux, or a container that hides it
         pass
     return free
-
-
-def seed_all(seed: int, *, deterministic: bool) -> None:
-    """Seed Python's, NumPy's and torch's generators, and choose whether bits must repeat."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # to set it imports torch's compiler
-        torch.use_deterministic_algorithms(deterministic)
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators, in plain containers and tensors."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
-    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [str(kind), words, int(place), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put the generators where `random_state` saw them."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, words, place, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), place, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    for index, generator in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(generator, index)
-
-
-@contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Let what happens inside draw at random without moving the generators."""
-    before = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(before)
 
 
 def peak_memory(device: torch.device) -> int:

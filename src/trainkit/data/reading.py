@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import random
 import signal
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -21,64 +19,16 @@ from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
 from trainkit.core.pytree import structure_of
+from trainkit.core.rng import GlobalGenerator, RngSnapshot
 
 # What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
 UNREADABLE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
-
-_outside: Any = None  # the generators as the model has them, while samples are read
 
 
 @functools.lru_cache
 def epoch_seed(seed: int, epoch: int) -> int:
     """One seed out of two numbers, so that neighbours of either have nothing in common."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-
-
-def _numpys_state() -> Any:
-    kind, key, *rest = np.random.get_state(legacy=True)
-    return kind, np.asarray(key).tobytes(), *rest
-
-
-def _put_numpys_state(state: Any) -> None:
-    kind, key, *rest = state
-    np.random.set_state((kind, np.frombuffer(key, np.uint32), *rest))
-
-
-@dataclass(frozen=True)
-class Generator:
-    """A random number generator that all of a process shares."""
-
-    state: Callable[[], Any]
-    put_back: Callable[[Any], None]
-    seed: Callable[[int], None]
-
-
-PYTHONS = Generator(random.getstate, random.setstate, random.seed)
-# NumPy's generator is torch's: of the same seed they would agree.
-NUMPYS = Generator(_numpys_state, _put_numpys_state, lambda number: np.random.seed(zlib.crc32(b"numpy", number)))
-
-
-def save_rng() -> None:
-    """Note where the generators of this process are: reading data is not to move the model's draws."""
-    global _outside
-    _outside = {generator: generator.state() for generator in (PYTHONS, NUMPYS)}, torch.get_rng_state()
-
-
-def restore_rng() -> set[Generator]:
-    """Put the generators back where `keep_draws` saw them; which had moved, torch's aside.
-
-    An interrupt may have left the first call at any place: there may be a second.
-    """
-    global _outside
-    if _outside is None:
-        return set()
-    states, torchs = _outside
-    moved = {generator for generator, state in states.items() if generator.state() != state}
-    for generator in moved:
-        generator.put_back(states[generator])
-    torch.set_rng_state(torchs)
-    _outside = None
-    return moved
 
 
 def name_of(dataset: Any, index: int) -> str:
@@ -122,7 +72,7 @@ class SeededReader:
     def __init__(self, dataset: Any, seed: int, *, skip: bool, alike: bool = False) -> None:
         self.dataset, self.seed, self.skip, self.alike = dataset, seed, skip, alike
         self.in_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
-        self.drawn_from: set[Generator] = set()
+        self.drawn_from: set[GlobalGenerator] = set()
         self.form: Any = None
         self.first = True
 
@@ -141,13 +91,17 @@ class SeededReader:
     def _settled(self, keys: list[tuple[int, int]]) -> Read:
         while True:
             failed = None
-            save_rng()
+            rng = RngSnapshot()  # the reading of data must not advance the generators of the model
             try:
-                read = self._batch(keys) if self.in_batches else self._each(keys)
-            except Exception as error:
-                failed = error
-            finally:
-                new = restore_rng() - self.drawn_from
+                try:
+                    read = self._batch(keys) if self.in_batches else self._each(keys)
+                except Exception as error:
+                    failed = error
+                finally:
+                    new = rng.restore() - self.drawn_from
+            except BaseException:  # a signal may have interrupted the restore
+                rng.restore()
+                raise
             if new and self.alike:
                 raise RandomSampleError(f"sample {keys[0][1]}")
             if not new:

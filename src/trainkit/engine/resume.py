@@ -14,8 +14,8 @@ from torch import nn
 
 from trainkit.build import session as build
 from trainkit.build.model import build_model
-from trainkit.core.device import preserve_rng
 from trainkit.core.errors import CheckpointError, Problem
+from trainkit.core.rng import preserve_rng
 from trainkit.display import live as display
 from trainkit.engine.train import run_identity, run_training, saver_of, startup_notes
 from trainkit.runs.checkpoint import Checkpoints, DamagedError

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.core.device import rng_state, set_rng_state
 from trainkit.core.errors import CheckpointError
+from trainkit.core.rng import rng_state, set_rng_state
 from trainkit.runs.optimizer_state import check_same_names, copy_to_cpu, optimizer_state, restore_optimizer
 from trainkit.training.state import State
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.core.device import preserve_rng, wait
+from trainkit.core.device import wait
 from trainkit.core.errors import ConfigError, NonFiniteError, Problem, Stopped
 from trainkit.core.pytree import batch_size_of
+from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
-from trainkit.data.reading import restore_rng
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import denominator, is_sum
 from trainkit.training.metrics import Mean, predicted_right
@@ -101,12 +101,8 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
 def waiting(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches; a training that is asked to stop does so while it waits for one."""
     while True:
-        try:
-            with interruptible(state, Phase.WAITING):
-                batch = next(batches, None)
-        except Stopped:
-            restore_rng()
-            raise
+        with interruptible(state, Phase.WAITING):
+            batch = next(batches, None)
         if batch is None:
             return
         yield batch
