@@ -1,4 +1,4 @@
-"""What tests share: the installed command, and a folder of one's own to use it in."""
+"""Fixtures: the installed command and an empty folder to run it in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import Forks
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel; torch reads this when it is imported
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SCRIPT = Path(sys.executable).with_name("trainkit")
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Starts commands in processes that have torch already."""
+    """A server that starts commands in processes with torch already imported."""
     started = Forks(tmp_path_factory.mktemp("forks"))
     yield started
     started.close()
@@ -47,7 +47,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 @pytest.fixture
 def forked(forks: Forks, tmp_path: Path) -> Command:
-    """The command in an empty folder, as a fork of a process that has torch already: for the many."""
+    """The command in an empty folder, started as a fork: much faster than the installed command."""
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         process = forks.start(*args, cwd=tmp_path, **env)

@@ -1,7 +1,7 @@
-"""The command in real processes that need not import torch anew: forks of one that has.
+"""Real processes that run the command without importing torch again: forks of a server that imported it once.
 
-A fork runs `trainkit.cli.main` as the installed command does; it can be killed, and its exit code is real.
-Run as a script this is the process that forks.
+A fork runs `trainkit.cli.main.main` as the installed command does. A test can kill a fork, and its exit code is
+real. This file, run as a script, is the server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass
 class Process:
-    """One command under way."""
+    """A command that was started."""
 
     forks: Forks
     pid: int
@@ -31,24 +31,24 @@ class Process:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Its exit code once it has ended, negative for a signal."""
+        """Wait for the end of the process; return its exit code, negative for a signal."""
         if self.code is None:
             self.code = int(self.forks.ask({"wait": self.pid})["code"])
         return self.code
 
     @property
     def stderr(self) -> str:
-        """What it wrote to stderr so far."""
+        """The text written to stderr so far."""
         return self.out.with_suffix(".err").read_text()
 
     @property
     def stdout(self) -> str:
-        """What it wrote to stdout so far."""
+        """The text written to stdout so far."""
         return self.out.with_suffix(".out").read_text()
 
 
 class Forks:
-    """Starts commands as forks of one process."""
+    """Starts commands as forks of the server."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.number = directory, 0
@@ -58,7 +58,7 @@ class Forks:
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request, return the answer."""
+        """Send a request to the server; return its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -67,21 +67,21 @@ class Forks:
         return answer
 
     def start(self, *argv: str, cwd: Path, **env: str) -> Process:
-        """Start `trainkit ARGV` in a folder; the signal that IGNORED names is ignored, as `nohup` has it."""
+        """Start `trainkit ARGV` in a folder; `IGNORED=SIGHUP` ignores that signal, as `nohup` does."""
         self.number += 1
         out = self.directory / f"command{self.number}"
         answer = self.ask({"argv": list(argv), "cwd": str(cwd), "out": str(out), "env": env})
         return Process(self, answer["pid"], out)
 
     def run(self, *argv: str, cwd: Path, **env: str) -> Process:
-        """Run `trainkit ARGV` to its end, which must be exit code 0."""
+        """Run `trainkit ARGV` to its end; its exit code must be 0."""
         done = self.start(*argv, cwd=cwd, **env)
         code = done.wait()
         assert code == 0, f"{code}: {done.stderr}"
         return done
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
@@ -90,7 +90,7 @@ class Forks:
 
 
 def until(happened: Any, timeout: float = 60.0, interval: float = 0.002) -> Any:
-    """Wait until a function's answer is true; the answer."""
+    """Call a function until it returns something true; return that."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         answer = happened()
@@ -101,10 +101,10 @@ def until(happened: Any, timeout: float = 60.0, interval: float = 0.002) -> Any:
 
 
 def serve() -> None:
-    """Fork for each request on stdin."""
+    """Read requests from stdin and fork for each command."""
     import torch
 
-    import trainkit.diagnostics.verify_resume  # what every command needs; nothing below starts a thread
+    import trainkit.diagnostics.verify_resume  # imported once for all forks; none of it starts a thread
     import trainkit.engine.resume  # noqa: F401
     from trainkit.cli import main as cli
 

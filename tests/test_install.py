@@ -1,4 +1,4 @@
-"""What is installed works outside the repository, and the first training reaches what the README says."""
+"""An installed trainkit works outside the repository, and the first training reaches the README's accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def use(command: Path, folder: Path, **env: str) -> None:
-    """What a new user does with an installed trainkit, in a folder of their own."""
+    """Use an installed trainkit as a new user would: train, add a custom model, train it."""
 
     def run(*args: str) -> str:
         done = subprocess.run(
@@ -49,7 +49,7 @@ def use(command: Path, folder: Path, **env: str) -> None:
     assert "mine" in run("--help")
 
 
-def test_a_wheel_holds_configs_and_data_and_works_outside_the_repository(tmp_path: Path) -> None:
+def test_a_wheel_contains_configs_and_data_and_works_outside_the_repository(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
