@@ -15,10 +15,11 @@ from trainkit.build.optim import build_optimizers
 from trainkit.config.compose import CONF
 from trainkit.core.errors import ConfigError
 from trainkit.models import GRUClassifier, RowCNN, ToyCNN
-from trainkit.optim.groups import Group, resolve, table
-from trainkit.optim.rules import Options, named_params
+from trainkit.optim.groups import Group, param_table, resolve_groups
+from trainkit.optim.params import named_params
+from trainkit.optim.rules import OptimizerOptions
 
-SGD = {"SGD": Options.of(torch.optim.SGD, {"lr": 0.1})}
+SGD = {"SGD": OptimizerOptions.from_signature(torch.optim.SGD, {"lr": 0.1})}
 ByHand = list[tuple[dict[str, Any], list[str]]]  # of each group: the options that differ, the names in it
 Case = tuple[str, list[str], dict[str, Any], Callable[[dict[str, nn.Parameter]], ByHand]]
 
@@ -254,8 +255,8 @@ def test_the_optimizers_groups_are_those_written_by_hand(case: str, here: Any) -
 def test_what_is_trainable_is_optimized_exactly_once(case: str) -> None:
     name, _, rules, _ = CASES[case]
     model = MODELS[name]()
-    known = {"A": Options({"lr": 0.1, "weight_decay": 0.1, "momentum": 0, "betas": 0, "eps": 0, "alpha": 0})}
-    groups = resolve(named_params(model), rules, known)
+    known = {"A": OptimizerOptions({"lr": 0.1, "weight_decay": 0.1, "momentum": 0, "betas": 0, "eps": 0, "alpha": 0})}
+    groups = resolve_groups(named_params(model), rules, known)
     held = [id(p.tensor) for group in groups for p in group.params]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
@@ -264,12 +265,12 @@ def test_what_is_trainable_is_optimized_exactly_once(case: str) -> None:
 
 
 def groups_of(model: nn.Module, rules: dict[str, Any]) -> list[Group]:
-    return resolve(named_params(model), rules, SGD)
+    return resolve_groups(named_params(model), rules, SGD)
 
 
-def told(model: nn.Module, rules: dict[str, Any], known: dict[str, Options] = SGD) -> str:
+def told(model: nn.Module, rules: dict[str, Any], known: dict[str, OptimizerOptions] = SGD) -> str:
     with pytest.raises(ConfigError) as caught:
-        resolve(named_params(model), rules, known)
+        resolve_groups(named_params(model), rules, known)
     return str(caught.value)
 
 
@@ -349,7 +350,7 @@ def test_learnable_parameters_of_the_loss_are_named_loss() -> None:
             self.log_t = nn.Parameter(torch.zeros(()))
 
     params = named_params(nn.Linear(1, 1), Temperature())
-    groups = resolve(params, {"t": {"name": r"loss\..*", "lr_mult": 0.5}}, SGD)
+    groups = resolve_groups(params, {"t": {"name": r"loss\..*", "lr_mult": 0.5}}, SGD)
     assert layout(groups)["t"] == ({"lr": 0.05}, ["loss.log_t"])
 
 
@@ -373,7 +374,7 @@ def test_an_option_that_an_optimizer_takes_once_for_all_is_no_rules(here: Any) -
 
 def test_an_optimizer_takes_the_groups_with_their_names() -> None:
     groups = groups_of(ToyCNN(), {"head": {"module": "fc2", "lr_mult": 10}})
-    optimizer = torch.optim.SGD([group.for_optimizer() for group in groups], lr=0.1)
+    optimizer = torch.optim.SGD([group.as_param_group() for group in groups], lr=0.1)
     assert [group["name"] for group in optimizer.param_groups] == ["head", "default"]
     assert optimizer.param_groups[0]["param_names"] == ["fc2.weight", "fc2.bias"]
     assert optimizer.param_groups[0]["lr"] == 1.0
@@ -430,7 +431,7 @@ def test_a_tied_parameter_whose_names_are_decided_differently_is_an_error_that_n
 
 
 def test_a_multiple_of_no_rate_is_an_error() -> None:
-    message = told(ToyCNN(), {"a": {"module": "fc1", "lr_mult": 2}}, {"Own": Options({"momentum": 0})})
+    message = told(ToyCNN(), {"a": {"module": "fc1", "lr_mult": 2}}, {"Own": OptimizerOptions({"momentum": 0})})
     assert "param_groups.a: Own has no lr to multiply" in message
 
 
@@ -459,14 +460,14 @@ def test_optional_allows_a_rule_that_matches_nothing() -> None:
 # ------------------------------------------------------------------------------- several optimizers
 
 TWO = {
-    "muon": Options.of(torch.optim.Muon, {"lr": 0.02}),
-    "sgd": Options.of(torch.optim.SGD, {"lr": 0.1}),
+    "muon": OptimizerOptions.from_signature(torch.optim.Muon, {"lr": 0.02}),
+    "sgd": OptimizerOptions.from_signature(torch.optim.SGD, {"lr": 0.1}),
 }
 
 
 def test_what_no_rule_assigns_goes_to_the_optimizer_that_no_rule_names() -> None:
     rules = {"matrices": {"ndim": 2, "optimizer": "muon"}, "head": {"module": "fc2", "lr_mult": 10}}
-    groups = resolve(named_params(ToyCNN()), rules, TWO)
+    groups = resolve_groups(named_params(ToyCNN()), rules, TWO)
     assert [(group.name, group.optimizer, group.options) for group in groups] == [
         ("matrices", "muon", {"lr": 0.02}),
         ("matrices+head", "muon", {"lr": 0.2}),
@@ -507,7 +508,7 @@ def test_the_table_tells_of_every_parameter_its_options_and_who_decided_them() -
         "head": {"module": "fc2", "lr_mult": 10},
         "biases": {"name": ".*bias", "weight_decay": 0.5, "optional": True},
     }
-    rows = {row["name"]: row for row in table(params, resolve(params, rules, SGD), SGD)}
+    rows = {row["name"]: row for row in param_table(params, resolve_groups(params, rules, SGD), SGD)}
     assert list(rows) == [name for name, _ in model.named_parameters()]
     assert rows["conv1.weight"]["trainable"] is False
     assert rows["conv1.weight"]["group"] is None
@@ -525,6 +526,6 @@ def test_the_table_tells_of_every_parameter_its_options_and_who_decided_them() -
 
 def test_the_table_lists_a_tied_parameter_once_with_its_other_names() -> None:
     params = named_params(Tied())
-    rows = table(params, resolve(params, {}, SGD), SGD)
+    rows = param_table(params, resolve_groups(params, {}, SGD), SGD)
     assert (rows[0]["name"], rows[0]["aliases"]) == ("embed.weight", ["head.weight"])
     assert len(rows) == 3

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from trainkit.models import ToyCNN
-from trainkit.optim.layers import layers
-from trainkit.optim.rules import named_params
+from trainkit.optim.layers import model_layers
+from trainkit.optim.params import named_params
 
 
 def torchvision_model(name: str) -> nn.Module:
@@ -117,24 +117,24 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_the_layers_its_authors_count(name: str) -> None:
     make, wanted = MODELS[name]
-    assert len(layers(make())) == wanted
+    assert len(model_layers(make())) == wanted
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_each_parameter_is_in_one_layer(name: str) -> None:
     model = MODELS[name][0]()
-    held = [id(p) for layer in layers(model) for p in layer]
+    held = [id(p) for layer in model_layers(model) for p in layer]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
 def test_a_norm_belongs_with_what_it_follows_or_with_the_head() -> None:
     model = torchvision_model("vit_b_16")
     names = {id(p): name for name, p in model.named_parameters()}
-    order = [[names[id(p)] for p in layer] for layer in layers(model)]
+    order = [[names[id(p)] for p in layer] for layer in model_layers(model)]
     assert order[-1] == ["encoder.ln.weight", "encoder.ln.bias", "heads.head.weight", "heads.head.bias"]
     model = torchvision_model("resnet18")
     names = {id(p): name for name, p in model.named_parameters()}
-    assert [names[id(p)] for p in layers(model)[0]] == ["conv1.weight", "bn1.weight", "bn1.bias"]
+    assert [names[id(p)] for p in model_layers(model)[0]] == ["conv1.weight", "bn1.weight", "bn1.bias"]
 
 
 def test_a_frozen_parameter_counts_and_a_tied_one_counts_where_it_is_first_met() -> None:

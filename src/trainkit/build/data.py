@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from trainkit.build.instantiate import call
+from trainkit.build.instantiate import call_target
 from trainkit.config.resolvers import count_steps
 from trainkit.core import device
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
@@ -113,7 +113,7 @@ def held(config: DictConfig, part: str, dataset: Any, on_progress: cache.OnProgr
 def _dataset(config: DictConfig, part: str) -> Any:
     node = config.data[part]
     try:
-        dataset = call(node, f"data.{part}")
+        dataset = call_target(node, f"data.{part}")
     except UserCodeError as error:
         if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
             raise DataError(

@@ -12,7 +12,7 @@ from trainkit.config.targets import locate, missing_source
 from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
 
 
-def call(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **extra: Any) -> Any:
+def call_target(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **extra: Any) -> Any:
     """What a node's `_target_` returns for its arguments (as plain containers) and the extra ones.
 
     With `instead`, that is called in place of what `_target_` names.
@@ -34,7 +34,7 @@ def call(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **ex
         raise UserCodeError(path, error) from error
 
 
-def function(dotted: str, path: str) -> Any:
+def import_function(dotted: str, path: str) -> Any:
     """The function that a dotted path names."""
     key = f"{path}={dotted}"
     problem = missing_source(dotted)

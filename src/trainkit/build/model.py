@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from trainkit.build.instantiate import call
+from trainkit.build.instantiate import call_target
 from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
 from trainkit.core.pytree import map_tensors
 from trainkit.core.rng import preserve_rng
@@ -26,11 +26,11 @@ def build_model(node: DictConfig, train: Loader | None, where: torch.device) -> 
     Lazy layers take their shapes from the first training batch; without data they stay lazy.
     """
     if "_target_" in node:
-        model = call(node, "model")
+        model = call_target(node, "model")
     else:
         model = nn.Sequential()
         for name in map(str, node):
-            model.add_module(name, _module(call(node[name], f"model.{name}"), f"model.{name}"))
+            model.add_module(name, _module(call_target(node[name], f"model.{name}"), f"model.{name}"))
     model = _module(model, "model").to(where)
     lazy = any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules())
     if train is not None and lazy:
@@ -107,4 +107,4 @@ def build_loss(node: DictConfig) -> nn.Module:
         value = list(node[key]) if OmegaConf.is_list(node.get(key)) else node.get(key)
         if isinstance(value, list | int | float):
             tensors[key] = torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1)
-    return _module(call(node, "loss", **tensors), "loss")
+    return _module(call_target(node, "loss", **tensors), "loss")

@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.build.instantiate import call, function
+from trainkit.build.instantiate import call_target, import_function
 from trainkit.config.consistency import is_off
 from trainkit.config.targets import locate
 from trainkit.core.errors import ConfigError, UserCodeError
 from trainkit.optim import groups as optim
-from trainkit.optim.rules import Options, Param
+from trainkit.optim.params import Param
+from trainkit.optim.rules import OptimizerOptions
 from trainkit.optim.schedulers import PER_GROUP, Scheduler, keep_group_ratios
 from trainkit.training.compile import skip_dynamo
 
@@ -29,7 +30,7 @@ CALLABLES = ("lr_lambda", "scale_fn")  # a scheduler's arguments that may be dot
 
 def build_optimizers(
     config: DictConfig, params: list[Param]
-) -> tuple[dict[str, Optimizer], list[optim.Group], dict[str, Options]]:
+) -> tuple[dict[str, Optimizer], list[optim.Group], dict[str, OptimizerOptions]]:
     """The optimizers by name, over the param groups that the rules make; the groups; their options.
 
     One optimizer goes by the name of its class, several by their names under `optim`.
@@ -40,12 +41,14 @@ def build_optimizers(
     paths = {name: f"optim.{name}" if several else "optim" for name in nodes}
     makers = {name: locate(node["_target_"]) for name, node in nodes.items()}
     options = {
-        name: Options.of(makers[name], {key: value for key, value in node.items() if not key.startswith("_")})
+        name: OptimizerOptions.from_signature(
+            makers[name], {key: value for key, value in node.items() if not key.startswith("_")}
+        )
         for name, node in nodes.items()
     }
     given: Any = OmegaConf.to_container(config.param_groups, resolve=True)
     rules = {name: rule for name, rule in given.items() if not is_off(rule)}
-    groups = optim.resolve(params, rules, options)
+    groups = optim.resolve_groups(params, rules, options)
     optimizers = {}
     for name, node in nodes.items():
         own = [group for group in groups if group.optimizer == name]
@@ -67,8 +70,8 @@ def build_optimizer(node: dict[str, Any], path: str, groups: list[optim.Group]) 
     for group in groups:
         if group.options.keys() - {"lr"} and group.name != "default":
             tensors = [param.tensor for param in group.params]
-            call(node, f"param_groups.{group.name}", params=tensors, **group.options)
-    optimizer = fused(node, groups) or call(node, path, params=[group.for_optimizer() for group in groups])
+            call_target(node, f"param_groups.{group.name}", params=tensors, **group.options)
+    optimizer = fused(node, groups) or call_target(node, path, params=[group.as_param_group() for group in groups])
     if not isinstance(optimizer, Optimizer):
         cause = f"{path}: {type(optimizer).__name__} is no torch.optim.Optimizer"
         raise ConfigError(cause, hint="name a class of optimizers")
@@ -99,7 +102,7 @@ def fused(node: dict[str, Any], groups: list[optim.Group]) -> Optimizer | None:
     if any(options.get("dampening") for options in (node, *(group.options for group in groups))):
         return None  # see `steps.fit_fused`
     try:
-        optimizer: Optimizer = call(node | {"fused": True}, "optim", params=[g.for_optimizer() for g in groups])
+        optimizer: Optimizer = call_target(node | {"fused": True}, "optim", params=[g.as_param_group() for g in groups])
         return optimizer
     except UserCodeError:  # not on this device, or not of this type; what else is wrong the plain one tells
         return None
@@ -175,12 +178,14 @@ def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratio
     for key in CALLABLES:
         given = arguments.get(key)
         if isinstance(given, str):
-            arguments[key] = function(given, f"{path}.{key}")
+            arguments[key] = import_function(given, f"{path}.{key}")
         elif isinstance(given, list):
-            arguments[key] = [function(item, f"{path}.{key}") if isinstance(item, str) else item for item in given]
+            arguments[key] = [
+                import_function(item, f"{path}.{key}") if isinstance(item, str) else item for item in given
+            ]
     cls, arguments = keep_group_ratios(locate(node["_target_"]), arguments, ratios)
     own = {"_target_": node["_target_"], **arguments}
-    scheduler: Scheduler = call(own, path, cls, optimizer=optimizer, **objects)
+    scheduler: Scheduler = call_target(own, path, cls, optimizer=optimizer, **objects)
     now = {float(group["lr"]) for group in optimizer.param_groups}
     asked = any(isinstance(arguments.get(key), list) for key in PER_GROUP)
     if len(set(ratios)) > 1 and len(now) == 1 and now != {0.0} and not asked:

@@ -12,17 +12,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainkit.build.data import loaders
-from trainkit.build.instantiate import call
+from trainkit.build.instantiate import call_target
 from trainkit.build.model import apply_memory_format, build_loss, build_model
 from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.config.targets import check_targets, locate
 from trainkit.core import device
-from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError, did_you_mean
+from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError
 from trainkit.core.rng import seed_all
+from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
 from trainkit.optim import groups as optim
-from trainkit.optim.rules import named_params
+from trainkit.optim.chained import ChainedOptimizer
+from trainkit.optim.params import named_params
 from trainkit.training.compile import compile_model, defer_dynamo
 from trainkit.training.hooks import EVENTS
 from trainkit.training.state import LoopSettings, State, needs_closure, new_state
@@ -37,7 +39,7 @@ class Session:
     val: Loader | None
     hooks: dict[str, Any]
     groups: list[optim.Group]
-    params: list[dict[str, Any]]  # the table of `optim.table`
+    params: list[dict[str, Any]]  # the table of `optim.param_table`
     named: dict[str, nn.Parameter]
     split_off: bool  # the validation set, from the training set
     config: DictConfig  # that knows what the data tells
@@ -66,7 +68,7 @@ def build_session(config: DictConfig, on_progress: cache.OnProgress | None = Non
     if problems:
         raise ConfigError(*problems)
     defer_dynamo()
-    where = device.pick(config.device)
+    where = device.select_device(config.device)
     seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
     if where.type == "cpu":
         device.disable_malloc_trim()
@@ -89,7 +91,7 @@ def build_session(config: DictConfig, on_progress: cache.OnProgress | None = Non
         raise ConfigError(*error.problems, *problems) from error
     if problems:
         raise ConfigError(*problems)
-    table = optim.table(named, groups, options)  # before a scheduler changes any rate
+    table = optim.param_table(named, groups, options)  # before a scheduler changes any rate
     state = assemble(config, where, model, loss_fn, optimizers, val)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in config.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
@@ -117,7 +119,7 @@ def assemble(
     """The state of a training out of its parts and the keys of the config; with `ema` it copies the model."""
     step_schedulers, epoch_schedulers = build_schedulers(config, optimizers)
     early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
-    optimizer = optim.ChainedOptimizer(optimizers) if len(optimizers) > 1 else next(iter(optimizers.values()))
+    optimizer = ChainedOptimizer(optimizers) if len(optimizers) > 1 else next(iter(optimizers.values()))
     monitor = monitored(config, loss_fn, val)
     try:
         settings = LoopSettings(
@@ -205,7 +207,7 @@ def watch_problems(names: Any, there: list[str]) -> list[Problem]:
 
 def build_hook(name: Any, node: DictConfig) -> Any:
     """A hook of the user's, which must have a method that the loop calls, and none misspelt."""
-    hook = call(node, f"hooks.{name}")
+    hook = call_target(node, f"hooks.{name}")
     methods = [method for method in dir(hook) if method.startswith("on_")]
     unknown = [method for method in methods if method not in EVENTS]
     if unknown or not methods:

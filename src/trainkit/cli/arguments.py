@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from trainkit.config.compose import Composed, compose_run, search_path, unread
 from trainkit.config.schema import Schema
 from trainkit.config.targets import check_targets
-from trainkit.core.errors import ConfigError, Problem, nearest
-from trainkit.core.redaction import redact_words, redacted, secrets_in
+from trainkit.core.errors import ConfigError, Problem
+from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
+from trainkit.core.spelling import nearest
 
 REFUSED = {
     "config_name": "the root config is trainkit's own; choose experiment=NAME",
@@ -154,14 +155,14 @@ def _print(composed: Composed, package: str | None, resolve: bool) -> None:
     node = OmegaConf.select(composed.config, package) if package else composed.config
     if not OmegaConf.is_config(node):
         raise ConfigError(f"--package {package}: the config has no such part", hint="for example --package optim")
-    shown = OmegaConf.create(redacted(OmegaConf.to_container(node, resolve=resolve)))
+    shown = OmegaConf.create(redact_by_key(OmegaConf.to_container(node, resolve=resolve)))
     _show(OmegaConf.to_yaml(shown), composed)
 
 
 def _show(text: str, composed: Composed) -> None:
     plain = [OmegaConf.to_container(node, resolve=False) for node in (composed.config, composed.hydra)]
-    secrets = {secret for node in plain for secret in secrets_in(node)}
-    print("".join(redact_words(text.splitlines(keepends=True), secrets)), end="")
+    secrets = {secret for node in plain for secret in find_secrets(node)}
+    print("".join(redact_command_line(text.splitlines(keepends=True), secrets)), end="")
 
 
 def _complete(args: argparse.Namespace) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, nearest
+from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError
+from trainkit.core.spelling import nearest
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
@@ -34,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(error)
     except TrainkitError as error:
         # Libraries may turn the interrupt into an error of their own.
-        return _stopped(Stopped.asked) if Stopped.asked else _fail(str(error), error, error.exit_code)
+        return _stopped(Stopped.pending) if Stopped.pending else _fail(str(error), error, error.exit_code)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
         return _fail(f"error: {error}\n  mend that, or run trainkit elsewhere", error, StorageError.exit_code)
     except Exception as error:
-        if Stopped.asked:
-            return _stopped(Stopped.asked)
+        if Stopped.pending:
+            return _stopped(Stopped.pending)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"error: {type(error).__name__}: {error}\n  at {where.filename}, line {where.lineno}; "
         return _fail(text + "set TRAINKIT_TRACEBACK=1 and run again to see all of it", error, 1)
@@ -75,8 +76,8 @@ def dispatch(argv: list[str]) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-    Stopped.asked = Stopped(number)
-    raise Stopped.asked
+    Stopped.pending = Stopped(number)
+    raise Stopped.pending
 
 
 def _stopped(error: KeyboardInterrupt) -> int:

@@ -28,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config import resolvers  # noqa: F401  # registers what configs may ask for
 from trainkit.config.schema import check, paths, turn_off
-from trainkit.core.errors import ConfigError, Problem, did_you_mean, nearest
+from trainkit.core.errors import ConfigError, Problem
+from trainkit.core.spelling import did_you_mean, nearest
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel holds the shipped configs inside the package, a checkout at its top.

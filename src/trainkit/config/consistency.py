@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainkit.core.errors import Problem, did_you_mean
+from trainkit.core.errors import Problem
+from trainkit.core.spelling import did_you_mean
 
 CHOICES = {"model": "toy_cnn", "data": "digits", "loss": "cross_entropy", "optim": "sgd"}
 UNKNOWN = object()  # stands for a value that could not be resolved, which is told already

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.consistency import CHOICES, EXAMPLES, UNKNOWN, contradictions, is_off, missing_targets
 from trainkit.config.targets import missing_source, targets
-from trainkit.core.errors import Problem, did_you_mean
+from trainkit.core.errors import Problem
+from trainkit.core.spelling import did_you_mean
 
 COUNTERS = ("total_steps", "steps_per_epoch")  # resolvers of `config`
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.core.errors import Problem, UserCodeError, did_you_mean, nearest
+from trainkit.core.errors import Problem, UserCodeError
+from trainkit.core.spelling import did_you_mean, nearest
 
 SIMPLE = {"int": int, "float": (int, float), "str": str, "bool": bool}
 KNOWN_PACKAGES = ("torch", "torchvision", "timm", "trainkit")

@@ -14,7 +14,7 @@ import torch
 from trainkit.core.errors import ConfigError
 
 
-def pick(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
     """The device that `name` (auto, cpu, cuda, cuda:N, mps) stands for here.
 
     Raises:
@@ -100,20 +100,20 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Return when the device has done all it was given, so that a clock can be read."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; torch has a class of its own for accelerators only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in str(error) or "DefaultCPUAllocator" in str(error))
     )
 
 
-def release(device: torch.device) -> None:
+def empty_cache(device: torch.device) -> None:
     """Give back memory that the device's allocator keeps for later."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

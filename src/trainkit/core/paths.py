@@ -26,7 +26,7 @@ def claim_directory(path: Path, *, exact: bool = False) -> Path:
         try:
             candidate.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise cannot_write(candidate.parent, error) from error
+            raise storage_error(candidate.parent, error) from error
         try:
             candidate.mkdir()
         except FileExistsError as error:
@@ -34,9 +34,9 @@ def claim_directory(path: Path, *, exact: bool = False) -> Path:
                 suffix += 1
                 continue
             if not candidate.is_dir():
-                raise cannot_write(candidate, error) from error
+                raise storage_error(candidate, error) from error
         except OSError as error:
-            raise cannot_write(candidate, error) from error
+            raise storage_error(candidate, error) from error
         holds = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
         if holds:
             raise RunDirectoryInUseError(
@@ -45,7 +45,7 @@ def claim_directory(path: Path, *, exact: bool = False) -> Path:
         return candidate
 
 
-def default_directory() -> Path:
+def default_run_directory() -> Path:
     """Where a run lands if nothing else is said: outputs/<date>/<time>."""
     return Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
 
@@ -61,14 +61,14 @@ def update_latest_link(directory: Path, outputs: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def short_path(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as one would type it from here."""
     here = Path.cwd()
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return "./last" if text == "last" else text  # `last` is the newest run
 
 
-def cannot_write(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError) -> StorageError:
     """What is raised where nothing can be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}",

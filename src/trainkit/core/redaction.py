@@ -26,34 +26,34 @@ def is_secret(key: Any) -> bool:
     return SECRET_KEY.search(re.sub(ORDINARY, "", str(key), flags=re.IGNORECASE)) is not None
 
 
-def redacted(node: Any, *, secret: bool = False) -> Any:
+def redact_by_key(node: Any, *, secret: bool = False) -> Any:
     """Plain containers with every secret string replaced; a reference such as `${oc.env:NAME}` stays."""
     if isinstance(node, Mapping):
         inside = secret and "_target_" not in node
         return {
-            key: value if key == "param_groups" else redacted(value, secret=inside or is_secret(key))
+            key: value if key == "param_groups" else redact_by_key(value, secret=inside or is_secret(key))
             for key, value in node.items()
         }
     if isinstance(node, list):
-        return [redacted(value, secret=secret) for value in node]
+        return [redact_by_key(value, secret=secret) for value in node]
     return REDACTED if secret and _is_text(node) else node
 
 
-def secrets_in(node: Any, *, secret: bool = False) -> Iterator[str]:
+def find_secrets(node: Any, *, secret: bool = False) -> Iterator[str]:
     """The secret strings in plain containers."""
     if isinstance(node, Mapping):
         inside = secret and "_target_" not in node
         for key, value in node.items():
             if key != "param_groups":  # whose rules have names of their own
-                yield from secrets_in(value, secret=inside or is_secret(key))
+                yield from find_secrets(value, secret=inside or is_secret(key))
     elif isinstance(node, list):
         for value in node:
-            yield from secrets_in(value, secret=secret)
+            yield from find_secrets(value, secret=secret)
     elif secret and _is_text(node) and node != REDACTED:
         yield node
 
 
-def from_environment(text: str) -> Iterator[str]:
+def environment_secrets(text: str) -> Iterator[str]:
     """The values of the variables that a config's text refers to."""
     for name in re.findall(r"\$\{oc\.env:(\w+)", text):
         value = os.environ.get(name, "")
@@ -61,16 +61,16 @@ def from_environment(text: str) -> Iterator[str]:
             yield value
 
 
-def redact_words(node: Any, secrets: Iterable[str]) -> Any:
+def redact_command_line(node: Any, secrets: Iterable[str]) -> Any:
     """Plain containers whose strings are words of a command line: `token=…` and known secrets are replaced."""
     if isinstance(node, Mapping):
-        return {key: redact_words(value, secrets) for key, value in node.items()}
+        return {key: redact_command_line(value, secrets) for key, value in node.items()}
     if isinstance(node, list):
-        return [redact_words(value, secrets) for value in node]
-    return redact_known(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
+        return [redact_command_line(value, secrets) for value in node]
+    return replace_secrets(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
 
 
-def redact_known(text: str, secrets: Iterable[str]) -> str:
+def replace_secrets(text: str, secrets: Iterable[str]) -> str:
     """A text without the secrets, wherever they stand."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= MIN_SECRET_LENGTH:

@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainkit.build import session as build
 from trainkit.build.session import Session
 from trainkit.config.targets import locate
-from trainkit.core.device import autocast, wait
+from trainkit.core.device import autocast, synchronize
 from trainkit.core.pytree import batch_size_of
 from trainkit.data.loaders import Loader, StreamingLoader
 from trainkit.data.prepare import Batch, Prepare
-from trainkit.optim.rules import Options
+from trainkit.optim.rules import OptimizerOptions
 from trainkit.training.loop import train_epoch
 from trainkit.training.losses import denominator
 from trainkit.training.state import State
@@ -97,10 +97,10 @@ def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
     samples = 0
     for number in range(ROUNDS + 1):  # the first warms up
         for name, loop in loops.items():
-            wait(session.state.objects.device)
+            synchronize(session.state.objects.device)
             began = perf_counter()
             seen = loop()
-            wait(session.state.objects.device)
+            synchronize(session.state.objects.device)
             if number:
                 seconds[name].append((perf_counter() - began) / seen)
                 samples += seen * (name == "trainkit")
@@ -131,7 +131,7 @@ def plainly(config: DictConfig) -> DictConfig:
     plain.precision, plain.memory_format, plain.compile = "fp32", "contiguous", None
     plain.data.cache, plain.data.num_workers, plain.micro_batch, plain.ema = "none", 0, None, None
     for node in [plain.optim] if "_target_" in plain.optim else plain.optim.values():
-        takes = Options.of(locate(node["_target_"]), {}).defaults
+        takes = OptimizerOptions.from_signature(locate(node["_target_"]), {}).defaults
         if "fused" in takes and not {"fused", "foreach"} & set(node):
             OmegaConf.update(node, "fused", False, force_add=True)
     plain.hooks = {}
@@ -189,7 +189,7 @@ def phases_of(state: State, loader: LimitedLoader) -> dict[str, float]:
 
     def lap(phase: str) -> None:
         nonlocal clock
-        wait(state.objects.device)
+        synchronize(state.objects.device)
         now = perf_counter()
         spent[phase] += now - clock
         clock = now
@@ -241,7 +241,7 @@ class Timed:
         """Prepare a batch."""
         began = perf_counter()
         prepared = self.prepare(*batch)
-        wait(self.prepare.device)
+        synchronize(self.prepare.device)
         self.seconds += perf_counter() - began
         return prepared
 
@@ -279,10 +279,10 @@ def limits(device: torch.device, precision: str) -> dict[str, float]:
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    wait(device)
+    synchronize(device)
     began = perf_counter()
     work()
-    wait(device)
+    synchronize(device)
     return perf_counter() - began
 
 

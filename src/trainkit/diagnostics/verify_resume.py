@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.core.errors import ConfigError
-from trainkit.core.redaction import redact_words
+from trainkit.core.redaction import redact_command_line
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.snapshot import CLOCKS, digest
@@ -53,7 +53,7 @@ def verify(overrides: Sequence[str], kills: int, directory: Path, say: Callable[
     """
     straight, resumed = directory / "straight", directory / "resumed"
     # The run's files do not hold them.
-    secrets = [text.lstrip("+") for text in overrides if redact_words(text, ()) != text]
+    secrets = [text.lstrip("+") for text in overrides if redact_command_line(text, ()) != text]
     say(f"training straight: {straight}")
     code = _trainkit(*overrides, f"hydra.run.dir='{straight}'")
     if code:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.paths import short_path
+from trainkit.core.paths import display_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -99,7 +99,7 @@ def opening(run: Run) -> list[str]:
     parts = [count(info["parameters"], "parameter") + (f" ({frozen:,} frozen)" if frozen else "")]
     parts.append(count(info["train_samples"], "training sample"))
     parts.append(count(info["val_samples"], "validation sample") if info["val_samples"] else "no validation")
-    return [f"training on {info['device']}: {', '.join(parts)}", f"run directory: {short_path(run.directory)}"]
+    return [f"training on {info['device']}: {', '.join(parts)}", f"run directory: {display_path(run.directory)}"]
 
 
 def result(run: Run) -> list[str]:
@@ -111,12 +111,12 @@ def result(run: Run) -> list[str]:
         reached = f"epoch {run.best['epoch']}: {', '.join(values)}"
         reached = f"best of {count(done, 'epoch')} by {run.best['metric']}: {reached}"
     early = [run.info["why"]] if run.info["why"] else []
-    return [*early, reached, f"history and config: {short_path(run.directory)}"]
+    return [*early, reached, f"history and config: {display_path(run.directory)}"]
 
 
 def finished(run: Run) -> list[str]:
     """That nothing is left to do in a run."""
-    name = shlex.quote(short_path(run.directory))
+    name = shlex.quote(display_path(run.directory))
     if run.info.get("why"):
         return [f"finished; to train longer: trainkit resume {name} early_stop.patience=off", *result(run)]
     done = f"finished: it has done all of its {count(len(run.history), 'epoch')}"

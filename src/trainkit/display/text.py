@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.paths import short_path
+from trainkit.core.paths import display_path
 from trainkit.display.live import SHOWN_METRICS, count, number
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ def verified(found: Mapping[str, Any], directory: Path) -> list[str]:
     lines = [f"straight  {found['straight']}", f"resumed   {found['resumed']}  ({kills})"]
     if found["equal"]:
         return [*lines, "equal: model, optimizer, schedulers, averages, random states and history, to the last bit"]
-    return [*lines, f"DIFFERENT: see {short_path(directory)}; on a GPU write deterministic=true"]
+    return [*lines, f"DIFFERENT: see {display_path(directory)}; on a GPU write deterministic=true"]
 
 
 def comparison(runs: list[Run]) -> list[str]:
     """A sweep's runs in a table, the best first."""
     shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
     names = {run.directory: " ".join(o for o in run.overrides if o not in shared) for run in runs}
-    rows = [(names[run.directory], run.best, short_path(run.directory)) for run in runs if run.best is not None]
+    rows = [(names[run.directory], run.best, display_path(run.directory)) for run in runs if run.best is not None]
     if not rows:
         return []
     metric = rows[0][1]["metric"]
@@ -69,7 +69,7 @@ def groups(params: Sequence[Mapping[str, Any]], order: Sequence[str]) -> list[st
     """The param groups in short, a line each: how many tensors and parameters, the options in force.
 
     Args:
-        params: the rows of `optim.table`.
+        params: the rows of `optim.param_table`.
         order: the names of the groups.
     """
     names = _shown_options(params)

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainkit.build.session import Session
-from trainkit.core.device import out_of_memory
+from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import DataError, OutOfMemoryError, TrainkitError, UserCodeError
 from trainkit.core.pytree import shape_of
 from trainkit.data.reading import UnequalSamplesError
-from trainkit.optim.groups import ChainedOptimizer
+from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop
 from trainkit.training import step as steps
 
@@ -33,7 +33,7 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
 
     Before the first step it is a matter of config (exit code 2): the parts do not fit together.
     """
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         hint = "take a smaller micro_batch or model, or another device"
         return OutOfMemoryError(f"{session.state.objects.device} ran out of memory", hint=hint)
     if "DataLoader worker" in str(error) and ("killed by" in str(error) or "exited unexpectedly" in str(error)):

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.build import session as build
 from trainkit.config.compose import Composed, checked
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
-from trainkit.core.paths import claim_directory, default_directory, short_path, update_latest_link
+from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.display import live as display
 from trainkit.display import text as tables
 from trainkit.engine.error_context import explain_error
@@ -109,7 +109,7 @@ def run_training(
                 except Stopped as error:
                     if error is state.stop and saver is not None:
                         name = saver.save(state, planned=False)
-                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(short_path(run.directory))}"
+                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(display_path(run.directory))}"
                     raise
         except KeyboardInterrupt as error:
             recorder.record_unreadable(state)
@@ -155,7 +155,7 @@ def signals_handled(state: State) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    state.stop = Stopped.asked
+    state.stop = Stopped.pending
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
@@ -190,7 +190,7 @@ def new_run_directory(given: Path | None) -> Path:
     """The run's directory: the one asked for, or a new one under outputs/ that `latest` points at."""
     if given is not None:
         return claim_directory(given, exact=True)
-    directory = claim_directory(default_directory())
+    directory = claim_directory(default_run_directory())
     update_latest_link(directory, Path("outputs"))
     return directory
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
-
 from trainkit.core.errors import ConfigError, Problem
-from trainkit.optim.rules import OWN_OPTIONS, SELECTORS, Options, Param, listed, malformed, matches, nearest_names
+from trainkit.optim.params import Param
+from trainkit.optim.rules import OWN_OPTIONS, SELECTORS, OptimizerOptions, listed, malformed, matches, nearest_names
 
 
 @dataclass
@@ -22,13 +21,15 @@ class Group:
     params: list[Param]
     options: dict[str, Any]
 
-    def for_optimizer(self) -> dict[str, Any]:
+    def as_param_group(self) -> dict[str, Any]:
         """What `torch.optim` takes for this group."""
         names = {"name": self.name, "param_names": [param.name for param in self.params]}
         return {"params": [param.tensor for param in self.params], **self.options, **names}
 
 
-def resolve(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, Options]) -> list[Group]:
+def resolve_groups(
+    params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, OptimizerOptions]
+) -> list[Group]:
     """Groups out of rules, in the order of the rules that decide them; freezes what they freeze.
 
     A rule has selectors, of which all must hold (`name`: a regular expression for the whole name;
@@ -153,8 +154,8 @@ def _assign(params: list[Param], rules: Mapping[str, Any], optimizers: list[str]
             yield Problem(f"optim.{name}: it is given no parameter", hint)
 
 
-def _unknown_options(params: list[Param], optimizers: Mapping[str, Options]) -> Iterator[Problem]:
-    """Options that a parameter's own optimizer does not have."""
+def _unknown_options(params: list[Param], optimizers: Mapping[str, OptimizerOptions]) -> Iterator[Problem]:
+    """OptimizerOptions that a parameter's own optimizer does not have."""
     for param in params:
         optimizer = param.fields.get("optimizer")
         if optimizer is None:  # told already
@@ -173,7 +174,7 @@ def _unknown_options(params: list[Param], optimizers: Mapping[str, Options]) -> 
 # ----------------------------------------------------------------------------------------- the groups
 
 
-def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, Options]) -> list[Group]:
+def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, OptimizerOptions]) -> list[Group]:
     """One group for each optimizer and set of options in force, in the order of the rules.
 
     A group is named by the rules that decided it: `a+b` where both did, `a|b` where either did,
@@ -204,7 +205,7 @@ def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[st
     return [group for _, group in sorted(placed, key=lambda pair: pair[0])]
 
 
-def in_force(param: Param, optimizers: Mapping[str, Options]) -> dict[str, Any]:
+def in_force(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
     """Every option of a parameter's optimizer, with the value that counts for this parameter."""
     options = {**optimizers[param.fields["optimizer"]].defaults, **param.fields}
     if "lr_mult" in options:
@@ -219,7 +220,9 @@ def _comparable(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def table(params: list[Param], groups: list[Group], optimizers: Mapping[str, Options]) -> list[dict[str, Any]]:
+def param_table(
+    params: list[Param], groups: list[Group], optimizers: Mapping[str, OptimizerOptions]
+) -> list[dict[str, Any]]:
     """Each parameter (a tied one once), its group, the options in force and the rule that decided each.
 
     Rows have `name`, `aliases` (a tied parameter's other names), `shape`, `count` (of elements),
@@ -255,33 +258,3 @@ def table(params: list[Param], groups: list[Group], optimizers: Mapping[str, Opt
             "trainable": group is not None,
         }
     return list(rows.values())
-
-
-# ------------------------------------------------------------------------------- several optimizers
-
-
-class ChainedOptimizer:
-    """Several optimizers that zero and step as one; each parameter is in one of them."""
-
-    def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
-        self.optimizers = dict(optimizers)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all, in the order of the optimizers."""
-        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Those of the first."""
-        return next(iter(self.optimizers.values())).defaults
-
-    def zero_grad(self) -> None:
-        """Let go of every gradient."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-
-    def step(self) -> None:
-        """Let each update its own parameters."""
-        for optimizer in self.optimizers.values():
-            optimizer.step()

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def layers(model: nn.Module) -> list[list[nn.Parameter]]:
+def model_layers(model: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters of any model, frozen ones too, layer by layer from the input to the head.
 
     A layer is a block of a stack (a residual block, a transformer block), wherever in the model the

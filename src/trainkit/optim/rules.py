@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from trainkit.core.errors import ConfigError, Problem, did_you_mean, nearest
-from trainkit.optim.layers import layers
+from trainkit.core.errors import Problem
+from trainkit.core.spelling import did_you_mean, nearest
+from trainkit.optim.params import Param
 
 SELECTORS = ("name", "module", "type", "ndim", "layer")
 OWN_OPTIONS = ("lr_mult", "layer_decay", "freeze", "optimizer", "optional")
@@ -24,29 +24,8 @@ KINDS |= {"freeze": bool, "optimizer": str, "optional": bool}
 LISTS = ("module", "type", "layer")  # selectors that take several values
 
 
-@dataclass(eq=False)
-class Param:
-    """A parameter under one of its names (a tied one has several), and what the rules decide for it.
-
-    `layer` counts from the input, `height` from the head: 0 is the last layer.
-    """
-
-    name: str
-    tensor: nn.Parameter
-    owner: nn.Module
-    layer: int
-    height: int
-    fields: dict[str, Any] = field(default_factory=dict)
-    decided_by: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def frozen(self) -> bool:
-        """Whether it takes no part in training."""
-        return not self.tensor.requires_grad or bool(self.fields.get("freeze"))
-
-
 @dataclass(frozen=True)
-class Options:
+class OptimizerOptions:
     """An optimizer's options before it is made, each with its value where no rule sets it.
 
     `takes_any` is for an optimizer whose signature does not tell which options it has.
@@ -56,7 +35,7 @@ class Options:
     takes_any: bool = False
 
     @classmethod
-    def of(cls, optimizer: Callable[..., Optimizer], configured: Mapping[str, Any]) -> Options:
+    def from_signature(cls, optimizer: Callable[..., Optimizer], configured: Mapping[str, Any]) -> OptimizerOptions:
         """What its signature says, and over it what the config does."""
         try:
             parameters = list(inspect.signature(optimizer).parameters.values())
@@ -71,35 +50,10 @@ class Options:
         return self.takes_any or name in self.defaults
 
 
-def named_params(model: nn.Module, loss_fn: nn.Module | None = None) -> list[Param]:
-    """Every parameter of the model, and of the loss as `loss.*`, under each of its names.
-
-    Raises:
-        ConfigError: a name of the model's is one of the loss's.
-    """
-    order = layers(model)
-    depth = {id(p): number for number, layer in enumerate(order) for p in layer}
-    last = len(order) - 1
-    found = []
-    for prefix, root in (("", model), ("loss.", loss_fn)):
-        for path, module in root.named_modules(remove_duplicate=False) if root is not None else ():
-            assert root is not None
-            for leaf, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
-                name = prefix + (f"{path}.{leaf}" if path else leaf)
-                layer = depth.get(id(tensor), last)  # the loss is as near the end as the head
-                owner = root.get_submodule(re.split(r"\.?parametrizations\b", path)[0])  # whose weight is computed
-                found.append(Param(name, tensor, owner, layer, last - layer))
-    twice = [name for name, count in Counter(param.name for param in found).items() if count > 1]
-    if twice:
-        hint = "name the model's module otherwise: loss.* are the loss's"
-        raise ConfigError(f"model: {twice[0]} is a parameter of the model and of the loss", hint=hint)
-    return found
-
-
 # -------------------------------------------------------------------------------- what a rule may say
 
 
-def malformed(name: str, rule: Any, optimizers: Mapping[str, Options]) -> Iterator[Problem]:
+def malformed(name: str, rule: Any, optimizers: Mapping[str, OptimizerOptions]) -> Iterator[Problem]:
     """What is wrong with a rule by itself, whatever the model is."""
     where = f"param_groups.{name}"
     if not isinstance(rule, Mapping):

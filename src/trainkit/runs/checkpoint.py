@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 
 from trainkit.core.errors import CheckpointError, StorageError
-from trainkit.core.paths import short_path
+from trainkit.core.paths import display_path
 from trainkit.runs.snapshot import FORMAT, KEYS
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -99,7 +99,7 @@ class Checkpoints:
             raise StorageError(
                 f"{place} cannot be written: {error.strerror or error}",
                 hint=f"the checkpoints before it are as they were: free that disk, then "
-                f"trainkit resume {shlex.quote(short_path(self.directory.parent))}",
+                f"trainkit resume {shlex.quote(display_path(self.directory.parent))}",
             ) from error
         self.valid.add(name)
         self.point("last", name)

@@ -20,8 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
-from trainkit.core.paths import cannot_write, short_path
-from trainkit.core.redaction import from_environment, redact_known, redact_words, redacted, secrets_in
+from trainkit.core.paths import display_path, storage_error
+from trainkit.core.redaction import (
+    environment_secrets,
+    find_secrets,
+    redact_by_key,
+    redact_command_line,
+    replace_secrets,
+)
 from trainkit.runs.lock import Lock
 
 
@@ -42,12 +48,12 @@ def find_run(name: str) -> Path:
     open_ones = [run for run in inside if Run.load(run).info.get("status") != "completed"]
     if open_ones:
         hint = "resume them one by one: " + "; ".join(
-            f"trainkit resume {shlex.quote(short_path(run))}" for run in open_ones[:8]
+            f"trainkit resume {shlex.quote(display_path(run))}" for run in open_ones[:8]
         )
         raise ConfigError(f"{directory} holds several runs ({len(open_ones)} unfinished)", hint=hint)
     if inside:
         cause = f"{directory} holds several runs; those that were begun are finished"
-        raise ConfigError(cause, hint=f"name one of them: {shlex.quote(short_path(inside[0]))}")
+        raise ConfigError(cause, hint=f"name one of them: {shlex.quote(display_path(inside[0]))}")
     raise ConfigError(f"{directory} holds no run: no training was begun there", hint="start one: trainkit …")
 
 
@@ -192,33 +198,33 @@ class Run:
         try:
             self.lock.acquire()
         except OSError as error:
-            raise cannot_write(self.directory, error) from error
+            raise storage_error(self.directory, error) from error
 
     def record(self, config: DictConfig, overrides: Sequence[str], hydra: DictConfig | None = None) -> None:
         """Write the config and how it came about into `.hydra/`, interpolations as they are, without secrets."""
         self.secrets |= self.secrets_of(config)
         if hydra is not None:
-            self.secrets |= set(secrets_in(OmegaConf.to_container(hydra, resolve=False)))
+            self.secrets |= set(find_secrets(OmegaConf.to_container(hydra, resolve=False)))
         content: dict[str, Any] = {"config": config, "overrides": self._clean(overrides)}
         if hydra is not None:
             content["hydra"] = {"hydra": hydra}
         try:
             (self.directory / ".hydra").mkdir(exist_ok=True)
         except OSError as error:
-            raise cannot_write(self.directory, error) from error
+            raise storage_error(self.directory, error) from error
         for name, node in content.items():
-            plain = redacted(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
+            plain = redact_by_key(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
             # In the config itself a secret may be a part of other words, which a resumed run needs as they are.
-            node = plain if name == "config" else redact_words(plain, self.secrets)
+            node = plain if name == "config" else redact_command_line(plain, self.secrets)
             text = OmegaConf.to_yaml(OmegaConf.create(node))
             self._replace(f".hydra/{name}.yaml", text)
 
     def secrets_of(self, config: DictConfig) -> set[str]:
         """The secrets that a config holds or refers to."""
         return {
-            *secrets_in(OmegaConf.to_container(config, resolve=False)),
-            *secrets_in(_resolved(config)),
-            *from_environment(OmegaConf.to_yaml(config)),
+            *find_secrets(OmegaConf.to_container(config, resolve=False)),
+            *find_secrets(_resolved(config)),
+            *environment_secrets(OmegaConf.to_yaml(config)),
         }
 
     def append(self, metrics: Mapping[str, Any], best: Mapping[str, Any] | None) -> None:
@@ -237,14 +243,14 @@ class Run:
         """Add a line to `trainkit.log`, with the time."""
         if self.log is not None:
             try:
-                self.log.write(f"{_now()} {redact_known(line, self.secrets)}\n")
+                self.log.write(f"{_now()} {replace_secrets(line, self.secrets)}\n")
                 self.log.flush()
             except OSError as error:
                 raise self._unwritable(error) from error
 
     def finish(self, status: str, exit_code: int, why: str | None = None) -> None:
         """Write down how it ended: completed, stopped or failed; let go of the directory."""
-        why = why and redact_known(why, self.secrets)
+        why = why and replace_secrets(why, self.secrets)
         self.info |= {"status": status, "exit_code": exit_code, "why": why, "ended": _now()}
         try:
             try:
@@ -295,18 +301,18 @@ class Run:
 
     def _unwritable(self, error: OSError) -> StorageError:
         if not self.info:  # nothing has begun
-            return cannot_write(self.directory, error)
-        hint = f"free or mend that disk, then trainkit resume {shlex.quote(short_path(self.directory))}"
-        return StorageError(f"{short_path(self.directory)} cannot be written: {error.strerror or error}", hint=hint)
+            return storage_error(self.directory, error)
+        hint = f"free or mend that disk, then trainkit resume {shlex.quote(display_path(self.directory))}"
+        return StorageError(f"{display_path(self.directory)} cannot be written: {error.strerror or error}", hint=hint)
 
     def _clean(self, words: Sequence[str]) -> list[str]:
-        return [str(word) for word in redact_words(list(words), self.secrets)]
+        return [str(word) for word in redact_command_line(list(words), self.secrets)]
 
 
 def redact_file(path: Path, secrets: set[str]) -> None:
     """Take the secrets out of a YAML file that Hydra wrote."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    clean = redact_words(redacted(content), secrets | set(secrets_in(content)))
+    clean = redact_command_line(redact_by_key(content), secrets | set(find_secrets(content)))
     if clean != content:
         path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
 

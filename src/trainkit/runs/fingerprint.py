@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from trainkit.core.redaction import MIN_SECRET_LENGTH, redacted, secrets_in
+from trainkit.core.redaction import MIN_SECRET_LENGTH, find_secrets, redact_by_key
 
 # Machinery, what is only seen, and when a run ends: none of it changes a number of the epochs that there are.
 FREE = {
@@ -39,10 +39,10 @@ PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `da
 def fingerprint(config: DictConfig) -> dict[str, Any]:
     """The keys of a config that the numbers depend on, dotted, with their values; no secret, no environment."""
     secrets = {
-        text for text in secrets_in(OmegaConf.to_container(config, resolve=False)) if len(text) >= MIN_SECRET_LENGTH
+        text for text in find_secrets(OmegaConf.to_container(config, resolve=False)) if len(text) >= MIN_SECRET_LENGTH
     }
     with _environment_unread():
-        plain = redacted(_resolved(config, secrets))
+        plain = redact_by_key(_resolved(config, secrets))
     return {key: value for key, value in _leaves(plain) if not _is_free(key)}
 
 

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.compose import CONF, checked, key_problem, make_loader
-from trainkit.core.errors import ConfigError, Problem, did_you_mean
+from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.redaction import REDACTED
+from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
 
 

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.config.compose import Composed, Sweep, search_path
 from trainkit.config.targets import check_targets
 from trainkit.core.errors import ConfigError, TrainkitError
-from trainkit.core.paths import claim_directory, short_path, update_latest_link
-from trainkit.core.redaction import redact_words
+from trainkit.core.paths import claim_directory, display_path, update_latest_link
+from trainkit.core.redaction import redact_command_line
 from trainkit.display import text as tables
 from trainkit.engine.train import train
 from trainkit.runs.directory import Run, redact_file
@@ -55,7 +55,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     print("\n".join(tables.comparison(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
-        print(f"failed: {' '.join(run.overrides)}: {short_path(run.directory)}", file=sys.stderr)
+        print(f"failed: {' '.join(run.overrides)}: {display_path(run.directory)}", file=sys.stderr)
     lost = [job for batch in returned or [] for job in batch if job.return_value is None]
     return 10 if failed or lost else 0
 
@@ -64,7 +64,7 @@ def sweep_job(config: DictConfig) -> float | None:
     """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
     hydra: Any = HydraConfig.get()
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    print(f"run {hydra.job.num}: {' '.join(redact_words(overrides, ()))}", file=sys.stderr)
+    print(f"run {hydra.job.num}: {' '.join(redact_command_line(overrides, ()))}", file=sys.stderr)
     composed = Composed(config, hydra, overrides, Path(hydra.runtime.output_dir))
     begun = Run(Path(hydra.runtime.output_dir))
     begun.record(config, composed.overrides, hydra)  # what fails before it runs is told of too

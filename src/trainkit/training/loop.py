@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainkit.core.device import wait
+from trainkit.core.device import synchronize
 from trainkit.core.errors import ConfigError, NonFiniteError, Problem, Stopped
 from trainkit.core.pytree import batch_size_of
 from trainkit.core.rng import preserve_rng
@@ -93,7 +93,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
         metrics["train/skipped"] = state.progress.skipped
     if state.objects.scaler is not None:
         metrics["train/scale"] = state.objects.scaler.get_scale()
-    wait(state.objects.device)
+    synchronize(state.objects.device)
     metrics["samples_per_second"] = state.progress.seen / (state.progress.elapsed or math.inf)
     return metrics
 

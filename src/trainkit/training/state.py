@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainkit.core.device import autocast
 from trainkit.core.errors import Stopped
-from trainkit.optim.groups import ChainedOptimizer
+from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.schedulers import Scheduler
 from trainkit.training.losses import is_sum
 from trainkit.training.metrics import Mean

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainkit.core.device import out_of_memory, peak_memory, release
+from trainkit.core.device import empty_cache, is_out_of_memory, peak_memory
 from trainkit.core.errors import NonFiniteError, OutOfMemoryError
 from trainkit.core.pytree import batch_size_of, map_tensors, shape_of
 from trainkit.data.prepare import Batch
@@ -251,7 +251,7 @@ def run_with_oom_split(
                 tensor.copy_(before)
             raise
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
             half = math.ceil(size / 2)
@@ -275,7 +275,7 @@ def run_with_oom_split(
             state.objects.scaler.load_state_dict(scale)
         for tensor, before in kept:
             tensor.copy_(before)
-        release(state.objects.device)
+        empty_cache(state.objects.device)
         call_hooks(hooks, "on_split", state)
 
 

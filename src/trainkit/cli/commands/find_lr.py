@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainkit.cli import arguments as flags
 from trainkit.core.errors import ConfigError
-from trainkit.core.paths import cannot_write, claim_directory
+from trainkit.core.paths import claim_directory, storage_error
 from trainkit.display import live as display
 from trainkit.display import text as tables
 
@@ -42,6 +42,6 @@ def run(argv: Sequence[str]) -> int:
         (directory / "find_lr.json").write_text(tables.as_json(found), encoding="utf-8")
         report.lr_curve(directory / "find_lr.png", found)
     except OSError as error:
-        raise cannot_write(directory, error) from error
+        raise storage_error(directory, error) from error
     print(tables.as_json(found) if args.json else "\n".join(tables.lr_found(found)))
     return 0
