@@ -7,29 +7,61 @@ run.history[-1]["val/accuracy"]
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
-__all__ = ["__version__", "compose", "load", "resume", "train"]
 
 if TYPE_CHECKING:
     from trainkit.config.compose import compose
+    from trainkit.core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        NonFiniteError,
+        OutOfMemoryError,
+        Problem,
+        RunDirectoryInUseError,
+        Stopped,
+        StorageError,
+        TrainkitError,
+        UserCodeError,
+    )
     from trainkit.engine.resume import load, resume
     from trainkit.engine.train import train
 
+__version__ = "0.2.0"  # the only place of the version: pyproject.toml reads it from here
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "Problem",
+    "RunDirectoryInUseError",
+    "Stopped",
+    "StorageError",
+    "TrainkitError",
+    "UserCodeError",
+    "__version__",
+    "compose",
+    "load",
+    "resume",
+    "train",
+]
+
+_FUNCTIONS = {
+    "compose": "trainkit.config.compose",
+    "load": "trainkit.engine.resume",
+    "resume": "trainkit.engine.resume",
+    "train": "trainkit.engine.train",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: `import trainkit` costs neither Hydra nor torch.
-    if name == "compose":
-        from trainkit.config.compose import compose
+    # Names are imported on first use, so that `import trainkit` loads neither Hydra nor torch.
+    if name not in __all__:
+        raise AttributeError(f"module 'trainkit' has no attribute {name!r}")
+    return getattr(import_module(_FUNCTIONS.get(name, "trainkit.core.errors")), name)
 
-        return compose
-    if name == "train":
-        from trainkit.engine.train import train
 
-        return train
-    if name in ("load", "resume"):
-        from trainkit.engine import resume as resuming
-
-        return getattr(resuming, name)
-    raise AttributeError(f"module 'trainkit' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -1,1 +1,33 @@
-"""What every other folder may use: errors, paths, devices, random number generators, nested tensors."""
+"""The foundation that every folder may import: errors, paths, RNG states, devices, nested tensors.
+
+Nothing here imports another folder of trainkit. `errors`, `spelling`, `paths` and `redaction` do not
+import torch.
+"""
+
+from trainkit.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    OutOfMemoryError,
+    Problem,
+    RunDirectoryInUseError,
+    Stopped,
+    StorageError,
+    TrainkitError,
+    UserCodeError,
+)
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "Problem",
+    "RunDirectoryInUseError",
+    "Stopped",
+    "StorageError",
+    "TrainkitError",
+    "UserCodeError",
+]

@@ -1,4 +1,4 @@
-"""The errors a person can mend, each with the exit code that scripts can rely on."""
+"""The errors that a user can fix. Each class has an exit code that scripts can rely on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainkit.core.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: its cause in a line, and in another what mends it."""
+    """One thing that is wrong: the cause in one line, and a hint that says how to fix it."""
 
     cause: str
     hint: str = ""
@@ -26,7 +26,15 @@ class Problem:
 
 
 class TrainkitError(Exception):
-    """Something went wrong that one clear message explains; `exit_code` is the command's."""
+    """The base class of all errors that a message explains completely, without a traceback.
+
+    Args:
+        problems: everything that is wrong; a string is the cause of one problem.
+        hint: the hint of the problems that are given as strings.
+
+    Attributes:
+        exit_code: the exit code of the command that fails with this error.
+    """
 
     exit_code = 1
 
@@ -39,14 +47,18 @@ class TrainkitError(Exception):
 
 
 class ConfigError(TrainkitError):
-    """The command line or the config is wrong; holds every problem that was found."""
+    """The command line or the config is wrong. Holds every problem that was found.
+
+    Attributes:
+        composed: the incomplete config, in which further problems can be searched.
+    """
 
     exit_code = 2
-    composed: Any = None  # what could be composed all the same, for finding more that is wrong
+    composed: Any = None
 
 
 class CheckpointError(TrainkitError):
-    """There is no checkpoint to go on from, or it does not belong to this training."""
+    """There is no usable checkpoint, or it does not belong to this training."""
 
     exit_code = 3
 
@@ -70,26 +82,26 @@ class StorageError(TrainkitError):
 
 
 class RunDirectoryInUseError(TrainkitError):
-    """The run directory belongs to another run, or another process is at work in it."""
+    """The run directory belongs to another run, or another process is using it."""
 
     exit_code = 7
 
 
 class OutOfMemoryError(TrainkitError):
-    """The device's memory does not hold what was asked of it."""
+    """The device does not have enough memory."""
 
     exit_code = 8
 
 
 class UserCodeError(TrainkitError):
-    """Code that the config names raised an error; told with that code's own frames.
+    """Code that the config names raised an error. The message shows the frames of that code.
 
     Args:
-        key: the config key that led there, such as `model`.
-        error: what was raised.
-        exit_code: 2 while things are built, 1 once the training runs.
-        details: more on where it happened.
-        hint: what fixes it, where that is known.
+        key: the config key that names the code, such as `model`.
+        error: the error that was raised.
+        exit_code: 2 while objects are built, 1 during training.
+        details: more about where the error was raised.
+        hint: the fix, if it is known.
     """
 
     def __init__(
@@ -97,50 +109,53 @@ class UserCodeError(TrainkitError):
     ) -> None:
         self.key, self.error, self.exit_code = key, error, exit_code
         lines = str(error).strip().splitlines() or ["no message"]
-        if "Original Traceback" in str(error):  # of a loader's worker; its last line is the error
+        if "Original Traceback" in str(error):  # the error of a DataLoader worker is in the last line
             lines = lines[-1:]
         name = type(error).__name__
         self.first_line = lines[0] if lines[0].startswith(name) else f"{name}: {lines[0]}"
-        frames = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in own_frames(error)]
-        where = "mend it there, or change" if frames else "change"
-        hint = hint or unknown_argument(error) or f"{where} {key}; TRAINKIT_TRACEBACK=1 shows all"
+        frames = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in _user_frames(error)]
+        fix = f"fix that code, or change {key}" if frames else f"change {key}"
+        hint = hint or _suggest_argument(error) or f"{fix}; TRAINKIT_TRACEBACK=1 shows the whole traceback"
         more = [line for line in (*lines[1:4], details, *frames) if line]
         super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), hint=hint)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the training to stop.
+    """A signal requested the training to stop.
 
-    Like the interrupt that it is no `Exception`: nobody's `except Exception` may swallow it. Its exit
-    code is the shell's, 128 + the signal's number, but for SIGUSR1: 75, which asks a scheduler to start
-    the job again.
+    Not an `Exception`, so `except Exception` cannot swallow it. The exit code is the shell's:
+    128 + the signal's number. SIGUSR1 has 75, which asks a scheduler to start the job again.
+
+    Attributes:
+        pending: the stop that a signal requested before the training began.
+        saved: where the training was saved, and the command that continues it.
     """
 
-    pending: ClassVar[Stopped | None] = None  # by a signal that came before there was a training to stop
+    pending: ClassVar[Stopped | None] = None
 
     def __init__(self, number: int) -> None:
         self.name = signal.Signals(number).name
         self.exit_code = 75 if self.name == "SIGUSR1" else 128 + number
-        self.saved = ""  # where, and what goes on from there
+        self.saved = ""
         super().__init__(self.name)
 
 
-def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of a traceback that lie in neither trainkit, Python nor an installed package."""
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of the traceback that are in the user's code: not in trainkit, Python or a package."""
     foreign = [str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<"]
     return [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(foreign))]
 
 
-def unknown_argument(error: BaseException) -> str:
-    """The nearest argument, where a call deep inside was given one that it does not take."""
-    told = re.match(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if not isinstance(error, TypeError) or told is None or error.__traceback__ is None:
+def _suggest_argument(error: BaseException) -> str:
+    """Return a hint with the nearest argument if a call got an argument that it does not accept, else ''."""
+    match = re.match(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or match is None or error.__traceback__ is None:
         return ""
-    name = told[1].removesuffix(".__init__").rpartition(".")[2]
+    name = match[1].removesuffix(".__init__").rpartition(".")[2]
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         called = frame.f_globals.get(name)
         code = getattr(getattr(called, "__init__", None) if isinstance(called, type) else called, "__code__", None)
         if code is not None:
             names = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {"self"}
-            return did_you_mean(told[2], names)
+            return did_you_mean(match[2], names)
     return ""

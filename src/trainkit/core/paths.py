@@ -1,4 +1,4 @@
-"""Where runs lie: a directory for each, and the newest."""
+"""Run directories: create, link and display them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from trainkit.core.errors import RunDirectoryInUseError, StorageError
 
 
 def claim_directory(path: Path, *, exact: bool = False) -> Path:
-    """Make a directory that nobody else has: `path`, or `path_1`, `path_2`, … where it exists.
+    """Create a directory that no other process uses: `path`, or `path_1`, `path_2`, … if `path` exists.
 
     Args:
         path: the directory.
-        exact: take `path` itself or nothing; it may exist as long as it holds no run.
+        exact: use `path` itself, which may exist if it does not hold a run.
 
     Raises:
-        RunDirectoryInUseError: `exact`, and it holds a run.
-        StorageError: it cannot be made.
+        RunDirectoryInUseError: the directory holds a run.
+        StorageError: the directory cannot be created.
     """
     suffix = 0
     while True:
@@ -37,21 +37,20 @@ def claim_directory(path: Path, *, exact: bool = False) -> Path:
                 raise storage_error(candidate, error) from error
         except OSError as error:
             raise storage_error(candidate, error) from error
-        holds = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
-        if holds:
-            raise RunDirectoryInUseError(
-                f"{candidate} holds a run already ({holds[0]})", hint="choose another directory"
-            )
+        found = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
+        if found:
+            cause = f"{candidate} holds a run already ({found[0]})"
+            raise RunDirectoryInUseError(cause, hint="choose another directory")
         return candidate
 
 
 def default_run_directory() -> Path:
-    """Where a run lands if nothing else is said: outputs/<date>/<time>."""
+    """Return the directory of a run that does not name one: outputs/<date>/<time>."""
     return Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
 
 
 def update_latest_link(directory: Path, outputs: Path) -> None:
-    """Let `outputs/latest` point at a directory inside `outputs` (where links can be made)."""
+    """Point the link `outputs/latest` at a directory in `outputs`. Does nothing if links cannot be created."""
     link, fresh = outputs / "latest", outputs / f".latest-{os.getpid()}"
     try:
         if link.is_symlink() or not link.exists():
@@ -62,15 +61,13 @@ def update_latest_link(directory: Path, outputs: Path) -> None:
 
 
 def display_path(path: Path) -> str:
-    """A path as one would type it from here."""
+    """Return a path relative to the working directory if possible, as a user would type it."""
     here = Path.cwd()
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
-    return "./last" if text == "last" else text  # `last` is the newest run
+    return "./last" if text == "last" else text  # `last` alone means the newest run
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """What is raised where nothing can be written."""
-    return StorageError(
-        f"{path} cannot be written: {error.strerror or error}",
-        hint="free or mend that disk, or choose another directory: hydra.run.dir=DIR (a sweep's: hydra.sweep.dir)",
-    )
+    """Return the error to raise if `path` cannot be written."""
+    hint = "free space on the disk, or choose another directory: hydra.run.dir=DIR (for sweeps hydra.sweep.dir=DIR)"
+    return StorageError(f"{path} cannot be written: {error.strerror or error}", hint=hint)

@@ -1,4 +1,4 @@
-"""Samples and batches as data sets give them: a tensor, or tuples, lists and mappings of tensors."""
+"""Samples and batches: a tensor, or nested tuples, lists and mappings of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainkit.core.errors import DataError
 
 
 def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with every tensor in it changed: a tensor, or tuples, lists and mappings of them."""
+    """Return a batch of the same structure with `change` applied to every tensor."""
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -23,7 +23,7 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def leaves(batch: Any) -> Iterator[Any]:
-    """What lies in the tuples, lists and mappings of a batch, in their order."""
+    """Yield the values in the nested tuples, lists and mappings of a batch, in order."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     if isinstance(batch, tuple | list):
@@ -34,33 +34,35 @@ def leaves(batch: Any) -> Iterator[Any]:
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, in its order."""
+    """Return the tensors of a batch, in order."""
     return [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def structure_of(sample: Any) -> Any:
-    """What a sample is made of: its containers, a mapping's keys in their order, shapes and types."""
+    """Return the structure of a sample, which can be compared: containers, keys in order, shapes and dtypes."""
     if isinstance(sample, Mapping):
         return tuple((key, structure_of(value)) for key, value in sample.items())
     if isinstance(sample, tuple | list):
         return [structure_of(value) for value in sample]
     if hasattr(sample, "shape"):
         return f"{tuple(sample.shape)} {sample.dtype}".replace("torch.", "")
-    return f"{sample.mode} {sample.size}" if hasattr(sample, "getbands") else type(sample).__name__  # an image of PIL
+    return f"{sample.mode} {sample.size}" if hasattr(sample, "getbands") else type(sample).__name__  # a PIL image
 
 
 def batch_size_of(batch: Any) -> int:
-    """How many samples a batch holds: the first dimension of its first tensor.
+    """Return the number of samples in a batch: the first dimension of its first tensor.
 
     Raises:
-        DataError: there is no tensor in it.
+        DataError: the batch does not contain a tensor.
     """
     first = next(iter(tensors_in(batch)), None)
     if first is None:
-        raise DataError(f"the inputs are {type(batch).__name__}, with no tensor in them", hint="give tensors")
+        raise DataError(
+            f"the inputs ({type(batch).__name__}) do not contain a tensor", hint="return tensors from the data set"
+        )
     return len(first) if first.dim() else 1
 
 
 def shape_of(batch: Any) -> str:
-    """A batch's shape and type, for messages."""
+    """Return the shape and dtype of a tensor, or the type of any other batch, for messages."""
     return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__

@@ -1,4 +1,4 @@
-"""Keeping secrets out of files: by the names of their keys, and wherever else their text stands."""
+"""Redaction of secrets, found by the name of their key and by their text."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 REDACTED = "***"
-MIN_SECRET_LENGTH = 4  # characters of a secret that is looked for inside other words
+MIN_SECRET_LENGTH = 4  # characters; a shorter secret is not searched for in other text
 SECRET_KEY = re.compile("key|token|secret|password", re.IGNORECASE)
-# Words of the field that hold one of those and are none.
-ORDINARY = r"tokeni[sz]\w*|keypoints?|keywords?|keyframes?|keyboard|monkey"
-# KEY=VALUE or KEY: VALUE up to the end, but where the value is a number or says only where to look.
-SPOKEN = re.compile(
-    rf"((?<![\w.])(?![\w.]*(?:{ORDINARY})['\"]?\s*[=:])[\w.]*(?:key|token|secret|password)[\w.]*['\"]?\s*[=:]\s*)"
+# Words that contain `key` or `token` and do not name a secret.
+HARMLESS_WORDS = r"tokeni[sz]\w*|keypoints?|keywords?|keyframes?|keyboard|monkey"
+# KEY=VALUE or KEY: VALUE up to the end of the text, unless the value is a number, a boolean or a reference.
+SECRET_ASSIGNMENT = re.compile(
+    rf"((?<![\w.])(?![\w.]*(?:{HARMLESS_WORDS})['\"]?\s*[=:])[\w.]*(?:key|token|secret|password)[\w.]*['\"]?\s*[=:]\s*)"
     r"(?!\[?[\d.,eE+-]+\]?(?:[,}\s]|$)|(?:null|true|false)\b|['\"]?\$\{[\w.:]+\}['\"]?(?:[,}\s]|$)).*",
     re.IGNORECASE | re.DOTALL,
 )
-ONLY_A_REFERENCE = re.compile(r"\$\{[\w.:]+\}")
+REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 
 
 def is_secret(key: Any) -> bool:
-    """Whether the strings under a key of that name are secrets."""
-    return SECRET_KEY.search(re.sub(ORDINARY, "", str(key), flags=re.IGNORECASE)) is not None
+    """Return whether strings under this key are secrets."""
+    return SECRET_KEY.search(re.sub(HARMLESS_WORDS, "", str(key), flags=re.IGNORECASE)) is not None
 
 
 def redact_by_key(node: Any, *, secret: bool = False) -> Any:
-    """Plain containers with every secret string replaced; a reference such as `${oc.env:NAME}` stays."""
+    """Return plain containers with the strings under secret keys replaced.
+
+    References such as `${oc.env:NAME}` are kept.
+    """
     if isinstance(node, Mapping):
         inside = secret and "_target_" not in node
         return {
@@ -40,11 +43,11 @@ def redact_by_key(node: Any, *, secret: bool = False) -> Any:
 
 
 def find_secrets(node: Any, *, secret: bool = False) -> Iterator[str]:
-    """The secret strings in plain containers."""
+    """Yield the strings under secret keys in plain containers."""
     if isinstance(node, Mapping):
         inside = secret and "_target_" not in node
         for key, value in node.items():
-            if key != "param_groups":  # whose rules have names of their own
+            if key != "param_groups":  # the keys below are the names of rules
                 yield from find_secrets(value, secret=inside or is_secret(key))
     elif isinstance(node, list):
         for value in node:
@@ -54,7 +57,7 @@ def find_secrets(node: Any, *, secret: bool = False) -> Iterator[str]:
 
 
 def environment_secrets(text: str) -> Iterator[str]:
-    """The values of the variables that a config's text refers to."""
+    """Yield the values of the environment variables that a config's text refers to."""
     for name in re.findall(r"\$\{oc\.env:(\w+)", text):
         value = os.environ.get(name, "")
         if len(value) >= MIN_SECRET_LENGTH and not value.isdigit():
@@ -62,16 +65,16 @@ def environment_secrets(text: str) -> Iterator[str]:
 
 
 def redact_command_line(node: Any, secrets: Iterable[str]) -> Any:
-    """Plain containers whose strings are words of a command line: `token=…` and known secrets are replaced."""
+    """Return plain containers of command-line words with `token=…` and known secrets replaced."""
     if isinstance(node, Mapping):
         return {key: redact_command_line(value, secrets) for key, value in node.items()}
     if isinstance(node, list):
         return [redact_command_line(value, secrets) for value in node]
-    return replace_secrets(SPOKEN.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
+    return replace_secrets(SECRET_ASSIGNMENT.sub(rf"\1{REDACTED}", node), secrets) if isinstance(node, str) else node
 
 
 def replace_secrets(text: str, secrets: Iterable[str]) -> str:
-    """A text without the secrets, wherever they stand."""
+    """Return the text with every occurrence of a secret replaced."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, REDACTED)
@@ -79,4 +82,4 @@ def replace_secrets(text: str, secrets: Iterable[str]) -> str:
 
 
 def _is_text(node: Any) -> bool:
-    return isinstance(node, str) and node not in ("", "???") and ONLY_A_REFERENCE.fullmatch(node) is None
+    return isinstance(node, str) and node not in ("", "???") and REFERENCE.fullmatch(node) is None

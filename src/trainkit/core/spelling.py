@@ -7,31 +7,31 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def nearest(word: str, among: Iterable[str]) -> str | None:
-    """The spelling among those given that is closest to `word`, if one is close.
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that is spelt most like `word`, or None if no name is close.
 
-    Case is forgiven first, then letters, then a missing or wrong prefix of a dotted path.
+    Differences in case count least. If no whole name is close, the last parts of dotted paths are compared.
     """
-    names = sorted(set(among))
-    folded = difflib.get_close_matches(word.casefold(), {name.casefold() for name in names}, n=1, cutoff=0.6)
+    ordered = sorted(set(names))
+    folded = difflib.get_close_matches(word.casefold(), {name.casefold() for name in ordered}, n=1, cutoff=0.6)
     if folded:
         return max(
-            (name for name in names if name.casefold() == folded[0]),
+            (name for name in ordered if name.casefold() == folded[0]),
             key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(),
         )
     leaf = word.rpartition(".")[2].casefold()
-    leaves = {name.rpartition(".")[2].casefold(): name for name in reversed(names)}
+    leaves = {name.rpartition(".")[2].casefold(): name for name in reversed(ordered)}
     found = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)
     return leaves[found[0]] if found else None
 
 
-def did_you_mean(word: str, among: Iterable[Any], prefix: str = "", suffix: str = "", limit: int = 24) -> str:
-    """A line with the nearest valid spelling, or all of them where none is near and they are few."""
-    names = sorted({str(name).lower() if isinstance(name, bool) else str(name) for name in among})
-    close = nearest(word, names)
+def did_you_mean(word: str, names: Iterable[Any], prefix: str = "", suffix: str = "", limit: int = 24) -> str:
+    """Return a hint with the nearest name, or with the first `limit` names if no name is close."""
+    ordered = sorted({str(name).lower() if isinstance(name, bool) else str(name) for name in names})
+    close = nearest(word, ordered)
     if close is not None:
         return f"did you mean {prefix}{close}{suffix}?"
-    if not names:
+    if not ordered:
         return ""
-    listed = ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
-    return f"there is: {listed}"
+    shown = ", ".join(ordered[:limit]) + (", …" if len(ordered) > limit else "")
+    return f"choose from: {shown}"
