@@ -479,7 +479,7 @@ def test_memory_that_runs_out_is_told_with_the_batch_the_peak_and_what_to_lower(
     text = told(run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 at a time, peak ", "micro_batch=4")
     assert re.search(r"peak \d+\.\d\d GiB", text)
     split = forks.start(*BASE, "hydra.run.dir=split", "model._target_=faultmodule.Greedy", "~model.width", cwd=own)
-    told(split, 8, "1 at a time", "take a smaller model")
+    told(split, 8, "1 at a time", "use a smaller model")
 
 
 def test_rollback_goes_back_to_the_last_checkpoint_and_on_with_other_data(own: Path, forks: Forks) -> None:

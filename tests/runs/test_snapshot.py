@@ -18,11 +18,11 @@ from trainkit import compose
 from trainkit.build import session as build
 from trainkit.config.compose import CONF
 from trainkit.core.errors import CheckpointError, NonFiniteError, Stopped
+from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import rng_state, set_rng_state
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.optimizer_state import copy_to_cpu
 from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.loop import evaluate, fit, train_epoch
 from trainkit.training.state import State
@@ -123,20 +123,20 @@ def test_optimizers_are_restored_by_name_whatever_the_order_of_their_groups(tmp_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.update(step=-1), "step is -1, which is no count"),
-        (lambda s: s.update(epoch="3"), "epoch is '3', which is no count"),
-        (lambda s: s.update(batch=True), "batch is True, which is no count"),
+        (lambda s: s.update(step=-1), "step is -1, expected a count"),
+        (lambda s: s.update(epoch="3"), "epoch is '3', expected a count"),
+        (lambda s: s.update(batch=True), "batch is True, expected a count"),
         (lambda s: s["model"].pop("weight"), "Missing key"),
         (lambda s: s["model"].update(weight=torch.zeros(9)), "size mismatch"),
-        (lambda s: s.update(optimizers={}), "its optimizers are others"),
-        (lambda s: s["optimizers"]["optim"].update(groups={"other": {}}), "its param groups are others"),
-        (lambda s: s["optimizers"]["optim"]["state"].update(x={}), "its optimized parameters are others: it has x"),
-        (lambda s: s.update(schedulers=[{}]), "it has 1 schedulers, this training 0"),
-        (lambda s: s.update(ema={}), "ema: one has it"),
+        (lambda s: s.update(optimizers={}), "its optimizers differ"),
+        (lambda s: s["optimizers"]["optim"].update(groups={"other": {}}), "its param groups differ"),
+        (lambda s: s["optimizers"]["optim"]["state"].update(x={}), "its optimized parameters differ: it has x"),
+        (lambda s: s.update(schedulers=[{}]), "schedulers: 1 in the checkpoint, 0 here"),
+        (lambda s: s.update(ema={}), "ema: on in the checkpoint, off here"),
         (lambda s: s.update(metrics={}), "it lacks 'seen'"),
-        (lambda s: s["metrics"].update(seconds="nan"), "seconds is not of its type"),
-        (lambda s: s.update(best="good"), "best is not of its type"),
-        (lambda s: s.update(fingerprint=[1]), "fingerprint is not of its type"),
+        (lambda s: s["metrics"].update(seconds="nan"), "seconds has the wrong type"),
+        (lambda s: s.update(best="good"), "best has the wrong type"),
+        (lambda s: s.update(fingerprint=[1]), "fingerprint has the wrong type"),
         (lambda s: s.update(epoch=9, fingerprint={"epochs": 3}), "it has done 9 of 3 epochs"),
         (
             lambda s: s["optimizers"]["optim"]["groups"]["default"].update(lr="high"),
@@ -298,7 +298,7 @@ def test_what_is_written_can_be_read_again_or_is_refused(extra: Any, tmp_path: P
 
     state = make_state(Extra(2, 2), nn.MSELoss())
     if "big" in extra:
-        with pytest.raises(CheckpointError, match=r"model\._extra_state\.big: .* is too large to be"):
+        with pytest.raises(CheckpointError, match=r"model\._extra_state\.big: an integer of 3001 bits"):
             capture_state(state, {})
     else:
         assert through_a_file(capture_state(state, {}), tmp_path)["model"]["_extra_state"] == {1: 2}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainkit.training.losses import denominator
-from trainkit.training.metrics import Mean, predicted_right
+from trainkit.training.metrics import Mean, count_correct
 
 CPU = torch.device("cpu")
 
@@ -51,12 +51,12 @@ def test_a_loss_may_say_its_own_denominator() -> None:
 
 def test_binary_cross_entropy_judges_by_the_side_of_one_half() -> None:
     outputs, targets = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([[1.0], [1.0], [0.0]])
-    right = predicted_right(nn.BCEWithLogitsLoss(), outputs, targets)
+    right = count_correct(nn.BCEWithLogitsLoss(), outputs, targets)
     assert right is not None
     assert [int(n) for n in right] == [1, 3]
 
 
 def test_numbers_and_single_logits_have_no_accuracy() -> None:
-    assert predicted_right(nn.SoftMarginLoss(), torch.rand(3, 1), torch.tensor([0, 1, 1])) is None
-    assert predicted_right(nn.L1Loss(), {"boxes": torch.rand(3, 1)}, torch.rand(3)) is None
-    assert predicted_right(nn.MSELoss(), torch.rand(3, 1), torch.rand(3, 1)) is None
+    assert count_correct(nn.SoftMarginLoss(), torch.rand(3, 1), torch.tensor([0, 1, 1])) is None
+    assert count_correct(nn.L1Loss(), {"boxes": torch.rand(3, 1)}, torch.rand(3)) is None
+    assert count_correct(nn.MSELoss(), torch.rand(3, 1), torch.rand(3, 1)) is None

@@ -124,7 +124,7 @@ def test_batch_statistics_count_a_batch_that_did_not_fit_once() -> None:
 @pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
 def test_stop_ends_with_what_would_fit(message: str) -> None:
     model, loss_fn, inputs, targets = loss_case("cross entropy")
-    with pytest.raises(OutOfMemoryError, match="micro_batch=8, which changes no number") as caught:
+    with pytest.raises(OutOfMemoryError, match="micro_batch=8; the results do not change") as caught:
         fit(make_state(Small(model, 5, message=message), loss_fn), make_loader_of(inputs, targets, 16))
     assert caught.value.exit_code == 8
 
@@ -172,7 +172,7 @@ def test_hooks_are_told_of_a_split() -> None:
 def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
     _, loss_fn, inputs, targets = loss_case("cross entropy")
     norm = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
-    with pytest.raises(OutOfMemoryError, match="of which batch norm sees each alone"):
+    with pytest.raises(OutOfMemoryError, match="batch norm computes its statistics per micro batch"):
         fit(make_state(Small(norm, 5), loss_fn), make_loader_of(inputs, targets, 16))
     state = make_state(Small(norm, 9), loss_fn, on_oom="split")
     fit(state, make_loader_of(inputs, targets, 16))

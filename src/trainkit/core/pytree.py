@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -66,3 +67,18 @@ def batch_size_of(batch: Any) -> int:
 def shape_of(batch: Any) -> str:
     """Return the shape and dtype of a tensor, or the type of any other batch, for messages."""
     return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """Return a saved state with copies of its tensors on the CPU; later steps do not change the copies."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, OrderedDict):  # of a module; its attributes hold the versions of the layers
+        copied = OrderedDict((key, copy_to_cpu(value)) for key, value in state.items())
+        copied.__dict__.update(state.__dict__)
+        return copied
+    if isinstance(state, Mapping):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copy_to_cpu(value) for value in state)
+    return state

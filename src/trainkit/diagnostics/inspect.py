@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from trainkit.build.session import Session
 from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.training.loop import train_step
+from trainkit.training.metrics import scalar_or_norm
+from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import State
-from trainkit.training.step import loss_in_parts, run_with_oom_split, scalar_or_norm
+from trainkit.training.step import loss_in_parts
 
 STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
 

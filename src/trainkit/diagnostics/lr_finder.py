@@ -19,8 +19,8 @@ from trainkit.training.hooks import call_hooks
 from trainkit.training.loop import train_step
 from trainkit.training.losses import is_sum
 from trainkit.training.metrics import Mean
+from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import State
-from trainkit.training.step import run_with_oom_split
 
 WIDTH = 0.03  # of the bell curve that smooths, in shares of the steps
 SCATTER = 5  # a fall counts from so many times the smoothed curve's own scatter

@@ -15,13 +15,13 @@ from torch import nn
 from trainkit.build import session as build
 from trainkit.build.model import build_model
 from trainkit.core.errors import CheckpointError, Problem
+from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import preserve_rng
 from trainkit.display import live as display
 from trainkit.engine.train import run_identity, run_training, saver_of, startup_notes
 from trainkit.runs.checkpoint import Checkpoints, DamagedError
 from trainkit.runs.directory import Run, find_run
 from trainkit.runs.fingerprint import allowed, differences, fingerprint
-from trainkit.runs.optimizer_state import copy_to_cpu
 from trainkit.runs.recorder import Restorer
 from trainkit.runs.reload import reload_config
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state

@@ -14,7 +14,7 @@ from trainkit.display import live as display
 from trainkit.runs.checkpoint import Checkpoints, DamagedError, name_of
 from trainkit.runs.directory import Run
 from trainkit.runs.snapshot import capture_state, restore_state, restore_weights
-from trainkit.training.loop import not_finite
+from trainkit.training.finite import nonfinite_metric
 from trainkit.training.state import State
 
 
@@ -134,7 +134,7 @@ class Saver:
     def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if there is a new best, or if this was the last epoch."""
         epochs = self.every_epochs
-        if not_finite(state, metrics) is not None:  # which ends the training
+        if nonfinite_metric(state, metrics) is not None:  # which ends the training
             return
         planned = (
             state.progress.best is metrics or state.done or (epochs is not None and state.progress.epoch % epochs == 0)

@@ -1,4 +1,4 @@
-"""What a loss value is a mean over: the denominator that makes an epoch's mean exact."""
+"""The denominator of a loss: what its value is a mean over, which makes an epoch's mean exact."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from torch import Tensor, nn
 
 
 def is_sum(loss_fn: nn.Module) -> bool:
-    """Whether a loss value is a sum over the batch, and so needs no weighting."""
+    """Return whether a loss value is a sum over the batch, which needs no weight."""
     return getattr(loss_fn, "reduction", None) == "sum"
 
 
 def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | int:
-    """What torch divided the sum of the per-sample losses by to get a batch's loss value.
+    """Return the number by which torch divided the sum of the per-sample losses.
 
-    The number of samples, but for `CrossEntropyLoss` and `NLLLoss` with class targets: there the
-    targets that are not `ignore_index`, each counted by its class weight (torch's documentation of
-    both). A loss of one's own that divides by something else says so in a method
-    `denominator(targets)`.
+    For `CrossEntropyLoss` and `NLLLoss` with class targets this is the number of targets that are not
+    `ignore_index`, each weighted by its class weight (see torch's documentation of both). For other losses it is
+    the number of samples. A custom loss that divides by another number defines a method `denominator(targets)`.
 
     Args:
         loss_fn: the loss.
         targets: the batch's targets, of any shape.
-        samples: how many samples the batch holds.
+        samples: the number of samples in the batch.
 
     Returns:
-        A number, or a scalar tensor on the device of `targets` (reading it would make the device wait).
+        A number, or a scalar tensor on the device of `targets` (to read it would synchronize the device).
     """
-    own = getattr(loss_fn, "denominator", None)
-    if callable(own):
-        result: Tensor | int = own(targets)
+    custom = getattr(loss_fn, "denominator", None)
+    if callable(custom):
+        result: Tensor | int = custom(targets)
         return result
     if is_sum(loss_fn) or not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
         return samples
-    if targets.is_floating_point():  # class probabilities: torch divides by their number alone
+    if targets.is_floating_point():  # for class probabilities, torch divides by their number
         return samples * targets[0, 0].numel()
     counted = targets != loss_fn.ignore_index
     if loss_fn.weight is None:
@@ -46,8 +45,8 @@ def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | i
     return torch.where(counted, weights, 0).sum()
 
 
-def knows_sum(loss_fn: nn.Module) -> bool:
-    """Whether a loss is a mean that can give its sum instead: torch's own cross entropies."""
+def supports_sum(loss_fn: nn.Module) -> bool:
+    """Return whether a mean loss can return its sum instead: torch's cross entropies can."""
     forward = type(loss_fn).forward
     return (
         isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss)
@@ -58,17 +57,17 @@ def knows_sum(loss_fn: nn.Module) -> bool:
 
 
 @contextmanager
-def summing(loss_fn: nn.Module) -> Iterator[bool]:
-    """Let cross entropy give its sum for a while; tells whether a loss value is a sum now.
+def sum_reduction(loss_fn: nn.Module) -> Iterator[bool]:
+    """Let a loss return its sum inside the block; yield whether the loss supports this.
 
-    A part of a batch may hold nothing that counts: its mean is 0 / 0, its sum 0.
+    A micro batch may have ignored targets only. Its mean is 0 / 0, its sum is 0.
     """
-    if not knows_sum(loss_fn):
+    if not supports_sum(loss_fn):
         yield False
         return
-    known: Any = loss_fn
-    known.reduction = "sum"
+    loss: Any = loss_fn
+    loss.reduction = "sum"
     try:
         yield True
     finally:
-        known.reduction = "mean"
+        loss.reduction = "mean"

@@ -1,49 +1,54 @@
-"""Running means that are exact: sums in float64 on the device, read only when asked for."""
+"""Metrics: exact running means, correct predictions, and the learning rates and gradients of an epoch's last step."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from trainkit.training.state import State
+
+Metrics = dict[str, Any]
+
 
 class Mean:
-    """The mean of batch values, each weighted by what it is a mean over.
+    """The weighted mean of batch values.
 
-    On an accelerator the sums stay there, in float64 where it has it (Apple's GPUs do not), and only `item` and
-    `sum` wait for it; on the CPU they are Python's floats. Nothing is filtered: a NaN that goes in comes out.
+    On an accelerator the sums are float64 tensors (float32 on Apple GPUs), and only `item` and `sum` synchronize
+    the device. On the CPU the sums are Python floats. Nothing is filtered: a NaN value makes the mean NaN.
 
     Args:
-        device: where the values come from.
-        summed: the values are sums over their batches already, so they are added as they are.
+        device: the device of the values.
+        summed: the values are sums over their batches, which are added without a weight.
     """
 
-    numerator: Any  # a float on the CPU, else a scalar there
+    numerator: Any  # a float on the CPU, a scalar tensor elsewhere
     denominator: Any
 
     def __init__(self, device: torch.device, *, summed: bool = False) -> None:
         self.device, self.summed = device, summed
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.put(0.0, 0.0)
+        self.set_sums(0.0, 0.0)
 
     def update(self, value: Tensor, weight: Tensor | int) -> None:
-        """Add a batch's scalar `value`, a mean over `weight` (samples, or what torch divided by)."""
+        """Add a batch's scalar `value`, a mean over `weight` (samples, or the loss's denominator)."""
         if self.device.type == "cpu":
-            number, counted = value.item(), weight.item() if isinstance(weight, Tensor) else weight
-            self.numerator += number if self.summed else number * counted if counted else 0.0
-            self.denominator += counted
+            number, count = value.item(), weight.item() if isinstance(weight, Tensor) else weight
+            self.numerator += number if self.summed else number * count if count else 0.0
+            self.denominator += count
             return
         if self.summed:
             self.numerator += value.detach().to(self.dtype)
         else:
             product = value.detach().to(self.dtype) * weight
-            # A mean over nothing is 0 / 0, and adds nothing to a sum.
+            # A mean over nothing is 0 / 0 and adds nothing to the sum.
             self.numerator += torch.where(weight == 0, 0.0, product) if isinstance(weight, Tensor) else product
         self.denominator += weight
 
-    def put(self, numerator: Tensor | float, denominator: Tensor | float) -> None:
-        """Begin with these sums."""
+    def set_sums(self, numerator: Tensor | float, denominator: Tensor | float) -> None:
+        """Replace both sums."""
         if self.device.type == "cpu":
             self.numerator, self.denominator = float(numerator), float(denominator)
         else:
@@ -51,31 +56,31 @@ class Mean:
             self.denominator = torch.as_tensor(denominator).to(self.device, self.dtype, copy=True)
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator, scalars."""
+        """Return the numerator and the denominator, two scalar tensors."""
         return torch.as_tensor(self.numerator, dtype=self.dtype), torch.as_tensor(self.denominator, dtype=self.dtype)
 
     def sum(self) -> float:
-        """The sum of value times weight."""
+        """Return the sum of value times weight."""
         return float(self.numerator)
 
     def item(self) -> float:
-        """The weighted mean; NaN where nothing was added."""
+        """Return the weighted mean; NaN if no value was added."""
         numerator, denominator = self.sums()
         return float((numerator / denominator).item())
 
 
-def predicted_right(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
-    """How many predictions are right and out of how many, both scalars; None if that means nothing here.
+def count_correct(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the number of correct predictions and the number of predictions; None if the loss has no classes.
 
-    Classes (N, C, ...) are judged by the largest output, ignored targets left out; with binary cross
-    entropy by the side of one half that a probability falls on.
+    The prediction of class outputs (N, C, ...) is the largest output; ignored targets do not count. The prediction
+    of a binary cross entropy is whether the probability is over 0.5.
     """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return None
     if isinstance(loss_fn, nn.BCEWithLogitsLoss | nn.BCELoss):
         boundary = 0.0 if isinstance(loss_fn, nn.BCEWithLogitsLoss) else 0.5
-        right = (outputs > boundary) == (targets > 0.5)
-        return right.sum(), torch.ones_like(right).sum()
+        correct = (outputs > boundary) == (targets > 0.5)
+        return correct.sum(), torch.ones_like(correct).sum()
     if targets.is_floating_point():
         if not isinstance(loss_fn, nn.CrossEntropyLoss) or outputs.shape != targets.shape or outputs.dim() < 2:
             return None
@@ -84,3 +89,26 @@ def predicted_right(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Ten
         return None
     counted = targets != getattr(loss_fn, "ignore_index", -100)
     return ((outputs.argmax(dim=1) == targets) & counted).sum(), counted.sum()
+
+
+def record_last_step(state: State, grad_norm: Tensor | None) -> None:
+    """Keep the learning rates and gradients of an epoch's last step, before the optimizer changes them."""
+    progress, groups = state.progress, enumerate(state.objects.optimizer.param_groups)
+    rates = {f"lr/{group.get('name', number)}": group.get("lr") for number, group in groups}
+    progress.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
+    progress.grad_norm = grad_norm
+    progress.gradients = {f"grad/{name}": scalar_or_norm(param.grad) for name, param in state.objects.watch.items()}
+
+
+def last_step_metrics(state: State) -> Metrics:
+    """Return the learning rates, the gradient norm, and the watched parameters and their gradients."""
+    progress = state.progress
+    params = {f"param/{name}": scalar_or_norm(param) for name, param in state.objects.watch.items()}
+    return {**progress.rates, "grad_norm": scalar_or_norm(progress.grad_norm), **params, **progress.gradients}
+
+
+def scalar_or_norm(tensor: Tensor | None) -> float | None:
+    """Return the value of a tensor with one element, or the norm of a larger tensor."""
+    if tensor is None:
+        return None
+    return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())

@@ -1,11 +1,10 @@
-"""The state of a training, in three parts: what was asked, the objects that are trained, how far they are."""
+"""The state of a training: its settings, its objects and its progress."""
 
 from __future__ import annotations
 
 import enum
 import inspect
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,21 +16,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainkit.core.device import autocast
 from trainkit.core.errors import Stopped
+from trainkit.core.pytree import copy_to_cpu
 from trainkit.optim.chained import ChainedOptimizer
+from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
 from trainkit.training.losses import is_sum
-from trainkit.training.metrics import Mean
-
-Metrics = dict[str, Any]
+from trainkit.training.metrics import Mean, Metrics
+from trainkit.training.progress import Progress
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What was asked of the loop; constant during a training."""
+    """The settings of the loop, constant during a training. A checkpoint does not hold them: the config does."""
 
     epochs: int
     precision: str = "fp32"  # fp32, tf32, bf16 or fp16
-    micro_batch: int | None = None  # most samples of one forward pass
+    micro_batch: int | None = None  # maximum samples of one forward pass
     ema: float | None = None  # decay of the moving average
     on_oom: str = "stop"  # stop, split, or auto: split unless a layer takes batch statistics
     on_nonfinite: str = "stop"  # stop, skip (the batch), or rollback (to older weights)
@@ -61,8 +61,8 @@ class Objects:
     scaler: torch.amp.GradScaler | None = None  # for fp16, whose small gradients would underflow to 0
     ema: AveragedModel | None = None  # the moving average of `trained`
     watch: dict[str, nn.Parameter] = field(default_factory=dict)  # parameters that are logged each epoch
-    needs_closure: bool = False  # whether the optimizer evaluates the loss itself, as LBFGS does
-    tracks_statistics: bool = False  # whether a layer takes batch statistics
+    needs_closure: bool = False  # the optimizer evaluates the loss itself, as LBFGS does
+    tracks_statistics: bool = False  # a layer takes batch statistics
     statistics: list[Tensor] = field(default_factory=list)  # batch statistics to undo if a step is repeated
 
     @property
@@ -78,43 +78,62 @@ class Objects:
         return [*self.step_schedulers, *self.epoch_schedulers]
 
     @property
+    def parameters(self) -> Iterator[Tensor]:
+        """Every parameter that the optimizer updates."""
+        return (param for group in self.optimizer.param_groups for param in group["params"])
+
+    @property
     def evaluated(self) -> tuple[nn.Module, nn.Module]:
         """The model and the loss that are validated: their moving averages if there is an `ema`."""
         modules: Any = self.trained if self.ema is None else self.ema.module
         return modules["model"], modules["loss"]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the objects; its tensors are not copies."""
+        return {
+            "model": self.model.state_dict(),
+            "loss": self.loss_fn.state_dict(),
+            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+        }
 
-@dataclass
-class Progress:
-    """How far the training is. Counts of batches, samples and seconds are those of the current epoch."""
+    def load_state_dict(self, saved: Mapping[str, Any], *, keep_rates: bool = False) -> None:
+        """Restore what `state_dict` returned.
 
-    loss: Mean
-    epoch: int = 0  # epochs done
-    step: int = 0  # optimizer updates done
-    batch: int = 0  # batches done
-    batches: int = 0  # batches of a whole epoch
-    samples: int = 0  # samples of a whole epoch
-    seen: int = 0  # samples trained on
-    skipped: int = 0  # batches skipped because of a non-finite loss or gradient
-    unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped
-    micro_batch: int | None = None  # in force: memory errors lower it
-    seconds: float = 0.0  # spent by earlier processes
-    began: float | None = None  # clock at the start of the epoch in this process
-    best: Metrics | None = None  # metrics of the best epoch
-    epochs_since_best: int = 0
-    patience_reference: float | None = None  # the value that early stopping compares with
-    rates: Metrics = field(default_factory=dict)  # learning rates of the last step
-    grad_norm: Tensor | None = None  # of the epoch's last step, before clipping
-    gradients: Metrics = field(default_factory=dict)  # of the watched parameters in that step
+        Args:
+            saved: the state.
+            keep_rates: keep the schedulers, the learning rates and the other options of optimizers as they are.
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds that the epoch has taken so far."""
-        return self.seconds + (0.0 if self.began is None else time.perf_counter() - self.began)
+        Raises:
+            ValueError: the state belongs to other objects.
+        """
+        check_same_names(self.optimizers, saved["optimizers"], "optimizers")
+        if (self.ema is None) != (saved["ema"] is None):
+            raise ValueError(f"ema: {_is_on(saved['ema'])} in the checkpoint, {_is_on(self.ema)} here")
+        if not keep_rates and len(self.schedulers) != len(saved["schedulers"]):
+            raise ValueError(f"schedulers: {len(saved['schedulers'])} in the checkpoint, {len(self.schedulers)} here")
+        self.model.load_state_dict(saved["model"])
+        self.loss_fn.load_state_dict(saved["loss"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        if self.scaler is not None and saved["scaler"] is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        for name, optimizer in self.optimizers.items():
+            content = copy_to_cpu(saved["optimizers"][name])  # optimizers keep the tensors that they load
+            restore_optimizer(optimizer, content, with_options=not keep_rates)
+        if not keep_rates:
+            for scheduler, content in zip(self.schedulers, saved["schedulers"], strict=True):
+                restore_scheduler(scheduler, content)
+
+
+def _is_on(value: Any) -> str:
+    return "off" if value is None else "on"
 
 
 class Phase(enum.Enum):
-    """What the loop is doing; it decides when a signal may stop it and when a step may be repeated."""
+    """What the loop is doing. It decides when a signal may stop the training and when a step may be repeated."""
 
     IDLE = "between two phases"
     WAITING = "for a batch"
@@ -130,10 +149,7 @@ class Phase(enum.Enum):
 
 @dataclass
 class State:
-    """The state of a training; hooks receive it.
-
-    The properties are short names for what hooks ask most often.
-    """
+    """The state of a training, which hooks receive; its properties are short names of its parts."""
 
     settings: LoopSettings
     objects: Objects
@@ -143,7 +159,7 @@ class State:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether the training has reached its end."""
         return self.progress.epoch >= self.settings.epochs or self.stopped_early
 
     @property
@@ -275,6 +291,6 @@ def needs_closure(optimizer: type[Optimizer | ChainedOptimizer]) -> bool:
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:
-    """Return whether a layer normalises by the statistics of a batch, or tracks them."""
-    kept = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-    return kept or isinstance(module, nn.modules.batchnorm._BatchNorm)
+    """Return whether a layer normalises by batch statistics or tracks them."""
+    tracks = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    return tracks or isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -1,44 +1,41 @@
-"""What a step needs beyond its five lines: batches in parts, closures, the gradient's bounds, too little memory."""
+"""The parts of a training step beyond its five lines: micro batches, closures, clipping, loss scaling."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainkit.core.device import empty_cache, is_out_of_memory, peak_memory
-from trainkit.core.errors import NonFiniteError, OutOfMemoryError
-from trainkit.core.pytree import batch_size_of, map_tensors, shape_of
+from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.data.prepare import Batch
-from trainkit.training.hooks import call_hooks
-from trainkit.training.losses import denominator, is_sum, knows_sum, summing
-from trainkit.training.state import Metrics, Phase, State
-
-Result = TypeVar("Result")
+from trainkit.training.finite import check_step, gradient_values
+from trainkit.training.losses import denominator, is_sum, sum_reduction, supports_sum
+from trainkit.training.metrics import record_last_step
+from trainkit.training.state import Objects, Phase, State
 
 
 def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
-    """The same update in micro batches, or where the optimizer evaluates the loss itself.
+    """Update the weights once from micro batches, with a scaler, or with an optimizer that evaluates the loss itself.
 
-    Each micro batch's loss counts by its share of the whole step's denominator, so the gradient is
-    that of the whole batch. Of an optimizer's several evaluations the first is the epoch's loss.
+    Each micro batch's loss is weighted by its share of the whole denominator, so the gradient is that of the whole
+    batch. If the optimizer evaluates the loss several times, the epoch's loss counts the first.
     """
+    objects = state.objects
     first: list[Tensor] = []
-    weight = denominator(state.objects.loss_fn, targets, batch_size_of(inputs))
+    weight = denominator(objects.loss_fn, targets, batch_size_of(inputs))
 
     def closure() -> Tensor:
-        state.objects.optimizer.zero_grad()
+        objects.optimizer.zero_grad()
         total = loss_in_parts(state, inputs, targets)
         before_update(state, total, weight, first=not first)
         first.append(total)
         return total
 
-    if state.objects.needs_closure:
+    if objects.needs_closure:
         state.phase = Phase.UPDATING
-        state.objects.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch says it returns a float
+        objects.optimizer.step(closure)  # type: ignore[arg-type,call-arg]  # torch declares that it returns a float
     else:
         closure()
         update(state)
@@ -46,44 +43,50 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
 
 
 def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
-    """The loss of a batch, one micro batch at a time; where gradients are on, each adds its own to what is there."""
+    """Return the loss of a batch from its micro batches; if gradients are enabled, accumulate the gradient."""
+    objects = state.objects
     samples = batch_size_of(inputs)
-    weight = denominator(state.objects.loss_fn, targets, samples)
-    total = torch.zeros((), device=state.objects.device)
+    weight = denominator(objects.loss_fn, targets, samples)
+    total = torch.zeros((), device=objects.device)
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
-        whole = batch_size_of(part) == samples
-        loss = loss_of_part(state, part, part_targets, None if whole else weight)
+        is_whole = batch_size_of(part) == samples
+        loss = loss_of_part(objects, part, part_targets, None if is_whole else weight)
         if loss is not None:
             if torch.is_grad_enabled():
-                (loss if state.objects.scaler is None else state.objects.scaler.scale(loss)).backward()
+                (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
             total = total + loss.detach()
     return total
 
 
-def loss_of_part(state: State, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor | None:
-    """What a part of a batch adds to the loss of the whole, whose denominator is `weight`; None: nothing counts.
+def loss_of_part(objects: Objects, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor | None:
+    """Return what a micro batch adds to the loss of its batch; None if all of its targets are ignored.
 
-    Without a weight the part is the whole.
+    Args:
+        objects: the objects of the training.
+        inputs: the inputs of the micro batch.
+        targets: the targets of the micro batch.
+        weight: the denominator of the whole batch; None: the micro batch is the whole batch.
     """
+    model, loss_fn = objects.model, objects.loss_fn
     if weight is None:
-        with state.objects.autocast:
-            whole: Tensor = state.loss_fn(state.model(inputs), targets)
+        with objects.autocast:
+            whole: Tensor = loss_fn(model(inputs), targets)
         return whole
-    own = denominator(state.objects.loss_fn, targets, batch_size_of(inputs))
-    # Its mean would be 0 / 0. Only a loss of the user's own makes the device wait for this.
-    if not knows_sum(state.objects.loss_fn) and not is_sum(state.objects.loss_fn) and own == 0:
+    own_weight = denominator(loss_fn, targets, batch_size_of(inputs))
+    # The mean of such a part is 0 / 0. Only a custom loss synchronizes the device here.
+    if not supports_sum(loss_fn) and not is_sum(loss_fn) and own_weight == 0:
         return None
-    with summing(state.objects.loss_fn) as summed, state.objects.autocast:
-        loss: Tensor = state.loss_fn(state.model(inputs), targets)
-    if is_sum(state.objects.loss_fn):
+    with sum_reduction(loss_fn) as summed, objects.autocast:
+        loss: Tensor = loss_fn(model(inputs), targets)
+    if is_sum(loss_fn):
         return loss
     if not summed:
-        loss = loss * own
+        loss = loss * own_weight
     return loss / (torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight)
 
 
 def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
-    """A batch in parts of at most `size` samples, in order."""
+    """Yield a batch in parts of at most `size` samples, in order."""
     samples = batch_size_of(inputs)
     for start in range(0, samples, size or samples):
         part = slice(start, start + (size or samples))
@@ -94,56 +97,76 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
 
 
 def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bool = True) -> None:
-    """Look at the loss, a mean over `weight`, and at the gradient, and bound it; from here on the weights may change.
+    """Check the loss and the gradient, record and clip the gradient; after this call the weights may change.
 
-    Of an optimizer's several evaluations only the `first` is looked at: the others are its own search.
+    Args:
+        state: the state, with gradients.
+        loss: the loss of the batch, a scalar.
+        weight: the denominator of the loss.
+        first: this is the step's first evaluation of the loss. Further evaluations are not checked or recorded,
+            because they belong to the optimizer's line search.
 
     Raises:
-        NonFiniteError: one of them is NaN or infinite (where each step is looked at).
+        NonFiniteError: the loss or the gradient is not finite, and `check_steps` is on.
     """
+    objects = state.objects
     if first and state.settings.check_steps:
         check_step(state, loss, weight)
-    if state.objects.scaler is not None and has_gradients(state):
-        state.objects.scaler.unscale_(state.objects.optimizer)  # type: ignore[arg-type]  # several are one: all step, or none
-    if first and state.progress.batch + 1 >= state.progress.batches:
-        record_last_step(state, gradient_norm(state))
+    if objects.scaler is not None and has_gradients(objects):
+        objects.scaler.unscale_(objects.optimizer)  # type: ignore[arg-type]  # chained optimizers step all or none
+    if first and state.progress.in_last_batch:
+        record_last_step(state, gradient_norm(objects))
     clip_gradients(state)
-    prepare_fused(state)
+    prepare_fused(objects)
     state.phase = Phase.UPDATING
 
 
 def update(state: State) -> None:
-    """Step the optimizer; with fp16 nothing changes where scaled gradients overflowed, and the scale is halved.
+    """Step the optimizer; with fp16, skip the step if the gradients overflowed, and halve the scale.
 
-    On an accelerator one fused optimizer decides that there; any other makes the device wait.
+    On an accelerator a single fused optimizer decides this on the device. Any other optimizer synchronizes it.
     """
-    if state.objects.scaler is None or not has_gradients(state):
-        state.objects.optimizer.step()
+    objects = state.objects
+    if objects.scaler is None or not has_gradients(objects):
+        objects.optimizer.step()
         return
-    state.objects.scaler.step(state.objects.optimizer)  # type: ignore[arg-type]
-    state.objects.scaler.update()
-    for optimizer in state.objects.optimizers.values():
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch's schedulers miss a step that overflowed
+    objects.scaler.step(objects.optimizer)  # type: ignore[arg-type]
+    objects.scaler.update()
+    for optimizer in objects.optimizers.values():
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers warn after a skipped step
 
 
-def has_gradients(state: State) -> bool:
-    """Whether any parameter has one."""
-    return any(param.grad is not None for param in parameters(state))
+def has_gradients(objects: Objects) -> bool:
+    """Return whether any parameter has a gradient."""
+    return any(param.grad is not None for param in objects.parameters)
 
 
-def prepare_fused(state: State) -> None:
-    """Give fused optimizers what they take for granted, and torch's others do not.
+def gradient_norm(objects: Objects) -> Tensor:
+    """Return the norm of the gradient over the parameters of all groups, a scalar on the device."""
+    return nn.utils.get_total_norm([gradient_values(p.grad) for p in objects.parameters if p.grad is not None])
 
-    A gradient lies in memory as its parameter does (autograd sees to that, hooks of one's own may not); the
-    momentum of SGD is there before the first step, where torch begins with what memory holds if that
-    step overflows in fp16; 0 is what it would be, without dampening. Sparse gradients are not for them.
+
+def clip_gradients(state: State) -> None:
+    """Clip each element of the gradient, then the norm of the gradient over all parameters."""
+    objects, settings = state.objects, state.settings
+    if settings.clip_value is not None:
+        nn.utils.clip_grad_value_(objects.parameters, settings.clip_value)
+    if settings.clip_norm is not None:
+        nn.utils.clip_grad_norm_(objects.parameters, settings.clip_norm)
+
+
+def prepare_fused(objects: Objects) -> None:
+    """Prepare for fused optimizers: match gradient strides, zero-initialize SGD's momentum, turn off for sparse.
+
+    Custom gradient hooks may return other strides than autograd does. Without dampening, a momentum of 0 equals
+    torch's first step; torch leaves the momentum uninitialized if that step overflows in fp16.
     """
-    for optimizer in state.objects.optimizers.values():
+    for optimizer in objects.optimizers.values():
         for group in optimizer.param_groups:
             if not group.get("fused"):
                 continue
-            momentum = bool(group.get("momentum")) and isinstance(optimizer, torch.optim.SGD)
-            momentum &= not group.get("dampening")
+            needs_momentum = bool(group.get("momentum")) and isinstance(optimizer, torch.optim.SGD)
+            needs_momentum &= not group.get("dampening")
             for param in group["params"]:
                 gradient = param.grad
                 if gradient is None:
@@ -151,164 +174,11 @@ def prepare_fused(state: State) -> None:
                 if gradient.layout != torch.strided:
                     group["fused"], optimizer._step_supports_amp_scaling = None, False  # type: ignore[attr-defined]
                     break
-                if gradient.stride() != param.stride() and not _lies_alike(gradient, param):
+                if gradient.stride() != param.stride() and not _same_memory_order(gradient, param):
                     param.grad = torch.empty_like(param).copy_(gradient)
-                if momentum and optimizer.state[param].get("momentum_buffer") is None:
+                if needs_momentum and optimizer.state[param].get("momentum_buffer") is None:
                     optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
 
-def _lies_alike(one: Tensor, other: Tensor) -> bool:
-    return all(size == 1 or a == b for size, a, b in zip(one.shape, one.stride(), other.stride(), strict=True))
-
-
-def gradient_norm(state: State) -> Tensor:
-    """The norm of the gradient over the parameters of all groups, a scalar on the device."""
-    return nn.utils.get_total_norm([elements(p.grad) for p in parameters(state) if p.grad is not None])
-
-
-def elements(gradient: Tensor) -> Tensor:
-    """The gradient, or of a sparse one, of which torch knows less, the elements that there are."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def parameters(state: State) -> Iterator[Tensor]:
-    """All that the optimizer updates."""
-    return (param for group in state.objects.optimizer.param_groups for param in group["params"])
-
-
-def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
-    """Raise `NonFiniteError` where the loss or the gradient is NaN or infinite, with the groups it is in.
-
-    A gradient that overflows in fp16 is the scaler's affair.
-    """
-    value = loss.item()
-    if not math.isfinite(value) and weight == 0:  # a mean over nothing, which adds nothing
-        value = 0.0
-    if math.isfinite(value) and state.objects.scaler is not None:
-        return
-    if math.isfinite(value) and all_finite(p.grad for p in parameters(state)):
-        return
-    groups = [
-        str(group.get("name", number))
-        for number, group in enumerate(state.objects.optimizer.param_groups)
-        if any(p.grad is not None and not bool(elements(p.grad).isfinite().all()) for p in group["params"])
-    ]
-    if math.isfinite(value) and not groups:
-        return
-    what = f"the loss is {value}" if not math.isfinite(value) else "the gradient is not finite"
-    where = f"in param group{'s' * (len(groups) != 1)} {', '.join(groups)}"
-    if not math.isfinite(value):
-        where = f"the gradient is not finite {where}" if groups else "the gradient is finite"
-    raise NonFiniteError(
-        f"step {state.progress.step + 1}: {what}{', ' if not math.isfinite(value) else ' '}{where}",
-        hint="lower lr, or set clip_norm=1; if the first step has it already, look for NaN in the data and the model",
-    )
-
-
-def all_finite(gradients: Iterable[Tensor | None]) -> bool:
-    """Whether each element of the gradients is finite; the device is waited for once.
-
-    The pass with which GradScaler unscales by 1 / scale, here by 1: half of what norms cost.
-    """
-    there = [gradient for gradient in gradients if gradient is not None]
-    if not there:
-        return True
-    found, scale = torch.zeros(1, device=there[0].device), torch.ones(1, device=there[0].device)
-    try:
-        torch._amp_foreach_non_finite_check_and_unscale_(there, found, scale)
-        return not found.item()
-    except RuntimeError:  # complex or sparse, on several devices, or part of a graph
-        return all(bool(elements(g).isfinite().all()) for g in there)
-
-
-def clip_gradients(state: State) -> None:
-    """Bound the gradient over the parameters of all groups: each element, then the whole's norm."""
-    if state.settings.clip_value is not None:
-        nn.utils.clip_grad_value_(parameters(state), state.settings.clip_value)
-    if state.settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(parameters(state), state.settings.clip_norm)
-
-
-# --------------------------------------------------------------------------- where memory runs out
-
-
-def run_with_oom_split(
-    work: Callable[[State, Any, Any], Result], state: State, inputs: Any, targets: Any, hooks: Sequence[Any]
-) -> Result:
-    """Do the work on a batch; where memory runs out, halve the micro batch and do it again.
-
-    Raises:
-        OutOfMemoryError: with `on_oom` stop, where one sample is too much, and where the weights may
-            have begun to change.
-        NonFiniteError: from the work; what the batch did to batch statistics is undone.
-    """
-    kept = [(tensor, tensor.clone()) for tensor in state.objects.statistics]
-    while True:
-        try:
-            return work(state, inputs, targets)
-        except NonFiniteError:
-            for tensor, before in kept:
-                tensor.copy_(before)
-            raise
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
-            half = math.ceil(size / 2)
-            if state.settings.on_oom != "split" or state.phase is Phase.UPDATING or size == 1:
-                effect = (
-                    "of which batch norm sees each alone"
-                    if state.objects.tracks_statistics
-                    else "which changes no number"
-                )
-                hint = f"set micro_batch={half}, {effect}" if size > 1 else "take a smaller model"
-                peak = f"{peak_memory(state.objects.device) / 2**30:.2f} GiB"
-                cause = f"{state.device} ran out of memory: inputs {shape_of(inputs)}, {size} at a time, peak {peak}"
-                raise OutOfMemoryError(cause, hint=hint) from error
-        state.progress.micro_batch = half
-        state.objects.optimizer.zero_grad()
-        if state.objects.scaler is not None:  # which may have unscaled the gradients of the step
-            scale, state.objects.scaler = (
-                state.objects.scaler.state_dict(),
-                torch.amp.GradScaler(state.objects.device.type),
-            )
-            state.objects.scaler.load_state_dict(scale)
-        for tensor, before in kept:
-            tensor.copy_(before)
-        empty_cache(state.objects.device)
-        call_hooks(hooks, "on_split", state)
-
-
-# ------------------------------------------------------------------------- what is reported
-
-
-def record_last_step(state: State, norm: Tensor | None) -> None:
-    """Keep what is reported of an epoch's last step: rates and gradient, before anything changes them."""
-    groups = enumerate(state.objects.optimizer.param_groups)
-    rates = {f"lr/{group.get('name', number)}": group.get("lr") for number, group in groups}
-    state.progress.rates = {name: float(rate) for name, rate in rates.items() if rate is not None}
-    state.progress.grad_norm = norm
-    state.progress.gradients = {
-        f"grad/{name}": scalar_or_norm(tensor.grad) for name, tensor in state.objects.watch.items()
-    }
-
-
-def last_step_metrics(state: State) -> Metrics:
-    """The learning rates, the gradient's norm and the watched parameters, as the last step had them.
-
-    A parameter with several elements is given by its norm, and so is its gradient.
-    """
-    values = {f"param/{name}": scalar_or_norm(tensor) for name, tensor in state.objects.watch.items()}
-    return {
-        **state.progress.rates,
-        "grad_norm": scalar_or_norm(state.progress.grad_norm),
-        **values,
-        **state.progress.gradients,
-    }
-
-
-def scalar_or_norm(tensor: Tensor | None) -> float | None:
-    """A tensor of one element by its value, any other by its norm."""
-    if tensor is None:
-        return None
-    return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())
+def _same_memory_order(a: Tensor, b: Tensor) -> bool:
+    return all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True))

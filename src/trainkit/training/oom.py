@@ -1,0 +1,76 @@
+"""Out of memory: repeat a batch in smaller micro batches, or raise an error with the fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from trainkit.core.device import empty_cache, is_out_of_memory, peak_memory
+from trainkit.core.errors import NonFiniteError, OutOfMemoryError
+from trainkit.core.pytree import batch_size_of, shape_of
+from trainkit.training.hooks import call_hooks
+from trainkit.training.state import Phase, State
+
+Result = TypeVar("Result")
+
+
+def run_with_oom_split(
+    work: Callable[[State, Any, Any], Result], state: State, inputs: Any, targets: Any, hooks: Sequence[Any]
+) -> Result:
+    """Return the result of `work` on a batch; if memory runs out, halve the micro batch and repeat the work.
+
+    Raises:
+        OutOfMemoryError: `on_oom` is stop, one sample is too much, or the weights may have changed already.
+        NonFiniteError: from `work`; the batch statistics are restored first.
+    """
+    statistics = [(tensor, tensor.clone()) for tensor in state.objects.statistics]
+    while True:
+        try:
+            return work(state, inputs, targets)
+        except NonFiniteError:
+            _restore(statistics)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
+            half = math.ceil(size / 2)
+            if state.settings.on_oom != "split" or state.phase is Phase.UPDATING or size == 1:
+                raise _oom_error(state, inputs, int(size), half) from error
+        # Outside of the except block, because the error keeps the tensors of its frames alive.
+        state.progress.micro_batch = half
+        _undo_step(state)
+        _restore(statistics)
+        empty_cache(state.objects.device)
+        call_hooks(hooks, "on_split", state)
+
+
+def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryError:
+    objects = state.objects
+    effect = (
+        "batch norm computes its statistics per micro batch"
+        if objects.tracks_statistics
+        else "the results do not change"
+    )
+    hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
+    peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
+    cause = f"{objects.device} ran out of memory: inputs {shape_of(inputs)}, {size} at a time, peak {peak}"
+    return OutOfMemoryError(cause, hint=hint)
+
+
+def _undo_step(state: State) -> None:
+    objects = state.objects
+    objects.optimizer.zero_grad()
+    if objects.scaler is not None:  # a new scaler, because the step may have unscaled its gradients
+        scale = objects.scaler.state_dict()
+        objects.scaler = torch.amp.GradScaler(objects.device.type)
+        objects.scaler.load_state_dict(scale)
+
+
+def _restore(statistics: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, before in statistics:
+        tensor.copy_(before)
