@@ -135,7 +135,7 @@ def test_samples_that_are_no_pairs_or_hold_no_tensor_are_an_error() -> None:
 
     with pytest.raises(TypeError, match="a sample is dict"):
         pairs(make_loader(Dicts(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))
-    with pytest.raises(DataError, match="no tensor"):
+    with pytest.raises(DataError, match="do not contain a tensor"):
         nested.batch_size_of({"id": ["a", "b"]})
     assert nested.batch_size_of({"id": ["a", "b"], "x": torch.zeros(2, 3)}) == 2
 

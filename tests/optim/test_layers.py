@@ -1,4 +1,4 @@
-"""The layers of models of every make, against their authors' own count."""
+"""The layers of many models, compared with the numbers in their papers or code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def torchvision_model(name: str) -> nn.Module:
 
 
 class Two(nn.Module):
-    """A block of two weights."""
+    """A block with two weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Two(nn.Module):
 
 
 class Composed(nn.Module):
-    """A block made of parts, as of transformers."""
+    """A block that is composed of blocks, as in transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
 
 class Nested(nn.Module):
-    """Embeddings, an encoder two levels down, a pooler, a classifier."""
+    """Embeddings, an encoder at depth two, a pooler and a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "toy_cnn": (ToyCNN, 5),
     "a model in a model": (Wrapped, 5),
     "a transformer and a head": (lambda: nn.Sequential(torchvision_model("vit_b_16"), nn.Linear(2, 2)), 1 + 12 + 1 + 1),
-    "an encoder two levels down": (Nested, 1 + 4 + 1 + 1),
+    "an encoder at depth two": (Nested, 1 + 4 + 1 + 1),
     "residual blocks of convolutions and norms": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(Residual(), Residual()), nn.Linear(2, 2)),
         1 + 2 + 1,
@@ -115,19 +115,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_has_the_layers_its_authors_count(name: str) -> None:
-    make, wanted = MODELS[name]
-    assert len(model_layers(make())) == wanted
+def test_models_have_the_expected_number_of_layers(name: str) -> None:
+    make, expected = MODELS[name]
+    assert len(model_layers(make())) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_parameter_is_in_one_layer(name: str) -> None:
+def test_each_parameter_is_in_exactly_one_layer(name: str) -> None:
     model = MODELS[name][0]()
     held = [id(p) for layer in model_layers(model) for p in layer]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
-def test_a_norm_belongs_with_what_it_follows_or_with_the_head() -> None:
+def test_a_norm_joins_the_previous_layer_or_the_head() -> None:
     model = torchvision_model("vit_b_16")
     names = {id(p): name for name, p in model.named_parameters()}
     order = [[names[id(p)] for p in layer] for layer in model_layers(model)]
@@ -137,7 +137,7 @@ def test_a_norm_belongs_with_what_it_follows_or_with_the_head() -> None:
     assert [names[id(p)] for p in model_layers(model)[0]] == ["conv1.weight", "bn1.weight", "bn1.bias"]
 
 
-def test_a_frozen_parameter_counts_and_a_tied_one_counts_where_it_is_first_met() -> None:
+def test_frozen_parameters_count_and_a_tied_parameter_is_in_its_first_layer() -> None:
     model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2), nn.Linear(2, 3, bias=False))
     model[2].weight = model[0].weight
     model[0].requires_grad_(False)

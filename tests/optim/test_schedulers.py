@@ -1,4 +1,4 @@
-"""Schedulers and optimizers against torch alone, and the ratios of the param groups."""
+"""Schedulers and optimizers compared with plain torch, and the ratios between param groups."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BY_EPOCH = ["epochs=20", "limit_batches=1", "scheduler.interval=epoch"]
 HEAD = "+param_groups.head={module: head, lr_mult: 10}"
 
 
-def by_torch(name: str, optimizer: torch.optim.Optimizer) -> Any:
-    """The scheduler, written down as torch's documentation would have it."""
+def torch_scheduler(name: str, optimizer: torch.optim.Optimizer) -> Any:
+    """Build the scheduler with torch alone."""
     rates = [group["lr"] for group in optimizer.param_groups]
     if name == "step":
         return lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
@@ -51,11 +51,11 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -> None:
+def test_twenty_steps_equal_those_of_plain_torch(optimizer: str, scheduler: str) -> None:
     overrides = [f"optim={optimizer}", f"scheduler={scheduler}", *SCHEDULERS[scheduler], "data.split=off"]
     overrides += ["model=mlp", "model.hidden=[8]"]
     overrides += ["model.bias=false"] if optimizer == "muon" else []
-    overrides += [] if optimizer == "lbfgs" else [HEAD]  # which takes one group, in torch too
+    overrides += [] if optimizer == "lbfgs" else [HEAD]  # LBFGS supports one group only
     config = compose(overrides)
     session = build.build_session(config)
     fit(session.state, session.train)
@@ -72,7 +72,7 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
     cls: Any = type(session.state.objects.optimizer)
     how = {"fused": True} if session.state.objects.optimizer.param_groups[0].get("fused") else {}
     theirs: Any = cls(groups, **{k: v for k, v in config.optim.items() if k != "_target_"}, **how)
-    schedule = by_torch(scheduler, theirs)
+    schedule = torch_scheduler(scheduler, theirs)
     loss_fn = nn.CrossEntropyLoss()
     by_epoch = scheduler == "plateau"
     for step in range(20):
@@ -96,7 +96,7 @@ def test_twenty_steps_are_those_of_torch_alone(optimizer: str, scheduler: str) -
 
 
 class Rates:
-    """A hook that keeps the learning rate of each group in each step."""
+    """A hook that records the learning rate of each group after each step."""
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
@@ -130,18 +130,18 @@ RATIOS = {
 
 
 @pytest.mark.parametrize("scheduler", RATIOS)
-def test_every_scheduler_keeps_the_ratios_of_the_groups(scheduler: str) -> None:
+def test_every_scheduler_keeps_the_ratios_between_groups(scheduler: str) -> None:
     interval = "epoch" if scheduler == "plateau" else "step"
     overrides = [f"scheduler={scheduler}", f"scheduler.interval={interval}", *RATIOS[scheduler], "model=mlp", HEAD]
     session = build.build_session(compose([*overrides, "epochs=4", "limit_batches=5"]))
     rates = Rates()
     fit(session.state, session.train, session.val, [rates])
-    assert len({rest for _, rest in rates.seen}) > 1  # it moves at all
+    assert len({rest for _, rest in rates.seen}) > 1  # the learning rate changes
     for head, rest in rates.seen:
         assert head == pytest.approx(10 * rest, rel=1e-9)
 
 
-def test_a_floor_is_each_groups_own_by_its_ratio() -> None:
+def test_eta_min_is_scaled_by_the_ratio_of_each_group() -> None:
     overrides = [
         "scheduler=cosine",
         "scheduler.eta_min=0.002",
@@ -157,22 +157,22 @@ def test_a_floor_is_each_groups_own_by_its_ratio() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "wanted"),
+    ("overrides", "expected"),
     [
         (["scheduler=warmup_cosine", "scheduler.schedulers.cosine.eta_min=0.002", HEAD], [0.02, 0.002]),
         (["scheduler=cosine", "scheduler.eta_min=0.002", HEAD, "+param_groups.z={module: fc1, freeze: true}"], [0.02]),
         (["scheduler=cosine", "scheduler.eta_min=[0.03,0.002]", HEAD], [0.03, 0.002]),
     ],
 )
-def test_a_floor_holds_behind_a_warm_up_for_a_sole_group_and_as_a_list(
-    overrides: list[str], wanted: list[float]
+def test_eta_min_applies_after_a_warm_up_to_a_single_group_and_as_a_list(
+    overrides: list[str], expected: list[float]
 ) -> None:
     session = build.build_session(compose([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
     fit(session.state, session.train, session.val)
-    assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == pytest.approx(wanted)
+    assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == pytest.approx(expected)
 
 
-def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
+def test_max_lr_keeps_the_ratio_between_optimizers(here: Any) -> None:
     (here / "conf/optim").mkdir(parents=True)
     (here / "conf/optim/two.yaml").write_text(
         "# @package _global_\nlr: 0.02\noptim:\n  muon: {_target_: torch.optim.Muon, lr: '${lr}'}\n"
@@ -185,22 +185,22 @@ def test_a_peak_for_several_optimizers_keeps_their_ratio(here: Any) -> None:
     assert [max(column) for column in zip(*rates.seen, strict=True)] == pytest.approx([0.02, 0.001])
 
 
-def test_rates_given_as_lists_stay_as_they_are() -> None:
+def test_lists_of_learning_rates_stay_unchanged() -> None:
     overrides = ["scheduler=onecycle", "scheduler.max_lr=[0.5,0.25]", "model=mlp", HEAD]
     session = build.build_session(compose(overrides))
     assert [g["max_lr"] for g in session.state.objects.optimizer.param_groups] == [0.5, 0.25]
 
 
-# ------------------------------------------------------------------------------ how many steps there are
+# ------------------------------------------------------------------------------ numbers of steps
 
 
 @pytest.mark.parametrize(
-    ("overrides", "wanted"),
+    ("overrides", "expected"),
     [
         (["scheduler.T_max=${total_steps:}"], 35),
         (["scheduler.T_max=${total_steps:0.2}"], 7),
         (["scheduler.T_max=${total_steps:0.2,1}"], 28),
-        (["scheduler.T_max=${total_steps:0.001}"], 1),  # a part is never nothing
+        (["scheduler.T_max=${total_steps:0.001}"], 1),  # at least one step
         (["scheduler.T_max=${steps_per_epoch:}"], 5),
         (["scheduler.T_max=${steps_per_epoch:3}"], 15),
         (["scheduler.T_max=${total_steps:}", "scheduler.interval=epoch"], 7),
@@ -208,15 +208,15 @@ def test_rates_given_as_lists_stay_as_they_are() -> None:
     ],
     ids=str,
 )
-def test_steps_are_counted_in_the_schedulers_own_interval(overrides: list[str], wanted: int) -> None:
-    asked = ["scheduler=cosine", "scheduler.interval=step", *overrides, "epochs=7", "limit_batches=5"]
-    state = build.build_session(compose(asked)).state
+def test_steps_are_counted_in_the_interval_of_the_scheduler(overrides: list[str], expected: int) -> None:
+    overrides = ["scheduler=cosine", "scheduler.interval=step", *overrides, "epochs=7", "limit_batches=5"]
+    state = build.build_session(compose(overrides)).state
     scheduler: Any
     (scheduler,) = state.objects.step_schedulers + state.objects.epoch_schedulers
-    assert scheduler.T_max == wanted
+    assert scheduler.T_max == expected
 
 
-def test_the_parts_of_a_run_add_up_to_its_steps() -> None:
+def test_the_phases_of_a_schedule_add_up_to_all_steps() -> None:
     state = build.build_session(compose(["scheduler=warmup_cosine", "epochs=3", "limit_batches=7"])).state
     sequence: Any
     (sequence,) = state.objects.step_schedulers
@@ -225,10 +225,16 @@ def test_the_parts_of_a_run_add_up_to_its_steps() -> None:
     assert sequence._milestones == [first.total_iters]
 
 
-def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
-    (here / "ownrates.py").write_text("def half(step): return 0.5 ** step\n")
-    asked = ["scheduler=lambda", "scheduler.lr_lambda=ownrates.half", "epochs=3", "limit_batches=1", "data.split=off"]
-    session = build.build_session(compose(asked))
+def test_a_scheduler_can_use_a_custom_function(here: Any) -> None:
+    (here / "myrates.py").write_text("def half(step): return 0.5 ** step\n")
+    overrides = [
+        "scheduler=lambda",
+        "scheduler.lr_lambda=myrates.half",
+        "epochs=3",
+        "limit_batches=1",
+        "data.split=off",
+    ]
+    session = build.build_session(compose(overrides))
     fit(session.state, session.train)
     assert session.state.objects.optimizer.param_groups[0]["lr"] == 0.01 / 8
 
@@ -253,7 +259,7 @@ def test_a_scheduler_may_be_a_function_of_ones_own(here: Any) -> None:
         (["scheduler=off"], ["write scheduler=none"]),
     ],
 )
-def test_a_wrong_scheduler_is_told_by_its_key(overrides: list[str], words: list[str]) -> None:
+def test_a_wrong_scheduler_is_an_error_that_names_its_key(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(TrainkitError) as caught:
         build.build_session(compose(overrides))
     assert all(word in str(caught.value) for word in words), str(caught.value)

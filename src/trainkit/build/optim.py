@@ -19,7 +19,7 @@ from trainkit.core.errors import ConfigError, UserCodeError
 from trainkit.optim import groups as optim
 from trainkit.optim.params import Param
 from trainkit.optim.rules import OptimizerOptions
-from trainkit.optim.schedulers import PER_GROUP, Scheduler, keep_group_ratios
+from trainkit.optim.schedulers import PER_GROUP_ARGUMENTS, Scheduler, keep_group_ratios
 from trainkit.training.compile import skip_dynamo
 
 # Options of which torch reads the optimizer's own value alone.
@@ -187,7 +187,7 @@ def build_scheduler(node: dict[str, Any], path: str, optimizer: Optimizer, ratio
     own = {"_target_": node["_target_"], **arguments}
     scheduler: Scheduler = call_target(own, path, cls, optimizer=optimizer, **objects)
     now = {float(group["lr"]) for group in optimizer.param_groups}
-    asked = any(isinstance(arguments.get(key), list) for key in PER_GROUP)
+    asked = any(isinstance(arguments.get(key), list) for key in PER_GROUP_ARGUMENTS)
     if len(set(ratios)) > 1 and len(now) == 1 and now != {0.0} and not asked:
         raise ConfigError(
             f"{path}: {type(scheduler).__name__} gives all param groups one rate, theirs go as {ratios}",

@@ -1,1 +1,26 @@
-"""Param groups by rule, and schedulers that keep the ratios between groups."""
+"""Optimizers and schedulers over param groups that rules make.
+
+`params` lists the parameters of a model by name, `layers` numbers the layers, `rules` checks and matches rules,
+and `groups` resolves rules to groups. `chained` combines several optimizers. `schedulers` keeps the ratios of
+learning rates between groups.
+"""
+
+from trainkit.optim.chained import ChainedOptimizer
+from trainkit.optim.groups import Group, param_table, resolve_groups
+from trainkit.optim.layers import model_layers
+from trainkit.optim.params import Param, named_params
+from trainkit.optim.rules import OptimizerOptions
+from trainkit.optim.schedulers import Scheduler, keep_group_ratios
+
+__all__ = [
+    "ChainedOptimizer",
+    "Group",
+    "OptimizerOptions",
+    "Param",
+    "Scheduler",
+    "keep_group_ratios",
+    "model_layers",
+    "named_params",
+    "param_table",
+    "resolve_groups",
+]

@@ -1,4 +1,4 @@
-"""Several optimizers that act as one."""
+"""Several optimizers that are used as one."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch.optim import Optimizer
 
 
 class ChainedOptimizer:
-    """Several optimizers that zero and step as one; each parameter is in one of them."""
+    """Optimizers that zero gradients and step together. Each parameter belongs to one of them."""
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
         self.optimizers = dict(optimizers)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all, in the order of the optimizers."""
+        """The param groups of all optimizers, in order."""
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Those of the first."""
+        """The defaults of the first optimizer."""
         return next(iter(self.optimizers.values())).defaults
 
     def zero_grad(self) -> None:
-        """Let go of every gradient."""
+        """Reset the gradients of all parameters."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
 
     def step(self) -> None:
-        """Let each update its own parameters."""
+        """Step every optimizer."""
         for optimizer in self.optimizers.values():
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Parameters to param groups by rule: the first that matches a parameter and sets a field decides it."""
+"""Param groups: the parameters of an optimizer that share all options, resolved from rules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ from typing import Any
 
 from trainkit.core.errors import ConfigError, Problem
 from trainkit.optim.params import Param
-from trainkit.optim.rules import OWN_OPTIONS, SELECTORS, OptimizerOptions, listed, malformed, matches, nearest_names
+from trainkit.optim.rules import (
+    RULE_OPTIONS,
+    SELECTORS,
+    OptimizerOptions,
+    as_list,
+    check_rule,
+    matches,
+    suggest_selector,
+)
 
 
 @dataclass
 class Group:
-    """Parameters of one optimizer that share every option; `options` are those that a rule set, and lr."""
+    """Parameters of one optimizer that share all options.
+
+    Attributes:
+        name: the names of the rules that set the options, or `default`.
+        optimizer: the name of the optimizer.
+        params: the parameters, each under its first name.
+        options: the options that rules set, and lr.
+    """
 
     name: str
     optimizer: str
@@ -22,7 +37,7 @@ class Group:
     options: dict[str, Any]
 
     def as_param_group(self) -> dict[str, Any]:
-        """What `torch.optim` takes for this group."""
+        """Return the param group that a torch optimizer expects."""
         names = {"name": self.name, "param_names": [param.name for param in self.params]}
         return {"params": [param.tensor for param in self.params], **self.options, **names}
 
@@ -30,191 +45,218 @@ class Group:
 def resolve_groups(
     params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, OptimizerOptions]
 ) -> list[Group]:
-    """Groups out of rules, in the order of the rules that decide them; freezes what they freeze.
+    """Resolve rules to param groups, in the order of the rules, and freeze parameters.
 
-    A rule has selectors, of which all must hold (`name`: a regular expression for the whole name;
-    `module`: a path prefix; `type`: the class of the owning module, by name or dotted path,
-    subclasses too; `ndim`; `layer`: as `layers` counts, -1 is the last), and options: any of the
-    optimizer's, `lr_mult`, `layer_decay` (lr times it to the power of the layers above), `freeze`,
-    `optimizer` (by its name), `optional`.
+    A rule maps selectors and options to values. It matches a parameter that fulfils all selectors: `name` (a
+    regular expression for the whole name), `module` (a path prefix), `type` (the class of the owning module, by
+    name or dotted path; subclasses too), `ndim`, and `layer` (as `model_layers` counts; -1 is the last layer).
+    The options are those of the optimizer, `lr_mult`, `layer_decay` (multiplies lr by layer_decay ** layers
+    above), `freeze`, `optimizer` (its name) and `optional`. The first matching rule that sets an option of a
+    parameter decides that option.
 
     Args:
-        params: from `named_params`; their `fields` and `decided_by` are filled in.
-        rules: name to rule.
-        optimizers: the options of each optimizer by its name. What no rule gives an optimizer goes
-            to the one that no rule names.
+        params: from `named_params`; their `rule_options` and `decided_by` are filled in.
+        rules: the rules by name.
+        optimizers: the options of each optimizer, by name. Parameters without an assigned optimizer go to the
+            only optimizer that no rule names.
 
     Raises:
-        ConfigError: everything that is wrong with the rules.
+        ConfigError: all problems of the rules.
     """
     problems: list[Problem] = []
     for name, rule in rules.items():
-        wrong = [*malformed(name, rule, optimizers)]
-        problems += wrong or _apply(name, rule, params)
-    problems += [*_frozen_later(rules, params), *_ties(params)]
+        problems += list(check_rule(name, rule, optimizers)) or _apply_rule(name, rule, params)
+    problems += [*_check_frozen_later(rules, params), *_check_tied(params)]
     if problems:
         raise ConfigError(*problems)
-    trainable = {id(param.tensor): param for param in reversed(params) if not param.frozen}
-    chosen = [param for param in params if trainable.get(id(param.tensor)) is param]
-    if not chosen:
-        raise ConfigError("the model has no trainable parameter", hint="freeze less, or give it one")
-    problems = [*_assign(chosen, rules, list(optimizers)), *_unknown_options(chosen, optimizers)]
+    trainable = _trainable(params)
+    if not trainable:
+        raise ConfigError("the model has no trainable parameter", hint="freeze fewer parameters")
+    problems = [*_assign_optimizers(trainable, rules, list(optimizers)), *_check_options(trainable, optimizers)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     for param in params:
         if param.frozen:
             param.tensor.requires_grad_(False)
-    return _merge(chosen, rules, optimizers)
+    return _merge(trainable, rules, optimizers)
 
 
-# ------------------------------------------------------------------------------ what the rules decide
+# -------------------------------------------------------------------------------------- application of rules
 
 
-def _apply(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[Problem]:
-    """Let a rule decide what none before it decided; tell if it could not decide anything."""
+def _apply_rule(name: str, rule: Mapping[str, Any], params: list[Param]) -> list[Problem]:
+    """Set the options of a rule that no earlier rule has set. Return a problem if the rule has no effect."""
     matched = [param for param in params if matches(rule, param)]
-    alive = [param for param in matched if not param.frozen]
-    shadows: set[str] = set()
-    dead = True
+    all_frozen = all(param.frozen for param in matched)
+    earlier: set[str] = set()
+    has_effect = False
     for param in matched:
-        sets = {key: value for key, value in rule.items() if key not in (*SELECTORS, "optional")}
-        if "layer_decay" in sets:
-            sets["lr_mult"] = sets.pop("layer_decay") ** param.height
-        shadows |= {param.decided_by[key] for key in sets if key in param.decided_by}
-        free = {key: value for key, value in sets.items() if key not in param.decided_by}
-        dead &= not free or param.frozen
-        param.fields |= free
-        param.decided_by |= dict.fromkeys(free, name)
+        options = {key: value for key, value in rule.items() if key not in (*SELECTORS, "optional")}
+        if "layer_decay" in options:
+            options["lr_mult"] = options.pop("layer_decay") ** param.height
+        earlier |= {param.decided_by[key] for key in options if key in param.decided_by}
+        new = {key: value for key, value in options.items() if key not in param.decided_by}
+        has_effect |= bool(new) and not param.frozen
+        param.rule_options |= new
+        param.decided_by |= dict.fromkeys(new, name)
     if rule.get("optional", False):
-        return
-    for key in ("module", "layer"):  # a type that a model lacks is no mistake: rules are for several models
-        for value in listed(rule.get(key, [])) if matched else ():
-            if not any(matches({key: value}, param) for param in params):
-                cause = f"param_groups.{name}.{key}: no parameter matches {value!r}"
-                yield Problem(cause, nearest_names({key: value}, params))
-    if not dead:
-        return
-    way_out = f"or write param_groups.{name}.optional=true"
+        return []
     if not matched:
         selectors = {key: rule[key] for key in SELECTORS if key in rule}
-        yield Problem(f"param_groups.{name}: no parameter matches {selectors}", nearest_names(selectors, params))
-    elif not alive:
-        cause = f"param_groups.{name}: it matches only frozen parameters ({_some(matched)})"
-        yield Problem(cause, f"delete it, {way_out}")
-    else:
-        deciders = ", ".join(sorted(shadows))
-        yield Problem(f"param_groups.{name}: all it sets is decided before it, by {deciders}", f"move it up, {way_out}")
+        cause = f"param_groups.{name}: no parameter matches {selectors}"
+        return [Problem(cause, suggest_selector(selectors, params))]
+    problems = list(_check_values(name, rule, params))
+    if not has_effect and all_frozen:
+        cause = f"param_groups.{name}: the rule matches only frozen parameters ({_join_names(matched)})"
+        problems.append(Problem(cause, f"delete the rule, {_or_optional(name)}"))
+    elif not has_effect:
+        cause = f"param_groups.{name}: all its options are set by earlier rules ({', '.join(sorted(earlier))})"
+        problems.append(Problem(cause, f"move the rule up, {_or_optional(name)}"))
+    return problems
 
 
-def _frozen_later(rules: Mapping[str, Any], params: list[Param]) -> Iterator[Problem]:
-    """Rules that decided something, but only of parameters that a later rule froze."""
-    for place, (name, rule) in enumerate(rules.items()):
+def _check_values(name: str, rule: Mapping[str, Any], params: list[Param]) -> Iterator[Problem]:
+    """Yield a problem for each value of a list that matches nothing.
+
+    A type may match nothing, because rules are shared by models.
+    """
+    for key in ("module", "layer"):
+        for value in as_list(rule.get(key, [])):
+            if not any(matches({key: value}, param) for param in params):
+                cause = f"param_groups.{name}.{key}: no parameter matches {value!r}"
+                yield Problem(cause, suggest_selector({key: value}, params))
+
+
+def _check_frozen_later(rules: Mapping[str, Any], params: list[Param]) -> Iterator[Problem]:
+    """Yield a problem for each rule whose parameters are all frozen by later rules."""
+    for position, (name, rule) in enumerate(rules.items()):
         decided = [param for param in params if name in param.decided_by.values()]
-        froze = {param.decided_by.get("freeze") for param in decided if param.frozen}
-        later = [other for other in list(rules)[place + 1 :] if other in froze]
+        freezing = {param.decided_by.get("freeze") for param in decided if param.frozen}
+        later = [other for other in list(rules)[position + 1 :] if other in freezing]
         if later and all(param.frozen for param in decided) and not rule.get("optional"):
-            cause = f"param_groups.{name}: it decides only frozen parameters ({_some(decided)})"
-            hint = f"delete it, or write param_groups.{name}.optional=true"
-            yield Problem(f"{cause}, frozen by {', '.join(later)}", hint)
+            cause = f"param_groups.{name}: the rule sets options of frozen parameters only ({_join_names(decided)})"
+            yield Problem(f"{cause}, frozen by {', '.join(later)}", f"delete the rule, {_or_optional(name)}")
 
 
-def _some(params: Iterable[Param]) -> str:
+def _check_tied(params: list[Param]) -> Iterator[Problem]:
+    """Yield a problem for each name of a tied parameter whose options differ from those of the first name."""
+    first: dict[int, Param] = {}
+    for param in params:
+        other = first.setdefault(id(param.tensor), param)
+        if other.rule_options != param.rule_options:
+            names = [p.name for p in params if p.tensor is param.tensor]
+            yield Problem(
+                f"{other.name} and {param.name} are one (tied) parameter with different options: "
+                f"{other.rule_options or 'default'} and {param.rule_options or 'default'}",
+                f"match all its names in the same rule: name: '{'|'.join(map(re.escape, names))}'",
+            )
+
+
+def _join_names(params: Iterable[Param]) -> str:
     names = [param.name for param in params]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _ties(params: list[Param]) -> Iterator[Problem]:
-    first: dict[int, Param] = {}
-    for param in params:
-        twin = first.setdefault(id(param.tensor), param)
-        if twin.fields != param.fields:
-            names = [p.name for p in params if p.tensor is param.tensor]
-            yield Problem(
-                f"{twin.name} and {param.name} are one (tied) parameter, decided differently: "
-                f"{twin.fields or 'default'} and {param.fields or 'default'}",
-                f"let the rules match all its names: name: '{'|'.join(map(re.escape, names))}'",
-            )
+def _or_optional(name: str) -> str:
+    return f"or allow that it has no effect: param_groups.{name}.optional=true"
 
 
-def _assign(params: list[Param], rules: Mapping[str, Any], optimizers: list[str]) -> Iterator[Problem]:
-    """Give what no rule assigned to the one optimizer that no rule names."""
+# ---------------------------------------------------------------------------------- assignment to optimizers
+
+
+def _trainable(params: list[Param]) -> list[Param]:
+    """Return the trainable parameters, each under its first name."""
+    first = {id(param.tensor): param for param in reversed(params) if not param.frozen}
+    return [param for param in params if first.get(id(param.tensor)) is param]
+
+
+def _assign_optimizers(params: list[Param], rules: Mapping[str, Any], optimizers: list[str]) -> Iterator[Problem]:
+    """Assign parameters without an optimizer to the only optimizer that no rule names."""
     named = {rule.get("optimizer") for rule in rules.values()}
-    left = [name for name in optimizers if name not in named]
-    homeless = [param for param in params if "optimizer" not in param.fields]
-    if len(left) == 1:
-        for param in homeless:
-            param.fields["optimizer"] = left[0]
-    elif homeless:
-        hint = f"add a last rule: rest: {{name: '.*', optimizer: {optimizers[-1]}}}"
-        yield Problem(f"param_groups: no rule gives an optimizer ({', '.join(optimizers)}) to {_some(homeless)}", hint)
+    unnamed = [name for name in optimizers if name not in named]
+    unassigned = [param for param in params if "optimizer" not in param.rule_options]
+    if len(unnamed) == 1:
+        for param in unassigned:
+            param.rule_options["optimizer"] = unnamed[0]
+    elif unassigned:
+        cause = f"param_groups: no rule assigns an optimizer ({', '.join(optimizers)}) to {_join_names(unassigned)}"
+        yield Problem(cause, f"add a last rule: rest: {{name: '.*', optimizer: {optimizers[-1]}}}")
         return
     for name in optimizers:
-        if not any(param.fields["optimizer"] == name for param in params):
-            hint = f"give it some by a rule: {{ndim: 2, optimizer: {name}}}, or delete it"
-            yield Problem(f"optim.{name}: it is given no parameter", hint)
+        if not any(param.rule_options["optimizer"] == name for param in params):
+            hint = f"assign parameters by a rule, such as {{ndim: 2, optimizer: {name}}}, or delete optim.{name}"
+            yield Problem(f"optim.{name}: no parameter is assigned to this optimizer", hint)
 
 
-def _unknown_options(params: list[Param], optimizers: Mapping[str, OptimizerOptions]) -> Iterator[Problem]:
-    """OptimizerOptions that a parameter's own optimizer does not have."""
+def _check_options(params: list[Param], optimizers: Mapping[str, OptimizerOptions]) -> Iterator[Problem]:
+    """Yield a problem for each option that a parameter's optimizer does not have."""
     for param in params:
-        optimizer = param.fields.get("optimizer")
-        if optimizer is None:  # told already
+        optimizer = param.rule_options.get("optimizer")
+        if optimizer is None:  # reported by _assign_optimizers
             continue
-        known = optimizers[optimizer]
-        for key in param.fields.keys() - {"freeze", "optimizer", "lr_mult"}:
-            if key not in known:
-                where = f"param_groups.{param.decided_by[key]}.{key}"
-                cause = f"{where}: {optimizer}, which {param.name} is in, has no such option"
-                yield Problem(cause, f"it has {', '.join(sorted(known.defaults))}")
-        if "lr_mult" in param.fields and param.fields.get("lr", known.defaults.get("lr")) is None:
-            where = f"param_groups.{param.decided_by['lr_mult']}"
-            yield Problem(f"{where}: {optimizer} has no lr to multiply", "set lr=VALUE, or write lr instead")
+        available = optimizers[optimizer]
+        for key in param.rule_options.keys() - {"freeze", "optimizer", "lr_mult"}:
+            if key not in available:
+                path = f"param_groups.{param.decided_by[key]}.{key}"
+                cause = f"{path}: {optimizer}, the optimizer of {param.name}, does not have this option"
+                yield Problem(cause, f"{optimizer} has {', '.join(sorted(available.defaults))}")
+        lr = param.rule_options.get("lr", available.defaults.get("lr"))
+        if "lr_mult" in param.rule_options and lr is None:
+            cause = f"param_groups.{param.decided_by['lr_mult']}: {optimizer} has no lr to multiply"
+            yield Problem(cause, "write lr=VALUE, or set lr in the rule")
 
 
-# ----------------------------------------------------------------------------------------- the groups
+# ------------------------------------------------------------------------------------------------- the groups
 
 
 def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, OptimizerOptions]) -> list[Group]:
-    """One group for each optimizer and set of options in force, in the order of the rules.
+    """Return one group for each optimizer and set of effective options, in the order of the rules.
 
-    A group is named by the rules that decided it: `a+b` where both did, `a|b` where either did,
-    `a[3]` for layer 3 of a layer_decay, `default` where some parameter in it was decided by none.
-    What two rules or one came to alike goes by the one.
+    A group is named after the rules that decided its options: `a+b` if both rules decided every parameter,
+    `a|b` if either rule did, `a[3]` for layer 3 of a layer_decay, and `default` if no rule did. If a
+    parameter with fewer rules has the same options, its rules name the group.
     """
-    order = list(rules)
     groups: dict[str, Group] = {}
-    deciders: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}  # of each group, with the place of the first
+    deciders: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}  # for each group: rules -> position
     for param in params:
-        optimizer, options = param.fields["optimizer"], in_force(param, optimizers)
+        optimizer, options = param.rule_options["optimizer"], effective_options(param, optimizers)
         key = repr((optimizer, sorted((name, _comparable(value)) for name, value in options.items())))
-        chosen = {name: value for name, value in options.items() if name == "lr" or name in param.fields}
-        groups.setdefault(key, Group("", optimizer, [], chosen)).params.append(param)
-        names, place = [], (len(order), 0)
-        for rule in (rule for rule in order if rule in param.decided_by.values()):
-            by_layer = param.decided_by.get("lr_mult") == rule and "layer_decay" in rules[rule]
-            names.append(f"{rule}[{param.layer}]" if by_layer else rule)
-            place = min(place, (order.index(rule), param.layer if by_layer else 0))
-        deciders.setdefault(key, {})[tuple(names)] = place
-    placed = []
+        shown = {name: value for name, value in options.items() if name == "lr" or name in param.rule_options}
+        groups.setdefault(key, Group("", optimizer, [], shown)).params.append(param)
+        names, position = _deciders(param, rules)
+        deciders.setdefault(key, {})[names] = position
+    positioned = []
     for key, group in groups.items():
         found = deciders[key]
-        fewest = [names for names in found if not any(set(other) < set(names) for other in found)]
-        fewest.sort(key=found.__getitem__)
-        group.name = "|".join("+".join(names) for names in fewest) or "default"
-        placed.append((found[fewest[0]], group))
-    return [group for _, group in sorted(placed, key=lambda pair: pair[0])]
+        minimal = [names for names in found if not any(set(other) < set(names) for other in found)]
+        minimal.sort(key=found.__getitem__)
+        group.name = "|".join("+".join(names) for names in minimal) or "default"
+        positioned.append((found[minimal[0]], group))
+    return [group for _, group in sorted(positioned, key=lambda pair: pair[0])]
 
 
-def in_force(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
-    """Every option of a parameter's optimizer, with the value that counts for this parameter."""
-    options = {**optimizers[param.fields["optimizer"]].defaults, **param.fields}
+def _deciders(param: Param, rules: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """Return the rules that decided options of a parameter, and the sort position of the first of them."""
+    names = []
+    position = (len(rules), 0)
+    for number, (name, rule) in enumerate(rules.items()):
+        if name in param.decided_by.values():
+            by_layer = param.decided_by.get("lr_mult") == name and "layer_decay" in rule
+            names.append(f"{name}[{param.layer}]" if by_layer else name)
+            position = min(position, (number, param.layer if by_layer else 0))
+    return tuple(names), position
+
+
+def effective_options(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
+    """Return all options of a parameter's optimizer with the values that apply to the parameter."""
+    options = {**optimizers[param.rule_options["optimizer"]].defaults, **param.rule_options}
     if "lr_mult" in options:
         options["lr"] = options["lr"] * options["lr_mult"]
-    return {name: value for name, value in options.items() if name not in OWN_OPTIONS}
+    return {name: value for name, value in options.items() if name not in RULE_OPTIONS}
 
 
 def _comparable(value: Any) -> Any:
-    """Equal values as equal text: 0 and 0.0, lists and tuples."""
+    """Return a value whose repr is the same for equal values: 0 and 0.0, lists and tuples."""
     if isinstance(value, list | tuple):
         return tuple(map(_comparable, value))
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -223,11 +265,11 @@ def _comparable(value: Any) -> Any:
 def param_table(
     params: list[Param], groups: list[Group], optimizers: Mapping[str, OptimizerOptions]
 ) -> list[dict[str, Any]]:
-    """Each parameter (a tied one once), its group, the options in force and the rule that decided each.
+    """Return a row for each parameter with its group, effective options and the rule that decided each option.
 
-    Rows have `name`, `aliases` (a tied parameter's other names), `shape`, `count` (of elements),
-    `layer`, `group`, `optimizer`, `options` (option to value), `decided_by` (option to a rule's name
-    or `default`), `trainable`. What is frozen is in no group.
+    A row has `name`, `aliases` (further names of a tied parameter), `shape`, `count` (number of elements),
+    `layer`, `group`, `optimizer`, `options` (name to value), `decided_by` (option to the name of a rule or
+    `default`) and `trainable`. A frozen parameter is not in a group.
     """
     group_of = {id(param.tensor): (group, param) for group in groups for param in group.params}
     rows: dict[int, dict[str, Any]] = {}
@@ -235,16 +277,8 @@ def param_table(
         if id(param.tensor) in rows:
             rows[id(param.tensor)]["aliases"].append(param.name)
             continue
-        group, decided = group_of.get(id(param.tensor), (None, param))
-        options = in_force(decided, optimizers) if group else {}
-        decided_by = {name: decided.decided_by.get(name, "default") for name in options}
-        if "lr_mult" in decided.decided_by and group:
-            rules = [decided.decided_by[key] for key in ("lr", "lr_mult") if key in decided.decided_by]
-            decided_by["lr"] = "+".join(dict.fromkeys(rules))
-        if group is None:
-            decided_by["freeze"] = decided.decided_by.get("freeze", "default")
-        elif len(optimizers) > 1:
-            decided_by["optimizer"] = decided.decided_by.get("optimizer", "default")
+        group, grouped = group_of.get(id(param.tensor), (None, param))
+        options = effective_options(grouped, optimizers) if group else {}
         rows[id(param.tensor)] = {
             "name": param.name,
             "aliases": [],
@@ -254,7 +288,22 @@ def param_table(
             "group": group and group.name,
             "optimizer": group and group.optimizer,
             "options": options,
-            "decided_by": decided_by,
+            "decided_by": (
+                _decided_by(grouped, options, several=len(optimizers) > 1)
+                if group
+                else {"freeze": param.decided_by.get("freeze", "default")}
+            ),
             "trainable": group is not None,
         }
     return list(rows.values())
+
+
+def _decided_by(param: Param, options: Mapping[str, Any], *, several: bool) -> dict[str, str]:
+    """Return the rule that decided each effective option, and the optimizer if there are several."""
+    decided_by = {name: param.decided_by.get(name, "default") for name in options}
+    if "lr_mult" in param.decided_by:
+        rules = [param.decided_by[key] for key in ("lr", "lr_mult") if key in param.decided_by]
+        decided_by["lr"] = "+".join(dict.fromkeys(rules))
+    if several:
+        decided_by["optimizer"] = param.decided_by.get("optimizer", "default")
+    return decided_by

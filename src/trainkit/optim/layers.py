@@ -1,4 +1,4 @@
-"""How deep in a model each parameter lies: its layer, counted from the input."""
+"""The layers of a model: groups of parameters, counted from the input."""
 
 from __future__ import annotations
 
@@ -12,56 +12,60 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def model_layers(model: nn.Module) -> list[list[nn.Parameter]]:
-    """The parameters of any model, frozen ones too, layer by layer from the input to the head.
+    """Return the parameters of a model, including frozen parameters, layer by layer from the input to the head.
 
-    A layer is a block of a stack (a residual block, a transformer block), wherever in the model the
-    stack is, or else a module. What is no layer of its own joins one: a norm behind a block the layer
-    after it, a norm behind anything else the layer before it, a parameter that a model holds itself
-    the layer before it. So a vision transformer has its embeddings, its blocks and its head, as in
-    BEiT (https://arxiv.org/abs/2106.08254). A tied parameter counts where it is first met.
+    A layer is a block of a stack (a residual block, a transformer block) at any depth, or else a module.
+    Other parameters join a neighbouring layer:
+
+    - A norm after a block joins the next layer. Any other norm joins the previous layer.
+    - A parameter that a composed module holds directly joins the previous layer.
+
+    So the layers of a vision transformer are its embeddings, its blocks and its head, as in BEiT
+    (https://arxiv.org/abs/2106.08254). A tied parameter belongs to the first layer that contains it.
     """
-    found: list[list[nn.Parameter]] = []
-    waiting: list[nn.Parameter] = []  # for the next layer
-    before = ""
+    layers: list[list[nn.Parameter]] = []
+    for_next: list[nn.Parameter] = []
+    previous = ""
     for kind, params in _pieces(model, set(), in_block=False):
         if kind in ("block", "module"):
-            found.append(waiting + params)
-            waiting, before = [], kind
-        elif not found or (kind == "norm" and before == "block"):
-            waiting += params
+            layers.append(for_next + params)
+            for_next, previous = [], kind
+        elif not layers or (kind == "norm" and previous == "block"):
+            for_next += params
         else:
-            found[-1] += params
-    if found:
-        found[-1] += waiting
-    return found or [waiting]
+            layers[-1] += params
+    if layers:
+        layers[-1] += for_next
+    return layers or [for_next]
 
 
 def _pieces(module: nn.Module, seen: set[int], *, in_block: bool) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    """The parameters inside a module in order, in pieces: a `block`, a `module`, a `norm`, its `own`."""
-    yield "own", _unseen(module, seen, recurse=False)
+    """Yield the parameters of a module in order, in pieces of a kind: `block`, `module`, `norm` or `direct`."""
+    yield "direct", _take_unseen(module, seen, recurse=False)
     children = [child for child in module.children() if any(id(p) not in seen for p in child.parameters())]
     for child in children:
-        blocks = in_block or child in _blocks(module)
+        child_in_block = in_block or child in _stack_blocks(module)
         wrapped = type(module) not in CONTAINERS and len(children) == 1 and not list(child.parameters(recurse=False))
-        opens = type(child) in CONTAINERS or (wrapped and list(child.children())) or _holds_stack(child, blocks)
-        if opens and not is_parametrized(child):
-            yield from _pieces(child, seen, in_block=blocks)
+        descend = type(child) in CONTAINERS or (wrapped and list(child.children()))
+        if (descend or _contains_stack(child, child_in_block)) and not is_parametrized(child):
+            yield from _pieces(child, seen, in_block=child_in_block)
             continue
-        params = _unseen(child, seen, recurse=True)
-        whole = "block" if list(child.children()) else "module"
-        yield "norm" if all(p.dim() < 2 for p in params) else whole, params
+        params = _take_unseen(child, seen, recurse=True)
+        kind = "block" if list(child.children()) else "module"
+        yield "norm" if all(p.dim() < 2 for p in params) else kind, params
 
 
-def _unseen(module: nn.Module, seen: set[int], *, recurse: bool) -> list[nn.Parameter]:
+def _take_unseen(module: nn.Module, seen: set[int], *, recurse: bool) -> list[nn.Parameter]:
+    """Return the parameters that are not in `seen`, and add them to `seen`."""
     params = [p for p in module.parameters(recurse=recurse) if id(p) not in seen]
     seen.update(map(id, params))
     return params
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a stack: a container's children of one kind, each with several weights.
+def _stack_blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a stack: children of a container that have the same class and several weights each.
 
-    So a convolution with its norm and activation is no block, nor is one module with none like it.
+    A convolution with its norm and activation has only one weight, so it is not a block.
     """
     if not isinstance(module, CONTAINERS):
         return []
@@ -72,13 +76,13 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return [child for child in composed if count[type(child)] > 1]
 
 
-def _holds_stack(module: nn.Module, in_block: bool) -> bool:
-    """Whether there is a stack inside at any depth; inside a block, of blocks that are composed themselves.
+def _contains_stack(module: nn.Module, in_block: bool) -> bool:
+    """Return whether a module contains a stack at any depth.
 
-    That tells a stage's blocks from a block's experts.
+    Inside a block, only a stack of composed blocks counts: the blocks of a stage, not the experts of a block.
     """
     for part in module.modules():
-        for block in _blocks(part):
+        for block in _stack_blocks(part):
             if not in_block or any(list(p.parameters()) and list(p.children()) for p in block.children()):
                 return True
     return False

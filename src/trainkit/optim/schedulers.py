@@ -1,4 +1,4 @@
-"""Schedulers over param groups: a rate that is given once keeps the groups' ratios."""
+"""Schedulers that keep the ratios of learning rates between param groups."""
 
 from __future__ import annotations
 
@@ -10,50 +10,55 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmResta
 from trainkit.core.errors import ConfigError
 
 Scheduler = LRScheduler | ReduceLROnPlateau
-PER_GROUP = ("max_lr", "base_lr", "min_lr", "swa_lr")  # torch takes one number, or a list with one for each group
-ONE_FLOOR = (CosineAnnealingLR, CosineAnnealingWarmRestarts)  # whose eta_min torch takes for all groups
+# Arguments for which torch accepts a number, or a list with one number per param group.
+PER_GROUP_ARGUMENTS = ("max_lr", "base_lr", "min_lr", "swa_lr")
+# Schedulers that have one eta_min for all param groups.
+SHARED_ETA_MIN = (CosineAnnealingLR, CosineAnnealingWarmRestarts)
 
 
 def keep_group_ratios(cls: Any, arguments: dict[str, Any], ratios: Sequence[float]) -> tuple[Any, dict[str, Any]]:
-    """A scheduler's class and arguments such that no rate among them is the same for unequal groups.
+    """Scale the learning rates in a scheduler's arguments by group, so that the groups keep their ratios.
 
-    torch takes `max_lr`, `base_lr` and `min_lr` as they are for all groups, and `eta_min` as the one
-    floor of all. Here the number is meant for a group of ratio 1, and the others have it in
-    proportion. Lists stay as they are.
+    torch applies `max_lr`, `base_lr`, `min_lr` and `eta_min` to all groups alike. Here a number applies to a
+    group with ratio 1 and is scaled by the ratio for every other group. Lists stay unchanged.
 
     Args:
-        cls: the scheduler's class.
-        arguments: what it is called with, the optimizer aside.
-        ratios: each param group's learning rate over the one that the numbers are meant for.
+        cls: the class of the scheduler.
+        arguments: its arguments without the optimizer.
+        ratios: for each param group, its learning rate divided by the base learning rate.
+
+    Returns:
+        The class and the arguments to use.
 
     Raises:
-        ConfigError: a list of floors that does not fit the groups.
+        ConfigError: the length of a list for `eta_min` is not the number of groups.
     """
     if all(ratio == 1 for ratio in ratios):
         return cls, arguments
     arguments = dict(arguments)
-    for name in PER_GROUP:
+    for name in PER_GROUP_ARGUMENTS:
         if isinstance(arguments.get(name), int | float):
             arguments[name] = [arguments[name] * ratio for ratio in ratios]
-    floor = arguments.get("eta_min")
-    if isinstance(cls, type) and issubclass(cls, ONE_FLOOR) and floor:
-        floors = floor if isinstance(floor, list) else [floor * ratio for ratio in ratios]
-        if len(floors) != len(ratios):
-            raise ConfigError(f"eta_min={floors}: there are {len(ratios)} param groups", hint="give one for each")
-        arguments["eta_min"] = floors[0]
-        cls = type(cls.__name__, (_FloorByGroup, cls), {"floors": floors})
+    eta_min = arguments.get("eta_min")
+    if isinstance(cls, type) and issubclass(cls, SHARED_ETA_MIN) and eta_min:
+        values = eta_min if isinstance(eta_min, list) else [eta_min * ratio for ratio in ratios]
+        if len(values) != len(ratios):
+            cause = f"eta_min={values}: the list must have one value for each of the {len(ratios)} param groups"
+            raise ConfigError(cause, hint="write a number, which is scaled for each group, or a list of that length")
+        arguments["eta_min"] = values[0]
+        cls = type(cls.__name__, (_EtaMinPerGroup, cls), {"eta_min_per_group": values})
     return cls, arguments
 
 
-class _FloorByGroup:
-    """Torch's own formula, evaluated for each group with that group's floor."""
+class _EtaMinPerGroup:
+    """A mixin that evaluates torch's formula for each group with the group's own `eta_min`."""
 
-    floors: list[float]
+    eta_min_per_group: list[float]
     eta_min: float
 
     def get_lr(self) -> list[Any]:
         rates = []
-        for number, floor in enumerate(self.floors):
-            self.eta_min = floor
-            rates.append(super().get_lr()[number])  # type: ignore[misc]  # of the class it is mixed into
+        for number, eta_min in enumerate(self.eta_min_per_group):
+            self.eta_min = eta_min
+            rates.append(super().get_lr()[number])  # type: ignore[misc]  # defined by the scheduler class
         return rates
