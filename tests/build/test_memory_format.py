@@ -17,7 +17,7 @@ from trainkit.core.rng import rng_state
 from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.loop import fit
 
-HERE = "tests.test_layout"
+HERE = "tests.build.test_memory_format"
 VIEWING_OPTIM = [f"optim._target_={HERE}.Rowwise", *(f"~optim.{o}" for o in ("momentum", "dampening", "nesterov"))]
 
 
