@@ -169,13 +169,6 @@ def test_a_multirun_into_the_directory_of_another_is_refused(forked: Command, tm
     assert [file.name for file in (tmp_path / "taken").iterdir()] == ["multirun.yaml"]
 
 
-def test_two_runs_in_one_second_have_a_directory_each(tmp_path: Path) -> None:
-    from trainkit.core.paths import claim_directory
-
-    place = tmp_path / "outputs" / "day" / "time"
-    assert [claim_directory(place).name for _ in range(3)] == ["time", "time_1", "time_2"]
-
-
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
