@@ -1,4 +1,4 @@
-"""torch's compiler: absent until something compiles, whole from then on; models that are compiled train alike."""
+"""Compilation: torch's compiler is imported when something compiles, and compiled models train as others do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import ConfigError
 from trainkit.runs.snapshot import capture_state, digest, restore_state
+from trainkit.training import compile as compilation
 from trainkit.training.compile import compile_model
 from trainkit.training.loop import fit
 
-# What torch itself imports as it compiles.
+# torch itself raises this warning when it compiles.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
-# A process that has trained runs each line it is sent in a fork of itself, and answers with the error, if any.
+# This process trains once. It then runs each line of its input in a fork and answers with the traceback, if any.
 SERVER = """
 import json, os, sys, traceback
 import torch
@@ -59,7 +61,7 @@ def note(x):
     return x + 1
 """
 
-LIGHT = {  # what does not compile anything: it costs no import
+LIGHT = {  # code that compiles nothing and must not import the compiler
     "nothing": "assert 'torch._dynamo.eval_frame' not in sys.modules",
     "inspect": "import inspect; inspect.stack(); inspect.getmodule(torch.nn.Linear); inspect.getmodule(lambda: 0)",
     "pickle": "import pickle; pickle.loads(pickle.dumps(torch.nn.Linear(2, 2)))",
@@ -67,7 +69,7 @@ LIGHT = {  # what does not compile anything: it costs no import
     "module attributes": "[getattr(module, '__warningregistry__', None) for module in list(sys.modules.values())]",
 }
 
-WHOLE = {  # what must find the real one
+WHOLE = {  # code that must find the real torch._dynamo
     "attribute": "torch._dynamo.config.verbose; torch._dynamo.reset()",
     "no such attribute": "assert not hasattr(torch._dynamo, 'nothing_of_this_name')",
     "find_spec": "import importlib.util; assert importlib.util.find_spec('torch._dynamo') is not None",
@@ -98,16 +100,16 @@ WHOLE = {  # what must find the real one
         "@torch.compiler.disable\nclass Own:\n    pass\nOwn()\n"
         "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))"
     ),
-    "disabled stays so": (
+    "disabled before the import": (
         "before = torch.compiler.disable(lambda x: note(x))\n" + SEEN + "\n"
         "torch.compile(lambda x: before(x) * 2, backend='eager')(torch.ones(2))\nassert seen == [False], seen"
     ),
-    "kept from before": (
+    "reference from before the import": (
         "early = torch._dynamo\n" + SEEN + "\n"
         "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))\nlate = early.disable(note)\n"
         "torch.compile(lambda x: late(x) * 2, backend='eager')(torch.ones(2))\nassert seen == [False], seen"
     ),
-    "optimizers are left alone": (
+    "optimizers are not compiled": (
         "import torch._dynamo.testing\nparam = torch.nn.Parameter(torch.ones(1))\n"
         "optimizer = torch.optim.SGD([param], lr=0.5)\nparam.grad = torch.ones(1)\n"
         "torch.compile(optimizer.step, backend='eager')()\nassert param.item() == 0.5"
@@ -131,7 +133,7 @@ WHOLE = {  # what must find the real one
 
 
 class Server:
-    """A process that has trained once without compiling."""
+    """A process that has trained once without compilation."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -144,7 +146,7 @@ class Server:
         )
 
     def run(self, code: str) -> str:
-        """The error that some code ends with in a fork of it; nothing where it ends well."""
+        """Run code in a fork; return its traceback, or an empty string if it succeeds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(code) + "\n")
@@ -160,30 +162,67 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_what_compiles_nothing_does_not_import_the_compiler(name: str, server: Server) -> None:
+def test_code_that_compiles_nothing_does_not_import_the_compiler(name: str, server: Server) -> None:
     assert server.run(LIGHT[name] + "\n" + LIGHT["nothing"]) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_needs_the_compiler_finds_it_whole_after_a_training(name: str, server: Server) -> None:
+def test_code_that_needs_the_compiler_finds_the_real_module_after_a_training(name: str, server: Server) -> None:
     assert server.run(WHOLE[name]) == ""
 
 
+UNVERIFIED = """
+import sys
+import torch
+from trainkit.training import compile as compilation
+compilation.VERIFIED_TORCH = ((1, 0), (2, 0))
+""" + "\n".join(line for line in SERVER.splitlines()[3:] if not line.startswith(("for line", " ")))
+
+
+@pytest.mark.slow
+def test_an_unverified_torch_imports_the_compiler_as_usual() -> None:
+    code = UNVERIFIED + "\nassert 'torch._dynamo.eval_frame' in sys.modules\ntorch._dynamo.reset()"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verified", [((2, 11), (2, 15)), ((2, 0), (2, 1)), ((3, 0), (3, 1))])
+def test_torch_internals_are_changed_only_in_verified_versions(verified: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "VERIFIED_TORCH", verified)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, compilation.DynamoImportWatcher)]
+    monkeypatch.setattr(sys, "meta_path", list(finders))
+    monkeypatch.delitem(sys.modules, compilation.DYNAMO, raising=False)
+    is_verified = verified[0] <= tuple(map(int, torch.__version__.split(".")[:2])) <= verified[1]
+    assert compilation.is_verified_torch() == is_verified
+    compilation.skip_dynamo(optimizer)
+    compilation.defer_dynamo()
+    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    assert [len(registered) for registered in hooks] == [is_verified, is_verified]
+    watchers = [finder for finder in sys.meta_path if finder not in finders]
+    assert len(watchers) == is_verified
+    for watcher in watchers:
+        watcher.find_spec(compilation.DYNAMO, None)
+    assert sys.meta_path == finders
+
+
 class Disables(SmallCNN):
-    """Keeps the compiler from a part of it, as it is built."""
+    """A model that disables the compiler for one of its methods."""
 
     def __init__(self) -> None:
         super().__init__()
         self.compiled: list[bool] = []
-        self.apart = torch.compiler.disable(self.note)
+        self.uncompiled = torch.compiler.disable(self.note)
 
     def note(self, maps: Tensor) -> Tensor:
         self.compiled.append(torch.compiler.is_compiling())
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.apart(self.maps(images)).flatten(1))
+        logits: Tensor = self.head(self.uncompiled(self.maps(images)).flatten(1))
         return logits
 
 
@@ -205,15 +244,15 @@ class CompilesItself(SmallCNN):
         return super().maps(images)
 
 
-def test_a_model_that_compiles_itself_trains_as_another(here: Any) -> None:  # noqa: ARG001
+def test_a_model_that_compiles_itself_trains_like_a_plain_model(here: Any) -> None:  # noqa: ARG001
     assert_close(train_session(small_run(CompilesItself, "ema=0.9")), train_session(small_run(SmallCNN, "ema=0.9")))
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch's compiler looks at after a break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised by torch's compiler after a graph break
 @pytest.mark.parametrize("model", [SmallCNN, Breaks, Disables])
 @pytest.mark.parametrize("more", [["compile=true"], ["compile=reduce-overhead", "ema=0.9", "clip_norm=0.1"]], ids=str)
-def test_a_compiled_model_trains_as_one_that_is_not(model: type[nn.Module], more: list[str]) -> None:
+def test_a_compiled_model_trains_like_a_plain_model(model: type[nn.Module], more: list[str]) -> None:
     overrides = [
         *small_run(model, *more),
         "data.split=0.02",
@@ -231,23 +270,23 @@ def test_a_compiled_model_trains_as_one_that_is_not(model: type[nn.Module], more
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_compiled_model_computes_in_the_precision_asked_for(precision: str) -> None:
+def test_a_compiled_model_computes_in_the_configured_precision(precision: str) -> None:
     overrides = small_run(SmallCNN, f"precision={precision}", "micro_batch=12")
     assert_close(train_session([*overrides, "compile=true"]), train_session(overrides), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_really_compiled() -> None:
+def test_compile_compiles_the_model() -> None:
     from torch._dynamo.utils import counters
 
-    torch.compiler.reset()  # a model of the same code may have been compiled before
+    torch.compiler.reset()  # another test may have compiled a model of the same code
     counters.clear()
     train_session(small_run(SmallCNN, "compile=true"))
     assert counters["frames"]["ok"] >= 1
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
+def test_a_run_resumes_with_and_without_compilation() -> None:
     overrides = small_run(SmallCNN, "optim=adam", "epochs=2")
     straight = train_session(overrides)
     for there, here_ in (("true", "off"), ("off", "true")):
@@ -258,7 +297,7 @@ def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
             def on_epoch(self, state: Any, metrics: Any, kept: list[Any] = saved) -> None:  # noqa: ARG002
                 kept.append(capture_state(state, {}))
 
-        begun.state.settings.epochs = 1
+        begun.state.settings = replace(begun.state.settings, epochs=1)
         fit(begun.state, begun.train, None, [Keep()])
         restore_state(later.state, saved[0])
         assert digest(capture_state(later.state, {})) == digest(saved[0])
@@ -266,7 +305,7 @@ def test_a_run_goes_on_compiled_and_no_longer_compiled() -> None:
         assert_close(later, straight, rtol=1e-3)
 
 
-def test_without_a_compiler_for_the_cpu_compile_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_is_an_error_without_a_cpp_compiler_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import cpp_builder
 
     def none() -> str:
