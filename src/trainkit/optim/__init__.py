@@ -2,7 +2,7 @@
 
 `params` lists the parameters of a model by name, `layers` numbers the layers, `rules` checks and matches rules,
 and `groups` resolves rules to groups. `chained` combines several optimizers. `schedulers` keeps the ratios of
-learning rates between groups.
+learning rates between groups. `optimizer_state` saves optimizers by the names of their parameters.
 """
 
 from trainkit.optim.chained import ChainedOptimizer

@@ -47,18 +47,13 @@ def resolve_groups(
 ) -> list[Group]:
     """Resolve rules to param groups, in the order of the rules, and freeze parameters.
 
-    A rule maps selectors and options to values. It matches a parameter that fulfils all selectors: `name` (a
-    regular expression for the whole name), `module` (a path prefix), `type` (the class of the owning module, by
-    name or dotted path; subclasses too), `ndim`, and `layer` (as `model_layers` counts; -1 is the last layer).
-    The options are those of the optimizer, `lr_mult`, `layer_decay` (multiplies lr by layer_decay ** layers
-    above), `freeze`, `optimizer` (its name) and `optional`. The first matching rule that sets an option of a
-    parameter decides that option.
+    The first rule that matches a parameter and sets an option decides this option of the parameter.
 
     Args:
         params: from `named_params`; their `rule_options` and `decided_by` are filled in.
-        rules: the rules by name.
-        optimizers: the options of each optimizer, by name. Parameters without an assigned optimizer go to the
-            only optimizer that no rule names.
+        rules: the rules by name, as `rules` describes them.
+        optimizers: the options of each optimizer, by name. A parameter without an assigned optimizer goes to
+            the only optimizer that no rule names.
 
     Raises:
         ConfigError: all problems of the rules.
@@ -195,7 +190,7 @@ def _check_options(params: list[Param], optimizers: Mapping[str, OptimizerOption
         if optimizer is None:  # reported by _assign_optimizers
             continue
         available = optimizers[optimizer]
-        for key in param.rule_options.keys() - {"freeze", "optimizer", "lr_mult"}:
+        for key in sorted(param.rule_options.keys() - {"freeze", "optimizer", "lr_mult"}):
             if key not in available:
                 path = f"param_groups.{param.decided_by[key]}.{key}"
                 cause = f"{path}: {optimizer}, the optimizer of {param.name}, does not have this option"
@@ -212,14 +207,19 @@ def _check_options(params: list[Param], optimizers: Mapping[str, OptimizerOption
 def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[str, OptimizerOptions]) -> list[Group]:
     """Return one group for each optimizer and set of effective options, in the order of the rules.
 
-    A group is named after the rules that decided its options: `a+b` if both rules decided every parameter,
-    `a|b` if either rule did, `a[3]` for layer 3 of a layer_decay, and `default` if no rule did. If a
-    parameter with fewer rules has the same options, its rules name the group.
+    A group is named after the rules that decided its options:
+
+    - `a+b`: both rules decided options of each parameter.
+    - `a|b`: either rule decided options of each parameter.
+    - `a[3]`: rule a has a layer_decay, and the parameters are in layer 3.
+    - `default`: no rule decided options of some parameter.
+
+    A combination of rules that contains a smaller combination of the same group is not in the name.
     """
     groups: dict[str, Group] = {}
     deciders: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}  # for each group: rules -> position
     for param in params:
-        optimizer, options = param.rule_options["optimizer"], effective_options(param, optimizers)
+        optimizer, options = param.rule_options["optimizer"], _effective_options(param, optimizers)
         key = repr((optimizer, sorted((name, _comparable(value)) for name, value in options.items())))
         shown = {name: value for name, value in options.items() if name == "lr" or name in param.rule_options}
         groups.setdefault(key, Group("", optimizer, [], shown)).params.append(param)
@@ -247,7 +247,7 @@ def _deciders(param: Param, rules: Mapping[str, Any]) -> tuple[tuple[str, ...], 
     return tuple(names), position
 
 
-def effective_options(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
+def _effective_options(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
     """Return all options of a parameter's optimizer with the values that apply to the parameter."""
     options = {**optimizers[param.rule_options["optimizer"]].defaults, **param.rule_options}
     if "lr_mult" in options:
@@ -267,9 +267,9 @@ def param_table(
 ) -> list[dict[str, Any]]:
     """Return a row for each parameter with its group, effective options and the rule that decided each option.
 
-    A row has `name`, `aliases` (further names of a tied parameter), `shape`, `count` (number of elements),
-    `layer`, `group`, `optimizer`, `options` (name to value), `decided_by` (option to the name of a rule or
-    `default`) and `trainable`. A frozen parameter is not in a group.
+    A tied parameter has one row, with its further names in `aliases`. `count` is the number of elements.
+    `options` maps the name of each option to its value. `decided_by` maps it to the name of a rule or to
+    `default`. The group and the optimizer of a frozen parameter are None.
     """
     group_of = {id(param.tensor): (group, param) for group in groups for param in group.params}
     rows: dict[int, dict[str, Any]] = {}
@@ -278,7 +278,7 @@ def param_table(
             rows[id(param.tensor)]["aliases"].append(param.name)
             continue
         group, grouped = group_of.get(id(param.tensor), (None, param))
-        options = effective_options(grouped, optimizers) if group else {}
+        options = _effective_options(grouped, optimizers) if group else {}
         rows[id(param.tensor)] = {
             "name": param.name,
             "aliases": [],

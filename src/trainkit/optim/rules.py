@@ -1,4 +1,21 @@
-"""The rules of param groups: what a rule may contain, and which parameters it matches."""
+"""The rules of param groups: their contents, and the parameters that they match.
+
+A rule maps selectors and options to values. It matches each parameter that fulfils all its selectors:
+
+- `name`: a regular expression for the whole name
+- `module`: a path prefix, or a list of prefixes
+- `type`: the class of the owning module, by name or dotted path (subclasses match too), or a list of classes
+- `ndim`: the number of dimensions
+- `layer`: a number or a list of numbers, as `model_layers` counts; -1 is the last layer
+
+The options are those of the optimizer, and:
+
+- `lr_mult`: multiplies lr
+- `layer_decay`: multiplies lr by layer_decay ** (number of layers above), as in BEiT (https://arxiv.org/abs/2106.08254)
+- `freeze`: true sets requires_grad to false and excludes the parameter from the optimizer
+- `optimizer`: the name of the optimizer, if there are several
+- `optional`: true allows that the rule has no effect
+"""
 
 from __future__ import annotations
 
