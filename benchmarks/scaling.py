@@ -24,13 +24,13 @@ def some_steps(job: Job, lap: Lap) -> None:
 
     `job.data` is the size of the set and overrides, `job.precision` the number of steps.
     """
-    import trainkit
     from trainkit.build import session as build
+    from trainkit.config.compose import compose_run
     from trainkit.diagnostics.bench import LimitedLoader, whole_loop
 
     size, *overrides = job.data.split()
     chosen = ["data=synthetic", f"data.train.size={size}", "data.split=off", f"batch_size={job.batch_size}"]
-    session = build.build_session(trainkit.compose([*chosen, *overrides]), lambda *_: None)
+    session = build.build_session(compose_run([*chosen, *overrides]).settings, lambda *_: None)
     few = LimitedLoader(session.train, int(job.precision))
     lap()
     for _ in range(job.epochs - 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from trainkit import compose, data
+from trainkit import data
 from trainkit.build import session as build
+from trainkit.config.compose import compose_run
+from trainkit.config.settings import Settings
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.training.loop import fit
@@ -23,6 +25,11 @@ CPU = torch.device("cpu")
 
 
 SAMPLES = 47
+
+
+def compose_settings(overrides: Sequence[str]) -> Settings:
+    """Return the settings that `trainkit OVERRIDES` trains."""
+    return compose_run(overrides).settings
 
 
 def make_state(model: nn.Module, loss_fn: nn.Module, lr: float = 0.0, **more: Any) -> State:
@@ -152,7 +159,7 @@ def small_run(model: type[nn.Module], *more: str, **arguments: Any) -> list[str]
 
 def train_session(overrides: list[str], hooks: list[Any] | None = None) -> build.Session:
     """Train a config in this process; return its session."""
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     fit(session.state, session.train, session.val, hooks)
     return session
 

@@ -56,7 +56,7 @@ def test_a_wheel_contains_configs_and_data_and_works_outside_the_repository(tmp_
     site, folder = tmp_path / "site", tmp_path / "folder"
     subprocess.run([*PIP, "--no-deps", "--target", site, wheel], check=True)
     folder.mkdir()
-    ask = [sys.executable, "-c", "from trainkit.config.compose import CONF; print(CONF)"]
+    ask = [sys.executable, "-c", "from trainkit.config.search_path import CONF; print(CONF)"]
     env = {**os.environ, "PYTHONPATH": str(site)}
     found = subprocess.run(ask, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout.strip()
     assert found == str(site / "trainkit" / "conf")

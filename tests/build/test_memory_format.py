@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Command
-from tests.helpers import PLAIN_SGD, SmallCNN, assert_close, read_history, small_run, train_session
-from trainkit import compose
+from tests.helpers import PLAIN_SGD, SmallCNN, assert_close, compose_settings, read_history, small_run, train_session
 from trainkit.build import session as build
 from trainkit.core.rng import rng_state
 from trainkit.runs.snapshot import capture_state, digest, restore_state
@@ -205,7 +204,7 @@ def test_whoever_needs_contiguous_images_trains_without_asking_for_them(override
 def test_to_try_a_layout_moves_nothing() -> None:
     models, draws = [], []
     for layout in ("auto", "contiguous"):
-        models.append(build.build_session(compose(small_run(Counts, f"memory_format={layout}"))).state.model)
+        models.append(build.build_session(compose_settings(small_run(Counts, f"memory_format={layout}"))).state.model)
         draws.append(digest(rng_state()))
     assert draws[0] == draws[1]
     assert models[0].conv.weight.stride() == models[1].conv.weight.stride()
@@ -226,7 +225,9 @@ def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str
         def on_epoch(self, state: Any, metrics: Any) -> None:  # noqa: ARG002
             raise Stop
 
-    begun, other = (build.build_session(compose([*overrides, f"memory_format={name}"])) for name in (there, here_))
+    begun, other = (
+        build.build_session(compose_settings([*overrides, f"memory_format={name}"])) for name in (there, here_)
+    )
     with pytest.raises(Stop):
         fit(begun.state, begun.train, begun.val, [Once()])
     restore_state(other.state, capture_state(begun.state, {}))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import trainkit
+from tests.helpers import compose_settings
 from trainkit import compose
 from trainkit.build import session as build
 from trainkit.build.model import build_loss
@@ -86,7 +87,7 @@ def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None
         (here / "images" / name).mkdir(parents=True)
         for number in range(5):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(here / "images" / name / f"{number}.png")
-    session = build.build_session(compose(["data=image_folder", "data.root=images", "data.num_workers=0"]))
+    session = build.build_session(compose_settings(["data=image_folder", "data.root=images", "data.num_workers=0"]))
     assert session.val is not None
     assert (session.train.samples, session.val.samples) == (12, 3)
     assert session.state.objects.model.fc2.out_features == 3
@@ -102,82 +103,82 @@ def test_data_made_at_random_follows_the_seed() -> None:
 
 def test_learnable_parameters_of_the_loss_are_trained() -> None:
     rule = "+param_groups.s={name: 'loss.*', lr_mult: 0.1}"
-    config = compose(["data=line", "model=linear", "loss=scaled", rule])
-    session = build.build_session(config)
+    settings = compose_settings(["data=line", "model=linear", "loss=scaled", rule])
+    session = build.build_session(settings)
     fit(session.state, session.train)
     assert session.state.objects.loss_fn.scale != 1
     assert rates(session) == {"s": pytest.approx(0.001), "default": 0.01}
 
 
 def test_lists_and_numbers_given_for_loss_weights_become_tensors() -> None:
-    weights = compose(["loss.weight=[1,2,3,4,5,6,7,8,9,10]"])
+    weights = compose_settings(["loss.weight=[1,2,3,4,5,6,7,8,9,10]"])
     assert build_loss(weights.loss).weight.tolist() == list(range(1, 11))
-    assert build_loss(compose(["loss=bce", "loss.pos_weight=3"]).loss).pos_weight.tolist() == [3.0]
+    assert build_loss(compose_settings(["loss=bce", "loss.pos_weight=3"]).loss).pos_weight.tolist() == [3.0]
 
 
 def test_lazy_layers_take_their_shapes_from_the_data() -> None:
-    assert build.build_session(compose(["model=mlp"])).state.model.fc1.in_features == 3072
+    assert build.build_session(compose_settings(["model=mlp"])).state.model.fc1.in_features == 3072
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["+hooks.h._target_=buildmodule.Misspelt"], ["hooks.h", "on_epoch_end", "did you mean on_epoch?"]),
-        (["+hooks.h._target_=buildmodule.Mute"], ["hooks.h", "give it one of on_start"]),
+        (["+hooks.h._target_=buildmodule.Mute"], ["hooks.h", "add one of on_start"]),
         (["+param_groups.a={module: fc1, momentum: -3}"], ["param_groups.a", "Invalid momentum value"]),
-        (["data=unlabelled"], ["data.classes", "Unlabelled does not say how many", "data.classes=NUMBER"]),
+        (["data=unlabelled"], ["data.classes", "Unlabelled does not give it", "data.classes=NUMBER"]),
         (
             ["watch=[fc2.wieght]", "+param_groups.a={module: fc9, lr: 1}"],
             ["did you mean fc2.weight?", "param_groups.a", "module: fc"],
         ),
-        (["loss.reduction=none"], ["loss.reduction=none", "must be one number"]),
+        (["loss.reduction=none"], ["loss.reduction=none", "must be a single number"]),
         (["optim=lbfgs", "+param_groups.a={module: fc1, lr: 0.5}"], ["LBFGS", "one param group"]),
         (["data.train={_target_: builtins.object}"], ["data.train", "no length"]),
-        (["model=object"], ["model", "no torch.nn.Module"]),
+        (["model=object"], ["model", "not a torch.nn.Module"]),
         (["optim=dict"], ["optim", "Optimizer"]),
         (
             ["scheduler=plateau", "scheduler.interval=step"],
             ["write scheduler.interval=epoch"],
         ),
-        ([*LINE, "monitor={metric: val/accuracy, mode: max}"], ["no classes"]),
+        ([*LINE, "monitor={metric: val/accuracy, mode: max}"], ["accuracy needs classes"]),
         (
             ["data.split=off", "monitor={metric: val/accuracy, mode: max}"],
-            ["nothing is validated", "data.split=0.2"],
+            ["there is no validation set", "data.split=0.2"],
         ),
         (
             ["+param_groups.a={module: fc1, lr_mult: 3}", "scheduler=flat"],
-            ["scheduler", "one rate", "lists"],
+            ["scheduler", "one learning rate", "lists"],
         ),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
 def test_what_cannot_work_is_refused_before_training(overrides: list[str], words: list[str]) -> None:
     with pytest.raises((ConfigError, UserCodeError)) as caught:
-        build.build_session(compose(overrides))
+        build.build_session(compose_settings(overrides))
     assert caught.value.exit_code == 2
     message = str(caught.value)
     assert all(word in message for word in words), message
 
 
 def test_micro_batches_with_batch_statistics_are_remarked_on() -> None:
-    config = compose(["model=norm", "micro_batch=8"])
-    assert any("batch statistics" in line for line in startup_notes(config, build.build_session(config)))
+    settings = compose_settings(["model=norm", "micro_batch=8"])
+    assert any("batch statistics" in line for line in startup_notes(build.build_session(settings)))
 
 
 def test_what_a_person_asked_for_in_vain_or_may_not_know_is_remarked_on(here: Path) -> None:
     np.savez(here / "a.npz", X=np.ones((6, 3072)), y=np.arange(6) % 3, X_val=np.ones((2, 3072)), y_val=np.arange(2))
     overrides = ["data=arrays", "data.file=a.npz", "model=mlp", "data.split=0.5"]
-    config = compose(overrides)
-    assert any("nothing is split off" in line for line in startup_notes(config, build.build_session(config), overrides))
-    config = compose(["model=norm", "+param_groups.a={name: '1.*', freeze: true}"])
-    lines = startup_notes(config, build.build_session(config))
+    settings = compose_settings(overrides)
+    assert any("nothing is split off" in line for line in startup_notes(build.build_session(settings), overrides))
+    settings = compose_settings(["model=norm", "+param_groups.a={name: '1.*', freeze: true}"])
+    lines = startup_notes(build.build_session(settings))
     assert any("frozen batch norm" in line for line in lines)
     assert any(line.split()[:4] == ["default", "2", "30,730", "SGD"] for line in lines)
     assert any(line.split()[:2] == ["(frozen)", "2"] for line in lines)
 
 
 def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None:
-    session = build.build_session(compose(["model.num_classes=5"]))
+    session = build.build_session(compose_settings(["model.num_classes=5"]))
     with pytest.raises(IndexError) as caught:
         fit(session.state, session.train)
     told = explain_error(caught.value, session)
@@ -186,7 +187,7 @@ def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None
 
 
 def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:
-    session = build.build_session(compose([]))
+    session = build.build_session(compose_settings([]))
     held = {id(p) for group in session.state.objects.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in session.state.objects.model.parameters()}
     assert {p.device for p in session.state.objects.model.parameters()} == {torch.device(session.state.objects.device)}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.conftest import Command
-from trainkit import compose
+from tests.helpers import compose_settings
 from trainkit.build import session as build
 from trainkit.diagnostics.inspect import inspect_step
 from trainkit.diagnostics.lr_finder import RangeTest, range_test
@@ -103,7 +103,7 @@ def test_a_wrong_command_line_is_told_at_once(argv: list[str], words: str, forke
 
 
 def rows_of(*overrides: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    step = inspect_step(build.build_session(compose(list(overrides))))
+    step = inspect_step(build.build_session(compose_settings(list(overrides))))
     return step, {row["name"]: row for row in step["parameters"]}
 
 
@@ -137,7 +137,7 @@ def test_the_polynomials_gradients_are_those_of_the_formula() -> None:
 def test_inspect_shows_the_norms_of_the_first_step_of_the_training(here: Path) -> None:  # noqa: ARG001
     overrides = ["optim.momentum=0.9", "clip_norm=0.05", "param_groups=head_lr"]
     step, rows = rows_of(*overrides)
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     model = session.state.objects.model
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     inputs, targets = next(session.train.batches(0))
@@ -227,9 +227,9 @@ def test_the_rates_rise_by_the_same_factor_and_the_groups_keep_their_ratios() ->
         def on_step(self, state: Any) -> None:
             seen.append([group["lr"] for group in state.objects.optimizer.param_groups])
 
-    config = compose(["param_groups=head_lr", "lr=0.02"])
-    session = build.build_session(config)
-    test = range_test(session.state, session.train, config.lr, 1e-6, 1e-2, 50, [Rates()])
+    settings = compose_settings(["param_groups=head_lr", "lr=0.02"])
+    session = build.build_session(settings)
+    test = range_test(session.state, session.train, settings.lr, 1e-6, 1e-2, 50, [Rates()])
     assert len(seen) == 50
     assert [rest for _, rest in seen] == pytest.approx(test.rates)
     assert test.rates == pytest.approx(torch.logspace(-6, -2, 50, dtype=torch.float64).tolist())
@@ -237,8 +237,8 @@ def test_the_rates_rise_by_the_same_factor_and_the_groups_keep_their_ratios() ->
 
 
 def test_the_rate_tried_is_the_first_optimizers_own_where_the_root_has_none() -> None:
-    config = compose(["optim=sgd", "param_groups=head_lr"])
-    session = build.build_session(config)
+    settings = compose_settings(["optim=sgd", "param_groups=head_lr"])
+    session = build.build_session(settings)
     test = range_test(session.state, session.train, None, 1e-6, 1e-2, 10)
     assert test.ratios == pytest.approx({"head": 10.0, "default": 1.0})
 

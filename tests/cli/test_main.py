@@ -184,7 +184,7 @@ def test_a_multirun_into_the_directory_of_another_is_refused(forked: Command, tm
         (["-sc"], 2, ["install=bash"]),
         (["-m", "+model.foo=1,2"], 2, ["model.foo", "in_channels"]),
         (["model=leaves"], 2, ["SystemExit: 0", "mymodels.py"]),
-        (["-cd", "nowhere"], 2, ["nowhere", "no such folder"]),
+        (["-cd", "nowhere"], 2, ["nowhere", "folder does not exist"]),
         (
             ["optim=sgdd", "lr=-1", "+model.chanels=4"],
             2,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from trainkit import compose
-from trainkit.config.compose import compose_run, compose_sweep, unread
+from trainkit.config.compose import compose_run, compose_sweep
+from trainkit.config.search_path import ignored_configs
 from trainkit.core.errors import ConfigError
 
 SEP = re.compile(r"\n(?=error: )")
@@ -40,6 +41,9 @@ def test_every_way_to_write_off_is_off(off: str) -> None:
 
 MISTAKES = [
     ("epoch=3", "epoch", "did you mean epochs?"),
+    ("data.on_error=skip", "data.on_error is now", "write data.on_unreadable=skip"),
+    ("+data.augment.crop=4", "data.augment.crop is now", "write data.augment.crop_padding=4"),
+    ("data.cache_limit=off", "auto or a number above 0", "the default is data.cache_limit=auto"),
     ("bach_size=3", "bach_size", "did you mean batch_size?"),
     ("momentum=0.9", "momentum", "did you mean optim.momentum?"),
     ("optim.momentun=0.9", "optim.momentun", "did you mean optim.momentum?"),
@@ -81,7 +85,7 @@ MISTAKES = [
     ("scheduler=null", "scheduler", "write scheduler=none"),
     ("optim.lr=0.5", "optim.lr=0.5", "write lr=0.5"),
     ("lr=inf", "lr=inf", "at least 0"),
-    ("lr=off", "the optimizer needs one", "for example lr=0.01"),
+    ("lr=off", "the optimizer needs a value", "for example lr=0.01"),
     ("lr=${oc.env:NO_SUCH_THING} optim.lr=1", "NO_SUCH_THING", "${oc.env:NO_SUCH_THING,VALUE}"),
     ("monitor=val/loss", "monitor=val/loss", "write monitor.metric=val/loss"),
     ("early_stop=3", "early_stop=3", "write early_stop.patience=3"),
@@ -144,11 +148,11 @@ def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "cause", "hint"),
     [
-        ("lr: 1\n", "experiment: there is no such key", "# @package _global_"),
+        ("lr: 1\n", "experiment: the key does not exist", "# @package _global_"),
         ("# @package _global_\ndefaults: [override /optm: adam]\n", "optm", "did you mean override /optim?"),
         ("# @package _global_\ndefaults: [override /optim: admm]\n", "admm", "did you mean optim: adam?"),
-        ("# @package _global_\ndefaults: [mine]\n", "name itself", "override /GROUP: NAME"),
-        ("# @package _global_\nmodel: {in_channels: }\nlr: [\n", "mine.yaml, line", "mend the YAML"),
+        ("# @package _global_\ndefaults: [mine]\n", "include the config itself", "override /GROUP: NAME"),
+        ("# @package _global_\nmodel: {in_channels: }\nlr: [\n", "mine.yaml, line", "correct the YAML"),
     ],
 )
 def test_a_mistake_in_an_experiment_is_told_by_what_is_wrong_in_it(
@@ -172,7 +176,7 @@ def test_a_users_conf_adds_names_and_cannot_shadow_shipped_ones(here: Path) -> N
     (here / "conf" / "model").mkdir(parents=True)
     (here / "conf" / "model" / "toy_cnn.yaml").write_text("_target_: somewhere.Else\n")
     assert compose([]).model["_target_"] == "trainkit.models.ToyCNN"
-    assert [file.name for file, _ in unread()] == ["toy_cnn.yaml"]
+    assert [file.name for file, _ in ignored_configs()] == ["toy_cnn.yaml"]
 
 
 def test_an_optimizer_config_that_does_not_use_lr_is_an_error_where_lr_is_given(here: Path) -> None:

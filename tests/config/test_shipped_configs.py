@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from torch.optim.lr_scheduler import LRScheduler
 
+from tests.helpers import compose_settings
 from trainkit import compose
 from trainkit.build import session as build
-from trainkit.config.compose import CONF
+from trainkit.config.schema import UNNAMED
+from trainkit.config.search_path import CONF
 from trainkit.training.loop import fit
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
@@ -100,8 +102,10 @@ def world(downloads: Path) -> Path:
 def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> None:  # noqa: ARG001
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])
-    config = compose([choice, *companions, "epochs=1", "limit_batches=1", "device=cpu", "data.num_workers=0"])
-    session = build.build_session(config)
+    settings = compose_settings(
+        [choice, *companions, "epochs=1", "limit_batches=1", "device=cpu", "data.num_workers=0"]
+    )
+    session = build.build_session(settings)
     fit(session.state, session.train, session.val)
     assert session.state.progress.step == 1
     assert session.state.progress.best is not None
@@ -111,23 +115,23 @@ def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> No
 @pytest.mark.parametrize("choice", OPTIMIZERS)
 def test_every_optimizer_takes_a_step_with_its_own_learning_rate_and_torchs_defaults(choice: str) -> None:
     companions = COMPANIONS["optim"].get(choice.removeprefix("optim="), ["model=mlp"])
-    config = compose([choice, *companions, "epochs=1", "limit_batches=1"])
-    session = build.build_session(config)
+    settings = compose_settings([choice, *companions, "epochs=1", "limit_batches=1"])
+    session = build.build_session(settings)
     before = [p.detach().clone() for p in session.state.objects.model.parameters()]
     fit(session.state, session.train, session.val)
     for old, new in zip(before, session.state.objects.model.parameters(), strict=True):
         assert torch.isfinite(new).all()
         assert not torch.equal(old, new)
 
-    if "_target_" not in config.optim:  # several, whose numbers are a recipe's
+    if UNNAMED not in settings.optim:  # several, whose numbers are a recipe's
         return
     defaults = inspect.signature(type(session.state.objects.optimizer)).parameters
-    for option, value in config.optim.items():
+    for option, value in settings.optim[UNNAMED].items():
         if option not in ("_target_", "lr"):
             default = defaults[str(option)].default
             assert (tuple(value) if isinstance(default, tuple) else value) == default, option
     if choice != "optim=sgd":  # whose 0.001 is small without momentum
-        assert config.lr == defaults["lr"].default
+        assert settings.lr == defaults["lr"].default
 
 
 def test_every_optimizer_of_torch_that_trains_a_dense_model_is_there() -> None:

@@ -244,9 +244,9 @@ def test_targets_that_cannot_be_mixed_are_a_data_error(targets: Any) -> None:
 
 MOVES: list[dict[str, Any]] = [
     {"flip": "random"},
-    {"crop": 2},
+    {"crop_padding": 2},
     {"cutout": 2},
-    {"crop": 1, "cutout": 3, "flip": "random"},
+    {"crop_padding": 1, "cutout": 3, "flip": "random"},
 ]
 
 
@@ -300,9 +300,9 @@ def test_images_of_integers_that_nothing_made_floats_of_cannot_be_mixed() -> Non
 
 
 def test_a_crop_larger_than_the_image_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"data\.augment\.crop=5: the images are 7 x 5"):
-        Augment(0, crop=5).moved(pictures(), 0, torch.tensor(INDICES))
-    Augment(0, crop=4).moved(pictures(), 0, torch.tensor(INDICES))
+    with pytest.raises(ConfigError, match=r"data\.augment\.crop_padding=5: the images are 7 x 5"):
+        Augment(0, crop_padding=5).moved(pictures(), 0, torch.tensor(INDICES))
+    Augment(0, crop_padding=4).moved(pictures(), 0, torch.tensor(INDICES))
 
 
 def test_validation_samples_stay_as_they_are() -> None:
@@ -323,9 +323,9 @@ def test_normalised_inputs_are_those_of_float64_to_rounding(dtype: torch.dtype) 
     torch.testing.assert_close(inputs.double(), wanted, rtol=1e-6, atol=1e-6 * float((mean / std).max()))
 
 
-@pytest.mark.parametrize("key", ["flip", "crop", "cutmix"])
+@pytest.mark.parametrize("key", ["flip", "crop_padding", "cutmix"])
 def test_images_are_not_moved_where_targets_may_be_places_in_them(key: str) -> None:
-    options: dict[str, Any] = {"flip": "random", "crop": 1, "cutmix": 1.0}
+    options: dict[str, Any] = {"flip": "random", "crop_padding": 1, "cutmix": 1.0}
     prepare = Prepare(torch.device("cpu"), augment=Augment(0, **{key: options[key]}))
     images, indices = pictures(), torch.tensor(INDICES)
     for targets in (images[:, 0], images.float(), {"boxes": images}, (images, images)):

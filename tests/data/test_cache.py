@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from tests.helpers import COUNT, CPU, IMAGES, LABELS, ItemDataset, ReadSample, unreadable_samples
+from tests.helpers import COUNT, CPU, IMAGES, LABELS, ItemDataset, ReadSample, compose_settings, unreadable_samples
 from trainkit.build import data as build_data
+from trainkit.config.schema import AugmentSettings, NormalizeSettings
+from trainkit.config.settings import Settings
 from trainkit.core.errors import DataError, UserCodeError
 from trainkit.core.pytree import map_tensors, tensors_in
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
 from trainkit.data.reading import name_of
 
-AUGMENT = {"flip": "random", "crop": 2, "crop_fill": "reflect", "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
+AUGMENT = {"flip": "random", "crop_padding": 2, "crop_fill": "reflect", "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
 
 
 class Files(ItemDataset):
@@ -144,27 +146,30 @@ def made(kind: str) -> Any:
     return KINDS[kind]()
 
 
-def config(kind: str, **options: Any) -> DictConfig:
-    node = {"_target_": f"{__name__}.made", "kind": kind}
+def settings_of(kind: str, limit_batches: int | None = None, **options: Any) -> Settings:
     known: dict[str, Any] = {
-        "train": node,
+        "train": {"_target_": f"{__name__}.made", "kind": kind},
         "val": None,
         "split": None,
         "classes": 3,
         "normalize": {"mean": 0.5, "std": 0.25},
+        "cache_limit": 1.0,
+        **options,
     }
-    known |= {"augment": None, "cache": "auto", "cache_limit": 1.0, "num_workers": 0, "on_error": "stop"}
-    limit = {"limit_batches": options.pop("limit_batches", None)}
-    return OmegaConf.create(
-        {"data": {**known, **options}, "loss": {"_target_": "a.Loss"}, "batch_size": 8, "seed": 3, **limit}
-    )
+    if known["normalize"] is not None:
+        known["normalize"] = NormalizeSettings(**known["normalize"])
+    if known.get("augment") is not None:
+        known["augment"] = AugmentSettings(**known["augment"])
+    settings = compose_settings(["data=synthetic"])
+    data = replace(settings.data, **{"augment": None, **known})
+    return replace(settings, data=data, batch_size=8, seed=3, limit_batches=limit_batches)
 
 
 def loader(kind: str, **options: Any) -> tuple[Loader, str]:
     """The training loader of a config, and the line that tells of it."""
-    composed = config(kind, **options)
-    train, _, _, _, notes = build_data.datasets(composed, lambda *_: None)
-    return build_data.loader(composed, train, CPU, train=True), notes[0]
+    settings = settings_of(kind, **options)
+    train, _, _, _, notes = build_data.datasets(settings, lambda *_: None)
+    return build_data.loader(settings, train, CPU, train=True), notes[0]
 
 
 def digests(kind: str, epoch: int = 1, start: int = 0, **options: Any) -> list[str]:
@@ -223,7 +228,9 @@ def test_the_same_samples_are_held_out_however_the_data_is_read(kind: str) -> No
     try:
         parts = {}
         for how in ("none", "memory"):
-            parts[how] = build_data.datasets(config(kind, cache=how, split=0.3, on_error="skip"), lambda *_: None)[:2]
+            parts[how] = build_data.datasets(
+                settings_of(kind, cache=how, split=0.3, on_unreadable="skip"), lambda *_: None
+            )[:2]
     finally:
         torch.use_deterministic_algorithms(False)
     assert [part.indices for part in parts["none"]] == [part.indices for part in parts["memory"]]
@@ -232,9 +239,9 @@ def test_the_same_samples_are_held_out_however_the_data_is_read(kind: str) -> No
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["auto", "memory", "none"])
 def test_unreadable_samples_are_left_out_of_the_same_batches(how: str, workers: int) -> None:
-    wanted = digests("broken", augment=AUGMENT, cache="none", on_error="skip")
-    assert digests("broken", augment=AUGMENT, cache=how, num_workers=workers, on_error="skip") == wanted
-    left, _ = loader("broken", cache=how, num_workers=workers, on_error="skip")
+    wanted = digests("broken", augment=AUGMENT, cache="none", on_unreadable="skip")
+    assert digests("broken", augment=AUGMENT, cache=how, num_workers=workers, on_unreadable="skip") == wanted
+    left, _ = loader("broken", cache=how, num_workers=workers, on_unreadable="skip")
     sizes = [len(targets) for _, targets in left.batches(0)]
     left.close()
     assert sum(sizes) == COUNT - 4
@@ -251,7 +258,7 @@ def test_an_unreadable_sample_stops_by_name(how: str, kind: str) -> None:
 def test_too_many_unreadable_samples_stop_however_they_are_read() -> None:
     for how in ("auto", "none"):
         with pytest.raises(DataError, match="11 of 45 samples cannot be read"):
-            digests("many", cache=how, on_error="skip")
+            digests("many", cache=how, on_unreadable="skip")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

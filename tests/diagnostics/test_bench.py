@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainkit import compose
+from tests.helpers import compose_settings
 from trainkit.build import session as build
 from trainkit.diagnostics import bench
 from trainkit.diagnostics.bench import PHASES, LimitedLoader
@@ -33,8 +33,8 @@ class Slow:
 
 
 def benched(*overrides: str, steps: int = 3) -> dict[str, Any]:
-    config = compose(list(overrides))
-    return bench.bench(build.build_session(config, lambda *_: None), config, steps)
+    settings = compose_settings(list(overrides))
+    return bench.bench(build.build_session(settings, lambda *_: None), settings, steps)
 
 
 def test_the_command_tells_each_phase_the_pace_and_the_loop_by_hand(forked: Any) -> None:
@@ -98,14 +98,14 @@ def test_every_kind_of_step_is_measured(overrides: list[str]) -> None:
 
 
 def test_operations_are_counted_as_the_arithmetic_says() -> None:
-    session = build.build_session(compose(["model=mlp", "model.hidden=[8]", "data.split=off"]))
+    session = build.build_session(compose_settings(["model=mlp", "model.hidden=[8]", "data.split=off"]))
     # Two matrices, forward: 2 m n k each; backward: as much for the weights, and for the inputs of all but the first.
     first, second = 2 * 32 * 3072 * 8, 2 * 32 * 8 * 10
     assert bench.flops(session.state, LimitedLoader(session.train, 1)) == 2 * first + 3 * second
 
 
 def test_a_few_batches_go_on_where_the_last_few_ended_and_begin_again_at_the_end() -> None:
-    session = build.build_session(compose(["data=line", "model=linear", "loss=mse", "batch_size=2"]))
+    session = build.build_session(compose_settings(["data=line", "model=linear", "loss=mse", "batch_size=2"]))
     few = LimitedLoader(session.train, 2)
     seen = [inputs for _ in range(3) for inputs, _ in few.batches()]
     wanted = [inputs for epoch in range(2) for inputs, _ in session.train.batches(epoch)]
@@ -140,7 +140,7 @@ def test_training_without_compiling_never_imports_the_compiler(tmp_path: Path) -
 def test_bare_and_whole_loop_make_the_same_updates() -> None:
     weights = []
     for loop in (bench.whole_loop, bench.bare_loop):
-        session = build.build_session(compose(["model=mlp", "data.split=off"]))
+        session = build.build_session(compose_settings(["model=mlp", "data.split=off"]))
         loop(session.state, LimitedLoader(session.train, 5))
         weights.append(nn.utils.parameters_to_vector(session.state.objects.model.parameters()))
     assert torch.equal(*weights)

@@ -449,13 +449,13 @@ IMAGES = ["data=image_folder", "data.root=images", "data.split=off", "epochs=1",
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_is_no_image_is_named_with_its_number(workers: int, images: Path, forks: Forks) -> None:
     run = forks.start(*IMAGES, f"data.num_workers={workers}", cwd=images.parent)
-    text = told(run, 5, "data.on_error=skip")
+    text = told(run, 5, "data.on_unreadable=skip")
     assert re.search(r"error: sample (5 \(images/a/10|25 \(images/b/11)\.png\): \w+: ", text), text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_with_skip_they_are_left_out_counted_and_named(workers: int, images: Path, forks: Forks) -> None:
-    forks.run(*IMAGES, f"data.num_workers={workers}", "data.on_error=skip", cwd=images.parent)
+    forks.run(*IMAGES, f"data.num_workers={workers}", "data.on_unreadable=skip", cwd=images.parent)
     (row,) = read_history(images.parent / "run")
     assert row["train/samples"] == 38
     assert row["unreadable"] == 2
@@ -467,7 +467,7 @@ def test_with_skip_they_are_left_out_counted_and_named(workers: int, images: Pat
 def test_skip_gives_up_where_too_many_cannot_be_read(images: Path, forks: Forks) -> None:
     for number in range(0, 40, 3):
         (images / "ab"[number % 2] / f"{number:02}.png").write_text("no image")
-    run = forks.start(*IMAGES, "data.on_error=skip", cwd=images.parent)
+    run = forks.start(*IMAGES, "data.on_unreadable=skip", cwd=images.parent)
     told(run, 5, "11 of 40 samples cannot be read, 10 may be left out; sample ")
 
 

@@ -17,6 +17,7 @@ import trainkit
 from tests.helpers import read_history
 from trainkit import compose
 from trainkit.build import session as build
+from trainkit.config.settings import read_settings
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
@@ -491,7 +492,7 @@ def test_samples_left_out_are_counted_over_the_whole_run(own: Path) -> None:
         "from resumemodule import Augmented\nclass Torn(Augmented):\n    def __getitem__(self, index):\n"
         "        if index in (3, 4, 5):\n            raise OSError('torn')\n        return super().__getitem__(index)\n"
     )
-    overrides = [*BASE, "data.train._target_=torn.Torn", "data.on_error=skip", "batch_size=10"]
+    overrides = [*BASE, "data.train._target_=torn.Torn", "data.on_unreadable=skip", "batch_size=10"]
     straight = trainkit.train(compose(overrides), directory=own / "straight")
     assert straight.history[0]["unreadable"] == 3
     crashed(overrides, own / "resumed", "CrashAt, step: 4")
@@ -502,8 +503,8 @@ def test_what_hydra_said_then_is_what_it_says_at_a_resume(own: Path) -> None:
     composed = trainkit.config.compose.compose_run(
         [*BASE, "optim=adam", "+data.train.tag=${hydra:runtime.choices.optim}"]
     )
-    assert composed.config.data.train.tag == "adam"
-    run = trainkit.engine.train.train(composed.config, directory=own / "run", composed=composed)
+    assert composed.settings.data.train["tag"] == "adam"
+    run = trainkit.engine.train.train(composed, directory=own / "run")
     assert len(trainkit.resume(run, ["epochs=4"]).history) == 4
 
 
@@ -627,7 +628,7 @@ def test_load_gives_the_model_with_the_best_weights_in_evaluation_mode(own: Path
     for ema in ("off", "0.9"):
         keep = Keep()
         config = compose([*BASE, "lr=0.3", f"ema={ema}", "optim.momentum=0.9"])
-        session = build.build_session(config.copy())
+        session = build.build_session(read_settings(config))
         trainkit.training.loop.fit(session.state, session.train, session.val, [keep])
         run = trainkit.train(config, directory=own / f"ema {ema}")
         model = trainkit.load(run.directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from trainkit import compose
+from tests.helpers import compose_settings
 from trainkit.build.optim import build_optimizers
-from trainkit.config.compose import CONF
+from trainkit.config.schema import UNNAMED
+from trainkit.config.search_path import CONF
 from trainkit.core.errors import ConfigError
 from trainkit.models import GRUClassifier, RowCNN, ToyCNN
 from trainkit.optim.groups import Group, param_table, resolve_groups
@@ -231,17 +233,15 @@ CASES: dict[str, Case] = {
 def test_groups_equal_groups_written_by_hand(case: str, here: Any) -> None:  # noqa: ARG001
     name, overrides, rules, by_hand = CASES[case]
     model = MODELS[name]()
-    config = compose([f"optim={overrides[0]}", *overrides[1:]])
-    OmegaConf.update(config, "param_groups", rules, force_add=True)
-    config.param_groups = rules
-    optimizers, _, _ = build_optimizers(config, named_params(model))
+    settings = replace(compose_settings([f"optim={overrides[0]}", *overrides[1:]]), param_groups=rules)
+    optimizers, _, _ = build_optimizers(settings, named_params(model))
     (optimizer,) = optimizers.values()
 
     params = dict(model.named_parameters())
     groups = [(options, sorted(names, key=list(params).index)) for options, names in by_hand(params)]
     wanted = type(optimizer)(
         [{"params": [params[n] for n in names], **options} for options, names in groups],
-        **{key: value for key, value in config.optim.items() if key != "_target_"},
+        **{key: value for key, value in settings.optim[UNNAMED].items() if key != "_target_"},
     )
     ignored = {"params", "name", "param_names", "fused"}  # names, and how a step is computed
     assert len(optimizer.param_groups) == len(wanted.param_groups)
@@ -367,9 +367,9 @@ def test_the_type_of_a_parametrized_weight_is_that_of_its_module() -> None:
 
 
 def test_an_option_without_per_group_values_is_an_error_in_a_rule(here: Any) -> None:  # noqa: ARG001
-    config = compose(["optim=adagrad", "+param_groups.h={module: fc2, initial_accumulator_value: 2.0}"])
-    with pytest.raises(ConfigError, match="Adagrad takes initial_accumulator_value once for all parameters"):
-        build_optimizers(config, named_params(ToyCNN()))
+    settings = compose_settings(["optim=adagrad", "+param_groups.h={module: fc2, initial_accumulator_value: 2.0}"])
+    with pytest.raises(ConfigError, match="Adagrad takes initial_accumulator_value for all parameters at once"):
+        build_optimizers(settings, named_params(ToyCNN()))
 
 
 def test_param_groups_of_torch_have_names() -> None:
@@ -453,8 +453,8 @@ def test_all_wrong_rules_are_reported_together() -> None:
 
 
 def test_off_switches_a_rule_off(here: Any) -> None:  # noqa: ARG001
-    config = compose(["param_groups=[no_decay,head_lr]", "optim=adamw", "param_groups.head=off"])
-    _, groups, _ = build_optimizers(config, named_params(ToyCNN()))
+    settings = compose_settings(["param_groups=[no_decay,head_lr]", "optim=adamw", "param_groups.head=off"])
+    _, groups, _ = build_optimizers(settings, named_params(ToyCNN()))
     assert [group.name for group in groups] == ["biases", "default"]
 
 

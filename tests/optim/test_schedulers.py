@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from trainkit import compose
+from tests.helpers import compose_settings
 from trainkit.build import session as build
 from trainkit.build.model import build_model
-from trainkit.config.compose import CONF
+from trainkit.config.schema import UNNAMED
+from trainkit.config.search_path import CONF
 from trainkit.core.errors import TrainkitError
 from trainkit.data.loaders import epoch_order
 from trainkit.training.loop import fit
@@ -56,22 +57,22 @@ def test_twenty_steps_equal_those_of_plain_torch(optimizer: str, scheduler: str)
     overrides += ["model=mlp", "model.hidden=[8]"]
     overrides += ["model.bias=false"] if optimizer == "muon" else []
     overrides += [] if optimizer == "lbfgs" else [HEAD]  # LBFGS supports one group only
-    config = compose(overrides)
-    session = build.build_session(config)
+    settings = compose_settings(overrides)
+    session = build.build_session(settings)
     fit(session.state, session.train)
 
     images, labels = session.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    model = build_model(config.model, session.train, torch.device("cpu"))
+    model = build_model(settings.model, session.train, torch.device("cpu"))
     rest = [p for name, p in model.named_parameters() if not name.startswith("head")]
     head = [p for name, p in model.named_parameters() if name.startswith("head")]
-    lr = config.lr
+    lr = settings.lr
     groups = (
         [{"params": [*rest, *head]}] if optimizer == "lbfgs" else [{"params": head, "lr": lr * 10}, {"params": rest}]
     )
     cls: Any = type(session.state.objects.optimizer)
     how = {"fused": True} if session.state.objects.optimizer.param_groups[0].get("fused") else {}
-    theirs: Any = cls(groups, **{k: v for k, v in config.optim.items() if k != "_target_"}, **how)
+    theirs: Any = cls(groups, **{k: v for k, v in settings.optim[UNNAMED].items() if k != "_target_"}, **how)
     schedule = torch_scheduler(scheduler, theirs)
     loss_fn = nn.CrossEntropyLoss()
     by_epoch = scheduler == "plateau"
@@ -133,7 +134,7 @@ RATIOS = {
 def test_every_scheduler_keeps_the_ratios_between_groups(scheduler: str) -> None:
     interval = "epoch" if scheduler == "plateau" else "step"
     overrides = [f"scheduler={scheduler}", f"scheduler.interval={interval}", *RATIOS[scheduler], "model=mlp", HEAD]
-    session = build.build_session(compose([*overrides, "epochs=4", "limit_batches=5"]))
+    session = build.build_session(compose_settings([*overrides, "epochs=4", "limit_batches=5"]))
     rates = Rates()
     fit(session.state, session.train, session.val, [rates])
     assert len({rest for _, rest in rates.seen}) > 1  # the learning rate changes
@@ -151,7 +152,7 @@ def test_eta_min_is_scaled_by_the_ratio_of_each_group() -> None:
         "limit_batches=2",
         "data.split=off",
     ]
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     fit(session.state, session.train)
     assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == pytest.approx([0.02, 0.002])
 
@@ -167,7 +168,7 @@ def test_eta_min_is_scaled_by_the_ratio_of_each_group() -> None:
 def test_eta_min_applies_after_a_warm_up_to_a_single_group_and_as_a_list(
     overrides: list[str], expected: list[float]
 ) -> None:
-    session = build.build_session(compose([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
+    session = build.build_session(compose_settings([*overrides, "model=mlp", "epochs=4", "limit_batches=10"]))
     fit(session.state, session.train, session.val)
     assert [g["lr"] for g in session.state.objects.optimizer.param_groups] == pytest.approx(expected)
 
@@ -180,14 +181,14 @@ def test_max_lr_keeps_the_ratio_between_optimizers(here: Any) -> None:
         "param_groups:\n  matrices: {ndim: 2, optimizer: muon}\n"
     )
     rates = Rates()
-    session = build.build_session(compose(["optim=two", "scheduler=onecycle", "epochs=1", "limit_batches=10"]))
+    session = build.build_session(compose_settings(["optim=two", "scheduler=onecycle", "epochs=1", "limit_batches=10"]))
     fit(session.state, session.train, session.val, [rates])
     assert [max(column) for column in zip(*rates.seen, strict=True)] == pytest.approx([0.02, 0.001])
 
 
 def test_lists_of_learning_rates_stay_unchanged() -> None:
     overrides = ["scheduler=onecycle", "scheduler.max_lr=[0.5,0.25]", "model=mlp", HEAD]
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     assert [g["max_lr"] for g in session.state.objects.optimizer.param_groups] == [0.5, 0.25]
 
 
@@ -210,14 +211,14 @@ def test_lists_of_learning_rates_stay_unchanged() -> None:
 )
 def test_steps_are_counted_in_the_interval_of_the_scheduler(overrides: list[str], expected: int) -> None:
     overrides = ["scheduler=cosine", "scheduler.interval=step", *overrides, "epochs=7", "limit_batches=5"]
-    state = build.build_session(compose(overrides)).state
+    state = build.build_session(compose_settings(overrides)).state
     scheduler: Any
     (scheduler,) = state.objects.step_schedulers + state.objects.epoch_schedulers
     assert scheduler.T_max == expected
 
 
 def test_the_phases_of_a_schedule_add_up_to_all_steps() -> None:
-    state = build.build_session(compose(["scheduler=warmup_cosine", "epochs=3", "limit_batches=7"])).state
+    state = build.build_session(compose_settings(["scheduler=warmup_cosine", "epochs=3", "limit_batches=7"])).state
     sequence: Any
     (sequence,) = state.objects.step_schedulers
     first, second = sequence._schedulers
@@ -234,7 +235,7 @@ def test_a_scheduler_can_use_a_custom_function(here: Any) -> None:
         "limit_batches=1",
         "data.split=off",
     ]
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     fit(session.state, session.train)
     assert session.state.objects.optimizer.param_groups[0]["lr"] == 0.01 / 8
 
@@ -243,7 +244,7 @@ def test_a_scheduler_can_use_a_custom_function(here: Any) -> None:
     ("overrides", "words"),
     [
         (["scheduler=lambda"], ["scheduler.lr_lambda", "must be given"]),
-        (["scheduler=warmup_cosine", "+scheduler.schedulers.cosine.interval=epoch"], ["only the scheduler around it"]),
+        (["scheduler=warmup_cosine", "+scheduler.schedulers.cosine.interval=epoch"], ["only the outer scheduler"]),
         (["scheduler=lambda", "scheduler.lr_lambda=math.cosinus"], ["scheduler.lr_lambda=math.cosinus"]),
         (["+scheduler.sgd._target_=torch.optim.lr_scheduler.StepLR"], ["scheduler.sgd", "no optimizer of that name"]),
         (["scheduler=warmup_cosine", "~scheduler.schedulers.cosine._target_"], ["schedulers.cosine", "no _target_"]),
@@ -261,5 +262,5 @@ def test_a_scheduler_can_use_a_custom_function(here: Any) -> None:
 )
 def test_a_wrong_scheduler_is_an_error_that_names_its_key(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(TrainkitError) as caught:
-        build.build_session(compose(overrides))
+        build.build_session(compose_settings(overrides))
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import loss_case, make_loader_of, make_state, only_optimizer
-from trainkit import compose
+from tests.helpers import compose_settings, loss_case, make_loader_of, make_state, only_optimizer
 from trainkit.build import session as build
-from trainkit.config.compose import CONF
+from trainkit.config.search_path import CONF
 from trainkit.core.errors import CheckpointError, NonFiniteError, Stopped
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import rng_state, set_rng_state
@@ -39,13 +38,13 @@ def through_a_file(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
 def same_after(overrides: list[str], folder: Path) -> None:
     """Train two epochs at once, and in two processes' worth of objects; compare."""
     overrides = [*overrides, "epochs=2", "limit_batches=3", "batch_size=8"]
-    straight = build.build_session(compose(overrides))
+    straight = build.build_session(compose_settings(overrides))
     fit(straight.state, straight.train, straight.val)
-    first = build.build_session(compose(overrides))
+    first = build.build_session(compose_settings(overrides))
     first.state.progress.batches = len(first.train)
     train_epoch(first.state, first.train, [])
     saved = through_a_file(capture_state(first.state, {}), folder)
-    second = build.build_session(compose(overrides))
+    second = build.build_session(compose_settings(overrides))
     torch.manual_seed(99)
     restore_state(second.state, saved)
     assert digest(capture_state(second.state, {})) == digest(saved)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import SmallCNN, assert_close, small_run, train_session
-from trainkit import compose
+from tests.helpers import SmallCNN, assert_close, compose_settings, small_run, train_session
 from trainkit.build import session as build
 from trainkit.core.errors import ConfigError
 from trainkit.runs.snapshot import capture_state, digest, restore_state
@@ -30,12 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep
 SERVER = """
 import json, os, sys, traceback
 import torch
-from trainkit import compose
 from trainkit.build import session as build
+from trainkit.config.compose import compose_run
 from trainkit.training.loop import fit
 
 torch.set_num_threads(1)
-session = build.build_session(compose(["progress=off", "model=mlp", "limit_batches=1", "epochs=1"]))
+session = build.build_session(compose_run(["progress=off", "model=mlp", "limit_batches=1", "epochs=1"]).settings)
 fit(session.state, session.train, session.val)
 for line in sys.stdin:
     read, write = os.pipe()
@@ -290,7 +289,9 @@ def test_a_run_resumes_with_and_without_compilation() -> None:
     overrides = small_run(SmallCNN, "optim=adam", "epochs=2")
     straight = train_session(overrides)
     for there, here_ in (("true", "off"), ("off", "true")):
-        begun, later = (build.build_session(compose([*overrides, f"compile={name}"])) for name in (there, here_))
+        begun, later = (
+            build.build_session(compose_settings([*overrides, f"compile={name}"])) for name in (there, here_)
+        )
         saved: list[dict[str, Any]] = []
 
         class Keep:

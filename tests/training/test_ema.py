@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import MetricsCollector, loss_case, loss_in_float64, make_loader_of, make_state
-from trainkit import compose
+from tests.helpers import MetricsCollector, compose_settings, loss_case, loss_in_float64, make_loader_of, make_state
 from trainkit.build import session as build
 from trainkit.data.loaders import epoch_order
 from trainkit.models import ToyCNN
@@ -77,7 +76,7 @@ def test_ema_keeps_the_latest_batch_statistics_and_averages_the_loss_too() -> No
 def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
     overrides = ["optim=muon_sgd", "lr=0.05", "clip_norm=0.5", "epochs=1", "limit_batches=6", "data.split=off"]
     overrides += ["memory_format=contiguous"]
-    session = build.build_session(compose([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
+    session = build.build_session(compose_settings([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
     seen = MetricsCollector([])
     fit(session.state, session.train, hooks=[seen])
 
@@ -110,7 +109,7 @@ def test_each_of_several_optimizers_may_have_a_scheduler_of_its_own(here: Any) -
     (here / "conf/scheduler").mkdir(parents=True)
     text = "muon: {_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5, interval: epoch}\n"
     (here / "conf/scheduler/own.yaml").write_text(text)
-    session = build.build_session(compose(["optim=muon_sgd", "scheduler=own", "epochs=2", "limit_batches=2"]))
+    session = build.build_session(compose_settings(["optim=muon_sgd", "scheduler=own", "epochs=2", "limit_batches=2"]))
     fit(session.state, session.train, session.val)
     rates = {group["name"]: group["lr"] for group in session.state.objects.optimizer.param_groups}
     assert rates == {"matrices": 0.01 / 4, "default": 0.01}
@@ -118,7 +117,7 @@ def test_each_of_several_optimizers_may_have_a_scheduler_of_its_own(here: Any) -
 
 def test_clipping_by_value_reaches_every_group() -> None:
     overrides = ["optim=muon_sgd", "clip_value=1e-4", "epochs=1", "limit_batches=1"]
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     fit(session.state, session.train, session.val)
     largest = [float(p.grad.abs().max()) for p in session.state.objects.model.parameters() if p.grad is not None]
     assert len(largest) == 10
@@ -134,7 +133,7 @@ def test_a_learnable_loss_is_trained_and_can_be_watched(here: Any) -> None:
     (here / "conf/loss").mkdir(parents=True)
     (here / "conf/loss/shift.yaml").write_text("_target_: lossmodule.Shift\n")
     overrides = ["data=line", "model=linear", "loss=shift", "watch=[loss.shift]", "epochs=2", "lr=0.001"]
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     seen = MetricsCollector([])
     fit(session.state, session.train, session.val, [seen])
     assert seen.seen[-1]["param/loss.shift"] == session.state.objects.loss_fn.shift.item() != 0

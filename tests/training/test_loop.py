@@ -15,13 +15,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from tests.helpers import (
     SAMPLES,
     MetricsCollector,
+    compose_settings,
     loss_case,
     loss_in_float64,
     make_loader_of,
     make_state,
     only_optimizer,
 )
-from trainkit import compose
 from trainkit.build import session as build
 from trainkit.core.errors import NonFiniteError
 from trainkit.data.loaders import epoch_order
@@ -134,7 +134,7 @@ def test_an_optimizer_without_a_learning_rate_trains() -> None:
 def test_weights_and_losses_are_those_of_a_loop_written_by_hand(layout: str, precision: str, here: Any) -> None:  # noqa: ARG001
     overrides = ["model=toy_cnn", "optim=sgd", "lr=0.01", "optim.momentum=0.9", "epochs=3", "limit_batches=6"]
     overrides += [f"memory_format={layout}", f"precision={precision}", "data.split=off"]
-    session = build.build_session(compose(overrides))
+    session = build.build_session(compose_settings(overrides))
     reported: list[float] = []
 
     class Record:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Command
-from tests.helpers import SAMPLES, loss_case, make_loader_of, make_state
-from trainkit import compose
+from tests.helpers import SAMPLES, compose_settings, loss_case, make_loader_of, make_state
 from trainkit.build import session as build
 from trainkit.core.errors import OutOfMemoryError
 from trainkit.display import live as display
@@ -180,7 +179,7 @@ def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
 
 
 def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001
-    assert build.build_session(compose([])).state.settings.on_oom == "split"
+    assert build.build_session(compose_settings([])).state.settings.on_oom == "split"
     for asked, wanted in (("auto", "stop"), ("split", "split")):
         assert make_state(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).settings.on_oom == wanted
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.conftest import Command
-from tests.helpers import PLAIN_SGD, STEPS, SmallCNN, assert_close, small_run, train_session
-from trainkit import compose
+from tests.helpers import PLAIN_SGD, STEPS, SmallCNN, assert_close, compose_settings, small_run, train_session
 from trainkit.build import session as build
+from trainkit.build.model import choose_memory_format
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.data.loaders import epoch_order
 from trainkit.diagnostics import inspect as inspection
@@ -162,7 +162,9 @@ def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_agai
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: str) -> None:
     plain, rows = (
-        inspection.inspect_step(build.build_session(compose(small_run(SmallCNN, f"precision={name}"))))["parameters"]
+        inspection.inspect_step(build.build_session(compose_settings(small_run(SmallCNN, f"precision={name}"))))[
+            "parameters"
+        ]
         for name in ("fp32", precision)
     )
     for key in ("grad", "grad_twice", "update"):
@@ -171,7 +173,7 @@ def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: s
 
 def test_the_scaler_goes_on_where_it_was() -> None:
     overrides = small_run(SmallCNN, "precision=fp16", "optim=adam", "epochs=2", gain=GAIN)
-    straight, begun, later = (build.build_session(compose(overrides)) for _ in range(3))
+    straight, begun, later = (build.build_session(compose_settings(overrides)) for _ in range(3))
     kept: list[dict[str, Any]] = []
 
     class Keep:
@@ -245,20 +247,21 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
 )
 def test_a_wrong_value_is_answered_with_a_right_one(wrong: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build.build_session(compose(small_run(SmallCNN, wrong)))
+        build.build_session(compose_settings(small_run(SmallCNN, wrong)))
     assert words in str(caught.value)
     assert "TRACEBACK" not in str(caught.value)
 
 
 def test_lbfgs_is_told_what_it_cannot_have() -> None:
     with pytest.raises(ConfigError, match="precision=fp16: LBFGS"):
-        build.build_session(compose(small_run(SmallCNN, "optim=lbfgs", "precision=fp16")))
+        build.build_session(compose_settings(small_run(SmallCNN, "optim=lbfgs", "precision=fp16")))
     accelerator = torch.device("cuda")  # where gradients are laid out like images
     with pytest.raises(ConfigError, match="memory_format=channels_last: LBFGS"):
-        build.choose_memory_format(
-            compose(small_run(SmallCNN, "optim=lbfgs", "memory_format=channels_last")), accelerator
+        choose_memory_format(
+            compose_settings(small_run(SmallCNN, "optim=lbfgs", "memory_format=channels_last")), accelerator
         )
-    assert build.choose_memory_format(compose(small_run(SmallCNN, "optim=lbfgs")), accelerator) == ("contiguous", None)
+    settings = compose_settings(small_run(SmallCNN, "optim=lbfgs"))
+    assert choose_memory_format(settings, accelerator) == ("contiguous", None)
     short = small_run(
         SmallCNN, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2"
     )  # more would make much of rounding

@@ -1,1 +1,1 @@
-"""From a checked config to objects: data, model, loss, optimizers, schedulers, hooks."""
+"""From settings to objects: data, model, loss, optimizers, schedulers, hooks."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from trainkit.build.instantiate import call_target
-from trainkit.config.resolvers import count_steps
+from trainkit.config.settings import Settings
 from trainkit.core import device
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.data import cache
@@ -31,47 +31,42 @@ class Loaders:
     notes: list[str]
 
 
-def loaders(
-    config: DictConfig, where: torch.device, on_progress: cache.OnProgress | None
-) -> tuple[DictConfig, Loaders]:
-    """A copy of the config that knows what the data tells, classes and steps; the loaders."""
-    train_set, val_set, classes, split_off, notes = datasets(config, on_progress)
-    config = config.copy()
-    if config.data.classes is None:
-        config.data.classes = classes
-        if classes is None and "data.classes" in OmegaConf.to_yaml(config.model):
-            raise ConfigError(
-                f"data.classes: {config.data.train['_target_']} does not say how many it has, and the model asks",
-                hint="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
-            )
-    train = loader(config, train_set, where, train=True)
-    val = None if val_set is None else loader(config, val_set, where, train=False)
-    count_steps(config, len(train))
-    return config, Loaders(train, val, split_off, notes)
+def loaders(settings: Settings, where: torch.device, on_progress: cache.OnProgress | None) -> tuple[Settings, Loaders]:
+    """Build the loaders; return them with settings that include the number of classes and of steps."""
+    train_set, val_set, classes, split_off, notes = datasets(settings, on_progress)
+    if settings.data.classes is None and classes is None and settings.model_needs_classes:
+        raise ConfigError(
+            f"data.classes: {settings.data.train['_target_']} does not give it, and the model refers to it",
+            hint="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
+        )
+    settings = settings.with_data(classes=classes)
+    train = loader(settings, train_set, where, train=True)
+    val = None if val_set is None else loader(settings, val_set, where, train=False)
+    return settings.with_data(classes=classes, steps_per_epoch=len(train)), Loaders(train, val, split_off, notes)
 
 
-def datasets(config: DictConfig, on_progress: cache.OnProgress | None) -> tuple[Any, Any, int | None, bool, list[str]]:
+def datasets(settings: Settings, on_progress: cache.OnProgress | None) -> tuple[Any, Any, int | None, bool, list[str]]:
     """The training set; the validation set: named, else split off, else None; the number of classes.
 
     The last but one says whether the validation set was split off, the last where the samples are.
     """
-    train = _dataset(config, "train")
+    train = _dataset(settings, "train")
     if train is None:
         raise DataError("data.train gave no data set", hint="choose another: data=digits")
-    val = None if config.data.val is None else _dataset(config, "val")
+    val = None if settings.data.val is None else _dataset(settings, "val")
     classes = count_classes(train)
-    split_off = val is None and config.data.split is not None
+    split_off = val is None and settings.data.split is not None
     if len(train) == 0 or (val is not None and len(val) == 0):
         raise empty("data.val" if len(train) else "data.train")
     notes = []
     source = train
-    train, words = held(config, "train", train, on_progress)
+    train, words = held(settings, "train", train, on_progress)
     notes.append(f"training data: {amount(train)}, {words}")
     if val is not None:
-        val, words = held(config, "val", val, on_progress)
+        val, words = held(settings, "val", val, on_progress)
         notes.append(f"validation data: {amount(val)}, {words}")
-    if split_off:
-        train, val = split(train, config.data.split, source)
+    if val is None and settings.data.split is not None:
+        train, val = split(train, settings.data.split, source)
         if not (len(train) and len(val)):
             raise empty("data.val" if len(train) else "data.train")
         notes[0] += f"; {len(val):,} of them held out for validation"
@@ -90,18 +85,18 @@ def empty(name: str) -> DataError:
     return DataError(f"{name} has no samples", hint="give it data, or change data.split")
 
 
-def held(config: DictConfig, part: str, dataset: Any, on_progress: cache.OnProgress | None) -> tuple[Any, str]:
+def held(settings: Settings, part: str, dataset: Any, on_progress: cache.OnProgress | None) -> tuple[Any, str]:
     """The data set, in memory where the config says so or it fits; what was done."""
     free = device.free_memory(torch.device("cpu"))
-    limit = free / 2 if config.data.cache_limit is None else config.data.cache_limit * 2**30
+    limit = free / 2 if settings.data.cache_limit == "auto" else settings.data.cache_limit * 2**30
     try:
         return cache.choose(
             dataset,
-            config.data.cache or "none",
+            settings.data.cache or "none",
             limit=int(limit),
-            workers=config.data.num_workers,
-            skip=config.data.on_error == "skip",
-            partly=config.limit_batches is not None,
+            workers=settings.data.num_workers,
+            skip=settings.data.on_unreadable == "skip",
+            partly=settings.limit_batches is not None,
             on_progress=on_progress,
         )
     except TrainkitError:
@@ -110,8 +105,8 @@ def held(config: DictConfig, part: str, dataset: Any, on_progress: cache.OnProgr
         raise UserCodeError(f"data.{part}", error) from error
 
 
-def _dataset(config: DictConfig, part: str) -> Any:
-    node = config.data[part]
+def _dataset(settings: Settings, part: str) -> Any:
+    node: Any = getattr(settings.data, part)
     try:
         dataset = call_target(node, f"data.{part}")
     except UserCodeError as error:
@@ -132,34 +127,35 @@ def _dataset(config: DictConfig, part: str) -> Any:
     return dataset
 
 
-def preparation(config: DictConfig, where: torch.device, *, train: bool) -> Prepare:
+def preparation(settings: Settings, where: torch.device, *, train: bool) -> Prepare:
     """What is done to a batch; training images are changed at random where the config asks for it."""
-    normalize, asked = config.data.normalize, config.data.augment
-    mean, std = (normalize and torch.tensor(normalize[key], device=where) for key in ("mean", "std"))
-    options: Any = {} if asked is None else OmegaConf.to_container(asked, resolve=True)
+    normalize, asked = settings.data.normalize, settings.data.augment
+    mean = None if normalize is None else torch.tensor(normalize.mean, device=where)
+    std = None if normalize is None else torch.tensor(normalize.std, device=where)
+    options: Any = {} if asked is None else dataclasses.asdict(asked)
     augment = None
-    if train and any(options.get(key) for key in ("flip", "crop", "cutout", "mixup", "cutmix")):
+    if train and any(options.get(key) for key in ("flip", "crop_padding", "cutout", "mixup", "cutmix")):
         options["flip"] = "random" if options["flip"] is True else options["flip"]
-        numbers = str(config.loss.get("_target_")).rpartition(".")[2] in LOSSES_OF_NUMBERS
-        augment = Augment(config.seed, **options, classes=None if numbers else config.data.classes)
+        numbers = str(settings.loss.get("_target_")).rpartition(".")[2] in LOSSES_OF_NUMBERS
+        augment = Augment(settings.seed, **options, classes=None if numbers else settings.data.classes)
     return Prepare(where, mean, std, augment)
 
 
-def loader(config: DictConfig, dataset: Any, where: torch.device, *, train: bool) -> Loader:
+def loader(settings: Settings, dataset: Any, where: torch.device, *, train: bool) -> Loader:
     """The loader of a data set: the training set is shuffled by the seed, samples in tensors lie on the accelerator."""
-    how, plain, lies = config.data.cache or "none", in_tensors(dataset), torch.device("cpu")
+    how, plain, lies = settings.data.cache or "none", in_tensors(dataset), torch.device("cpu")
     if plain is not None and where.type != "cpu" and how != "memory":
         size = cache.nbytes(plain[0].tensors)
         if how == "device" or size <= device.free_memory(where) / 2:
             lies = where
     return make_loader(
         dataset,
-        preparation(config, where, train=train),
-        batch_size=config.batch_size,
-        seed=config.seed if train else None,
-        num_workers=config.data.num_workers,
-        limit_batches=config.limit_batches,
-        skip=config.data.on_error == "skip",
+        preparation(settings, where, train=train),
+        batch_size=settings.batch_size,
+        seed=settings.seed if train else None,
+        num_workers=settings.data.num_workers,
+        limit_batches=settings.limit_batches,
+        skip=settings.data.on_unreadable == "skip",
         stream=how == "none",
         device=lies,
     )

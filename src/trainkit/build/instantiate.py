@@ -1,4 +1,4 @@
-"""The one place where a `_target_` is called: its arguments out of the config, its errors told by their key."""
+"""The only place that calls a `_target_`. Its errors name the config key."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
-from trainkit.config.targets import locate, missing_source
+from trainkit.config.schema import Node
+from trainkit.config.targets import find_missing_target, locate
 from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
 
 
-def call_target(node: DictConfig | dict[str, Any], path: str, instead: Any = None, **extra: Any) -> Any:
-    """What a node's `_target_` returns for its arguments (as plain containers) and the extra ones.
+def call_target(node: Node, path: str, target: Any = None, **extra: Any) -> Any:
+    """Call a node's `_target_` with the node's arguments, and return the result.
 
-    With `instead`, that is called in place of what `_target_` names.
+    Args:
+        node: the mapping with `_target_` and the arguments.
+        path: the node's key in the config, for error messages.
+        target: called instead of `_target_`, if given.
+        extra: further arguments, which replace the node's arguments of the same name.
 
     Raises:
-        UserCodeError: it raised an error; `path` says which key called it.
+        UserCodeError: the call raised an error.
     """
-    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    for key in extra:
-        plain.pop(key, None)
+    plain = {key: value for key, value in node.items() if key not in extra}
     try:
         made = instantiate(plain | {"_partial_": True}, _convert_="all")
-        return (instead or made.func)(*made.args, **made.keywords, **extra)
+        return (target or made.func)(*made.args, **made.keywords, **extra)
     except InstantiationException as error:
         raise UserCodeError(path, error.__cause__ or error) from error
     except TrainkitError:
@@ -35,9 +37,14 @@ def call_target(node: DictConfig | dict[str, Any], path: str, instead: Any = Non
 
 
 def import_function(dotted: str, path: str) -> Any:
-    """The function that a dotted path names."""
+    """Import and return the function at a dotted path.
+
+    Raises:
+        ConfigError: the path is wrong.
+        UserCodeError: the module raised an error on import.
+    """
     key = f"{path}={dotted}"
-    problem = missing_source(dotted)
+    problem = find_missing_target(dotted)
     if problem:
         raise ConfigError(f"{key}: {problem.cause}", hint=problem.hint)
     try:

@@ -1,22 +1,22 @@
-"""The only place where config becomes objects: model, loss, optimizer, scheduler, data, hooks."""
+"""Build a session: every object that the settings of a training name."""
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
 from trainkit.build.data import loaders
 from trainkit.build.instantiate import call_target
-from trainkit.build.model import apply_memory_format, build_loss, build_model
+from trainkit.build.model import apply_memory_format, build_loss, build_model, choose_memory_format
 from trainkit.build.optim import build_optimizers, build_schedulers
-from trainkit.config.targets import check_targets, locate
-from trainkit.core import device
+from trainkit.config.schema import Node
+from trainkit.config.settings import Settings
+from trainkit.core.device import disable_malloc_trim, select_device
 from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError
 from trainkit.core.rng import seed_all
 from trainkit.core.spelling import did_you_mean
@@ -27,191 +27,185 @@ from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.params import named_params
 from trainkit.training.compile import compile_model, defer_dynamo
 from trainkit.training.hooks import EVENTS
-from trainkit.training.state import LoopSettings, State, needs_closure, new_state
+from trainkit.training.state import LoopSettings, State, new_state
 
 
 @dataclass
 class Session:
-    """All that a config builds."""
+    """The objects of a training, and the settings they were built from.
 
+    Attributes:
+        settings: including the values that depend on the data.
+        params: the rows of `optim.param_table`.
+        split_off: whether the validation set was split off from the training set.
+        notes: what was decided for settings such as `auto`.
+    """
+
+    settings: Settings
     state: State
     train: Loader
     val: Loader | None
     hooks: dict[str, Any]
     groups: list[optim.Group]
-    params: list[dict[str, Any]]  # the table of `optim.param_table`
+    params: list[dict[str, Any]]
     named: dict[str, nn.Parameter]
-    split_off: bool  # the validation set, from the training set
-    config: DictConfig  # that knows what the data tells
-    notes: list[str]  # what was decided that the config left open
+    split_off: bool
+    notes: list[str]
 
     def close(self) -> None:
-        """End the processes that read data; the process would wait for them as it exits."""
+        """End the processes that read data, because the Python process waits for them at exit."""
         for loader in (self.train, self.val):
             if loader is not None:
                 loader.close()
 
 
-def build_session(config: DictConfig, on_progress: cache.OnProgress | None = None) -> Session:
-    """Build everything a checked config names: data first, for what it tells of classes and shapes.
+def build_session(settings: Settings, on_progress: cache.OnProgress | None = None) -> Session:
+    """Build everything that the settings name. Data comes first, because it gives classes and shapes.
 
     Args:
-        config: checked.
-        on_progress: is called while samples are read into memory, with how far that is; without, none are.
+        settings: of the training.
+        on_progress: called with the progress while samples are read into memory. Without it, no samples
+            are read into memory.
 
     Raises:
-        ConfigError: arguments, groups or values that do not fit what they are for.
+        ConfigError: wrong arguments, param groups or values.
         DataError: a data set cannot be read.
-        UserCodeError: something that a `_target_` names raised an error.
+        UserCodeError: code that a `_target_` names raised an error.
     """
-    problems = check_targets(OmegaConf.to_container(config, resolve=True))
+    problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)
     defer_dynamo()
-    where = device.select_device(config.device)
-    seed_all(config.seed, deterministic=bool(config.deterministic))  # for data made at random
-    if where.type == "cpu":
-        device.disable_malloc_trim()
-    config, data = loaders(config, where, on_progress)
+    device = select_device(settings.device)
+    seed_all(settings.seed, deterministic=bool(settings.deterministic))  # data sets may draw random samples
+    if device.type == "cpu":
+        disable_malloc_trim()
+    settings, data = loaders(settings, device, on_progress)
     train, val = data.train, data.val
 
-    seed_all(config.seed, deterministic=bool(config.deterministic))
-    model = build_model(config.model, train, where)
-    loss_fn = build_loss(config.loss).to(where)
-    asked, why = choose_memory_format(config, where)
-    laid_out = (
-        apply_memory_format(model, loss_fn, asked, [loader for loader in (train, val) if loader is not None], where)
-        or why
-    )
+    seed_all(settings.seed, deterministic=bool(settings.deterministic))
+    model = build_model(settings.model, train, device)
+    loss_fn = build_loss(settings.loss).to(device)
+    memory_format, reason = choose_memory_format(settings, device)
+    both = [loader for loader in (train, val) if loader is not None]
+    format_note = apply_memory_format(model, loss_fn, memory_format, both, device) or reason
     named = named_params(model, loss_fn)
-    problems = watch_problems(config.watch, [param.name for param in named])
+    problems = find_unknown_watched(settings.watch, [param.name for param in named])
     try:
-        optimizers, groups, options = build_optimizers(config, named)
+        optimizers, groups, options = build_optimizers(settings, named)
     except ConfigError as error:
         raise ConfigError(*error.problems, *problems) from error
     if problems:
         raise ConfigError(*problems)
-    table = optim.param_table(named, groups, options)  # before a scheduler changes any rate
-    state = assemble(config, where, model, loss_fn, optimizers, val)
-    state.objects.watch = {param.name: param.tensor for param in named if param.name in config.watch}
+    table = optim.param_table(named, groups, options)  # before schedulers change the learning rates
+    state = build_state(settings, device, model, loss_fn, optimizers, val)
+    state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
-    if config.compile:  # the parameters keep their names, and an average its own copy
-        compile_model(model, "default" if config.compile is True else config.compile)
-    hooks = {str(name): build_hook(name, node) for name, node in config.hooks.items()}
-    notes = [*data.notes, *([laid_out] if laid_out else [])]
-    notes += [f"precision={config.precision}"] if config.precision != "fp32" else []
-    notes += ["compiled as the first step begins, which takes a while"] if config.compile else []
-    if config.precision == "fp16" and where.type == "cpu":
-        notes.append("note: few processors compute in fp16; bf16 is faster on most")
+    if settings.compile:  # last: parameter names stay the same, and the averaged model stays uncompiled
+        compile_model(model, "default" if settings.compile is True else settings.compile)
+    hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
+    notes = [*data.notes, *([format_note] if format_note else []), *_notes(settings, device)]
     params = {p.name: p.tensor for p in named}
-    return Session(state, train, val, hooks, groups, table, params, data.split_off, config, notes)
+    return Session(settings, state, train, val, hooks, groups, table, params, data.split_off, notes)
 
 
-def assemble(
-    config: DictConfig,
-    where: torch.device,
+def _notes(settings: Settings, device: torch.device) -> list[str]:
+    notes = [f"precision={settings.precision}"] if settings.precision != "fp32" else []
+    notes += ["the first step compiles the model, which takes a while"] if settings.compile else []
+    if settings.precision == "fp16" and device.type == "cpu":
+        notes.append("note: few CPUs compute in fp16; bf16 is faster on most CPUs")
+    return notes
+
+
+def build_state(
+    settings: Settings,
+    device: torch.device,
     model: nn.Module,
     loss_fn: nn.Module,
     optimizers: dict[str, Optimizer],
     val: Loader | None,
 ) -> State:
-    """The state of a training out of its parts and the keys of the config; with `ema` it copies the model."""
-    step_schedulers, epoch_schedulers = build_schedulers(config, optimizers)
-    early_stop = config.early_stop or {"patience": None, "min_delta": 0.0}
+    """Build the schedulers and the state of a training. With `ema`, the state copies the model.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        UserCodeError: the model cannot be copied, or another part raised an error.
+    """
+    step_schedulers, epoch_schedulers = build_schedulers(settings, optimizers)
     optimizer = ChainedOptimizer(optimizers) if len(optimizers) > 1 else next(iter(optimizers.values()))
-    monitor = monitored(config, loss_fn, val)
+    loop_settings = LoopSettings(
+        epochs=settings.epochs,
+        precision=settings.precision,
+        micro_batch=settings.micro_batch,
+        ema=settings.ema,
+        on_oom=settings.on_oom,
+        on_nonfinite=settings.on_nonfinite,
+        clip_norm=settings.clip_norm,
+        clip_value=settings.clip_value,
+        monitor=choose_monitor(settings, loss_fn, val),
+        mode=settings.monitor.mode,
+        patience=settings.early_stop.patience if settings.early_stop else None,
+        min_delta=settings.early_stop.min_delta if settings.early_stop else 0.0,
+    )
     try:
-        settings = LoopSettings(
-            epochs=config.epochs,
-            precision=config.precision,
-            micro_batch=config.micro_batch,
-            ema=config.ema,
-            on_oom=config.on_oom,
-            on_nonfinite=config.on_nonfinite,
-            clip_norm=config.clip_norm,
-            clip_value=config.clip_value,
-            monitor=monitor,
-            mode=config.monitor.mode,
-            patience=early_stop["patience"],
-            min_delta=early_stop["min_delta"],
-        )
         state = new_state(
             model,
             loss_fn,
             optimizer,
-            where,
-            settings,
+            device,
+            loop_settings,
             step_schedulers=step_schedulers,
             epoch_schedulers=epoch_schedulers,
         )
     except TrainkitError:
         raise
     except Exception as error:
-        raise UserCodeError("ema" if config.ema else "training", error) from error
+        raise UserCodeError("ema" if settings.ema else "training", error) from error
     if state.objects.scaler is not None and state.objects.needs_closure:
-        cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, which no scaler bears"
+        cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, so gradients cannot be scaled"
         raise ConfigError(cause, hint="write precision=bf16")
     return state
 
 
-def choose_memory_format(config: DictConfig, where: torch.device) -> tuple[str, str | None]:
-    """The `memory_format`; why not channels last.
+def choose_monitor(settings: Settings, loss_fn: nn.Module, val: Loader | None) -> str:
+    """Return the metric that decides the best epoch: the training loss if there is no validation set.
 
-    On an accelerator, where weights and gradients are laid out like images, auto takes them only for optimizers
-    of torch that do not flatten gradients, as LBFGS does.
+    Raises:
+        ConfigError: the training does not compute the metric.
     """
-    if where.type == "cpu":
-        return str(config.memory_format), None
-    node = config.optim
-    makers = [locate(one["_target_"]) for one in ([node] if "_target_" in node else node.values())]
-    made = [maker for maker in makers if inspect.isclass(maker) and issubclass(maker, Optimizer)]
-    flattening = [maker for maker in made if needs_closure(maker)]
-    if flattening and config.memory_format == "channels_last":
-        cause = f"memory_format=channels_last: {flattening[0].__name__} takes no such gradients"
-        raise ConfigError(cause, hint="write memory_format=auto")
-    own = [maker for maker in makers if maker not in made or not maker.__module__.startswith("torch.optim.")]
-    if config.memory_format != "auto" or not (flattening or own):
-        return str(config.memory_format), None
-    name = getattr((flattening or own)[0], "__name__", "the optimizer")
-    why = f"images contiguous: {name} may need it; if not, write memory_format=channels_last"
-    return "contiguous", None if flattening else why
-
-
-# --------------------------------------------------------------------------------------- what is seen
-
-
-def monitored(config: DictConfig, loss_fn: nn.Module, val: Loader | None) -> str:
-    """The metric that decides the best epoch: the training loss where nothing is validated."""
-    metric = str(config.monitor.metric)
+    metric = settings.monitor.metric
     if metric == "val/accuracy" and isinstance(loss_fn, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss):
         raise ConfigError(
-            f"monitor.metric={metric}: a {type(loss_fn).__name__} has no classes to be right about",
+            f"monitor.metric={metric}: accuracy needs classes, which {type(loss_fn).__name__} does not have",
             hint="write monitor.metric=val/loss monitor.mode=min",
         )
-    if val is None and metric.startswith("val/"):
-        if metric != "val/loss":
-            raise ConfigError(f"monitor.metric={metric}: nothing is validated", hint="write data.split=0.2")
-        return "train/loss"
-    return metric
+    if val is None and metric == "val/accuracy":
+        raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint="write data.split=0.2")
+    return "train/loss" if val is None else metric
 
 
-def watch_problems(names: Any, there: list[str]) -> list[Problem]:
-    """The names in `watch` that are no parameters of the model or the loss."""
+def find_unknown_watched(watch: Sequence[str], params: list[str]) -> list[Problem]:
+    """Return the names in `watch` that are not parameters of the model or the loss."""
     return [
-        Problem(f"watch: the model has no parameter {name!r}", did_you_mean(name, there))
-        for name in names
-        if name not in there
+        Problem(f"watch: the model has no parameter {name!r}", did_you_mean(name, params))
+        for name in watch
+        if name not in params
     ]
 
 
-def build_hook(name: Any, node: DictConfig) -> Any:
-    """A hook of the user's, which must have a method that the loop calls, and none misspelt."""
+def build_hook(name: str, node: Node) -> Any:
+    """Build a user's hook.
+
+    Raises:
+        ConfigError: the hook has no method that the loop calls, or a method with an unknown name.
+    """
     hook = call_target(node, f"hooks.{name}")
     methods = [method for method in dir(hook) if method.startswith("on_")]
     unknown = [method for method in methods if method not in EVENTS]
-    if unknown or not methods:
-        words = f"no method {unknown[0]} is ever called" if unknown else "it has no method that is called"
-        hint = did_you_mean(unknown[0], EVENTS) if unknown else f"give it one of {', '.join(EVENTS)}"
-        raise ConfigError(f"hooks.{name}: {words}", hint=hint)
+    if unknown:
+        raise ConfigError(f"hooks.{name}: {unknown[0]} is never called", hint=did_you_mean(unknown[0], EVENTS))
+    if not methods:
+        cause = f"hooks.{name}: {type(hook).__name__} has no method that the loop calls"
+        raise ConfigError(cause, hint=f"add one of {', '.join(EVENTS)}")
     return hook

@@ -1,4 +1,4 @@
-"""Hydra's own flags: the command line as Hydra parses it, and those flags that only show something."""
+"""Parse the command line with Hydra's parser, and run the flags that only print something."""
 
 from __future__ import annotations
 
@@ -14,118 +14,117 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config.compose import Composed, compose_run, search_path, unread
-from trainkit.config.schema import Schema
-from trainkit.config.targets import check_targets
+from trainkit.config.compose import Composed, Unchecked, compose_run
+from trainkit.config.schema import RootKeys
+from trainkit.config.search_path import ignored_configs, search_path
+from trainkit.config.show import config_text, remove_secrets
 from trainkit.core.errors import ConfigError, Problem
-from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
 from trainkit.core.spelling import nearest
 
 REFUSED = {
-    "config_name": "the root config is trainkit's own; choose experiment=NAME",
-    "config_path": "configs of your own are found in ./conf or with --config-dir DIR",
-    "experimental_rerun": "a run's command is in its run.json",
+    "config_name": "the root config is always trainkit's; choose experiment=NAME",
+    "config_path": "put your configs into ./conf, or use --config-dir DIR",
+    "experimental_rerun": "the command of a run is in its run.json",
 }
 
 
-def parse(argv: Sequence[str], **own: Any) -> argparse.Namespace:
-    """The command line by Hydra's own parser; overrides and flags in any order.
+def parse(argv: Sequence[str], **flags: Any) -> argparse.Namespace:
+    """Parse a command line. Overrides and flags may come in any order.
 
     Args:
-        argv: without the command's name.
-        own: the flags of a command, each with its default; False for one that takes no value.
+        argv: without the name of the command.
+        flags: the command's flags with their defaults; False for a flag without a value.
 
     Raises:
-        ConfigError: a flag that there is not, or that means nothing here.
+        ConfigError: a flag is unknown, or not supported here.
     """
 
-    def wrong(message: str) -> NoReturn:
+    def fail(message: str) -> NoReturn:
         raise ConfigError(message, hint="trainkit --help lists the flags")
 
     parser = get_args_parser()
-    parser.error = wrong  # type: ignore[method-assign]
-    for name, default in own.items():
+    parser.error = fail  # type: ignore[method-assign]
+    for name, default in flags.items():
         if default is False:
             parser.add_argument(f"--{name}", action="store_true")
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    problems = []
-    for word in argv:
-        flag, _, value = word.partition("=")
-        if flag.startswith("-") and flag not in known and not re.match(r"-[\d.]", flag):
-            key = flag.lstrip("-").replace("-", "_")
-            near = None if key.partition(".")[0] in Schema.__annotations__ else nearest(flag, known)
-            hint = f"did you mean {near}?" if near else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
-            problems.append(Problem(f"{word}: there is no such flag", hint))
+    problems = [_unknown_flag(word, known) for word in argv if _is_flag(word) and word.partition("=")[0] not in known]
     if problems:
         raise ConfigError(*problems)
     args = parser.parse_intermixed_args(list(argv))
-    for name, instead in REFUSED.items():
+    for name, hint in REFUSED.items():
         if getattr(args, name):
-            raise ConfigError(f"--{name.replace('_', '-')} means nothing here", hint=instead)
+            raise ConfigError(f"--{name.replace('_', '-')}: trainkit does not support this flag of Hydra", hint=hint)
     args.multirun |= "hydra.mode=MULTIRUN" in args.overrides
     if (args.resolve or args.package) and not args.cfg:
-        raise ConfigError("--resolve and --package go with --cfg", hint="add --cfg job")
+        raise ConfigError("--resolve and --package need --cfg", hint="add --cfg job")
     if args.multirun and args.cfg:
-        raise ConfigError("--cfg shows one config, not a sweep's", hint="leave out -m, and give each key one value")
+        raise ConfigError("--cfg shows a single config, not a sweep", hint="remove -m, and give each key one value")
     return args
 
 
-def one_config(argv: Sequence[str], **own: Any) -> tuple[argparse.Namespace, Composed]:
-    """The command line of a command that looks at one config and leaves no run; and that config."""
-    args = parse(argv, **own)
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and not re.match(r"-[\d.]", word)
+
+
+def _unknown_flag(word: str, known: set[str]) -> Problem:
+    flag, _, value = word.partition("=")
+    key = flag.lstrip("-").replace("-", "_")
+    close = None if key.partition(".")[0] in RootKeys.__annotations__ else nearest(flag, known)
+    hint = f"did you mean {close}?" if close else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
+    return Problem(f"{word}: there is no such flag", hint)
+
+
+def parse_for_one_config(argv: Sequence[str], **flags: Any) -> tuple[argparse.Namespace, Composed]:
+    """Parse the command line of a command that inspects a single config, and compose this config.
+
+    Raises:
+        ConfigError: the command line or the config is wrong.
+    """
+    args = parse(argv, **flags)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion:
-        raise ConfigError("this command takes one config, and no flag of Hydra's", hint="leave out -m and --cfg")
-    report_unread_configs(args)
+        cause = "this command takes one config, and none of Hydra's flags"
+        raise ConfigError(cause, hint="remove -m, --cfg and other flags of Hydra")
+    report_ignored_configs(args)
     return args, compose(args)
 
 
 @contextmanager
-def answer_alone(args: argparse.Namespace) -> Iterator[None]:
-    """With `--json`, send what the user's own code prints to stderr: stdout is for the answer."""
+def only_answer_on_stdout(args: argparse.Namespace) -> Iterator[None]:
+    """Send what user code prints to stderr if `--json` is given, so that stdout holds only JSON."""
     with redirect_stdout(sys.stderr) if args.json else nullcontext():
         yield
 
 
-def report_unread_configs(args: argparse.Namespace) -> None:
-    """Say which of the user's configs nothing reads."""
-    for file, why in unread(args.config_dir):
-        print(f"note: {file} goes unread: {why}", file=sys.stderr)
+def report_ignored_configs(args: argparse.Namespace) -> None:
+    """Print which of the user's config files Hydra does not read."""
+    for file, reason in ignored_configs(args.config_dir):
+        print(f"note: {file} is ignored: {reason}", file=sys.stderr)
 
 
 def compose(args: argparse.Namespace) -> Composed:
-    """The config that a command line asks for; its error tells of wrong arguments too.
+    """Compose the config of a command line.
 
-    Only where somebody wrote arguments of their own does the answer wait for the import that knows
-    what a signature takes.
+    Raises:
+        ConfigError: everything that is wrong with the config, including wrong arguments of a `_target_`.
     """
     try:
         return compose_run(args.overrides, args.config_dir)
     except ConfigError as error:
-        composed: Composed | None = error.composed
-        if composed is None or not (composed.own_files or _adds_arguments(composed)):
+        unchecked: Unchecked | None = error.composed
+        if unchecked is None:
             raise
-        try:
-            more = check_targets(OmegaConf.to_container(composed.config, resolve=True))
-        except OmegaConfBaseException:  # an interpolation that is told of already
-            raise error from None
-        told = {problem.cause.partition(": ")[0] for problem in error.problems}
-        more = [problem for problem in more if problem.cause.partition(": ")[0] not in told]
+        reported = {problem.cause.partition(": ")[0] for problem in error.problems}
+        found = unchecked.find_wrong_arguments()
+        more = [problem for problem in found if problem.cause.partition(": ")[0] not in reported]
         raise ConfigError(*error.problems, *more) from error
 
 
-def _adds_arguments(composed: Composed) -> bool:
-    nodes = [text.lstrip("+").partition("=")[0].rpartition(".")[0] for text in composed.overrides if text[:1] == "+"]
-    added = [OmegaConf.select(composed.config, node, throw_on_missing=False) for node in nodes if node]
-    return any(isinstance(node, DictConfig) and "_target_" in node for node in added)
-
-
 def show(args: argparse.Namespace) -> bool:
-    """Answer a flag that only shows something; False where there is none."""
+    """Run a flag of Hydra that only prints something. Return False if no such flag is given."""
     if not (args.cfg or args.info or args.hydra_help or args.shell_completion):
         return False
     if args.shell_completion:
@@ -133,36 +132,22 @@ def show(args: argparse.Namespace) -> bool:
         return True
     composed = compose_run(args.overrides, args.config_dir)
     if args.cfg == "job":
-        _print(composed, args.package, args.resolve)
+        print(config_text(composed, args.package, resolve=args.resolve), end="")
         return True
     from hydra._internal.hydra import Hydra
 
-    logging.raiseExceptions = False  # the reader of our output may leave, as `| head` does
+    logging.raiseExceptions = False  # the reader of stdout may stop early, as `| head` does
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
     if args.cfg:
         shown = io.StringIO()
         with redirect_stdout(shown):
             hydra.show_cfg("config", args.overrides, args.cfg, args.package, args.resolve)
-        _show(shown.getvalue(), composed)
+        print(remove_secrets(shown.getvalue(), composed), end="")
     elif args.hydra_help:
         hydra.hydra_help("config", get_args_parser(), args)
     else:
         hydra.show_info(args.info, "config", args.overrides, run_mode=RunMode.RUN)
     return True
-
-
-def _print(composed: Composed, package: str | None, resolve: bool) -> None:
-    node = OmegaConf.select(composed.config, package) if package else composed.config
-    if not OmegaConf.is_config(node):
-        raise ConfigError(f"--package {package}: the config has no such part", hint="for example --package optim")
-    shown = OmegaConf.create(redact_by_key(OmegaConf.to_container(node, resolve=resolve)))
-    _show(OmegaConf.to_yaml(shown), composed)
-
-
-def _show(text: str, composed: Composed) -> None:
-    plain = [OmegaConf.to_container(node, resolve=False) for node in (composed.config, composed.hydra)]
-    secrets = {secret for node in plain for secret in find_secrets(node)}
-    print("".join(redact_command_line(text.splitlines(keepends=True), secrets)), end="")
 
 
 def _complete(args: argparse.Namespace) -> None:
@@ -171,9 +156,10 @@ def _complete(args: argparse.Namespace) -> None:
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
     asked = args.overrides[:1]
     if not asked or not asked[0].startswith(("install=", "uninstall=", "query=")):
-        raise ConfigError("--shell-completion: nothing asked for", hint='eval "$(trainkit -sc install=bash)"')
+        cause = "--shell-completion: install, uninstall or query is missing"
+        raise ConfigError(cause, hint='eval "$(trainkit -sc install=bash)"')
     if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
-        raise ConfigError("-sc query=… is the shell's to ask", hint='eval "$(trainkit -sc install=bash)"')
+        raise ConfigError("-sc query=… works only inside a shell", hint='eval "$(trainkit -sc install=bash)"')
     try:
         hydra.shell_completion("config", args.overrides)
     except ValueError as error:

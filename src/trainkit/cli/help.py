@@ -7,7 +7,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from trainkit.config.compose import CONF, user_folders
+from trainkit.config.search_path import CONF, user_folders
 
 
 def text() -> str:

@@ -55,9 +55,9 @@ def dispatch(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
         name, rest = argv[0], argv[1:]
     elif argv and argv[0].replace("-", "").replace("_", "").isalnum() and not argv[0].startswith("-"):
-        from trainkit.config.schema import Schema
+        from trainkit.config.schema import RootKeys
 
-        near = nearest(argv[0], [*COMMANDS, *Schema.__annotations__]) or "train"
+        near = nearest(argv[0], [*COMMANDS, *RootKeys.__annotations__]) or "train"
         hint = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
         raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", hint=f"{hint}; see trainkit --help")
     if {"--help", "-h"} & set(rest):

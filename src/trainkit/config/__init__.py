@@ -1,1 +1,1 @@
-"""From a command line to a checked config. Nothing here imports torch."""
+"""From the command line to checked, typed settings. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Steps that a config may ask for: `${total_steps:}` and `${steps_per_epoch:}`, once the data is known."""
+"""Interpolations of trainkit: `${total_steps:}` and `${steps_per_epoch:}`, known once the data is known."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-STEPS_PER_EPOCH = "_steps_per_epoch_"  # the root key that `count_steps` fills in
+NAMES = ("total_steps", "steps_per_epoch")
+STEPS_PER_EPOCH = "_steps_per_epoch_"  # the root key that `set_steps_per_epoch` adds
 
 
-def count_steps(config: DictConfig, steps_per_epoch: int) -> None:
-    """Tell a config how many optimizer steps an epoch has, for `${total_steps:}` and `${steps_per_epoch:}`."""
+def set_steps_per_epoch(config: DictConfig, steps_per_epoch: int) -> None:
+    """Set the number of optimizer steps of an epoch, in place."""
     OmegaConf.update(config, STEPS_PER_EPOCH, steps_per_epoch, force_add=True)
 
 
 def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> int | None:
-    """How often the scheduler around it steps in the whole run; up to a fraction of it; between two."""
+    """Return how often the surrounding scheduler steps in the run, or in a share of the run.
+
+    `${total_steps:0.1}` is the first tenth, `${total_steps:0.1,1}` is the rest.
+    """
     start, end = (until, *more) if more else (0, until)
     if not all(isinstance(share, int | float) for share in (start, end)) or not 0 <= start < end <= 1:
         raise ValueError("give shares of the run, from 0 to 1: ${total_steps:0.1} or ${total_steps:0.1,1}")
@@ -24,26 +28,26 @@ def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> 
     if in_epoch is None or not isinstance(epochs, int):
         return None
     total = epochs * in_epoch
-    first, last = (share and max(1, round(share * total)) for share in (start, end))  # a part is never nothing
+    first, last = (share and max(1, round(share * total)) for share in (start, end))  # a share has at least 1 step
     return max(1, int(last - first))
 
 
 def _steps_per_epoch(epochs: float = 1, *, _parent_: Any, _root_: Any) -> int | None:
-    """How often the scheduler around it steps in so many epochs."""
+    """Return how often the surrounding scheduler steps in a number of epochs."""
     in_epoch = _steps_in_epoch(_parent_, _root_)
     return None if in_epoch is None else max(1, round(epochs * in_epoch))
 
 
 def _steps_in_epoch(node: Any, root: Any) -> int | None:
-    """1 inside a scheduler that steps each epoch; else the optimizer steps, None until they are counted."""
+    """Return 1 inside a scheduler that steps every epoch, else the optimizer steps of an epoch if they are set."""
     inside = str(node._get_full_key(None)).partition(".")[0].partition("[")[0] == "scheduler"
     while inside and node is not None:
         interval = node.get("interval") if isinstance(node, DictConfig) else None
         if interval is not None or node._get_parent() is root:
             return 1 if interval in (None, "epoch") else root.get(STEPS_PER_EPOCH)
         node = node._get_parent()
-    counted: int | None = root.get(STEPS_PER_EPOCH)
-    return counted
+    steps: int | None = root.get(STEPS_PER_EPOCH)
+    return steps
 
 
 OmegaConf.register_new_resolver("total_steps", _total_steps, replace=True)

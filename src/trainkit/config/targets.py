@@ -1,4 +1,4 @@
-"""What a dotted path (`_target_`) names: found without importing it, then checked by its signature."""
+"""Check the dotted path of a `_target_` without importing it, and its arguments after the import."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ SIMPLE = {"int": int, "float": (int, float), "str": str, "bool": bool}
 KNOWN_PACKAGES = ("torch", "torchvision", "timm", "trainkit")
 
 
-def targets(node: Any, path: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Every mapping with a `_target_` at any depth, each with its key path."""
+def nodes_with_target(node: Any, path: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yield every mapping with a `_target_` at any depth, with its key path."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield path, node
         for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
+            yield from nodes_with_target(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from targets(value, f"{path}[{index}]")
+            yield from nodes_with_target(value, f"{path}[{index}]")
 
 
-def missing_source(dotted: Any) -> Problem | None:
-    """What is wrong with a dotted path as far as files tell, without importing anything.
+def find_missing_target(dotted: Any) -> Problem | None:
+    """Return what is wrong with a dotted path, from the source files alone.
 
-    A path that only an import can judge (a class built at run time, a compiled module) passes.
+    Returns None also if only an import can answer: for classes made at run time, and compiled modules.
     """
     if not isinstance(dotted, str) or not all(dotted.split(".")) or "." not in dotted:
         example = "a dotted path such as torch.optim.SGD or mymodels.Net"
-        return Problem(f"{dotted!r} is no dotted path", f"write {example}")
+        return Problem(f"{dotted!r} is not a dotted path", f"write {example}")
     top, *rest = dotted.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -47,7 +47,7 @@ def missing_source(dotted: Any) -> Problem | None:
     if spec is None:
         local = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
         close = nearest(top, [*local, *KNOWN_PACKAGES])
-        hint = f"did you mean {'.'.join([close, *rest])}?" if close else f"no {top}.py here, and not installed"
+        hint = f"did you mean {'.'.join([close, *rest])}?" if close else f"create {top}.py here, or install {top}"
         return Problem(f"there is no module {top!r}", hint)
     source, module = (Path(spec.origin) if spec.origin else None), top
     folders = list(spec.submodule_search_locations or [])
@@ -59,14 +59,14 @@ def missing_source(dotted: Any) -> Problem | None:
         module, rest = f"{module}.{rest[0]}", rest[1:]
     if not rest or source is None or source.suffix != ".py" or not source.is_file():
         return None
-    names = _names_of(source, module, set())
+    names = _names_in(source, module, set())
     inside = {child.name for child in pkgutil.iter_modules(folders)}
     if names is None or rest[0] in names | inside:
         return None
     hint = did_you_mean(rest[0], {n for n in names | inside if not n.startswith("_")}, f"{module}.")
-    here = [Path.cwd() / f"{top}.py", Path.cwd() / top / "__init__.py"]
-    if source not in here and any(file.is_file() for file in here):
-        hint = f"your own {top} goes unseen behind {source}: rename it"
+    local_files = [Path.cwd() / f"{top}.py", Path.cwd() / top / "__init__.py"]
+    if source not in local_files and any(file.is_file() for file in local_files):
+        hint = f"your {top} is shadowed by {source}; rename it"
     return Problem(f"there is no {rest[0]!r} in {module}", hint)
 
 
@@ -80,7 +80,7 @@ def _submodule(folders: list[str], name: str) -> tuple[Path | None, list[str]] |
 
 
 def _source_of(module: str) -> Path | None:
-    """The file of a module, found as an import would, without importing."""
+    """Return the source file of a module without importing it."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     source = Path(spec.origin) if spec and spec.origin else None
@@ -93,8 +93,8 @@ def _source_of(module: str) -> Path | None:
     return source if source is not None and source.suffix == ".py" and source.is_file() else None
 
 
-def _names_of(source: Path, module: str, seen: set[Path]) -> set[str] | None:
-    """The names a module's text defines; None where only running it tells (__getattr__, globals())."""
+def _names_in(source: Path, module: str, seen: set[Path]) -> set[str] | None:
+    """Return the names that a module defines; None if only an import can answer (`__getattr__`, `globals()`)."""
     seen.add(source)
     try:
         tree = ast.parse(source.read_text(encoding="utf-8"))
@@ -110,7 +110,7 @@ def _names_of(source: Path, module: str, seen: set[Path]) -> set[str] | None:
                 above = package[: len(package) - node.level + 1] if node.level else []
                 star = ".".join([*above, *([node.module] if node.module else [])])
                 inner = _source_of(star)
-                found = _names_of(inner, star, seen) if inner and inner not in seen else set() if inner else None
+                found = _names_in(inner, star, seen) if inner and inner not in seen else set() if inner else None
                 if found is None:
                     return None
                 names |= found
@@ -124,7 +124,7 @@ def _names_of(source: Path, module: str, seen: set[Path]) -> set[str] | None:
 
 
 def _top_level(node: ast.AST) -> Iterator[ast.AST]:
-    """What a module's text does as it is imported: all but the insides of functions and classes."""
+    """Yield the syntax nodes that run on import: all but the bodies of functions and classes."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
@@ -132,11 +132,11 @@ def _top_level(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def locate(dotted: str) -> Any:
-    """The object a dotted path names, imported.
+    """Import and return the object at a dotted path.
 
     Raises:
-        LookupError: with a `Problem` as its argument, where an attribute is missing.
-        Exception: whatever the module itself raises as it is imported.
+        LookupError: an attribute is missing; the exception's argument is a `Problem`.
+        Exception: any error that the module raises on import.
     """
     parts = dotted.split(".")
     found: Any = importlib.import_module(parts[0])
@@ -156,15 +156,15 @@ def locate(dotted: str) -> Any:
     return found
 
 
-def wrong_arguments(
+def find_wrong_arguments(
     path: str, node: Mapping[str, Any], call: Callable[..., Any], given: Iterable[str] = ()
 ) -> list[Problem]:
-    """What a `_target_`'s signature does not take, lacks, or declares as another simple type.
+    """Return the arguments that are unknown, missing or of the wrong simple type for a `_target_`.
 
     Args:
         path: the node's key in the config, for the messages.
-        node: the mapping that holds `_target_` and the arguments.
-        call: the object that `_target_` names.
+        node: the mapping with `_target_` and the arguments.
+        call: the object at `_target_`.
         given: names of arguments that trainkit itself passes.
     """
     try:
@@ -180,8 +180,8 @@ def wrong_arguments(
         if key not in named:
             if not takes_any:
                 hint = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
-                drop = f"to drop it write ~{path}.{key}"
-                cause = f"{path}.{key}: {node['_target_']} takes no argument {key!r}"
+                drop = f"to remove it write ~{path}.{key}"
+                cause = f"{path}.{key}: {node['_target_']} has no argument {key!r}"
                 problems.append(Problem(cause, f"{hint}; {drop}" if hint else drop))
             continue
         expected = SIMPLE.get(str(named[key].annotation))
@@ -190,7 +190,7 @@ def wrong_arguments(
         if expected and isinstance(node[key], str) and expected is not str:
             wanted = str(getattr(named[key].annotation, "__name__", named[key].annotation))
             problems.append(Problem(f"{path}.{key}={node[key]}: must be of type {wanted}", f"write {path}.{key}=VALUE"))
-    lacking = [
+    missing = [
         name
         for index, (name, p) in enumerate(named.items())
         if p.default is p.empty and name not in keys and name not in given and index >= positional
@@ -198,35 +198,39 @@ def wrong_arguments(
     if not node.get("_partial_"):
         problems += [
             Problem(f"{path}: {node['_target_']} needs the argument {name!r}", f"add +{path}.{name}=VALUE")
-            for name in lacking
+            for name in missing
         ]
     return problems
 
 
-def check_targets(config: Any) -> list[Problem]:
-    """What is wrong with each `_target_` of a plain config, once imported, and with its arguments."""
+def find_wrong_targets(config: Any) -> list[Problem]:
+    """Import each `_target_` of a plain config; return what is wrong with the targets and their arguments."""
     problems: list[Problem] = []
-    for path, node in targets(config):
-        given = passed(path)
+    for path, node in nodes_with_target(config):
+        given = arguments_given_by_trainkit(path)
         try:
             called = locate(node["_target_"])
         except (Exception, SystemExit) as error:
             key = f"{path}._target_={node['_target_']}"
             if isinstance(error, LookupError) and error.args and isinstance(error.args[0], Problem):
                 problems.append(Problem(f"{key}: {error.args[0].cause}", error.args[0].hint))
-            else:  # the module raised it as it was imported
+            else:  # the module raised it on import
                 problems += UserCodeError(key, error).problems
             continue
         if not callable(called):
-            problems.append(Problem(f"{path}._target_={node['_target_']}: it cannot be called", "name a class"))
+            problems.append(
+                Problem(
+                    f"{path}._target_={node['_target_']}: the object cannot be called", "name a class or a function"
+                )
+            )
             continue
         own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
-        problems += wrong_arguments(path, own, called, given)
+        problems += find_wrong_arguments(path, own, called, given)
     return problems
 
 
-def passed(path: str) -> tuple[str, ...]:
-    """The arguments that trainkit passes itself to what stands at a path."""
+def arguments_given_by_trainkit(path: str) -> tuple[str, ...]:
+    """Return the names of the arguments that trainkit passes to the `_target_` at a key path."""
     if re.fullmatch(r"optim(\.\w+)?", path):
         return ("params",)
     if re.fullmatch(r"scheduler(\.(?!lr_lambda|scale_fn)\w+)?(\.?schedulers(\.\w+|\[\d+\]))*", path):

@@ -30,7 +30,7 @@ class Augment:
         seed: of the run.
         flip: left to right: "random", or "alternating": half of the images in even epochs, the others in
             odd ones (K. Jordan, "94% on CIFAR-10 in 3.29 Seconds", https://arxiv.org/abs/2404.00498).
-        crop: shift by up to so many pixels along both axes: a crop of the padded image.
+        crop_padding: shift by up to so many pixels along both axes: a crop of the padded image.
         crop_fill: what comes in at the borders: "zeros", "edge" or "reflect".
         cutout: side of a square around a random pixel that is set to 0, after normalising
             (T. DeVries and G. Taylor, https://arxiv.org/abs/1708.04552).
@@ -43,7 +43,7 @@ class Augment:
 
     seed: int
     flip: str | None = None
-    crop: int | None = None
+    crop_padding: int | None = None
     crop_fill: str = "zeros"
     cutout: int | None = None
     mixup: float | None = None
@@ -52,7 +52,7 @@ class Augment:
 
     def check(self, targets: Any) -> None:
         """Raise `DataError` where images are moved and the targets may be places in them, as masks and boxes are."""
-        moving = [name for name in ("flip", "crop", "cutmix") if getattr(self, name)]
+        moving = [name for name in ("flip", "crop_padding", "cutmix") if getattr(self, name)]
         if moving and not (isinstance(targets, Tensor) and targets.dim() <= 2):
             kind = str(tuple(targets.shape)) if isinstance(targets, Tensor) else type(targets).__name__
             raise DataError(
@@ -76,20 +76,20 @@ class Augment:
             raise DataError(
                 f"data.augment: inputs {shape} are no images (N, C, H, W)", hint="leave it out: data.augment=off"
             )
-        if not (self.flip or self.crop):
+        if not (self.flip or self.crop_padding):
             return images
         height, width = images.shape[2:]
-        if self.crop and self.crop >= min(height, width):
+        if self.crop_padding and self.crop_padding >= min(height, width):
             raise ConfigError(
-                f"data.augment.crop={self.crop}: the images are {height} x {width}",
-                hint=f"write data.augment.crop={min(height, width) // 8 or 'off'}",
+                f"data.augment.crop_padding={self.crop_padding}: the images are {height} x {width}",
+                hint=f"write data.augment.crop_padding={min(height, width) // 8 or 'off'}",
             )
         indices = indices.to(images.device, non_blocking=True)
         drawn = draw(self.seed, epoch, indices, MOVE, 3)
         rows = torch.arange(height, device=images.device).expand(len(images), -1)
         columns = torch.arange(width, device=images.device).expand(len(images), -1)
-        if self.crop:
-            shifts = (drawn[1:] * (2 * self.crop + 1)).long() - self.crop
+        if self.crop_padding:
+            shifts = (drawn[1:] * (2 * self.crop_padding + 1)).long() - self.crop_padding
             rows, columns = rows + shifts[0, :, None], columns + shifts[1, :, None]
         if self.flip:
             flipped = drawn[0] < 0.5
@@ -97,7 +97,7 @@ class Augment:
                 flipped = (draw(self.seed, 0, indices, MOVE, 1)[0] < 0.5) ^ bool(epoch % 2)
             columns = torch.where(flipped[:, None], width - 1 - columns, columns)
         pixels = images.permute(0, 2, 3, 1)
-        if self.crop and self.crop_fill == "zeros":
+        if self.crop_padding and self.crop_fill == "zeros":
             pixels = torch.nn.functional.pad(pixels, (0, 0, 1, 1, 1, 1))
         rows, columns = (self._inside(places, size) for places, size in ((rows, height), (columns, width)))
         samples = torch.arange(len(images), device=images.device)[:, None, None]
@@ -105,7 +105,7 @@ class Augment:
 
     def _inside(self, places: Tensor, size: int) -> Tensor:
         """Where along an axis of `size` pixels a place beyond it is read from."""
-        if not self.crop:
+        if not self.crop_padding:
             return places
         if self.crop_fill == "zeros":
             return places.clamp(-1, size) + 1  # one row of zeros around

@@ -24,7 +24,7 @@ from trainkit.core.pytree import batch_size_of, map_tensors, tensors_in
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import SeededReader, collate, epoch_seed, leave_signals_to_parent, name_of
 
-MAX_UNREADABLE = 10  # samples that data.on_error=skip leaves out, or 1 in 100 of the set
+MAX_UNREADABLE = 10  # samples that data.on_unreadable=skip leaves out, or 1 in 100 of the set
 
 
 class Loader(Protocol):
@@ -235,7 +235,7 @@ def record_unreadable_sample(known: dict[int, str], dataset: Any, index: int, wh
 
 def unreadable_sample(dataset: Any, index: int, why: str) -> DataError:
     """What to say of a sample that cannot be read and may not be left out."""
-    hint = "mend or delete it, or leave out such samples: data.on_error=skip"
+    hint = "mend or delete it, or leave out such samples: data.on_unreadable=skip"
     return DataError(f"{name_of(dataset, index)}: {why}", hint=hint)
 
 

@@ -5,19 +5,19 @@ All is measured interleaved in one process, in rounds; the medians are reported.
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainkit.build import session as build
 from trainkit.build.session import Session
+from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import autocast, synchronize
 from trainkit.core.pytree import batch_size_of
@@ -70,12 +70,12 @@ class LimitedLoader:
         self.loader.close()
 
 
-def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
+def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
     """Measure a training, which is of no use afterwards.
 
     Args:
         session: what the config builds.
-        config: of the training.
+        settings: of the training.
         steps: how many are timed of each loop.
 
     Returns:
@@ -89,7 +89,7 @@ def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
     loops: dict[str, Callable[[], int]] = {"trainkit": lambda: whole_loop(session.state, train)}
     if not (session.state.objects.needs_closure or session.state.objects.scaler or session.state.progress.micro_batch):
         loops["bare"] = lambda: bare_loop(session.state, train)
-    plain = build.build_session(plainly(config))
+    plain = build.build_session(write_by_hand(settings))
     plain_train = LimitedLoader(plain.train, few)
     loops["by hand"] = lambda: bare_loop(plain.state, plain_train, item=True)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
@@ -117,25 +117,31 @@ def bench(session: Session, config: DictConfig, steps: int) -> dict[str, Any]:
         "by_hand": per_sample["by hand"] * size,
         "phases": {name: statistics.median(times) for name, times in phases.items()},
         "flops": flops(session.state, train),
-        "limits": limits(session.state.objects.device, config.precision),
+        "limits": limits(session.state.objects.device, settings.precision),
     }
-    found["limit"] = found["limits"][config.precision]
+    found["limit"] = found["limits"][settings.precision]
     found["peak_share"] = found["flops"] / found["step"] / found["limit"] if found["flops"] else None
-    found["advice"] = advice(found, session, config)
+    found["advice"] = advice(found, session)
     return found
 
 
-def plainly(config: DictConfig) -> DictConfig:
-    """The config of the loop that one would write by hand: a DataLoader without workers, nothing fused, float32."""
-    plain = copy.deepcopy(config)
-    plain.precision, plain.memory_format, plain.compile = "fp32", "contiguous", None
-    plain.data.cache, plain.data.num_workers, plain.micro_batch, plain.ema = "none", 0, None, None
-    for node in [plain.optim] if "_target_" in plain.optim else plain.optim.values():
-        takes = OptimizerOptions.from_signature(locate(node["_target_"]), {}).defaults
-        if "fused" in takes and not {"fused", "foreach"} & set(node):
-            OmegaConf.update(node, "fused", False, force_add=True)
-    plain.hooks = {}
-    return plain
+def write_by_hand(settings: Settings) -> Settings:
+    """Return the settings of a loop written by hand: a DataLoader without workers, nothing fused, float32."""
+    optim = {}
+    for name, node in settings.optim.items():
+        fusable = "fused" in OptimizerOptions.from_signature(locate(node["_target_"]), {}).defaults
+        optim[name] = node if not fusable or {"fused", "foreach"} & set(node) else {**node, "fused": False}
+    return replace(
+        settings,
+        precision="fp32",
+        memory_format="contiguous",
+        compile=None,
+        micro_batch=None,
+        ema=None,
+        data=replace(settings.data, cache="none", num_workers=0),
+        optim=optim,
+        hooks={},
+    )
 
 
 def whole_loop(state: State, loader: LimitedLoader) -> int:
@@ -286,40 +292,41 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     return perf_counter() - began
 
 
-def advice(found: dict[str, Any], session: Session, config: DictConfig) -> list[str]:
+def advice(found: dict[str, Any], session: Session) -> list[str]:
     """What to change, the largest first."""
     total = sum(found["phases"].values())
     shares = {name: seconds / total for name, seconds in found["phases"].items()}
     told: dict[str, float] = {}
     if shares["loader"] >= BOUND:
-        words = f"the loader is the bound: {shares['loader']:.0%} of the step; {faster(session, config)}"
+        words = f"the loader is the bound: {shares['loader']:.0%} of the step; {faster(session)}"
         told[words] = shares["loader"]
     if shares["transfer"] >= BOUND:
         cost = "data.augment is what costs most of it" if session.train.prepare.augment else "the model is small"
         told[f"preparing batches takes {shares['transfer']:.0%} of the step: {cost}"] = shares["transfer"]
+    precision = session.settings.precision
     reached, compute = found["peak_share"], shares["forward"] + shares["backward"]
     quicker = found["limits"]["bf16"] / found["limits"]["fp32"]
-    if reached is not None and reached >= BOUND and config.precision == "fp32" and quicker > 1.3:
+    if reached is not None and reached >= BOUND and precision == "fp32" and quicker > 1.3:
         words = f"precision=bf16: matrix products are {quicker:.1f} times as fast here in bf16 as in fp32"
         told[words] = compute
     if found["limit"] < found["limits"]["fp32"]:
         slower = found["limits"]["fp32"] / found["limit"]
-        told[f"precision=fp32: matrix products in {config.precision} are {slower:.1f} times as slow here"] = 1.0
-    if reached is not None and reached < SMALL and compute + shares["step"] >= BOUND and not config.compile:
+        told[f"precision=fp32: matrix products in {precision} are {slower:.1f} times as slow here"] = 1.0
+    if reached is not None and reached < SMALL and compute + shares["step"] >= BOUND and not session.settings.compile:
         words = "the model is small: most of a step is what torch does around its operations"
         words += "; try compile=true, which fuses some"
         told[words] = 1 - shares["loader"] - shares["transfer"]
     return sorted(told, key=lambda words: told[words], reverse=True)
 
 
-def faster(session: Session, config: DictConfig) -> str:
+def faster(session: Session) -> str:
     """What to change where the loader is the bound."""
     if not isinstance(session.train, StreamingLoader):
         return "a larger batch_size reads more at once, and is other mathematics"
     note = next((note for note in session.notes if note.startswith("training data")), "")
-    if config.data.cache in (None, "none"):
+    if session.settings.data.cache in (None, "none"):
         return "data.cache=auto holds the samples, if they are always the same"
     reason = note.partition(";")[0].rpartition(": ")[2]
-    if not config.data.num_workers:
+    if not session.settings.data.num_workers:
         return f"data.num_workers=2 reads beside it ({reason})"
     return f"more data.num_workers, or smaller files ({reason})"

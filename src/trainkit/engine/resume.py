@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from trainkit.build import session as build
 from trainkit.build.model import build_model
+from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, Problem
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import preserve_rng
@@ -47,19 +46,19 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
     run = Run.load(directory)
     if is_finished(run, overrides):
         return run
-    config, allow = reload_config(run, overrides)
+    settings, allow = reload_config(run, overrides)
     run.acquire()
     try:
         run = Run.load(directory, lock=run.lock)  # as the last process left it
         name, saved, lines = _newest(run)
         allow += allowed_before(run, name)
         anew = False
-        with display.ReadingProgress(config.progress) as on_progress:
-            session = build.build_session(copy.deepcopy(config), on_progress)
+        with display.ReadingProgress(settings.progress) as on_progress:
+            session = build.build_session(settings, on_progress)
         if saved is not None:
             with refuse_mismatch():
                 check_types(saved)
-                changed, more = compare(saved["fingerprint"], run_identity(session), session.config, allow)
+                changed, more = compare(saved["fingerprint"], run_identity(session), session.settings, allow)
             lines += [*more, *_restored(session, saved, changed)]
             anew = bool(changed)
             if anew:  # nothing but the rates, say, is as it was saved
@@ -71,12 +70,12 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         at = {"checkpoint": name, "sha256": which, "step": step, "epoch": epoch, "allow": allow}
         texts = [text for text in overrides if not text.startswith("resume.allow=")]
         every = [*(old for old in run.overrides if not _replaced(old, texts)), *texts]
-        run.resume(config, command=sys.argv, overrides=every, epoch=session.state.progress.epoch, at=at)
-        lines = [_begin(session, name), *lines, *startup_notes(config, session)]
+        run.resume(settings, command=sys.argv, overrides=every, epoch=session.state.progress.epoch, at=at)
+        lines = [_begin(session, name), *lines, *startup_notes(session)]
         restorer = Restorer(saved) if saved is not None else None
-        saver = saver_of(run, config, session, first=anew or saved is None)
+        saver = saver_of(run, session, first=anew or saved is None)
         del saved  # which the restorer lets go of
-        return run_training(run, config, session, lines, saver, restorer)
+        return run_training(run, session, lines, saver, restorer)
     finally:
         run.lock.release()
 
@@ -120,11 +119,10 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
         saved = checkpoints.load(name)
     except DamagedError as error:
         raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint="try checkpoint='last'") from error
-    config, _ = reload_config(run, overrides, only="model")
-    if config.data.classes is None:
-        config.data.classes = run.info.get("classes")
+    settings, _ = reload_config(run, overrides, only="model")
+    settings = settings.with_data(classes=run.info.get("classes"))
     with preserve_rng():
-        model = build_model(config.model, None, torch.device("cpu"))
+        model = build_model(settings.model, None, torch.device("cpu"))
     weights = saved["model"]
     if saved["ema"] is not None:
         prefix = "module.model."
@@ -141,7 +139,7 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
 
 
 def compare(
-    there: Mapping[str, Any], here: Mapping[str, Any], config: DictConfig, allow: Sequence[str]
+    there: Mapping[str, Any], here: Mapping[str, Any], settings: Settings, allow: Sequence[str]
 ) -> tuple[set[str], list[str]]:
     """The top-level keys in which the run's config is another now, and what to say of it.
 
@@ -152,9 +150,7 @@ def compare(
     """
     if not all(isinstance(there.get(key), dict) for key in ("config", "data", "machine")) or not there.get("epochs"):
         raise CheckpointError("the checkpoint does not say what it was trained with", hint="start a new run")
-    planned = config.copy()
-    planned.epochs = there["epochs"]
-    as_planned = fingerprint(planned)
+    as_planned = fingerprint(settings, epochs=there["epochs"])
     others = differences(there["config"], as_planned)
     by_epochs = differences(as_planned, here["config"])
     others |= {key: values for key, values in by_epochs.items() if not key.startswith("scheduler.")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shlex
@@ -18,10 +17,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from trainkit.build import session as build
-from trainkit.config.compose import Composed, checked
+from trainkit.config.compose import Composed
+from trainkit.config.settings import read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.display import live as display
@@ -40,13 +40,12 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SI
 DOUBLED = 1.0  # seconds
 
 
-def train(config: DictConfig, *, directory: Path | str | None = None, composed: Composed | None = None) -> Run:
+def train(config: DictConfig | Composed, *, directory: Path | str | None = None) -> Run:
     """Train what a config names, in a run directory of its own.
 
     Args:
-        config: from `trainkit.compose`.
+        config: from `trainkit.compose`, or what `compose_run` returns.
         directory: for the run, new or empty; None: a new one under outputs/.
-        composed: the config with the overrides and Hydra settings it came from, to be recorded.
 
     Returns:
         The run: its directory, its history, its best epoch.
@@ -55,28 +54,29 @@ def train(config: DictConfig, *, directory: Path | str | None = None, composed: 
         TrainkitError: with a clear message; `run.json` tells of it too.
         Stopped: by a signal, once no step was under way; a checkpoint holds where.
     """
-    config = checked(copy.deepcopy(OmegaConf.create(config)))
-    with display.ReadingProgress(config.progress) as on_progress:
-        session = build.build_session(config, on_progress)
-    given = directory or (composed and composed.directory)
+    composed = config if isinstance(config, Composed) else Composed(read_settings(config))
+    settings = composed.settings
+    with display.ReadingProgress(settings.progress) as on_progress:
+        session = build.build_session(settings, on_progress)
+    given = directory or composed.directory
     run = Run(new_run_directory(Path(given) if given else None))
-    overrides, hydra = (composed.overrides, composed.hydra) if composed else ([], None)
-    lines = startup_notes(config, session, overrides)
-    run.start(config, command=sys.argv, overrides=overrides, hydra=hydra, facts=run_facts(session))
-    return run_training(run, config, session, lines, saver_of(run, config, session, first=True))
+    lines = startup_notes(session, composed.overrides)
+    facts = run_facts(session)
+    run.start(settings, command=sys.argv, overrides=composed.overrides, hydra=composed.hydra, facts=facts)
+    return run_training(run, session, lines, saver_of(run, session, first=True))
 
 
-def saver_of(run: Run, config: DictConfig, session: build.Session, *, first: bool) -> Saver | None:
+def saver_of(run: Run, session: build.Session, *, first: bool) -> Saver | None:
     """The hook that saves a run, where its config asks for checkpoints; with `first`, as it starts too."""
-    if config.checkpoint is None:
+    options = session.settings.checkpoint
+    if options is None:
         return None
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, config.checkpoint, run_identity(session), first=first, note=run.note)
+    return Saver(checkpoints, options, run_identity(session), first=first, note=run.note)
 
 
 def run_training(
     run: Run,
-    config: DictConfig,
     session: build.Session,
     lines: Sequence[str],
     saver: Saver | None,
@@ -86,14 +86,13 @@ def run_training(
 
     Args:
         run: started, or resumed.
-        config: of the run.
         session: what it built.
         lines: what a person should know first.
         saver: of its checkpoints.
         restorer: of a resumed training.
     """
     state = session.state
-    screen: Any = display.SafeDisplay(display.make_display(config.progress))
+    screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
     recorder = Recorder(run, session.params)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
     with signals_handled(state):
@@ -172,16 +171,16 @@ def run_identity(session: build.Session) -> dict[str, Any]:
     """What the numbers of a run depend on: its config and data exactly, its machine to rounding."""
     state = session.state
     return {
-        "config": fingerprint(session.config),
+        "config": fingerprint(session.settings),
         "epochs": state.settings.epochs,
         "data": {"training samples": session.train.samples},
         "machine": {
             "device": state.objects.device.type,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "micro_batch": session.config.micro_batch,
+            "micro_batch": session.settings.micro_batch,
             "memory_format": str(session.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
-            "compile": session.config.compile or "off",
+            "compile": session.settings.compile or "off",
         },
     }
 
@@ -204,11 +203,11 @@ def run_facts(session: build.Session) -> dict[str, Any]:
         "trainable_parameters": sum(count for count, trainable in sizes if trainable),
         "train_samples": session.train.samples,
         "val_samples": session.val.samples if session.val is not None else 0,
-        "classes": session.config.data.classes,
+        "classes": session.settings.data.classes,
     }
 
 
-def startup_notes(config: DictConfig, session: build.Session, overrides: Sequence[str] = ()) -> list[str]:
+def startup_notes(session: build.Session, overrides: Sequence[str] = ()) -> list[str]:
     """What a person should know of a training before it starts; `overrides` are what they asked for."""
     state, lines = session.state, []
     if not session.split_off and any(text.startswith("data.split=0") for text in overrides):
@@ -219,6 +218,7 @@ def startup_notes(config: DictConfig, session: build.Session, overrides: Sequenc
         lines.append(f"note: {layers} with batch statistics: they see {state.progress.micro_batch} samples at a time")
     if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
-    if state.objects.ema is not None:
-        lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - config.ema):,.0f} steps")
+    ema = session.settings.ema
+    if ema is not None:
+        lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")
     return [*session.notes, *tables.groups(session.params, [group.name for group in session.groups]), *lines]

@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
 from trainkit.core.paths import display_path, storage_error
 from trainkit.core.redaction import (
@@ -139,7 +140,7 @@ class Run:
 
     def start(
         self,
-        config: DictConfig,
+        settings: Settings,
         *,
         command: Sequence[str],
         overrides: Sequence[str] = (),
@@ -156,7 +157,7 @@ class Run:
         if (self.directory / "run.json").exists():
             self.lock.release()
             raise RunDirectoryInUseError(f"{self.directory} holds a run already", hint="choose another directory")
-        self.record(config, overrides, hydra)
+        self.record(settings.source, overrides, hydra)
         self._open_log()
         self.info = {
             "status": "running",
@@ -173,7 +174,7 @@ class Run:
         self.save()
 
     def resume(
-        self, config: DictConfig, *, command: Sequence[str], overrides: Sequence[str], epoch: int, at: Mapping[str, Any]
+        self, settings: Settings, *, command: Sequence[str], overrides: Sequence[str], epoch: int, at: Mapping[str, Any]
     ) -> None:
         """Write down that it goes on, with the history up to `epoch`; `at` says from where. It is locked already.
 
@@ -185,7 +186,7 @@ class Run:
         resumed = [*self.info.get("resumed", []), {"at": _now(), "command": self._clean(command), **at}]
         self.info |= {"status": "running", "exit_code": None, "why": None, "ended": None, **_here(), "resumed": resumed}
         self.save()  # before the config: it says what is allowed to differ from the checkpoint
-        self.record(config, overrides)
+        self.record(settings.source, overrides)
         self._replace("history.jsonl", "".join(f"{line}\n" for line in rows))
 
     def acquire(self) -> None:

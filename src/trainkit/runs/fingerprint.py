@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from trainkit.config.settings import Settings
 from trainkit.core.redaction import MIN_SECRET_LENGTH, find_secrets, redact_by_key
 
 # Machinery, what is only seen, and when a run ends: none of it changes a number of the epochs that there are.
@@ -30,14 +31,21 @@ FREE = {
     "data.num_workers",
     "data.cache",
     "data.cache_limit",
-    "data.on_error",
+    "data.on_unreadable",
 }
 COMPUTED = {"fused", "foreach"}  # options of optimizers that say how a step is computed
 PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `data` that say where it lies
 
 
-def fingerprint(config: DictConfig) -> dict[str, Any]:
-    """The keys of a config that the numbers depend on, dotted, with their values; no secret, no environment."""
+def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, Any]:
+    """The keys of a config that the numbers depend on, dotted, with their values; no secret, no environment.
+
+    With `epochs`, the fingerprint is that of a training of so many epochs.
+    """
+    config = settings.source
+    if epochs is not None:
+        config = config.copy()
+        config.epochs = epochs
     secrets = {
         text for text in find_secrets(OmegaConf.to_container(config, resolve=False)) if len(text) >= MIN_SECRET_LENGTH
     }

@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
-
+from trainkit.config.schema import CheckpointSettings
 from trainkit.core.errors import CheckpointError, ConfigError, NonFiniteError
 from trainkit.display import live as display
 from trainkit.runs.checkpoint import Checkpoints, DamagedError, name_of
@@ -98,14 +97,13 @@ class Saver:
     def __init__(
         self,
         checkpoints: Checkpoints,
-        options: DictConfig,
+        options: CheckpointSettings,
         fingerprint: Mapping[str, Any],
         *,
         first: bool = True,
         note: Any = lambda _: None,
     ) -> None:
         self.checkpoints, self.fingerprint, self.note = checkpoints, fingerprint, note
-        # Plain values: it takes Hydra's longer to answer than a small step.
         self.every_epochs, self.every_steps = options.every_epochs, options.every_steps
         self.every_minutes, self.keep = options.every_minutes, options.keep
         self.first = first

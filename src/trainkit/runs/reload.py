@@ -14,14 +14,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config.compose import CONF, checked, key_problem, make_loader
+from trainkit.config.diagnose import key_problem
+from trainkit.config.search_path import CONF, make_loader
+from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
 
 
-def reload_config(run: Run, overrides: Sequence[str], only: str = "") -> tuple[DictConfig, list[str]]:
+def reload_config(run: Run, overrides: Sequence[str], only: str = "") -> tuple[Settings, list[str]]:
     """A run's config with some values changed, and what `resume.allow` names; secrets are asked for inside `only`.
 
     Raises:
@@ -38,7 +40,7 @@ def reload_config(run: Run, overrides: Sequence[str], only: str = "") -> tuple[D
 
 def recomposed(
     config: DictConfig, overrides: Sequence[str], hydra: Path | None = None, only: str = ""
-) -> tuple[DictConfig, list[str]]:
+) -> tuple[Settings, list[str]]:
     """A run's config once more, with values changed; and what `resume.allow` names among the overrides.
 
     Args:
@@ -74,12 +76,12 @@ def recomposed(
         hint = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
         problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", hint))
     try:
-        checked(config)
+        settings = read_settings(config)
+        if not problems:
+            return settings, allow
     except ConfigError as error:
         problems += error.problems
-    if problems:
-        raise ConfigError(*dict.fromkeys(problems))
-    return config, allow
+    raise ConfigError(*dict.fromkeys(problems))
 
 
 def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Problem]:

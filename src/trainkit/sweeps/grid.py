@@ -11,10 +11,11 @@ from typing import Any
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from trainkit.config.compose import Composed, Sweep, search_path
-from trainkit.config.targets import check_targets
+from trainkit.config.compose import Composed, Sweep, job_overrides
+from trainkit.config.search_path import search_path
+from trainkit.config.settings import read_settings
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
 from trainkit.core.redaction import redact_command_line
@@ -34,8 +35,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     Returns:
         The exit code: 10 where a run failed.
     """
-    plain = [OmegaConf.to_container(job.config, resolve=True) for job in checked.jobs]
-    problems = [problem for config in plain for problem in check_targets(config)]
+    problems = [problem for job in checked.jobs for problem in job.settings.find_wrong_targets()]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     if checked.more_jobs:
@@ -63,14 +63,14 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
 def sweep_job(config: DictConfig) -> float | None:
     """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
     hydra: Any = HydraConfig.get()
-    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    overrides = job_overrides(hydra)
     print(f"run {hydra.job.num}: {' '.join(redact_command_line(overrides, ()))}", file=sys.stderr)
-    composed = Composed(config, hydra, overrides, Path(hydra.runtime.output_dir))
-    begun = Run(Path(hydra.runtime.output_dir))
-    begun.record(config, composed.overrides, hydra)  # what fails before it runs is told of too
+    directory = Path(hydra.runtime.output_dir)
+    begun = Run(directory)
+    begun.record(config, overrides, hydra)  # what fails before it runs is told of too
     redact_file(Path(hydra.sweep.dir) / "multirun.yaml", begun.secrets)
     try:
-        done = train(config, composed=composed)
+        done = train(Composed(read_settings(config), overrides, hydra, directory))
     except TrainkitError as error:  # the other jobs go on
         print(error, file=sys.stderr)
         return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
-from trainkit.cli import arguments as flags
+from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory, storage_error
 from trainkit.display import live as display
@@ -16,7 +17,7 @@ from trainkit.display import text as tables
 
 def run(argv: Sequence[str]) -> int:
     """Train some steps at rising rates, without a scheduler; write the curve into a folder of its own."""
-    args, composed = flags.one_config(argv, json=False, start=1e-7, end=10.0, steps=100)
+    args, composed = arguments.parse_for_one_config(argv, json=False, start=1e-7, end=10.0, steps=100)
     if not (0 < args.start < args.end < float("inf")) or not 10 <= args.steps <= 100_000:
         cause = f"no range: from {args.start:g} to {args.end:g} in {args.steps} steps"
         raise ConfigError(cause, hint="write --start above 0 and below --end, and --steps from 10 up")
@@ -25,18 +26,17 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.display import plots as report
     from trainkit.engine.error_context import explained_errors
 
-    config = composed.config
-    config.scheduler = config.ema = None
+    settings = replace(composed.settings, scheduler={}, ema=None)
     now = datetime.datetime.now()
     given = composed.directory
-    with flags.answer_alone(args):
-        session = build.build_session(config)
+    with arguments.only_answer_on_stdout(args):
+        session = build.build_session(settings)
         directory = claim_directory(
             given or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}", exact=given is not None
         )
-        screen = display.make_display(config.progress)
+        screen = display.make_display(settings.progress)
         with closing(session), explained_errors(session), screen:
-            test = range_test(session.state, session.train, config.lr, args.start, args.end, args.steps, [screen])
+            test = range_test(session.state, session.train, settings.lr, args.start, args.end, args.steps, [screen])
     found = {**test.found(), "picture": str(directory / "find_lr.png")}
     try:
         (directory / "find_lr.json").write_text(tables.as_json(found), encoding="utf-8")

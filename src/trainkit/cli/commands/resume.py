@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainkit.cli import arguments as flags
+from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.display import live as display
 from trainkit.runs.directory import Run, find_run
@@ -13,7 +13,7 @@ from trainkit.runs.reload import reload_config
 
 def run(argv: Sequence[str]) -> int:
     """Check what is asked for, restore the newest checkpoint that is whole, train on."""
-    args = flags.parse(argv)
+    args = arguments.parse(argv)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
         raise ConfigError("resume takes a run and overrides", hint="write trainkit resume RUN [KEY=VALUE ...], or last")
     name, *overrides = args.overrides

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainkit.cli import arguments as flags
+from trainkit.cli import arguments
 from trainkit.config.compose import compose_sweep
 
 
 def run(argv: Sequence[str]) -> int:
     """One training, a sweep with `-m`, or one of Hydra's flags that only show something."""
-    args = flags.parse(argv)
-    flags.report_unread_configs(args)
-    if flags.show(args):
+    args = arguments.parse(argv)
+    arguments.report_ignored_configs(args)
+    if arguments.show(args):
         return 0
     if args.multirun:
         checked = compose_sweep(args.overrides, args.config_dir)
         from trainkit.sweeps.grid import sweep  # imports torch, which a config that is right may wait for
 
         return sweep(checked, args.overrides, args.config_dir)
-    composed = flags.compose(args)
+    composed = arguments.compose(args)
     from trainkit.display.live import result
     from trainkit.engine.train import train
 
-    print("\n".join(result(train(composed.config, composed=composed))))
+    print("\n".join(result(train(composed))))
     return 0

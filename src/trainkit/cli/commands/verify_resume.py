@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.cli import arguments as flags
+from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory
 from trainkit.display import text as tables
@@ -16,10 +16,10 @@ from trainkit.display import text as tables
 
 def run(argv: Sequence[str]) -> int:
     """Exit code 0 only if both trainings end with the same bits; the runs are kept where they do not."""
-    args, composed = flags.one_config(argv, json=False, kills=3)
+    args, composed = arguments.parse_for_one_config(argv, json=False, kills=3)
     if args.kills < 1:
         raise ConfigError(f"--kills {args.kills}: none to resume from", hint="write --kills 3")
-    if composed.config.checkpoint is None:
+    if composed.settings.checkpoint is None:
         raise ConfigError("checkpoint=off: there is nothing to resume from", hint="leave it out")
     if args.config_dir:
         raise ConfigError("--config-dir: put the configs into ./conf here", hint="leave it out")

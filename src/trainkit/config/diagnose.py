@@ -1,0 +1,129 @@
+"""Find out why Hydra cannot compose a config: which override or which file is wrong."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainkit.config.check import all_keys
+from trainkit.config.renamed import renamed_problem
+from trainkit.core.errors import Problem
+from trainkit.core.spelling import did_you_mean, nearest
+
+# ValueError: a group's choice that is not a name, or a file that is not UTF-8. RecursionError: a config that includes
+# itself.
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
+
+
+def diagnose(
+    loader: ConfigLoaderImpl, overrides: Iterable[str], error: Exception
+) -> tuple[DictConfig | None, list[Problem]]:
+    """Apply each override alone and collect the problems.
+
+    Returns:
+        The config without the wrong overrides (None if a config file is wrong), and the problems.
+    """
+    problems: list[Problem] = []
+    groups: list[str] = []
+    values: list[Override] = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            hint = "write KEY=VALUE, and quote special characters: 'KEY=\"VALUE\"'"
+            problems.append(Problem(f"{text}: not of the form KEY=VALUE", hint))
+            continue
+        wrong = _group_problems(loader, override)
+        problems += wrong
+        if not wrong:
+            chooses = loader.get_group_options(override.key_or_group) and not isinstance(override.value(), dict)
+            groups += [text] if chooses else []
+            values += [] if chooses else [override]
+    try:
+        config = loader.load_configuration("config", groups, RunMode.RUN)
+    except COMPOSITION_ERRORS as wrong_file:
+        return None, [*problems, _file_problem(loader, wrong_file, groups)]
+    for override in values:
+        trial = copy.deepcopy(config)  # an override that fails may have changed a part of the config
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], trial)
+            config = trial
+        except (HydraException, OmegaConfBaseException):
+            problems.append(key_problem(loader, config, override))
+    return config, problems or [_file_problem(loader, error, groups)]
+
+
+def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> Problem:
+    """Return why an override's key cannot be set."""
+    key, text = override.key_or_group, str(override.input_line)
+    renamed = renamed_problem(key, text, text.partition("=")[2])
+    if renamed is not None:
+        return renamed
+    parent, _, leaf = key.rpartition(".")
+    if OmegaConf.select(config, key, throw_on_missing=False) is not None and not override.is_delete():
+        hint = f"write {text.lstrip('+')}" if override.is_add() else f"to add them write +{text}"
+        cause = "the key exists already" if override.is_add() else f"{key} lacks some of these keys"
+        return Problem(f"{text}: {cause}", hint)
+    siblings = OmegaConf.select(config, parent) if parent else config
+    inside = [str(k) for k in siblings if k != "hydra"] if isinstance(siblings, DictConfig) else []
+    close = nearest(leaf, inside)
+    if close is not None:
+        close = f"{parent}.{close}" if parent else close
+    else:
+        close = nearest(key, [*all_keys(config), *loader.list_groups("")])
+    hints = [f"did you mean {close}?"] if close else []
+    if parent and key.partition(".")[0] in config and not override.is_delete():
+        hints.append(f"to add a new key write +{text.lstrip('+')}")
+    elif not close:
+        hints.append(f"the keys are: {', '.join(inside)}")
+    return Problem(f"{text}: the key {key!r} does not exist", "; ".join(hints))
+
+
+def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Problem]:
+    """Return what is wrong with an override that chooses from a group, or that has several values."""
+    group, text = override.key_or_group, str(override.input_line)
+    if override.is_sweep_override():
+        return [Problem(f"{text}: several values", f"add -m to train each, or write {group}=[…] for a list")]
+    options, value = loader.get_group_options(group), override.value()
+    if not options or isinstance(value, dict) or override.is_delete():
+        return []
+    if override.package is not None or (override.is_add() and value in options):
+        return [Problem(f"{text}: {group} is already chosen in the defaults", f"write {group}={value}")]
+    wrong = [choice for choice in (value if isinstance(value, list) else [value]) if choice not in options]
+    off = [choice for choice in wrong if not isinstance(choice, str) or choice in ("off", "null")]
+    if off and "none" in options:
+        return [Problem(f"{text}: {group} has no such choice", f"write {group}=none")]
+    hints = {choice: did_you_mean(str(choice), options, f"{group}=") for choice in wrong}
+    return [Problem(f"{text}: {group} has no choice {choice!r}", hint) for choice, hint in hints.items()]
+
+
+def _file_problem(loader: ConfigLoaderImpl, error: Exception, groups: list[str]) -> Problem:
+    """Return what is wrong inside a config file."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return Problem(f"{mark.name}, line {mark.line + 1}: {error.problem}", "correct the YAML there")
+    cause = error if str(error) else error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = "the defaults of a config include the config itself" if isinstance(error, RecursionError) else ""
+    text = text or " ".join(lines[:2])
+    chosen = f" (with {' '.join(groups)})" if groups else ""
+    wanted = re.search(r"Could not find '([^']+)'", text)
+    override = re.search(r"Could not override '([^']+)'", text)
+    hint = "begin an experiment with `# @package _global_`, and choose by `- override /GROUP: NAME` in its defaults"
+    if wanted:
+        group, _, name = wanted[1].rpartition("/")
+        text = text.partition(" Config search path")[0]
+        hint = did_you_mean(name, loader.get_group_options(group), f"{group}: " if group else "")
+    elif override:
+        hint = did_you_mean(override[1], loader.list_groups(""), "override /") or hint
+    return Problem(text + chosen, hint)

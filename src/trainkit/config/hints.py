@@ -1,0 +1,40 @@
+"""Read the type hints of the schema's dataclasses."""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from dataclasses import is_dataclass
+from typing import Annotated, Any
+
+from trainkit.config.schema import OneOrNamed
+
+
+@functools.cache
+def hints_of(schema: type) -> dict[str, Any]:
+    """Return the type hint of each key of a dataclass."""
+    return typing.get_type_hints(schema, include_extras=True)
+
+
+def options_of(hint: Any) -> list[Any]:
+    """Return the alternatives of a type hint; None among them is `NoneType`."""
+    if is_one_or_named(hint):
+        return [dict, type(None)] if hint.__metadata__[0].optional else [dict]
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # `Annotated | None` gives a typing.Union
+    return list(typing.get_args(hint)) if union else [hint]
+
+
+def can_be_off(hint: Any) -> bool:
+    """Return whether a key accepts off."""
+    return type(None) in options_of(hint)
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """Return the dataclass among the alternatives of a type hint, if there is one."""
+    return next((option for option in options_of(hint) if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def is_one_or_named(hint: Any) -> bool:
+    """Return whether a key holds one node or several named nodes."""
+    return typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], OneOrNamed)

@@ -1,0 +1,79 @@
+"""Renamed config keys and moved modules: an error for new configs, an upgrade for the configs of saved runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainkit.core.errors import Problem
+
+RENAMED_KEYS = {
+    "data.on_error": "data.on_unreadable",
+    "data.augment.crop": "data.augment.crop_padding",
+}
+MOVED_MODULES = {
+    "trainkit.augment": "trainkit.data.augment",
+    "trainkit.batches": "trainkit.data.prepare",
+    "trainkit.cache": "trainkit.data.cache",
+    "trainkit.loaders": "trainkit.data.loaders",
+    "trainkit.samples": "trainkit.data.reading",
+    "trainkit.metrics": "trainkit.training.metrics",
+    "trainkit.verification": "trainkit.diagnostics.verify_resume",
+}
+
+
+def renamed_problem(key: str, written: str, value: str = "VALUE") -> Problem | None:
+    """Return the problem of a config that uses the old name of a key; None for other keys.
+
+    Args:
+        key: the key, dotted.
+        written: the key or override as the user wrote it.
+        value: the value that the user wrote.
+    """
+    if key not in RENAMED_KEYS:
+        return None
+    return Problem(f"{written}: the key {key} is now {RENAMED_KEYS[key]}", f"write {RENAMED_KEYS[key]}={value}")
+
+
+def upgrade_saved_config(config: DictConfig) -> None:
+    """Replace old names of keys, values and modules in the config of a saved run, in place."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for old, new in RENAMED_KEYS.items():
+        *above, leaf = old.split(".")
+        node = plain
+        for key in above:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and leaf in node:
+            node[new.rpartition(".")[2]] = node.pop(leaf)
+    data = plain.get("data")
+    if isinstance(data, dict) and data.get("cache_limit", "auto") in (None, False, "off"):
+        data["cache_limit"] = "auto"
+    _upgrade_targets(plain)
+    OmegaConf.set_struct(config, False)
+    for key, value in plain.items():
+        config[key] = value
+
+
+def upgrade_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved fingerprint (values by dotted keys) with the present names of its keys and modules."""
+    return {
+        RENAMED_KEYS.get(key, key): present_target(value) if key.endswith("_target_") else value
+        for key, value in fingerprint.items()
+    }
+
+
+def present_target(dotted: Any) -> Any:
+    """Return the present dotted path of an object, if its module has moved."""
+    for old, new in MOVED_MODULES.items():
+        if isinstance(dotted, str) and dotted.startswith(f"{old}."):
+            return new + dotted.removeprefix(old)
+    return dotted
+
+
+def _upgrade_targets(node: Any) -> None:
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _upgrade_targets(value)
+    if isinstance(node, dict) and "_target_" in node:
+        node["_target_"] = present_target(node["_target_"])
