@@ -39,6 +39,7 @@ RULE_OPTIONS = ("lr_mult", "layer_decay", "freeze", "optimizer", "optional")  # 
 LR_OPTIONS = ("lr", "lr_mult", "layer_decay")
 VALUE_TYPES = {"name": str, "module": str, "type": str, "ndim": int, "layer": int}
 VALUE_TYPES |= {"freeze": bool, "optimizer": str, "optional": bool}
+EXAMPLES = {str: "NAME", int: "1", bool: "true"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _check_option_names(
 def _check_learning_rate(path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
     given = [key for key in LR_OPTIONS if key in rule]
     if len(given) > 1:
-        cause = f"{path}: {' and '.join(given)} set the learning rate of the same rule"
-        yield Problem(cause, "keep one of them: the learning rate of a parameter is lr * lr_mult")
+        cause = f"{path}: {' and '.join(given)} set the same learning rate, expected one of them"
+        yield Problem(cause, "keep one: lr is the rate, lr_mult a factor, layer_decay a factor for each layer")
     for key in sorted({*LR_OPTIONS, "weight_decay"} & set(rule)):
         value = rule[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
@@ -132,12 +133,12 @@ def _check_types(path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
         if key not in rule:
             continue
         values = as_list(rule[key]) if key in LIST_SELECTORS else [rule[key]]
+        hint = f"write {path}.{key}={EXAMPLES[wanted]}"
         if not values:
-            yield Problem(f"{path}.{key}=[]: the list is empty", f"write {path}.{key}=VALUE")
+            yield Problem(f"{path}.{key}=[]: the list is empty, expected one value or more", hint)
         for value in values:
             if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-                cause = f"{path}.{key}={value!r}: must be of type {wanted.__name__}"
-                yield Problem(cause, f"write {path}.{key}=VALUE")
+                yield Problem(f"{path}.{key}={value!r}: must be of type {wanted.__name__}", hint)
 
 
 def _check_optimizer(
