@@ -368,7 +368,7 @@ def test_the_type_of_a_parametrized_weight_is_that_of_its_module() -> None:
 
 def test_an_option_without_per_group_values_is_an_error_in_a_rule(here: Any) -> None:  # noqa: ARG001
     settings = compose_settings(["optim=adagrad", "+param_groups.h={module: fc2, initial_accumulator_value: 2.0}"])
-    with pytest.raises(ConfigError, match="Adagrad takes initial_accumulator_value for all parameters at once"):
+    with pytest.raises(ConfigError, match="Adagrad has one initial_accumulator_value for all parameters"):
         build_optimizers(settings, named_params(ToyCNN()))
 
 

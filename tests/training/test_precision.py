@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tests.conftest import Command
 from tests.helpers import PLAIN_SGD, STEPS, SmallCNN, assert_close, compose_settings, small_run, train_session
 from trainkit.build import session as build
-from trainkit.build.model import choose_memory_format
+from trainkit.build.memory_format import choose_memory_format
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.data.loaders import epoch_order
 from trainkit.diagnostics import inspect as inspection

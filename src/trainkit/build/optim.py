@@ -16,7 +16,7 @@ from trainkit.config.schema import UNNAMED, Node, key_path
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.errors import ConfigError, UserCodeError
-from trainkit.optim import groups as optim
+from trainkit.optim.groups import Group, resolve_groups
 from trainkit.optim.params import Param
 from trainkit.optim.rules import OptimizerOptions
 from trainkit.optim.schedulers import PER_GROUP_ARGUMENTS, Scheduler, keep_group_ratios
@@ -30,7 +30,7 @@ CALLABLES = ("lr_lambda", "scale_fn")  # arguments of schedulers that may be dot
 
 def build_optimizers(
     settings: Settings, params: list[Param]
-) -> tuple[dict[str, Optimizer], list[optim.Group], dict[str, OptimizerOptions]]:
+) -> tuple[dict[str, Optimizer], list[Group], dict[str, OptimizerOptions]]:
     """Build the optimizers over the param groups that the rules make.
 
     Returns:
@@ -44,30 +44,26 @@ def build_optimizers(
     for key, node in settings.optim.items():
         name = str(node["_target_"]).rpartition(".")[2] if key == UNNAMED else key
         nodes[name], paths[name] = node, key_path("optim", key)
-    makers = {name: locate(node["_target_"]) for name, node in nodes.items()}
-    options = {
-        name: OptimizerOptions.from_signature(
-            makers[name], {key: value for key, value in node.items() if not key.startswith("_")}
-        )
-        for name, node in nodes.items()
-    }
-    groups = optim.resolve_groups(params, settings.param_groups, options)
+    classes = {name: locate(node["_target_"]) for name, node in nodes.items()}
+    options = {}
+    for name, node in nodes.items():
+        configured = {key: value for key, value in node.items() if not key.startswith("_")}
+        options[name] = OptimizerOptions.from_signature(classes[name], configured)
+    groups = resolve_groups(params, settings.param_groups, options)
     optimizers = {}
     for name, node in nodes.items():
-        own = [group for group in groups if group.optimizer == name]
-        check_groups(paths[name], makers[name], own, alone=len(nodes) == 1)
-        optimizers[name] = skip_dynamo(build_optimizer(node, paths[name], own))
-    held = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
+        assigned = [group for group in groups if group.optimizer == name]
+        check_groups(paths[name], classes[name], assigned, alone=len(nodes) == 1)
+        optimizers[name] = skip_dynamo(build_optimizer(node, paths[name], assigned))
+    optimized = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
     trainable = [id(p.tensor) for group in groups for p in group.params]
-    if sorted(held) != sorted(trainable):
-        raise ConfigError(
-            "the optimizer does not hold each trainable parameter exactly once",
-            hint="let the optimizer keep the params that trainkit passes",
-        )
+    if sorted(optimized) != sorted(trainable):
+        cause = "optim: the optimizer does not hold each trainable parameter exactly once"
+        raise ConfigError(cause, hint="make the optimizer keep the `params` argument unchanged")
     return optimizers, groups, options
 
 
-def build_optimizer(node: Node, path: str, groups: list[optim.Group]) -> Optimizer:
+def build_optimizer(node: Node, path: str, groups: list[Group]) -> Optimizer:
     """Build an optimizer over its groups.
 
     Raises:
@@ -78,32 +74,30 @@ def build_optimizer(node: Node, path: str, groups: list[optim.Group]) -> Optimiz
         if group.options.keys() - {"lr"} and group.name != "default":
             tensors = [param.tensor for param in group.params]
             call_target(node, f"param_groups.{group.name}", params=tensors, **group.options)
-    optimizer = build_fused(node, groups) or call_target(
-        node, path, params=[group.as_param_group() for group in groups]
-    )
+    optimizer = try_fused(node, groups)
+    if optimizer is None:
+        optimizer = call_target(node, path, params=[group.as_param_group() for group in groups])
     if not isinstance(optimizer, Optimizer):
         cause = f"{path}: {type(optimizer).__name__} is not a torch.optim.Optimizer"
-        raise ConfigError(cause, hint="name an optimizer class")
+        raise ConfigError(cause, hint=f"write the dotted path of an optimizer class: {path}._target_=PATH")
     set_by_rule = {key for group in groups for key in group.options} - {"lr"}
     ignored = set_by_rule - optimizer.defaults.keys() | set_by_rule & {*OPTIMIZER_ONLY.get(type(optimizer), ())}
     if ignored:
-        raise ConfigError(
-            f"param_groups: {type(optimizer).__name__} takes {', '.join(sorted(ignored))} for all parameters at once",
-            hint=f"write {path}.{min(ignored)}=VALUE, and remove it from the rules",
-        )
+        cause = f"param_groups: {type(optimizer).__name__} has one {', '.join(sorted(ignored))} for all parameters"
+        raise ConfigError(cause, hint=f"write {path}.{min(ignored)}=VALUE, and remove the option from the rules")
     return optimizer
 
 
-def build_fused(node: Node, groups: list[optim.Group]) -> Optimizer | None:
-    """Build torch's fused version of an optimizer; return None if there is none for these parameters.
+def try_fused(node: Node, groups: list[Group]) -> Optimizer | None:
+    """Build torch's fused version of an optimizer, or return None if torch has none for these parameters.
 
     Fused kernels need a parameter and its gradient in the same dense memory layout.
     """
-    maker = locate(node["_target_"])
-    if not (inspect.isclass(maker) and issubclass(maker, Optimizer) and maker.__module__.startswith("torch.")):
+    cls = locate(node["_target_"])
+    if not (inspect.isclass(cls) and issubclass(cls, Optimizer) and cls.__module__.startswith("torch.")):
         return None
     chosen = {*node, *(key for group in groups for key in group.options)}
-    if "fused" not in inspect.signature(maker).parameters or chosen & IMPLEMENTATIONS:
+    if "fused" not in inspect.signature(cls).parameters or chosen & IMPLEMENTATIONS:
         return None
     params = [param for group in groups for param in group.params]
     if any(has_gaps(p.tensor) or not p.tensor.is_floating_point() or getattr(p.owner, "sparse", False) for p in params):
@@ -123,7 +117,7 @@ def has_gaps(tensor: torch.Tensor) -> bool:
     return tensor.numel() > 0 and last + 1 != tensor.numel()
 
 
-def check_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool) -> None:
+def check_groups(path: str, cls: Any, groups: list[Group], *, alone: bool) -> None:
     """Raise ConfigError if an optimizer does not support its groups.
 
     Args:
@@ -133,17 +127,15 @@ def check_groups(path: str, cls: Any, groups: list[optim.Group], *, alone: bool)
         alone: whether this is the only optimizer.
     """
     if inspect.isclass(cls) and issubclass(cls, torch.optim.LBFGS) and (len(groups) > 1 or not alone):
-        raise ConfigError(
-            f"{path}: LBFGS takes one param group", hint="write param_groups=none, or choose another optim"
-        )
+        found = f"{len(groups)} param groups" if alone else "several optimizers"
+        cause = f"{path}: LBFGS supports only one param group with all parameters, found {found}"
+        raise ConfigError(cause, hint="write param_groups=none, or choose another optim")
     odd = [param for group in groups for param in group.params if param.tensor.dim() != 2]
     if inspect.isclass(cls) and issubclass(cls, torch.optim.Muon) and odd:
         shown = ", ".join(f"{param.name} ({param.tensor.dim()}-D)" for param in odd[:3])
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise ConfigError(
-            f"{path}: Muon takes 2-D parameters only, not {shown}{more}",
-            hint="give the other parameters another optimizer: optim=muon_sgd",
-        )
+        cause = f"{path}: Muon supports 2-D parameters only, found {shown}{more}"
+        raise ConfigError(cause, hint="assign the other parameters to another optimizer: optim=muon_sgd")
 
 
 def build_schedulers(settings: Settings, optimizers: dict[str, Optimizer]) -> tuple[list[Scheduler], list[Scheduler]]:
@@ -160,7 +152,7 @@ def build_schedulers(settings: Settings, optimizers: dict[str, Optimizer]) -> tu
         lr = optimizer.defaults.get("lr")
         if lr is None:
             raise ConfigError(f"{path}: {name} has no lr to schedule", hint="write scheduler=none")
-        # The numbers of a scheduler for several optimizers refer to the root's learning rate.
+        # The learning rates of a scheduler for several optimizers refer to the root key lr.
         shared = key == UNNAMED and len(optimizers) > 1
         base = settings.lr if shared and settings.lr is not None else float(lr)
         ratios = [float(group["lr"]) / base if base else 1.0 for group in optimizer.param_groups]
@@ -175,9 +167,9 @@ def try_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[floa
     Raises:
         UserCodeError: the step fails. Without the copy, it would fail after the first epoch.
     """
-    twin = copy.copy(optimizer)
-    twin.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
-    scheduler = build_scheduler(node, path, twin, ratios)
+    copied = copy.copy(optimizer)
+    copied.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
+    scheduler = build_scheduler(node, path, copied, ratios)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the optimizer has not stepped yet
@@ -196,28 +188,28 @@ def build_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[fl
         ConfigError: the scheduler gives all groups the same learning rate.
     """
     arguments = {key: value for key, value in node.items() if key not in ("_target_", "interval")}
-    inside = arguments.pop("schedulers", None)
+    inner = arguments.pop("schedulers", None)
     objects = {}
-    if inside is not None:
-        named = inside.items() if isinstance(inside, dict) else enumerate(inside)
+    if inner is not None:
+        named = inner.items() if isinstance(inner, dict) else enumerate(inner)
         objects["schedulers"] = [build_scheduler(n, f"{path}.schedulers.{key}", optimizer, ratios) for key, n in named]
-    for key in CALLABLES:
-        given = arguments.get(key)
-        if isinstance(given, str):
-            arguments[key] = import_function(given, f"{path}.{key}")
-        elif isinstance(given, list):
-            arguments[key] = [
-                import_function(item, f"{path}.{key}") if isinstance(item, str) else item for item in given
-            ]
+    arguments |= {key: _import_functions(arguments[key], f"{path}.{key}") for key in CALLABLES if key in arguments}
     cls, arguments = keep_group_ratios(locate(node["_target_"]), arguments, ratios)
-    scheduler: Scheduler = call_target(
-        {"_target_": node["_target_"], **arguments}, path, cls, optimizer=optimizer, **objects
-    )
-    now = {float(group["lr"]) for group in optimizer.param_groups}
-    asked = any(isinstance(arguments.get(key), list) for key in PER_GROUP_ARGUMENTS)
-    if len(set(ratios)) > 1 and len(now) == 1 and now != {0.0} and not asked:
+    target = {"_target_": node["_target_"], **arguments}
+    scheduler: Scheduler = call_target(target, path, cls, optimizer=optimizer, **objects)
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    per_group = any(isinstance(arguments.get(key), list) for key in PER_GROUP_ARGUMENTS)
+    if len(set(ratios)) > 1 and len(rates) == 1 and rates != {0.0} and not per_group:
+        name = type(scheduler).__name__
         raise ConfigError(
-            f"{path}: {type(scheduler).__name__} gives all groups one learning rate, but their ratios are {ratios}",
-            hint="write its learning rates as lists with one value per group",
+            f"{path}: {name} gives all param groups one learning rate, but their ratios are {ratios}",
+            hint="write the learning rates as lists with one value for each group",
         )
     return scheduler
+
+
+def _import_functions(value: Any, path: str) -> Any:
+    """Import a dotted path, or each dotted path in a list. Return any other value unchanged."""
+    if isinstance(value, list):
+        return [_import_functions(item, path) for item in value]
+    return import_function(value, path) if isinstance(value, str) else value

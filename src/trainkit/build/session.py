@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from trainkit.build.data import loaders
 from trainkit.build.instantiate import call_target
-from trainkit.build.model import apply_memory_format, build_loss, build_model, choose_memory_format
+from trainkit.build.memory_format import apply_memory_format, choose_memory_format
+from trainkit.build.model import build_loss, build_model
 from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.config.schema import Node
 from trainkit.config.settings import Settings

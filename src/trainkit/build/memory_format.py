@@ -1,0 +1,95 @@
+"""Choose and apply the memory format of images: contiguous, or channels_last, which makes convolutions faster."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+from contextlib import redirect_stdout
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from trainkit.config.settings import Settings
+from trainkit.config.targets import locate
+from trainkit.core.errors import ConfigError
+from trainkit.core.pytree import map_tensors
+from trainkit.core.rng import preserve_rng
+from trainkit.data.loaders import Loader
+from trainkit.training.state import needs_closure
+
+
+def choose_memory_format(settings: Settings, device: torch.device) -> tuple[str, str | None]:
+    """Return the memory format to apply, and the reason if `auto` became contiguous.
+
+    On an accelerator, weights and gradients use the memory format too. `auto` therefore becomes contiguous for
+    optimizers that flatten gradients (LBFGS) and for optimizers from outside torch.
+
+    Raises:
+        ConfigError: the optimizer does not support `channels_last`.
+    """
+    if device.type == "cpu":
+        return settings.memory_format, None
+    makers = [locate(node["_target_"]) for node in settings.optim.values()]
+    classes = [maker for maker in makers if inspect.isclass(maker) and issubclass(maker, Optimizer)]
+    flattening = [cls for cls in classes if needs_closure(cls)]
+    if flattening and settings.memory_format == "channels_last":
+        cause = f"memory_format=channels_last: {flattening[0].__name__} needs contiguous gradients"
+        raise ConfigError(cause, hint="write memory_format=auto")
+    foreign = [maker for maker in makers if maker not in classes or not maker.__module__.startswith("torch.optim.")]
+    if settings.memory_format != "auto" or not (flattening or foreign):
+        return settings.memory_format, None
+    name = getattr((flattening or foreign)[0], "__name__", "the optimizer")
+    reason = f"images contiguous: {name} may need it; if it does not, write memory_format=channels_last"
+    return "contiguous", None if flattening else reason
+
+
+def apply_memory_format(
+    model: nn.Module, loss_fn: nn.Module, requested: str, loaders: list[Loader], device: torch.device
+) -> str | None:
+    """Apply a memory format to the model and to the images of the loaders; return a note for the log.
+
+    `auto` tests one sample, because a model or loss that calls `view` on feature maps fails with channels_last.
+    Weights stay contiguous on the CPU: oneDNN reorders them in any case, and some optimizers need contiguous weights.
+    """
+    convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
+    volumes = any(param.dim() == 5 for param in model.parameters())
+    if requested == "contiguous" or (requested == "auto" and (not convolutions or volumes)):
+        return None
+    if requested == "auto" and not supports_channels_last(model, loss_fn, loaders[0], device):
+        return "images contiguous: model or loss does not support channels_last (use reshape instead of view)"
+    if device.type != "cpu":
+        model.to(memory_format=torch.channels_last)
+    for loader in loaders:
+        loader.prepare.memory_format = torch.channels_last
+    return f"images in channels_last, for {convolutions} convolution{'s' * (convolutions != 1)}"
+
+
+def supports_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, device: torch.device) -> bool:
+    """Return whether copies of the model and the loss accept a sample in channels_last.
+
+    Also returns True if they do not accept a contiguous sample either: the training then reports the error.
+    """
+
+    def accepts(memory_format: torch.memory_format) -> bool:
+        parts = copy.deepcopy(nn.ModuleDict({"model": model, "loss": loss_fn}))
+        copied = parts["model"] if device.type == "cpu" else parts["model"].to(memory_format=memory_format)
+        images = map_tensors(inputs, lambda t: t.contiguous(memory_format=memory_format) if t.dim() == 4 else t)
+        try:
+            with torch.no_grad():
+                parts.eval()["loss"](copied(images), targets)
+            parts.train()
+            loss = parts["loss"](copied(images), targets)
+            if loss.requires_grad:
+                loss.backward()
+        except Exception:
+            return False
+        return True
+
+    try:
+        inputs, targets = loader.example()
+        with preserve_rng(), redirect_stdout(io.StringIO()):
+            return accepts(torch.channels_last) or not accepts(torch.contiguous_format)
+    except Exception:  # the model cannot be copied, or a sample cannot be read (the training reports that)
+        return False
