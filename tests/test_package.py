@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 import trainkit
 from trainkit.core import errors
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", trainkit.__all__)
@@ -39,3 +42,8 @@ def test_import_loads_neither_hydra_nor_torch() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (Path(trainkit.__file__).parent / "py.typed").exists()
+
+
+def test_the_newest_heading_of_the_changelog_is_the_version() -> None:
+    headings = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0][0] == trainkit.__version__
