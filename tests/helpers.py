@@ -71,7 +71,7 @@ def loss_case(name: str) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
         "cross entropy": (linear, nn.CrossEntropyLoss(), inputs, classes),
         "class weights": (linear, nn.CrossEntropyLoss(weight=weights), inputs, classes),
         "ignore_index": (linear, nn.CrossEntropyLoss(), inputs, ignored),
-        "ignore_index of its own": (linear, nn.CrossEntropyLoss(ignore_index=2), inputs, classes),
+        "custom ignore_index": (linear, nn.CrossEntropyLoss(ignore_index=2), inputs, classes),
         "weights and ignore_index": (linear, nn.CrossEntropyLoss(weight=weights), inputs, ignored),
         "label smoothing": (
             linear,

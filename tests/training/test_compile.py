@@ -25,9 +25,7 @@ from trainkit.training.loop import fit
 # torch itself raises this warning when it compiles.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
-# This process trains once. It then runs each line of its input in a fork and answers with the traceback, if any.
-SERVER = """
-import json, os, sys, traceback
+TRAIN = """
 import torch
 from trainkit.build import session as build
 from trainkit.config.compose import compose_run
@@ -36,12 +34,18 @@ from trainkit.training.loop import fit
 torch.set_num_threads(1)
 session = build.build_session(compose_run(["progress=off", "model=mlp", "limit_batches=1", "epochs=1"]).settings)
 fit(session.state, session.train, session.val)
+"""
+
+# This process trains once. It then runs each line of its input in a fork and answers with the traceback, if any.
+SERVER = f"""
+import json, os, sys, traceback
+{TRAIN}
 for line in sys.stdin:
     read, write = os.pipe()
     if os.fork() == 0:
         answer = ""
         try:
-            exec(json.loads(line), {"torch": torch, "sys": sys})
+            exec(json.loads(line), {{"torch": torch, "sys": sys}})
         except BaseException:
             answer = traceback.format_exc()
         os.write(write, answer[-4000:].encode())
@@ -171,19 +175,23 @@ def test_code_that_needs_the_compiler_finds_the_real_module_after_a_training(nam
     assert server.run(WHOLE[name]) == ""
 
 
-UNVERIFIED = """
+UNVERIFIED = f"""
 import sys
-import torch
 from trainkit.training import compile as compilation
 compilation.VERIFIED_TORCH = ((1, 0), (2, 0))
-""" + "\n".join(line for line in SERVER.splitlines()[3:] if not line.startswith(("for line", " ")))
+{TRAIN}
+assert "torch._dynamo.eval_frame" in sys.modules
+torch._dynamo.reset()
+"""
 
 
 @pytest.mark.slow
 def test_an_unverified_torch_imports_the_compiler_as_usual() -> None:
-    code = UNVERIFIED + "\nassert 'torch._dynamo.eval_frame' in sys.modules\ntorch._dynamo.reset()"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", UNVERIFIED],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -252,12 +260,8 @@ def test_a_model_that_compiles_itself_trains_like_a_plain_model(here: Any) -> No
 @pytest.mark.parametrize("model", [SmallCNN, Breaks, Disables])
 @pytest.mark.parametrize("more", [["compile=true"], ["compile=reduce-overhead", "ema=0.9", "clip_norm=0.1"]], ids=str)
 def test_a_compiled_model_trains_like_a_plain_model(model: type[nn.Module], more: list[str]) -> None:
-    overrides = [
-        *small_run(model, *more),
-        "data.split=0.02",
-        "limit_batches=off",
-        "batch_size=300",
-    ]  # a short last batch
+    short_last_batch = ["data.split=0.02", "limit_batches=off", "batch_size=300"]
+    overrides = [*small_run(model, *more), *short_last_batch]
     compiled, plain = train_session(overrides), train_session([*overrides, "compile=off"])
     assert_close(compiled, plain, rtol=1e-3)
     assert compiled.state.progress.best is not None

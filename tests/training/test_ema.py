@@ -1,4 +1,4 @@
-"""The moving average of the weights, several optimizers, losses with parameters: all against torch by hand."""
+"""Moving averages of weights, several optimizers and losses with parameters, against handwritten loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainkit.training.state import State
 
 
 class Weights:
-    """A hook that keeps the weights after each step."""
+    """A hook that copies the weights after each step."""
 
     def __init__(self) -> None:
         self.seen: list[list[Tensor]] = []
@@ -27,7 +27,7 @@ class Weights:
         self.seen.append([p.detach().clone().double() for p in state.objects.model.parameters()])
 
 
-def test_ema_is_the_moving_average_of_the_weights_after_each_step_and_what_is_evaluated() -> None:
+def test_ema_averages_the_weights_after_each_step_and_is_evaluated() -> None:
     model, loss_fn, inputs, targets = loss_case("cross entropy")
     weights, seen = Weights(), MetricsCollector([])
     state = make_state(model, loss_fn, lr=0.05, epochs=2, ema=0.9, monitor="val/loss")
@@ -44,7 +44,7 @@ def test_ema_is_the_moving_average_of_the_weights_after_each_step_and_what_is_ev
     assert raw["val/loss"] != seen.seen[-1]["val/loss"]
 
 
-def test_ema_does_not_touch_the_training() -> None:
+def test_ema_does_not_change_the_training() -> None:
     model, loss_fn, inputs, targets = loss_case("cross entropy")
     twin = copy.deepcopy(model)
     for one, decay in ((model, None), (twin, 0.99)):
@@ -73,7 +73,7 @@ def test_ema_keeps_the_latest_batch_statistics_and_averages_the_loss_too() -> No
     assert averaged_loss.scale != loss_fn.scale
 
 
-def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
+def test_two_optimizers_zero_step_and_clip_like_a_handwritten_loop() -> None:
     overrides = ["optim=muon_sgd", "lr=0.05", "clip_norm=0.5", "epochs=1", "limit_batches=6", "data.split=off"]
     overrides += ["memory_format=contiguous"]
     session = build.build_session(compose_settings([*overrides, "scheduler=exponential", "scheduler.interval=step"]))
@@ -105,7 +105,7 @@ def test_two_optimizers_zero_step_and_clip_together_as_by_hand() -> None:
     assert seen.seen[0]["lr/matrices"] == seen.seen[0]["lr/default"] == rate
 
 
-def test_each_of_several_optimizers_may_have_a_scheduler_of_its_own(here: Any) -> None:
+def test_each_of_several_optimizers_can_have_its_own_scheduler(here: Any) -> None:
     (here / "conf/scheduler").mkdir(parents=True)
     text = "muon: {_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5, interval: epoch}\n"
     (here / "conf/scheduler/own.yaml").write_text(text)
@@ -115,7 +115,7 @@ def test_each_of_several_optimizers_may_have_a_scheduler_of_its_own(here: Any) -
     assert rates == {"matrices": 0.01 / 4, "default": 0.01}
 
 
-def test_clipping_by_value_reaches_every_group() -> None:
+def test_clip_value_clips_the_parameters_of_every_group() -> None:
     overrides = ["optim=muon_sgd", "clip_value=1e-4", "epochs=1", "limit_batches=1"]
     session = build.build_session(compose_settings(overrides))
     fit(session.state, session.train, session.val)

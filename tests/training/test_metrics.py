@@ -1,4 +1,4 @@
-"""Running means against sums in Python's own floats."""
+"""Running means against exact sums; accuracy and denominators by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainkit.training.metrics import Mean, count_correct
 CPU = torch.device("cpu")
 
 
-def test_a_mean_of_many_small_values_loses_nothing() -> None:
+def test_a_mean_of_many_small_values_is_exact() -> None:
     values = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
     mean = Mean(CPU)
     for value in values:
@@ -41,7 +41,7 @@ def test_a_mean_over_nothing_adds_nothing() -> None:
     assert math.isnan(Mean(CPU).item())
 
 
-def test_a_loss_may_say_its_own_denominator() -> None:
+def test_a_custom_loss_can_define_its_denominator() -> None:
     class Masked(nn.Module):
         def denominator(self, targets: torch.Tensor) -> torch.Tensor:
             return (targets > 0).sum()
@@ -49,14 +49,14 @@ def test_a_loss_may_say_its_own_denominator() -> None:
     assert denominator(Masked(), torch.tensor([1.0, 0.0, 2.0]), 3) == 2
 
 
-def test_binary_cross_entropy_judges_by_the_side_of_one_half() -> None:
+def test_binary_accuracy_has_its_threshold_at_one_half() -> None:
     outputs, targets = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([[1.0], [1.0], [0.0]])
-    right = count_correct(nn.BCEWithLogitsLoss(), outputs, targets)
-    assert right is not None
-    assert [int(n) for n in right] == [1, 3]
+    correct = count_correct(nn.BCEWithLogitsLoss(), outputs, targets)
+    assert correct is not None
+    assert [int(n) for n in correct] == [1, 3]
 
 
-def test_numbers_and_single_logits_have_no_accuracy() -> None:
+def test_regression_and_single_logits_have_no_accuracy() -> None:
     assert count_correct(nn.SoftMarginLoss(), torch.rand(3, 1), torch.tensor([0, 1, 1])) is None
     assert count_correct(nn.L1Loss(), {"boxes": torch.rand(3, 1)}, torch.rand(3)) is None
     assert count_correct(nn.MSELoss(), torch.rand(3, 1), torch.rand(3, 1)) is None

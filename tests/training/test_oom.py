@@ -1,4 +1,4 @@
-"""Where memory runs out: the step is taken again in smaller parts, or the run ends with a clear word."""
+"""Memory errors: the step is repeated in smaller micro batches, or the run ends with a hint."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LOSSES = ["cross entropy", "class weights", "ignore_index"]
 
 
 class Small(nn.Module):
-    """A model on a device that holds so many samples at once, from its n-th forward pass on."""
+    """A model that runs out of memory with more than `limit` samples, from its forward pass number `begins` on."""
 
-    def __init__(self, inner: nn.Module, most: int, begins: int = 1, message: str = "CUDA out of memory") -> None:
+    def __init__(self, inner: nn.Module, limit: int, begins: int = 1, message: str = "CUDA out of memory") -> None:
         super().__init__()
-        self.inner, self.most, self.begins, self.message = inner, most, begins, message
+        self.inner, self.limit, self.begins, self.message = inner, limit, begins, message
         self.passes = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.passes += 1
-        if self.passes >= self.begins and len(inputs) > self.most:
+        if self.passes >= self.begins and len(inputs) > self.limit:
             if "CUDA" in self.message:
                 raise torch.OutOfMemoryError(self.message)
             raise RuntimeError(self.message)
@@ -41,7 +41,7 @@ class Small(nn.Module):
 
 
 def pair(name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tensor]:
-    """The same model twice, in float64, once wrapped; the loss and the data."""
+    """Return a model and its wrapped copy, the loss, the inputs and the targets, in float64."""
     model, loss_fn, inputs, targets = loss_case(name)
     again, _, _, _ = loss_case(name)
     again.load_state_dict(model.state_dict())
@@ -62,7 +62,7 @@ def test_a_step_that_does_not_fit_is_split_without_changing_the_weights(name: st
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
 
 
-def test_memory_that_runs_out_in_backward_leaves_no_part_of_a_gradient_behind() -> None:
+def test_a_memory_error_in_backward_leaves_no_partial_gradient() -> None:
     class Once(torch.autograd.Function):
         fails = True
 
@@ -96,14 +96,14 @@ def test_memory_that_runs_out_in_backward_leaves_no_part_of_a_gradient_behind() 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_evaluation_is_split_too_and_counts_each_sample_once() -> None:
+def test_a_split_evaluation_counts_each_sample_once() -> None:
     whole, small, loss_fn, inputs, targets = pair("class weights", lambda model: Small(model, 5))
     wanted = evaluate(make_state(whole, loss_fn), make_loader_of(inputs, targets, 16, seed=None))
     split = evaluate(make_state(small, loss_fn, on_oom="split"), make_loader_of(inputs, targets, 16, seed=None))
     assert split == pytest.approx(wanted, rel=1e-12)
 
 
-def test_batch_statistics_count_a_batch_that_did_not_fit_once() -> None:
+def test_batch_statistics_count_a_repeated_batch_once() -> None:
     class Fails(nn.Linear):
         fails = True
 
@@ -121,7 +121,7 @@ def test_batch_statistics_count_a_batch_that_did_not_fit_once() -> None:
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
-def test_stop_ends_with_what_would_fit(message: str) -> None:
+def test_on_oom_stop_ends_with_a_smaller_micro_batch_as_the_hint(message: str) -> None:
     model, loss_fn, inputs, targets = loss_case("cross entropy")
     with pytest.raises(OutOfMemoryError, match="micro_batch=8; the results do not change") as caught:
         fit(make_state(Small(model, 5, message=message), loss_fn), make_loader_of(inputs, targets, 16))
@@ -134,7 +134,7 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
         fit(make_state(Small(model, 0), loss_fn, on_oom="split"), make_loader_of(inputs, targets, 16))
 
 
-def test_an_update_that_may_have_begun_is_not_taken_again() -> None:
+def test_a_step_is_not_repeated_once_the_update_may_have_begun() -> None:
     class Heavy(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:  # noqa: ARG002
             raise torch.OutOfMemoryError("out of memory")
@@ -145,7 +145,7 @@ def test_an_update_that_may_have_begun_is_not_taken_again() -> None:
         fit(make_state(model, loss_fn, optimizer=optimizer, on_oom="split"), make_loader_of(inputs, targets, 16))
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_memory_errors() -> None:
     model, loss_fn, inputs, targets = loss_case("cross entropy")
     with pytest.raises(RuntimeError, match="no such thing"):
         fit(
@@ -154,21 +154,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         )
 
 
-def test_hooks_are_told_of_a_split() -> None:
-    told: list[tuple[int, int | None]] = []
+def test_hooks_are_called_after_a_split() -> None:
+    calls: list[tuple[int, int | None]] = []
 
     class Hook:
         def on_split(self, state: State) -> None:
-            told.append((state.progress.step, state.progress.micro_batch))
+            calls.append((state.progress.step, state.progress.micro_batch))
 
     model, loss_fn, inputs, targets = loss_case("cross entropy")
     state = make_state(Small(model, 9, begins=2), loss_fn, on_oom="split")
     fit(state, make_loader_of(inputs, targets, 16), hooks=[Hook()])
-    assert told == [(1, 8)]
+    assert calls == [(1, 8)]
     assert state.progress.step == -(-SAMPLES // 16)
 
 
-def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
+def test_the_hint_of_a_memory_error_mentions_batch_statistics() -> None:
     _, loss_fn, inputs, targets = loss_case("cross entropy")
     norm = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
     with pytest.raises(OutOfMemoryError, match="batch norm computes its statistics per micro batch"):
@@ -178,7 +178,7 @@ def test_a_split_is_said_to_matter_where_layers_see_the_batch() -> None:
     assert "layers with batch statistics see" in display.split_line(state)
 
 
-def test_auto_splits_but_where_layers_see_the_batch(here: Path) -> None:  # noqa: ARG001
+def test_on_oom_auto_splits_unless_a_layer_takes_batch_statistics(here: Path) -> None:  # noqa: ARG001
     assert build.build_session(compose_settings([])).state.settings.on_oom == "split"
     for asked, wanted in (("auto", "stop"), ("split", "split")):
         assert make_state(nn.Sequential(nn.BatchNorm2d(3)), nn.MSELoss(), on_oom=asked).settings.on_oom == wanted
@@ -196,7 +196,7 @@ class Small(ToyCNN):
 """
 
 
-def test_the_command_splits_and_says_so_or_stops_with_exit_code_8(forked: Command, tmp_path: Path) -> None:
+def test_the_command_reports_a_split_or_stops_with_exit_code_8(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "smallmodels.py").write_text(MODULE)
     asked = ["model._target_=smallmodels.Small", "epochs=1", "limit_batches=2"]
     done = forked(*asked, "hydra.run.dir=split")

@@ -1,4 +1,4 @@
-"""Precisions: fp16 against a loop with a scaler written by hand, every loss against float64."""
+"""Precisions: fp16 against a handwritten loop with a scaler, and every loss against float64."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training import step as steps
 from trainkit.training.loop import fit
 
-GAIN = 20.0  # with which the gradient overflows in the first steps, and then no more
+GAIN = 20.0  # the gradient overflows in the first steps only
 
 
-class NoneOfOne(nn.Module):
-    """Its matrix has no gradient."""
+class UnusedMatrix(nn.Module):
+    """A model whose matrix gets no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class NoneOfOne(nn.Module):
         return images.flatten(1)[:, :10] + self.bias
 
 
-class OnceNan(torch.autograd.Function):
-    """The identity, whose gradient is NaN."""
+class NanGradient(torch.autograd.Function):
+    """The identity with a NaN gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
@@ -49,7 +49,7 @@ class OnceNan(torch.autograd.Function):
 
 
 class NanAtFirst(nn.Module):
-    """In the first step the matrix's gradient is NaN, the bias's is not."""
+    """A model whose matrix, but not its bias, has a NaN gradient in the first step or in every step."""
 
     def __init__(self, always: bool = False) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class NanAtFirst(nn.Module):
         self.steps += self.training
         logits: Tensor = self.matrix(images.flatten(1))
         bad = self.training and (self.always or self.steps == 1)
-        return (OnceNan.apply(logits) if bad else logits) + self.bias
+        return (NanGradient.apply(logits) if bad else logits) + self.bias
 
 
 # ------------------------------------------------------------------------------------- fp16 by hand
@@ -69,7 +69,7 @@ class NanAtFirst(nn.Module):
 @pytest.mark.parametrize("gain", [1.0, GAIN], ids=["fits", "overflows"])
 @pytest.mark.parametrize("more", [{}, {"clip_norm": 0.05}, {"micro_batch": 12}, {"ema": 0.9}], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[str, Any], gain: float) -> None:
+def test_fp16_equals_a_handwritten_loop_with_a_scaler(layout: str, more: dict[str, Any], gain: float) -> None:
     options = [f"{key}={value}" for key, value in more.items()]
     overrides = small_run(SmallCNN, "precision=fp16", "optim=adam", f"memory_format={layout}", *options, gain=gain)
     scales: list[float] = []
@@ -106,32 +106,33 @@ def test_fp16_is_the_loop_with_a_scaler_written_by_hand(layout: str, more: dict[
         wanted.append(scaler.get_scale())
     assert scales == wanted
     assert (scales[0] < 2**16) == (gain > 1)
-    assert scales[-2] == scales[-1]  # and the last step changes the weights
+    assert scales[-2] == scales[-1]  # the last step changes the weights
     evaluated = average if "ema" in more else model
     for ours, theirs in zip(session.state.objects.evaluated[0].parameters(), evaluated.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_momentum_begins_with_the_first_step_that_does_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_starts_with_the_first_step_without_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **more: empty(*args, **more).fill_(1e3))  # as memory may be
+    # Uninitialized memory may hold any number.
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **more: empty(*args, **more).fill_(1e3))
     overrides = small_run(SmallCNN, "precision=fp16", gain=GAIN)
     fused = train_session([*overrides, "optim=sgd", "optim.momentum=0.9", "lr=1e-6"])
     assert_close(fused, train_session([*overrides, *PLAIN_SGD, "lr=1e-6"]), rtol=1e-5)
 
 
-def test_a_step_that_overflows_at_first_draws_no_warning_from_a_scheduler() -> None:
+def test_an_overflow_in_the_first_step_causes_no_scheduler_warning() -> None:
     train_session(small_run(SmallCNN, "precision=fp16", "optim=radam", "scheduler=onecycle", gain=GAIN))
 
 
 @pytest.mark.parametrize("clip", [[], ["clip_norm=1"], ["clip_value=1"]], ids=str)
-def test_where_one_optimizer_overflows_the_other_keeps_its_weights_whole(clip: list[str]) -> None:
+def test_an_overflow_in_one_optimizer_keeps_the_weights_of_both_finite(clip: list[str]) -> None:
     model = train_session(small_run(NanAtFirst, "precision=fp16", "optim=muon_sgd", *clip)).state.model
     assert all(bool(param.isfinite().all()) for param in model.parameters())
 
 
-def test_an_optimizer_whose_parameters_have_no_gradient_rests_in_fp16_too() -> None:
-    session = train_session(small_run(NoneOfOne, "precision=fp16", "optim=muon_sgd"))
+def test_an_optimizer_without_gradients_does_not_step_in_fp16() -> None:
+    session = train_session(small_run(UnusedMatrix, "precision=fp16", "optim=muon_sgd"))
     assert bool(session.state.objects.model.bias.abs().sum() > 0)
 
 
@@ -142,7 +143,7 @@ def test_a_gradient_that_always_overflows_ends_with_exit_code_4(epochs: int) -> 
     assert caught.value.exit_code == 4
 
 
-def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_again(
+def test_fp16_repeats_a_step_after_a_memory_error_in_clipping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clip, calls = steps.clip_gradients, []
@@ -160,7 +161,7 @@ def test_where_memory_runs_out_as_gradients_are_clipped_fp16_takes_the_step_agai
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: str) -> None:
+def test_inspect_shows_the_unscaled_gradient(precision: str) -> None:
     plain, rows = (
         inspection.inspect_step(build.build_session(compose_settings(small_run(SmallCNN, f"precision={name}"))))[
             "parameters"
@@ -171,7 +172,7 @@ def test_a_step_taken_apart_shows_the_gradient_and_not_its_multiple(precision: s
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in plain], rel=0.05)
 
 
-def test_the_scaler_goes_on_where_it_was() -> None:
+def test_a_resumed_training_restores_the_scaler() -> None:
     overrides = small_run(SmallCNN, "precision=fp16", "optim=adam", "epochs=2", gain=GAIN)
     straight, begun, later = (build.build_session(compose_settings(overrides)) for _ in range(3))
     kept: list[dict[str, Any]] = []
@@ -202,7 +203,7 @@ def test_a_killed_run_in_fp16_resumes_to_the_same_bits(forked: Command) -> None:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "nll", "mse", "l1", "smooth_l1", "bce"])
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-5), ("bf16", 2e-2), ("fp16", 2e-3)])
-def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision: str, within: float) -> None:
+def test_every_loss_equals_that_of_float64_within_the_precision(loss: str, precision: str, within: float) -> None:
     data = ["data.split=0.2", "model.num_classes=10", "model=toy_cnn"]
     if loss not in ("cross_entropy", "nll"):
         data = ["data=line", "data.split=0.4", "model=linear", "model.init=0.3"]
@@ -231,7 +232,7 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
         assert seen[0]["val/accuracy"] == pytest.approx(right / count, abs=0.04 if precision != "fp32" else 0)
 
 
-# ------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------- refused configs
 
 
 @pytest.mark.parametrize(
@@ -245,26 +246,25 @@ def test_every_loss_is_that_of_float64_within_the_precision(loss: str, precision
         ("compile=fast", "compile=fast: must be"),
     ],
 )
-def test_a_wrong_value_is_answered_with_a_right_one(wrong: str, words: str) -> None:
+def test_the_error_of_a_wrong_value_suggests_a_valid_value(wrong: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build.build_session(compose_settings(small_run(SmallCNN, wrong)))
     assert words in str(caught.value)
     assert "TRACEBACK" not in str(caught.value)
 
 
-def test_lbfgs_is_told_what_it_cannot_have() -> None:
+def test_lbfgs_refuses_fp16_and_channels_last() -> None:
     with pytest.raises(ConfigError, match="precision=fp16: LBFGS"):
         build.build_session(compose_settings(small_run(SmallCNN, "optim=lbfgs", "precision=fp16")))
-    accelerator = torch.device("cuda")  # where gradients are laid out like images
+    accelerator = torch.device("cuda")  # on accelerators, gradients have the memory format of the images
     with pytest.raises(ConfigError, match="memory_format=channels_last: LBFGS"):
         choose_memory_format(
             compose_settings(small_run(SmallCNN, "optim=lbfgs", "memory_format=channels_last")), accelerator
         )
     settings = compose_settings(small_run(SmallCNN, "optim=lbfgs"))
     assert choose_memory_format(settings, accelerator) == ("contiguous", None)
-    short = small_run(
-        SmallCNN, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2"
-    )  # more would make much of rounding
+    # Further steps would amplify rounding errors.
+    short = small_run(SmallCNN, "optim=lbfgs", "optim.max_iter=3", "limit_batches=2")
     assert_close(
         train_session([*short, "memory_format=channels_last"]), train_session([*short, "memory_format=contiguous"])
     )

@@ -1,0 +1,109 @@
+"""Losses of epochs, whole and in micro batches, against the loss of the whole set in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import (
+    SAMPLES,
+    loss_case,
+    loss_in_float64,
+    make_loader_of,
+    make_state,
+)
+from trainkit.training.loop import evaluate, train_epoch
+
+LOSSES = [
+    "cross entropy",
+    "class weights",
+    "ignore_index",
+    "custom ignore_index",
+    "weights and ignore_index",
+    "label smoothing",
+    "reduction sum",
+    "weighted sum",
+    "probabilities",
+    "pixels",
+    "weighted pixels",
+    "nll",
+    "mse",
+    "mse of images",
+    "mse sum",
+    "l1",
+    "smooth l1",
+    "bce",
+]
+
+
+MICRO_LOSSES = [*LOSSES, "a class of weight 0"]  # a batch of one such sample is 0 / 0 in torch
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, SAMPLES])
+@pytest.mark.parametrize("name", LOSSES)
+def test_train_loss_is_the_loss_over_the_whole_set(name: str, batch_size: int) -> None:
+    model, loss_fn, inputs, targets = loss_case(name)
+    metrics = train_epoch(make_state(model, loss_fn), make_loader_of(inputs, targets, batch_size), [])
+    assert metrics["train/loss"] == pytest.approx(loss_in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
+    assert metrics["train/samples"] == SAMPLES
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_val_loss_is_the_loss_over_the_whole_set(name: str) -> None:
+    model, loss_fn, inputs, targets = loss_case(name)
+    metrics = evaluate(make_state(model, loss_fn), make_loader_of(inputs, targets, 7, seed=None))
+    assert metrics["val/loss"] == pytest.approx(loss_in_float64(model, loss_fn, inputs, targets), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [16, 8, 5, 1])
+@pytest.mark.parametrize("name", MICRO_LOSSES)
+def test_a_micro_batch_does_not_change_weights_or_losses(name: str, micro_batch: int) -> None:
+    model, loss_fn, inputs, targets = loss_case(name)
+    inputs, targets = inputs.double(), targets.double() if targets.is_floating_point() else targets
+    whole, parts = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    loss_fn = loss_fn.double()
+    if name == "a class of weight 0":
+        targets[::4] = 1  # some micro batches count no target
+    wanted = train_epoch(make_state(whole, loss_fn, lr=1e-3), make_loader_of(inputs, targets, 32), [])
+    state = make_state(parts, loss_fn, lr=1e-3, micro_batch=micro_batch)
+    metrics = train_epoch(state, make_loader_of(inputs, targets, 32), [])
+    assert metrics["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-9)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("custom", ["denominator", "subclass"])
+def test_a_micro_batch_with_ignored_targets_only_adds_nothing(custom: str) -> None:
+    class Masked(nn.Module):
+        def denominator(self, targets: Tensor) -> Tensor:
+            return (targets >= 0).sum()
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            kept = targets >= 0
+            return nn.functional.cross_entropy(outputs[kept], targets[kept])
+
+    class Same(nn.CrossEntropyLoss):
+        pass
+
+    model, _, inputs, targets = loss_case("ignore_index")
+    loss_fn = Masked() if custom == "denominator" else Same()
+    targets = torch.where(torch.arange(SAMPLES) % 16 < 8, -100, loss_case("cross entropy")[3])
+    whole, parts = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    loader = make_loader_of(inputs.double(), targets, 16, seed=None)
+    wanted = train_epoch(make_state(whole, loss_fn, lr=1e-2), loader, [])
+    got = train_epoch(make_state(parts, loss_fn, lr=1e-2, micro_batch=4), loader, [])
+    assert got["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_l1_and_mse_of_the_tutorial() -> None:
+    outputs, targets = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+    for loss_fn, wanted in ((nn.L1Loss(), 0.6667), (nn.MSELoss(), 1.3333)):
+        state = make_state(nn.Identity(), loss_fn, optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+        metrics = evaluate(state, make_loader_of(outputs, targets, 2, seed=None))
+        assert metrics["val/loss"] == pytest.approx(wanted, abs=5e-5)
