@@ -26,16 +26,17 @@ def some_steps(job: Job, lap: Lap) -> None:
     """
     from trainkit.build import session as build
     from trainkit.config.compose import compose_run
-    from trainkit.diagnostics.bench import LimitedLoader, whole_loop
+    from trainkit.diagnostics.batches import FixedStepsLoader
+    from trainkit.diagnostics.phases import run_trainkit_loop
 
     size, *overrides = job.data.split()
     chosen = ["data=synthetic", f"data.train.size={size}", "data.split=off", f"batch_size={job.batch_size}"]
     session = build.build_session(compose_run([*chosen, *overrides]).settings, lambda *_: None)
-    few = LimitedLoader(session.train, int(job.precision))
+    few = FixedStepsLoader(session.train, int(job.precision))
     lap()
     for _ in range(job.epochs - 1):
         began = perf_counter()
-        seen = whole_loop(session.state, few)
+        seen = run_trainkit_loop(session.state, few)
         lap((perf_counter() - began) / seen)
     lap(memory())
 

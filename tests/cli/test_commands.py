@@ -56,7 +56,7 @@ def test_params_shows_a_table_and_trains_nothing(trainkit: Command, tmp_path: Pa
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert lines["fc2.weight"].split()[1:] == ["10x64", "640", "4", "head", "SGD", "0.1", "(head)", "0"]
     assert "frozen (stem)" in lines["conv1.bias"]
-    assert "10 tensors, 145,578 parameters, 143,146 of them trained" in done.stdout
+    assert "10 tensors, 145,578 parameters, 143,146 of them trainable" in done.stdout
     assert not (tmp_path / "outputs").exists()
 
 
@@ -256,7 +256,7 @@ def test_find_lr_says_so_where_no_rate_helps(forked: Command) -> None:
     done = forked("find-lr", "--start", "5", "--end", "50", "--steps", "10", "experiment=line_fit")
     assert done.returncode == 0, done.stderr
     assert "no suggestion" in done.stdout
-    assert "the loss ran away" in done.stdout
+    assert "then the loss diverged" in done.stdout
 
 
 def test_what_is_noise_is_no_fall() -> None:

@@ -1,4 +1,4 @@
-"""`trainkit bench`: where a step's time goes, and what it is compared with."""
+"""`trainkit bench`: the phases of a step, the loops that it is compared with, and the advice."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import nn
 
 from tests.helpers import compose_settings
 from trainkit.build import session as build
+from trainkit.cli.commands.bench import PHASES as DESCRIBED_PHASES
 from trainkit.diagnostics import bench
-from trainkit.diagnostics.bench import PHASES, LimitedLoader
-from trainkit.display.text import PHASES as WORDS
+from trainkit.diagnostics.batches import FixedStepsLoader
+from trainkit.diagnostics.phases import PHASES, run_trainkit_loop, time_phases
 
 SLOW = """
 import time
@@ -32,12 +33,12 @@ class Slow:
 """
 
 
-def benched(*overrides: str, steps: int = 3) -> dict[str, Any]:
+def measure(*overrides: str, steps: int = 3) -> dict[str, Any]:
     settings = compose_settings(list(overrides))
     return bench.bench(build.build_session(settings, lambda *_: None), settings, steps)
 
 
-def test_the_command_tells_each_phase_the_pace_and_the_loop_by_hand(forked: Any) -> None:
+def test_bench_prints_phases_loops_and_advice(forked: Any) -> None:
     done = forked("bench", "model=mlp", "--steps", "5")
     assert done.returncode == 0, done.stderr
     for word in (*PHASES, "by hand", "bare", "trainkit", "training data: 1,797 samples, in memory", "to change:"):
@@ -45,36 +46,36 @@ def test_the_command_tells_each_phase_the_pace_and_the_loop_by_hand(forked: Any)
     assert done.stderr == ""
 
 
-def test_the_answer_as_json_is_the_same_in_numbers(forked: Any) -> None:
+def test_bench_json_has_consistent_numbers(forked: Any) -> None:
     found = json.loads(forked("bench", "model=mlp", "--steps", "5", "--json").stdout)
-    assert set(found["phases"]) == set(PHASES) == set(WORDS)
+    assert set(found["phases"]) == set(PHASES) == set(DESCRIBED_PHASES)
     assert found["samples_per_second"] == pytest.approx(found["batch_size"] / found["step"])
     assert found["peak_share"] == pytest.approx(found["flops"] / found["step"] / found["limits"]["fp32"])
     assert 0 < found["batch_size"] <= 32
 
 
-def test_it_leaves_no_run_behind(forked: Any, here: Path) -> None:
+def test_bench_creates_no_run_directory(forked: Any, here: Path) -> None:
     assert forked("bench", "model=mlp", "--steps", "2").returncode == 0
     assert not (here / "outputs").exists()
 
 
-def test_a_slow_data_set_is_told_to_be_the_bound_and_how_to_hold_it(here: Path) -> None:
+def test_bench_advises_caching_for_a_slow_dataset(here: Path) -> None:
     (here / "slowmodule.py").write_text(SLOW)
     (here / "conf/data").mkdir(parents=True)
     (here / "conf/data/slow.yaml").write_text("train: {_target_: slowmodule.Slow}\n")
     chosen = ["model=mlp", "data=slow", "batch_size=8"]
     sys.path.insert(0, str(here))
     try:
-        streamed = benched(*chosen, "data.cache=none", steps=5)
-        held = benched(*chosen, "data.cache=memory", steps=5)
+        streamed = measure(*chosen, "data.cache=none", steps=5)
+        cached = measure(*chosen, "data.cache=memory", steps=5)
     finally:
         sys.path.remove(str(here))
         sys.modules.pop("slowmodule", None)
     assert streamed["phases"]["loader"] > 8 * 0.005
-    assert "the loader is the bound" in streamed["advice"][0]
+    assert "the loader limits the speed" in streamed["advice"][0]
     assert "data.cache=auto" in streamed["advice"][0]
-    assert held["phases"]["loader"] < 0.005
-    assert not any("the loader is the bound" in words for words in held["advice"])
+    assert cached["phases"]["loader"] < 0.005
+    assert not any("the loader limits the speed" in text for text in cached["advice"])
 
 
 @pytest.mark.parametrize(
@@ -89,37 +90,37 @@ def test_a_slow_data_set_is_told_to_be_the_bound_and_how_to_hold_it(here: Path) 
         ["optim.foreach=true"],
     ],
 )
-def test_every_kind_of_step_is_measured(overrides: list[str]) -> None:
-    found = benched("model=mlp", "model.hidden=[8]", *[o if "foreach" not in o else "+" + o for o in overrides])
+def test_bench_measures_every_kind_of_step(overrides: list[str]) -> None:
+    found = measure("model=mlp", "model.hidden=[8]", *[o if "foreach" not in o else "+" + o for o in overrides])
     assert all(seconds >= 0 for seconds in found["phases"].values())
     assert found["by_hand"] > 0
-    own_way = {"optim=lbfgs", "precision=fp16", "micro_batch=8"} & set(overrides)
-    assert (found["bare"] is None) == bool(own_way)
+    without_bare_loop = {"optim=lbfgs", "precision=fp16", "micro_batch=8"} & set(overrides)
+    assert (found["bare"] is None) == bool(without_bare_loop)
 
 
-def test_operations_are_counted_as_the_arithmetic_says() -> None:
+def test_flops_of_a_step_match_the_formula() -> None:
     session = build.build_session(compose_settings(["model=mlp", "model.hidden=[8]", "data.split=off"]))
-    # Two matrices, forward: 2 m n k each; backward: as much for the weights, and for the inputs of all but the first.
+    # Forward: 2 m n k for each of two matrices. Backward: the same for the weights, and for the inputs of the second.
     first, second = 2 * 32 * 3072 * 8, 2 * 32 * 8 * 10
-    assert bench.flops(session.state, LimitedLoader(session.train, 1)) == 2 * first + 3 * second
+    assert bench.count_flops(session.state, FixedStepsLoader(session.train, 1)) == 2 * first + 3 * second
 
 
-def test_a_few_batches_go_on_where_the_last_few_ended_and_begin_again_at_the_end() -> None:
+def test_a_fixed_steps_loader_continues_and_starts_the_next_epoch_at_the_end_of_the_data() -> None:
     session = build.build_session(compose_settings(["data=line", "model=linear", "loss=mse", "batch_size=2"]))
-    few = LimitedLoader(session.train, 2)
-    seen = [inputs for _ in range(3) for inputs, _ in few.batches()]
-    wanted = [inputs for epoch in range(2) for inputs, _ in session.train.batches(epoch)]
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(seen, wanted, strict=True))
+    loader = FixedStepsLoader(session.train, 2)
+    seen = [inputs for _ in range(3) for inputs, _ in loader.batches()]
+    expected = [inputs for epoch in range(2) for inputs, _ in session.train.batches(epoch)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-def test_a_model_that_fails_is_blamed_as_in_training(forked: Any) -> None:
+def test_bench_reports_an_error_of_the_model_like_a_training(forked: Any) -> None:
     done = forked("bench", "model=linear", "--steps", "2")
     assert done.returncode == 2
     assert "model" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_training_without_compiling_never_imports_the_compiler(tmp_path: Path) -> None:
+def test_a_training_without_compile_does_not_import_the_compiler(tmp_path: Path) -> None:
     (tmp_path / "lookmodule.py").write_text(
         "import sys\nclass Look:\n    def on_end(self, state):\n"
         "        print('compiler:', [n for n in sys.modules if n.startswith(('torch._dynamo.', 'torch._inductor'))])\n"
@@ -137,25 +138,43 @@ def test_training_without_compiling_never_imports_the_compiler(tmp_path: Path) -
     assert "False False False" in done.stdout
 
 
-def test_bare_and_whole_loop_make_the_same_updates() -> None:
+def test_the_bare_loop_makes_the_same_updates_as_trainkit() -> None:
     weights = []
-    for loop in (bench.whole_loop, bench.bare_loop):
+    for loop in (run_trainkit_loop, bench.run_bare_loop):
         session = build.build_session(compose_settings(["model=mlp", "data.split=off"]))
-        loop(session.state, LimitedLoader(session.train, 5))
+        loop(session.state, FixedStepsLoader(session.train, 5))
         weights.append(nn.utils.parameters_to_vector(session.state.objects.model.parameters()))
     assert torch.equal(*weights)
 
 
-def test_a_schedule_shorter_than_what_is_timed_and_a_loss_that_runs_away_are_told_apart(forked: Any) -> None:
+@pytest.mark.parametrize(
+    "overrides", [[], ["optim=lbfgs"], ["precision=fp16"], ["micro_batch=8"], ["ema=0.9"]], ids=str
+)
+def test_timing_the_phases_makes_the_same_updates_and_leaves_no_trace(overrides: list[str]) -> None:
+    weights = []
+    for run in (run_trainkit_loop, time_phases):
+        session = build.build_session(compose_settings(["model=mlp", "data.split=off", *overrides]))
+        objects = session.state.objects
+        before = objects.model, session.train.prepare, torch.Tensor.backward
+        seconds = run(session.state, FixedStepsLoader(session.train, 3))
+        assert before == (objects.model, session.train.prepare, torch.Tensor.backward)
+        assert not objects.loss_fn._forward_hooks
+        weights.append(nn.utils.parameters_to_vector(objects.model.parameters()))
+    assert torch.equal(*weights)
+    assert isinstance(seconds, dict)
+    assert all(seconds[phase] > 0 for phase in PHASES)
+
+
+def test_bench_ignores_the_scheduler_and_stops_at_a_non_finite_loss(forked: Any) -> None:
     short = forked("bench", "model=mlp", "scheduler=onecycle", "epochs=1", "limit_batches=2", "--steps", "10")
     assert short.returncode == 0, short.stderr
-    away = forked("bench", "model=mlp", "lr=1e30", "on_nonfinite=skip", "--steps", "10")
-    assert away.returncode == 4
-    assert "not finite" in away.stderr
+    diverged = forked("bench", "model=mlp", "lr=1e30", "on_nonfinite=skip", "--steps", "10")
+    assert diverged.returncode == 4
+    assert "not finite" in diverged.stderr
 
 
 @pytest.mark.parametrize("command", [["find-lr", "--steps", "10"], ["inspect"], ["bench", "--steps", "5"]], ids=str)
-def test_commands_that_look_end_with_the_processes_that_read(command: list[str], here: Path) -> None:
+def test_diagnostic_commands_end_their_worker_processes(command: list[str], here: Path) -> None:
     (here / "slowmodule.py").write_text(SLOW)
     (here / "conf/data").mkdir(parents=True)
     (here / "conf/data/slow.yaml").write_text("train: {_target_: slowmodule.Slow}\n")

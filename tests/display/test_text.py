@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainkit.display.live import duration, epoch_line, number, sparkline
+from trainkit.display.text import duration, epoch_line, number, sparkline
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_value() -> None:

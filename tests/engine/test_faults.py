@@ -539,7 +539,7 @@ def test_resume_goes_on_in_the_same_directory_with_the_same_history(own: Path, t
     assert trainkit(*BASE, "epochs=2").returncode == 0
     done = trainkit("resume", "run")
     assert done.returncode == 0
-    assert done.stdout.startswith("finished: it has done all of its 2 epochs")
+    assert done.stdout.startswith("finished: all 2 epochs are done")
     done = trainkit("resume", "run", "epochs=3", "progress=plain")
     assert done.returncode == 0, done.stderr
     assert "resumed from step-00000016: epoch 3 of 3" in done.stderr

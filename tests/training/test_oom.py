@@ -15,7 +15,7 @@ from tests.conftest import Command
 from tests.helpers import SAMPLES, compose_settings, loss_case, make_loader_of, make_state
 from trainkit.build import session as build
 from trainkit.core.errors import OutOfMemoryError
-from trainkit.display import live as display
+from trainkit.display.text import oom_line
 from trainkit.training.loop import evaluate, fit, train_epoch
 from trainkit.training.state import State
 
@@ -175,7 +175,7 @@ def test_the_hint_of_a_memory_error_mentions_batch_statistics() -> None:
         fit(make_state(Small(norm, 5), loss_fn), make_loader_of(inputs, targets, 16))
     state = make_state(Small(norm, 9), loss_fn, on_oom="split")
     fit(state, make_loader_of(inputs, targets, 16))
-    assert "layers with batch statistics see" in display.split_line(state)
+    assert "layers with batch statistics see" in oom_line(state)
 
 
 def test_on_oom_auto_splits_unless_a_layer_takes_batch_statistics(here: Path) -> None:  # noqa: ARG001
@@ -201,7 +201,7 @@ def test_the_command_reports_a_split_or_stops_with_exit_code_8(forked: Command, 
     asked = ["model._target_=smallmodels.Small", "epochs=1", "limit_batches=2"]
     done = forked(*asked, "hydra.run.dir=split")
     assert done.returncode == 0, done.stderr
-    assert "out of memory at step 1: it is taken again with micro_batch=16" in done.stderr
+    assert "out of memory at step 1: the step is repeated with micro_batch=16" in done.stderr
     assert "micro_batch=8" in (tmp_path / "split/trainkit.log").read_text()
     stopped = forked(*asked, "on_oom=stop", "hydra.run.dir=stop")
     assert stopped.returncode == 8

@@ -1,1 +1,1 @@
-"""Commands that look into a training: bench, inspect, find-lr, verify-resume."""
+"""Commands that analyse a training without keeping it: bench, inspect, find-lr, verify-resume."""

@@ -1,131 +1,118 @@
-"""Where a training step's time goes, against the same loop by hand and what the machine can do.
+"""Measure a training step: its phases, the same step in a loop written by hand, and the limit of the machine.
 
-All is measured interleaved in one process, in rounds; the medians are reported.
+The loops take turns in one process, in several rounds. The medians of the rounds are reported.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainkit.build import session as build
-from trainkit.build.session import Session
+from trainkit.build.session import Session, build_session
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import autocast, synchronize
 from trainkit.core.pytree import batch_size_of
-from trainkit.data.loaders import Loader, StreamingLoader
-from trainkit.data.prepare import Batch, Prepare
+from trainkit.diagnostics.advice import advice
+from trainkit.diagnostics.batches import FixedStepsLoader
+from trainkit.diagnostics.phases import run_trainkit_loop, time_phases
 from trainkit.optim.rules import OptimizerOptions
-from trainkit.training.loop import train_epoch
-from trainkit.training.losses import denominator
 from trainkit.training.state import State
-from trainkit.training.step import before_update, loss_in_parts, update
+from trainkit.training.step import loss_in_parts
 
 ROUNDS = 5
-BOUND = 0.3  # the share of a step from which something is worth changing
-ENOUGH = 0.01  # seconds of a matrix product that is large enough to show the machine's limit
-SMALL = 0.05  # the share of the machine's limit below which a step is not bound by arithmetic
-PHASES = ("loader", "transfer", "forward", "backward", "step")
-
-
-class LimitedLoader:
-    """A loader's next batches as an epoch of their own; the data begins again where it ends."""
-
-    def __init__(self, loader: Loader, steps: int) -> None:
-        self.loader, self.steps = loader, steps
-        self.samples, self.unreadable, self.prepare = loader.samples, loader.unreadable, loader.prepare
-        self.endless = self._endless()
-
-    def _endless(self) -> Iterator[Batch]:
-        epoch = 0
-        while True:
-            yield from self.loader.batches(epoch)
-            epoch += 1
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002
-        """The next few."""
-        return (next(self.endless) for _ in range(self.steps))
-
-    def describe(self, epoch: int, batch: int, inputs: Any) -> str:  # noqa: ARG002
-        """Its batches are not those of an epoch."""
-        return "of those timed"
-
-    def example(self) -> Batch:
-        """See `Loader`."""
-        return self.loader.example()
-
-    def close(self) -> None:
-        """See `Loader`."""
-        self.loader.close()
+MIN_SECONDS = 0.01  # duration of a matrix product that is large enough to reach the limit of the machine
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
-    """Measure a training, which is of no use afterwards.
+    """Measure a training. The session is useless afterwards.
 
     Args:
-        session: what the config builds.
+        session: built from the settings.
         settings: of the training.
-        steps: how many are timed of each loop.
+        steps: the number of timed steps of each loop.
 
     Returns:
-        `samples_per_second` and `step` (seconds) of trainkit; `bare`, of a bare loop over the same parts, and
-        `by_hand`, of a tutorial's (None where there is none); `phases` (seconds each, the device waited for
-        after each); `flops` of a step, `limit` (operations a second of a matrix product in this precision)
-        and `limits` of others; `peak_share`, of the limit that the step reaches; `advice`.
+        `samples_per_second` and `step` (seconds) of trainkit; `batch_size`; `bare` and `by_hand`, the seconds
+        of a step of a bare loop over the same objects (None if the step needs more) and of a loop written by
+        hand; `phases`, the seconds of each phase; `flops` of a step (None if they cannot be counted); `limits`,
+        the FLOP/s of a matrix product in some precisions, and `limit`, in the precision of the training;
+        `peak_share`, the fraction of the limit that the step reaches; `advice`, what to change.
     """
-    few = max(1, math.ceil(steps / ROUNDS))
-    train = LimitedLoader(session.train, few)
-    loops: dict[str, Callable[[], int]] = {"trainkit": lambda: whole_loop(session.state, train)}
-    if not (session.state.objects.needs_closure or session.state.objects.scaler or session.state.progress.micro_batch):
-        loops["bare"] = lambda: bare_loop(session.state, train)
-    plain = build.build_session(write_by_hand(settings))
-    plain_train = LimitedLoader(plain.train, few)
-    loops["by hand"] = lambda: bare_loop(plain.state, plain_train, item=True)
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    phases: dict[str, list[float]] = {name: [] for name in PHASES}
+    steps_per_round = max(1, math.ceil(steps / ROUNDS))
+    state, train = session.state, FixedStepsLoader(session.train, steps_per_round)
+    loops = {"step": lambda: run_trainkit_loop(state, train)}
+    if not (state.objects.needs_closure or state.objects.scaler or state.progress.micro_batch):
+        loops["bare"] = lambda: run_bare_loop(state, train)
+    by_hand = build_session(settings_by_hand(settings))
+    train_by_hand = FixedStepsLoader(by_hand.train, steps_per_round)
+    loops["by_hand"] = lambda: run_bare_loop(by_hand.state, train_by_hand, read_loss=True)
+    timings = run_rounds(state, train, loops)
+
+    limits = matmul_limits(state.objects.device, settings.precision)
+    limit, step, flops = limits[settings.precision], timings.loops["step"], count_flops(state, train)
+    result: dict[str, Any] = {
+        "samples_per_second": timings.batch_size / step,
+        "step": step,
+        "batch_size": timings.batch_size,
+        "bare": timings.loops.get("bare"),
+        "by_hand": timings.loops["by_hand"],
+        "phases": timings.phases,
+        "flops": flops,
+        "limits": limits,
+        "limit": limit,
+        "peak_share": flops / step / limit if flops else None,
+    }
+    return result | {"advice": advice(result, session)}
+
+
+@dataclass
+class Timings:
+    """The medians of the rounds."""
+
+    loops: dict[str, float]  # loop -> seconds of a step
+    phases: dict[str, float]  # phase of trainkit's step -> seconds
+    batch_size: float  # mean
+
+
+def run_rounds(state: State, train: FixedStepsLoader, loops: Mapping[str, Callable[[], int]]) -> Timings:
+    """Run the loops in turns, and trainkit's loop once more with timed phases.
+
+    Args:
+        state: of the training.
+        train: the batches of trainkit's loop.
+        loops: each runs as many steps as `train` has batches, and returns the number of samples.
+    """
+    per_sample: dict[str, list[float]] = {name: [] for name in loops}
+    phases: list[dict[str, float]] = []
     samples = 0
-    for number in range(ROUNDS + 1):  # the first warms up
+    for _ in range(ROUNDS + 1):
         for name, loop in loops.items():
-            synchronize(session.state.objects.device)
+            synchronize(state.objects.device)
             began = perf_counter()
             seen = loop()
-            synchronize(session.state.objects.device)
-            if number:
-                seconds[name].append((perf_counter() - began) / seen)
-                samples += seen * (name == "trainkit")
-        for name, spent in phases_of(session.state, train).items():
-            if number:
-                phases[name].append(spent / few)
-    per_sample = {name: statistics.median(times) for name, times in seconds.items()}
-    size = samples / (ROUNDS * few)
-    found: dict[str, Any] = {
-        "samples_per_second": 1 / per_sample["trainkit"],
-        "step": per_sample["trainkit"] * size,
-        "batch_size": size,
-        "bare": per_sample["bare"] * size if "bare" in per_sample else None,
-        "by_hand": per_sample["by hand"] * size,
-        "phases": {name: statistics.median(times) for name, times in phases.items()},
-        "flops": flops(session.state, train),
-        "limits": limits(session.state.objects.device, settings.precision),
-    }
-    found["limit"] = found["limits"][settings.precision]
-    found["peak_share"] = found["flops"] / found["step"] / found["limit"] if found["flops"] else None
-    found["advice"] = advice(found, session)
-    return found
+            synchronize(state.objects.device)
+            per_sample[name].append((perf_counter() - began) / seen)
+            samples += seen * (name == "step")
+        phases.append(time_phases(state, train))
+    batch_size = samples / ((ROUNDS + 1) * len(train))
+    timed = phases[1:]  # the first round is a warm-up
+    return Timings(
+        {name: statistics.median(seconds[1:]) * batch_size for name, seconds in per_sample.items()},
+        {name: statistics.median(seconds[name] for seconds in timed) / len(train) for name in timed[0]},
+        batch_size,
+    )
 
 
-def write_by_hand(settings: Settings) -> Settings:
+def settings_by_hand(settings: Settings) -> Settings:
     """Return the settings of a loop written by hand: a DataLoader without workers, nothing fused, float32."""
     optim = {}
     for name, node in settings.optim.items():
@@ -144,16 +131,14 @@ def write_by_hand(settings: Settings) -> Settings:
     )
 
 
-def whole_loop(state: State, loader: LimitedLoader) -> int:
-    """The loop of a training over a few batches; how many samples it saw."""
-    state.begin_epoch()
-    state.progress.batches = len(loader)
-    train_epoch(state, loader, [])
-    return state.progress.seen
+def run_bare_loop(state: State, loader: FixedStepsLoader, *, read_loss: bool = False) -> int:
+    """Train for one pass over the loader with the five lines alone; return the number of samples.
 
-
-def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int:
-    """The five lines by themselves, the loss read each step with `item`; how many samples it saw."""
+    Args:
+        state: of the training.
+        loader: of the training data.
+        read_loss: read the loss with `.item()` at each step, which synchronizes the device.
+    """
     model, loss_fn = state.objects.model, state.objects.loss_fn
     optimizer: Any = state.objects.optimizer
     state.begin_epoch()
@@ -167,7 +152,7 @@ def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int
             loss.backward()
             return loss
 
-        size = batch_size_of(inputs)
+        samples = batch_size_of(inputs)
         if state.objects.needs_closure:
             loss = optimizer.step(closure)
         else:
@@ -176,157 +161,47 @@ def bare_loop(state: State, loader: LimitedLoader, *, item: bool = False) -> int
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if item:
-            total += loss.item() * size
+        if read_loss:
+            total += loss.item() * samples
         else:
-            state.progress.loss.update(loss, weight=size)
-        seen += size
+            state.progress.loss.update(loss, weight=samples)
+        seen += samples
     return seen
 
 
-def phases_of(state: State, loader: LimitedLoader) -> dict[str, float]:
-    """The seconds of each phase over a few steps; the device is waited for after each."""
-    spent = dict.fromkeys(PHASES, 0.0)
-    timed = Timed(loader.loader.prepare)
-    loader.loader.prepare = timed  # type: ignore[assignment]
-    state.begin_epoch()
-    batches = loader.batches()
-    clock = perf_counter()
+def count_flops(state: State, loader: FixedStepsLoader) -> int | None:
+    """Return the FLOPs of the matrix products and convolutions of a forward and backward pass, as torch counts them.
 
-    def lap(phase: str) -> None:
-        nonlocal clock
-        synchronize(state.objects.device)
-        now = perf_counter()
-        spent[phase] += now - clock
-        clock = now
-
-    state.objects.model.train()
-    state.objects.loss_fn.train()
-    try:
-        while (batch := next(batches, None)) is not None:
-            lap("loader")
-            inputs, targets = batch
-            weight = denominator(state.objects.loss_fn, targets, batch_size_of(inputs))
-            if (
-                state.objects.needs_closure
-                or state.objects.scaler is not None
-                or state.progress.micro_batch is not None
-            ):
-                state.objects.optimizer.zero_grad()
-                loss = loss_in_parts(state, inputs, targets)
-                lap("backward")  # and forward: it goes part by part
-            else:
-                with state.objects.autocast:
-                    loss = state.loss_fn(state.model(inputs), targets)
-                lap("forward")
-                state.objects.optimizer.zero_grad()
-                loss.backward()
-                lap("backward")
-            before_update(state, loss, weight)
-            if state.objects.needs_closure:
-                step: Any = state.objects.optimizer.step
-                step(lambda: loss)  # noqa: B023  # it is called at once
-            else:
-                update(state)
-            state.progress.loss.update(loss, weight=weight)
-            lap("step")
-    finally:
-        loader.loader.prepare = timed.prepare
-    spent["transfer"] = timed.seconds
-    spent["loader"] -= timed.seconds
-    return spent
-
-
-class Timed:
-    """A `Prepare` whose time is taken."""
-
-    def __init__(self, prepare: Prepare) -> None:
-        self.prepare, self.seconds = prepare, 0.0
-
-    def __call__(self, *batch: Any) -> Batch:
-        """Prepare a batch."""
-        began = perf_counter()
-        prepared = self.prepare(*batch)
-        synchronize(self.prepare.device)
-        self.seconds += perf_counter() - began
-        return prepared
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.prepare, name)
-
-
-def flops(state: State, loader: LimitedLoader) -> int | None:
-    """The floating-point operations of a step's matrix products and convolutions, as torch counts them."""
+    Returns None if torch cannot count them, as for compiled models.
+    """
     inputs, targets = next(loader.batches())
     state.objects.optimizer.zero_grad()
     try:
-        with FlopCounterMode(display=False) as counter, state.objects.autocast:
-            loss = state.loss_fn(state.model(inputs), targets)
-            loss.backward()
-    except Exception:  # compiled models cannot be looked into
+        with FlopCounterMode(display=False) as counter:
+            loss_in_parts(state, inputs, targets)
+    except Exception:  # the counter cannot look into compiled models
         return None
     return int(counter.get_total_flops()) or None
 
 
-def limits(device: torch.device, precision: str) -> dict[str, float]:
-    """The operations a second of a large matrix product in fp32, in bf16 and in `precision`, the best of a few."""
-    types = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    found: dict[str, float] = {}
+def matmul_limits(device: torch.device, precision: str) -> dict[str, float]:
+    """Return the FLOP/s of a large matrix product in fp32, in bf16 and in `precision`."""
+    limits: dict[str, float] = {}
     for name in dict.fromkeys(("fp32", "bf16", precision)):
-        with autocast(name, device):  # which says whether tf32 is allowed
+        with autocast(name, device):  # sets whether fp32 may use tf32
             size, seconds = 256, 0.0
-            while seconds < ENOUGH:
+            while seconds < MIN_SECONDS:
                 size *= 2
-                one = torch.ones((size, size), dtype=types[name], device=device)
-                seconds = min(_seconds(lambda one=one: one @ one, device) for _ in range(3))  # type: ignore[misc]
-                found[name] = max(found.get(name, 0.0), 2 * size**3 / seconds)
-    autocast(precision, device)
-    return found
+                matrix = torch.ones((size, size), dtype=DTYPES[name], device=device)
+                seconds = min(_matmul_seconds(matrix) for _ in range(3))
+                limits[name] = max(limits.get(name, 0.0), 2 * size**3 / seconds)
+    autocast(precision, device)  # restores the setting of tf32
+    return limits
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
+def _matmul_seconds(matrix: torch.Tensor) -> float:
+    synchronize(matrix.device)
     began = perf_counter()
-    work()
-    synchronize(device)
+    matrix @ matrix
+    synchronize(matrix.device)
     return perf_counter() - began
-
-
-def advice(found: dict[str, Any], session: Session) -> list[str]:
-    """What to change, the largest first."""
-    total = sum(found["phases"].values())
-    shares = {name: seconds / total for name, seconds in found["phases"].items()}
-    told: dict[str, float] = {}
-    if shares["loader"] >= BOUND:
-        words = f"the loader is the bound: {shares['loader']:.0%} of the step; {faster(session)}"
-        told[words] = shares["loader"]
-    if shares["transfer"] >= BOUND:
-        cost = "data.augment is what costs most of it" if session.train.prepare.augment else "the model is small"
-        told[f"preparing batches takes {shares['transfer']:.0%} of the step: {cost}"] = shares["transfer"]
-    precision = session.settings.precision
-    reached, compute = found["peak_share"], shares["forward"] + shares["backward"]
-    quicker = found["limits"]["bf16"] / found["limits"]["fp32"]
-    if reached is not None and reached >= BOUND and precision == "fp32" and quicker > 1.3:
-        words = f"precision=bf16: matrix products are {quicker:.1f} times as fast here in bf16 as in fp32"
-        told[words] = compute
-    if found["limit"] < found["limits"]["fp32"]:
-        slower = found["limits"]["fp32"] / found["limit"]
-        told[f"precision=fp32: matrix products in {precision} are {slower:.1f} times as slow here"] = 1.0
-    if reached is not None and reached < SMALL and compute + shares["step"] >= BOUND and not session.settings.compile:
-        words = "the model is small: most of a step is what torch does around its operations"
-        words += "; try compile=true, which fuses some"
-        told[words] = 1 - shares["loader"] - shares["transfer"]
-    return sorted(told, key=lambda words: told[words], reverse=True)
-
-
-def faster(session: Session) -> str:
-    """What to change where the loader is the bound."""
-    if not isinstance(session.train, StreamingLoader):
-        return "a larger batch_size reads more at once, and is other mathematics"
-    note = next((note for note in session.notes if note.startswith("training data")), "")
-    if session.settings.data.cache in (None, "none"):
-        return "data.cache=auto holds the samples, if they are always the same"
-    reason = note.partition(";")[0].rpartition(": ")[2]
-    if not session.settings.data.num_workers:
-        return f"data.num_workers=2 reads beside it ({reason})"
-    return f"more data.num_workers, or smaller files ({reason})"

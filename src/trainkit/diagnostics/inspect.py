@@ -1,4 +1,4 @@
-"""One training step taken apart: what backward, a second backward, the update and zero_grad each do."""
+"""One training step in detail: the effects of backward, a second backward, zero_grad and the update."""
 
 from __future__ import annotations
 
@@ -20,105 +20,113 @@ from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import State
 from trainkit.training.step import loss_in_parts
 
-STEP = 1e-5  # of the finite difference, relative to the parameter where that is larger than 1
+REL_STEP = 1e-5  # of the finite difference, relative to the parameter; absolute for parameters below 1
 
 
 def inspect_step(session: Session) -> dict[str, Any]:
-    """Take the first step of a training apart; the training is of no use afterwards.
+    """Do the first step of a training and return its intermediate values. The session is useless afterwards.
 
     Returns:
-        `loss` and `samples` of the batch, and under `parameters` a row each: `name`, `shape`, `count`,
-        `group`, `weight`, `grad_before`, `grad`, `grad_twice` (after a second backward of the same
-        loss), `grad_after_zero`, `update`, `relative_update` (its norm over the weight's),
-        `weight_after`, `finite_difference`. A single element is given by its value, more by their
-        norm, and no gradient by None. The finite difference, central and in float64, is for
-        trainable single elements only.
+        `loss` and `samples` of the batch, and `parameters`: a row for each parameter with `name`, `shape`,
+        `count`, `group`, `weight`, `grad_before`, `grad` (after backward), `grad_twice` (after a second
+        backward of the same loss), `grad_after_zero`, `update`, `relative_update` (norm of the update over
+        norm of the weight), `weight_after`, `finite_difference` (see `finite_differences`).
+        A tensor of one element is given by its value, other tensors by their norm, and a missing gradient by None.
     """
     state = session.state
+    objects = state.objects
     inputs, targets = next(session.train.batches(0))
-    state.objects.trained.train()
-    state.settings = replace(state.settings, check_steps=False)  # a NaN is shown like any other number
+    objects.trained.train()
+    state.settings = replace(state.settings, check_steps=False)  # NaN is shown like any other number
     rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in session.params}
-    named = {name: session.named[name] for name in rows}
+    params = {name: session.named[name] for name in rows}
+    loss_scale = 1.0 if objects.scaler is None else objects.scaler.get_scale()
 
-    scale = 1.0 if state.objects.scaler is None else state.objects.scaler.get_scale()  # of the loss, in fp16
-
-    def note(key: str) -> None:
+    def record_gradients(key: str) -> None:
         for name, row in rows.items():
-            number = scalar_or_norm(named[name].grad)
-            row[key] = None if number is None else number / scale
+            value = scalar_or_norm(params[name].grad)
+            row[key] = None if value is None else value / loss_scale
 
-    before = {name: tensor.detach().clone() for name, tensor in named.items()}
-    state.objects.optimizer.zero_grad()
-    note("grad_before")
+    before = {name: param.detach().clone() for name, param in params.items()}
+    objects.optimizer.zero_grad()
+    record_gradients("grad_before")
     for key in ("grad", "grad_twice"):
-        with _same_draws(state.objects.device):
+        with _preserve_torch_rng(objects.device):
             loss = run_with_oom_split(loss_in_parts, state, inputs, targets, [])
-        note(key)
-    state.objects.optimizer.zero_grad()
-    note("grad_after_zero")
-    trainable = [name for name, param in named.items() if param.requires_grad]
+        record_gradients(key)
+    objects.optimizer.zero_grad()
+    record_gradients("grad_after_zero")
+    trainable = [name for name, param in params.items() if param.requires_grad]
     differences = finite_differences(state, inputs, targets, loss.item(), trainable)
     run_with_oom_split(train_step, state, inputs, targets, [])
     for name, row in rows.items():
-        change = named[name].detach() - before[name]
-        row["weight"], row["weight_after"] = scalar_or_norm(before[name]), scalar_or_norm(named[name].detach())
-        row["update"] = scalar_or_norm(change)
-        size = before[name].norm().item()
-        row["relative_update"] = change.norm().item() / size if size else None
-        row["finite_difference"] = differences.get(name)
+        after = params[name].detach()
+        row |= _update_values(before[name], after) | {"finite_difference": differences.get(name)}
     return {"loss": loss.item(), "samples": batch_size_of(inputs), "parameters": list(rows.values())}
 
 
-def finite_differences(state: State, inputs: Any, targets: Any, at_start: float, names: list[str]) -> dict[str, float]:
-    """(loss(p + h) - loss(p - h)) / 2h in float64, for each parameter among `names` that is one number.
+def _update_values(before: Tensor, after: Tensor) -> dict[str, float | None]:
+    update, norm = after - before, before.norm().item()
+    return {
+        "weight": scalar_or_norm(before),
+        "weight_after": scalar_or_norm(after),
+        "update": scalar_or_norm(update),
+        "relative_update": update.norm().item() / norm if norm else None,
+    }
 
-    None of a model that cannot be copied, does not compute in float64, or gives another loss there (as
-    one does that draws at random in another way).
+
+def finite_differences(
+    state: State, inputs: Any, targets: Any, expected_loss: float, names: list[str]
+) -> dict[str, float]:
+    """Return (loss(p + h) - loss(p - h)) / 2h in float64 for each parameter in `names` that has one element.
+
+    Returns nothing if the model cannot be copied, does not compute in float64, or does not reproduce
+    `expected_loss` (for example because it draws other random numbers in float64).
     """
-    where = torch.device("cpu") if state.objects.device.type == "mps" else state.objects.device  # which has no float64
-    found: dict[str, float] = {}
+    # MPS does not support float64.
+    device = torch.device("cpu") if state.objects.device.type == "mps" else state.objects.device
+    differences: dict[str, float] = {}
     try:
-        twin = copy.deepcopy(state.objects.trained).to(where).double()
-        model, loss_fn = twin["model"], twin["loss"]
-        named = dict(model.named_parameters(remove_duplicate=False))
-        named |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
-        objects = replace(state.objects, model=model, loss_fn=loss_fn)
-        twin_state = replace(state, objects=objects)
-        exact = [map_tensors(part, lambda t: _double(t.to(where))) for part in (inputs, targets)]
+        copied = copy.deepcopy(state.objects.trained).to(device).double()
+        model, loss_fn = copied["model"], copied["loss"]
+        params = dict(model.named_parameters(remove_duplicate=False))
+        params |= {f"loss.{name}": p for name, p in loss_fn.named_parameters(remove_duplicate=False)}
+        float64_state = replace(state, objects=replace(state.objects, model=model, loss_fn=loss_fn))
+        batch = [map_tensors(part, lambda t: _to_float64(t.to(device))) for part in (inputs, targets)]
 
         @torch.no_grad()
-        def value(param: nn.Parameter, at: Tensor) -> float:
-            with _same_draws(where):
-                param.copy_(at)
-                loss = loss_in_parts(twin_state, *exact)
+        def loss_at(param: nn.Parameter, value: Tensor) -> float:
+            with _preserve_torch_rng(device):
+                param.copy_(value)
+                loss = loss_in_parts(float64_state, *batch)
             if loss.dtype != torch.float64:
-                raise TypeError("not in float64")
+                raise TypeError("the loss is not float64")
             return loss.item()
 
         for name in names:
-            param = named[name]
+            param = params[name]
             if param.numel() != 1 or param.is_complex():
                 continue
-            start = param.detach().clone()
-            if not math.isclose(value(param, start), at_start, rel_tol=1e-3, abs_tol=1e-6):
+            value = param.detach().clone()
+            if not math.isclose(loss_at(param, value), expected_loss, rel_tol=1e-3, abs_tol=1e-6):
                 return {}
-            h = STEP * max(1.0, abs(start.item()))
-            found[name] = (value(param, start + h) - value(param, start - h)) / (2 * h)
-            value(param, start)
-    except Exception:  # whatever a model that is written for float32 raises
+            h = REL_STEP * max(1.0, abs(value.item()))
+            differences[name] = (loss_at(param, value + h) - loss_at(param, value - h)) / (2 * h)
+            param.data.copy_(value)
+    except Exception:  # a model written for float32 may raise anything
         return {}
-    return found
+    return differences
 
 
-def _double(tensor: Tensor) -> Tensor:
+def _to_float64(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 @contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
-    """Let dropout draw here what it will draw again afterwards."""
-    kind = "cuda" if device.type == "cpu" else device.type  # of which none are listed then
+def _preserve_torch_rng(device: torch.device) -> Iterator[None]:
+    """Restore torch's RNG states after the block, so that dropout draws the same numbers again."""
+    # fork_rng needs a device type even if no device is listed.
+    device_type = "cuda" if device.type == "cpu" else device.type
     devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type=kind):
+    with torch.random.fork_rng(devices=devices, device_type=device_type):
         yield

@@ -1,35 +1,31 @@
-"""What a person sees: the live display, tables and plots. Nothing here imports torch."""
+"""What a user sees: live displays, formatted text and plots. Nothing here imports torch."""
 
-from trainkit.display.live import (
+from trainkit.display.live import ReadingProgress, SafeDisplay, make_display
+from trainkit.display.text import (
     SHOWN_METRICS,
-    ReadingProgress,
-    SafeDisplay,
+    columns,
     count,
     duration,
     epoch_line,
-    finished,
-    make_display,
     nonfinite_line,
     number,
-    opening,
-    result,
+    oom_line,
+    param_group_table,
     sparkline,
-    split_line,
 )
 
 __all__ = [
     "SHOWN_METRICS",
     "ReadingProgress",
     "SafeDisplay",
+    "columns",
     "count",
     "duration",
     "epoch_line",
-    "finished",
     "make_display",
     "nonfinite_line",
     "number",
-    "opening",
-    "result",
+    "oom_line",
+    "param_group_table",
     "sparkline",
-    "split_line",
 ]

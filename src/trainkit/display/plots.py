@@ -1,4 +1,4 @@
-"""Pictures out of numbers; never needs torch."""
+"""Plots. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 
-def lr_curve(path: Path, found: Mapping[str, Any]) -> None:
-    """Draw the losses of a learning-rate range test over the rates, and mark the suggestion."""
-    rates, smoothed, suggestion = found["rates"], found["smoothed"], found["suggestion"]
-    os.environ.pop("MPLBACKEND", None)  # a notebook's: a picture in a file needs none, and it may not be installed
+def plot_lr_curve(path: Path, result: Mapping[str, Any]) -> None:
+    """Plot the losses of a learning-rate range test against the learning rate, and mark the suggestion.
+
+    Args:
+        path: the PNG file to write.
+        result: what `RangeTest.result` returns.
+    """
+    rates, smoothed, suggestion = result["rates"], result["smoothed"], result["suggestion"]
+    os.environ.pop("MPLBACKEND", None)  # a notebook sets a backend that may not be installed; a file needs none
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, found["losses"], color="0.75", linewidth=1, label="loss of each step")
+    axes.plot(rates, result["losses"], color="0.75", linewidth=1, label="loss of each step")
     axes.plot(rates, smoothed, color="C0", label="smoothed")
     if suggestion is not None:
-        axes.axvline(suggestion, color="C3", linestyle="--", label=f"steepest fall: lr={suggestion:.2g}")
+        axes.axvline(suggestion, color="C3", linestyle="--", label=f"steepest descent: lr={suggestion:.2g}")
     low, high = min(smoothed), max(smoothed[0], *smoothed[: len(smoothed) // 2 + 1])
     margin = 0.15 * (high - low) or 1.0
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - margin, high + margin))

@@ -25,8 +25,9 @@ from trainkit.config.settings import read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.display import live as display
-from trainkit.display import text as tables
+from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
+from trainkit.engine.summary import opening_lines
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint
@@ -97,8 +98,8 @@ def run_training(
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
     with signals_handled(state):
         try:
-            for line in [*display.opening(run), *lines]:
-                screen.say(line)
+            for line in [*opening_lines(run), *lines]:
+                screen.print_line(line)
                 run.note(line)
             with warnings.catch_warnings():
                 # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
@@ -125,7 +126,7 @@ def run_training(
         finally:
             screen.close()
             session.close()
-        patience = display.count(state.settings.patience or 0, "epoch")
+        patience = count(state.settings.patience or 0, "epoch")
         early = f"stopped early: no better {state.settings.monitor} for {patience}"
         run.finish("completed", 0, early if state.stopped_early else None)
     return run
@@ -214,11 +215,11 @@ def startup_notes(session: build.Session, overrides: Sequence[str] = ()) -> list
         lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
     norms = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
     if state.progress.micro_batch is not None and norms:
-        layers = display.count(len(norms), "layer")
+        layers = count(len(norms), "layer")
         lines.append(f"note: {layers} with batch statistics: they see {state.progress.micro_batch} samples at a time")
     if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
         lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
     ema = session.settings.ema
     if ema is not None:
         lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")
-    return [*session.notes, *tables.groups(session.params, [group.name for group in session.groups]), *lines]
+    return [*session.notes, *param_group_table(session.params, [group.name for group in session.groups]), *lines]

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainkit.config.schema import CheckpointSettings
 from trainkit.core.errors import CheckpointError, ConfigError, NonFiniteError
-from trainkit.display import live as display
+from trainkit.display import text
 from trainkit.runs.checkpoint import Checkpoints, DamagedError, name_of
 from trainkit.runs.directory import Run
 from trainkit.runs.snapshot import capture_state, restore_state, restore_weights
@@ -51,15 +51,15 @@ class Recorder:
         for name, value in metrics.items():
             metrics[name] = number_of_metric(name, value)
         self.run.append(metrics, best(state))
-        self.run.note(display.epoch_line(state.settings.epochs, metrics))
+        self.run.note(text.epoch_line(state.settings.epochs, metrics))
 
     def on_split(self, state: State) -> None:
         """Write down that memory ran out."""
-        self.run.note(display.split_line(state))
+        self.run.note(text.oom_line(state))
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:
         """Write down which batch was left out."""
-        self.run.note(display.nonfinite_line(state, error))
+        self.run.note(text.nonfinite_line(state, error))
 
 
 class Restorer:

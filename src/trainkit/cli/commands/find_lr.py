@@ -1,47 +1,66 @@
-"""A learning-rate range test: the loss as the rate rises, a suggestion, the curve as a picture."""
+"""Run a learning-rate range test: raise the learning rate step by step, suggest a value, plot the curve."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory, storage_error
-from trainkit.display import live as display
-from trainkit.display import text as tables
+from trainkit.display.live import make_display
+from trainkit.display.text import as_json, columns, count
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train some steps at rising rates, without a scheduler; write the curve into a folder of its own."""
+    """Train some steps at rising learning rates, without a scheduler; write the curve into a new directory."""
     args, composed = arguments.parse_for_one_config(argv, json=False, start=1e-7, end=10.0, steps=100)
     if not (0 < args.start < args.end < float("inf")) or not 10 <= args.steps <= 100_000:
-        cause = f"no range: from {args.start:g} to {args.end:g} in {args.steps} steps"
-        raise ConfigError(cause, hint="write --start above 0 and below --end, and --steps from 10 up")
+        cause = f"--start {args.start:g} --end {args.end:g} --steps {args.steps} is not a valid range"
+        raise ConfigError(cause, hint="write --start above 0 and below --end, and --steps from 10 to 100000")
     from trainkit.build import session as build
     from trainkit.diagnostics.lr_finder import range_test
-    from trainkit.display import plots as report
+    from trainkit.display.plots import plot_lr_curve
     from trainkit.engine.error_context import explained_errors
 
     settings = replace(composed.settings, scheduler={}, ema=None)
-    now = datetime.datetime.now()
     given = composed.directory
+    default = Path("outputs/find-lr") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
     with arguments.only_answer_on_stdout(args):
         session = build.build_session(settings)
-        directory = claim_directory(
-            given or Path("outputs/find-lr") / f"{now:%Y-%m-%d/%H-%M-%S}", exact=given is not None
-        )
-        screen = display.make_display(settings.progress)
-        with closing(session), explained_errors(session), screen:
-            test = range_test(session.state, session.train, settings.lr, args.start, args.end, args.steps, [screen])
-    found = {**test.found(), "picture": str(directory / "find_lr.png")}
+        directory = claim_directory(given or default, exact=given is not None)
+        display = make_display(settings.progress)
+        with closing(session), explained_errors(session), display:
+            test = range_test(session.state, session.train, settings.lr, args.start, args.end, args.steps, [display])
+    result = {**test.result(), "picture": str(directory / "find_lr.png")}
     try:
-        (directory / "find_lr.json").write_text(tables.as_json(found), encoding="utf-8")
-        report.lr_curve(directory / "find_lr.png", found)
+        (directory / "find_lr.json").write_text(as_json(result), encoding="utf-8")
+        plot_lr_curve(directory / "find_lr.png", result)
     except OSError as error:
         raise storage_error(directory, error) from error
-    print(tables.as_json(found) if args.json else "\n".join(tables.lr_found(found)))
+    print(as_json(result) if args.json else "\n".join(result_lines(result)))
     return 0
+
+
+def result_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the range that was tried, the path of the plot and the suggestion.
+
+    Args:
+        result: what `RangeTest.result` returns, with `picture`, the path of the plot.
+    """
+    rates, groups, suggestion = result["rates"], result["groups"], result["suggestion"]
+    tried = "the loss is not finite at any learning rate"
+    if rates:
+        tried = f"tried {count(len(rates), 'learning rate')} from {rates[0]:.2g} to {rates[-1]:.2g}"
+        tried += ", then the loss diverged" if result["diverged"] else ""
+    lines = [tried, f"curve: {result['picture']}"]
+    if suggestion is None:
+        hint = "try another --start and --end, or more --steps"
+        return [*lines, f"no suggestion: the loss does not clearly decrease; {hint}"]
+    if len(groups) > 1:
+        lines += columns([[f"lr/{name}", f"{rate:.2g}"] for name, rate in groups.items()])
+    return [*lines, f"the loss decreases fastest at lr={suggestion:.2g}"]

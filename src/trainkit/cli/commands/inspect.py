@@ -1,18 +1,30 @@
-"""One step taken apart: each gradient before backward, after it, after a second one; the update; zero_grad."""
+"""Show one training step in detail: each gradient before and after backward, the update, and zero_grad."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 from trainkit.cli import arguments
 from trainkit.core.errors import NonFiniteError
-from trainkit.display import text as tables
+from trainkit.display.text import as_json, columns, count, number
+
+COLUMNS = {  # of the table; the keys are those of `inspect_step`
+    "weight": "weight",
+    "grad_before": "grad before",
+    "grad": "after backward",
+    "grad_twice": "after a second",
+    "grad_after_zero": "after zero_grad",
+    "update": "update",
+    "relative_update": "update/weight",
+    "weight_after": "weight after",
+}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Take the first step of a training apart, and show it: as a table, or with `--json` as an object."""
+    """Do the first step of a training and print its values."""
     args, composed = arguments.parse_for_one_config(argv, json=False)
     from trainkit.build import session as build
     from trainkit.diagnostics.inspect import inspect_step
@@ -22,7 +34,30 @@ def run(argv: Sequence[str]) -> int:
         session = build.build_session(composed.settings)
         with closing(session), explained_errors(session):
             step = inspect_step(session)
-    print(tables.as_json(step) if args.json else "\n".join(tables.inspection(step)))
+    print(as_json(step) if args.json else "\n".join(step_table(step)))
     if not math.isfinite(step["loss"]):
         raise NonFiniteError(f"the loss is {step['loss']}", hint="look for NaN in the data and the weights")
     return 0
+
+
+def step_table(step: Mapping[str, Any]) -> list[str]:
+    """Return a table with a line for each parameter, followed by notes.
+
+    Args:
+        step: what `inspect_step` returns.
+    """
+    rows = step["parameters"]
+    shown = dict(COLUMNS)
+    if any(row["finite_difference"] is not None for row in rows):
+        shown["finite_difference"] = "finite difference"
+    cells = [["parameter", *shown.values()]]
+    for row in rows:
+        values = (row[key] for key in shown)
+        cells.append([row["name"], *("none" if value is None else number(value) for value in values)])
+    notes = [f"loss {number(step['loss'])} of a batch of {count(step['samples'], 'sample')}"]
+    notes.append("a tensor of one element is shown by its value, other tensors by their norm")
+    notes.append("gradients add up until zero_grad")
+    unused = [row["name"] for row in rows if row["group"] is not None and row["grad"] is None]
+    if unused:
+        notes.append(f"note: the loss does not depend on {', '.join(unused)}")
+    return [*columns(cells), *notes]

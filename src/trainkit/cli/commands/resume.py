@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
-from trainkit.display import live as display
+from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.directory import Run, find_run
 from trainkit.runs.reload import reload_config
 
@@ -19,12 +19,12 @@ def run(argv: Sequence[str]) -> int:
     name, *overrides = args.overrides
     before = Run.load(find_run(name))
     if before.info.get("status") == "completed" and not overrides:
-        print("\n".join(display.finished(before)))
+        print("\n".join(finished_lines(before)))
         return 0
     reload_config(before, overrides)  # what is wrong there is told before torch is imported
     from trainkit.engine.resume import resume
 
     run = resume(before, overrides)
     nothing_done = run.info.get("resumed") == before.info.get("resumed")
-    print("\n".join(display.finished(run) if nothing_done else display.result(run)))
+    print("\n".join(finished_lines(run) if nothing_done else result_lines(run)))
     return 0

@@ -20,8 +20,8 @@ def run(argv: Sequence[str]) -> int:
 
         return sweep(checked, args.overrides, args.config_dir)
     composed = arguments.compose(args)
-    from trainkit.display.live import result
+    from trainkit.engine.summary import result_lines
     from trainkit.engine.train import train
 
-    print("\n".join(result(train(composed))))
+    print("\n".join(result_lines(train(composed))))
     return 0

@@ -1,0 +1,41 @@
+"""The lines about a run that a user sees first and last. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+
+from trainkit.core.paths import display_path
+from trainkit.display.text import SHOWN_METRICS, count, number
+from trainkit.runs.directory import Run
+
+
+def opening_lines(run: Run) -> list[str]:
+    """Return the device, the sizes of the model and the data, and the run directory."""
+    info = run.info
+    frozen = info["parameters"] - info["trainable_parameters"]
+    sizes = [count(info["parameters"], "parameter") + (f" ({frozen:,} frozen)" if frozen else "")]
+    sizes.append(count(info["train_samples"], "training sample"))
+    sizes.append(count(info["val_samples"], "validation sample") if info["val_samples"] else "no validation")
+    return [f"training on {info['device']}: {', '.join(sizes)}", f"run directory: {display_path(run.directory)}"]
+
+
+def result_lines(run: Run) -> list[str]:
+    """Return the reason of an early stop, the metrics of the best epoch, and the run directory."""
+    best = "no epoch has a finite loss"
+    if run.best is not None:
+        metrics = ", ".join(f"{name} {number(value)}" for name, value in run.best.items() if name in SHOWN_METRICS)
+        epochs = count(len(run.history), "epoch")
+        best = f"best of {epochs} by {run.best['metric']}: epoch {run.best['epoch']}: {metrics}"
+    early = [run.info["why"]] if run.info["why"] else []
+    return [*early, best, f"history and config: {display_path(run.directory)}"]
+
+
+def finished_lines(run: Run) -> list[str]:
+    """Return the note that the run is complete, the command that trains longer, and the result."""
+    name = shlex.quote(display_path(run.directory))
+    if run.info.get("why"):
+        note = f"finished; to train longer: trainkit resume {name} early_stop.patience=off"
+    else:
+        epochs = count(len(run.history), "epoch")
+        note = f"finished: all {epochs} are done; to train longer: trainkit resume {name} epochs=N"
+    return [note, *result_lines(run)]
