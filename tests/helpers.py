@@ -18,6 +18,7 @@ from trainkit.config.compose import compose_run
 from trainkit.config.settings import Settings
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
+from trainkit.data.store import Store
 from trainkit.training.loop import fit
 from trainkit.training.state import LoopSettings, State, new_state
 
@@ -50,7 +51,7 @@ def only_optimizer(state: State) -> torch.optim.Optimizer:
 
 def make_loader_of(inputs: Tensor, targets: Tensor, batch_size: int, seed: int | None = 0) -> Loader:
     """Return a loader over two tensors."""
-    return make_loader(TensorDataset(inputs, targets), Prepare(CPU), batch_size=batch_size, seed=seed)
+    return make_loader(Store.of(TensorDataset(inputs, targets)), Prepare(CPU), batch_size=batch_size, seed=seed)
 
 
 def loss_case(name: str) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:

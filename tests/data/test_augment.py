@@ -1,4 +1,4 @@
-"""Augmented images are those that loops over pixels give, drawn from (seed, epoch, sample) alone."""
+"""Augmented images equal those of loops over pixels, with random numbers from (seed, epoch, sample) alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainkit.core.errors import ConfigError, DataError
-from trainkit.data.augment import CUT, MIX, MOVE, STREAMS, Augment, beta_quantiles, draw
+from trainkit.data.augment import CUTOUT_DRAWS, MIX_DRAWS, SHIFT_DRAWS, Augment
+from trainkit.data.draws import DRAWS, beta_quantiles, uniform_draws
 from trainkit.data.prepare import Prepare
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +24,7 @@ INDICES = [7, 0, 3, 3, 1000, 12, 5]
 
 
 def split_mix(state: int) -> Iterator[int]:
-    """The generator of the paper, one number after another."""
+    """Yield the numbers of SplitMix64 as the paper defines it."""
     while True:
         state = (state + GAMMA) & MASK
         z = state
@@ -33,20 +34,20 @@ def split_mix(state: int) -> Iterator[int]:
 
 
 def drawn(seed: int, epoch: int, index: int) -> Array:
-    """All numbers of a sample, (STREAMS,) float32: its stretch of the sequence that belongs to the epoch."""
+    """Return all random numbers of a sample in an epoch, (DRAWS,) float32."""
     key = int(np.random.SeedSequence([seed, epoch, 0xA06]).generate_state(1, np.uint64)[0])
-    numbers = split_mix((key + GAMMA * STREAMS * index) & MASK)
-    return np.array([(next(numbers) >> 40) * 2.0**-24 for _ in range(STREAMS)], dtype=np.float32)
+    numbers = split_mix((key + GAMMA * DRAWS * index) & MASK)
+    return np.array([(next(numbers) >> 40) * 2.0**-24 for _ in range(DRAWS)], dtype=np.float32)
 
 
 def pictures(count: int = len(INDICES), channels: int = 3, height: int = 7, width: int = 5) -> Tensor:
-    """Noise in which no two pixels are likely to agree."""
+    """Return noise in which two pixels are hardly ever equal."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(1, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
 
 
 def mixed(augment: Augment, images: Tensor, targets: Any, epoch: int = 0) -> tuple[Array, Any]:
-    images, targets = augment.mixed(images, targets, epoch, torch.tensor(INDICES)[: len(images)])
+    images, targets = augment.cutout_and_mix(images, targets, epoch, torch.tensor(INDICES)[: len(images)])
     return images.numpy(), targets
 
 
@@ -60,21 +61,25 @@ def test_split_mix_gives_the_numbers_of_its_reference_implementation() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
 @pytest.mark.parametrize("epoch", [0, 1, 10**6])
-def test_draws_are_those_of_split_mix_at_the_samples_place(seed: int, epoch: int) -> None:
+def test_draws_are_the_numbers_of_split_mix_at_the_position_of_the_sample(seed: int, epoch: int) -> None:
     indices = [0, 1, 2, 12345, 10**9]
     wanted = np.stack([drawn(seed, epoch, index) for index in indices], axis=1)
-    assert np.array_equal(draw(seed, epoch, torch.tensor(indices), 0, STREAMS).numpy(), wanted)
-    assert np.array_equal(draw(seed, epoch, torch.tensor(indices), 5, 2).numpy(), wanted[5:7])
+    assert np.array_equal(uniform_draws(seed, epoch, torch.tensor(indices), 0, DRAWS).numpy(), wanted)
+    assert np.array_equal(uniform_draws(seed, epoch, torch.tensor(indices), 5, 2).numpy(), wanted[5:7])
 
 
 def test_no_two_changes_of_a_sample_share_a_number() -> None:
-    assert MOVE + 3 <= CUT <= MIX - 2 <= STREAMS - 6
+    assert SHIFT_DRAWS + 3 <= CUTOUT_DRAWS <= MIX_DRAWS - 2 <= DRAWS - 6
 
 
-def test_draws_are_uniform_and_those_of_numbers_samples_epochs_and_seeds_have_nothing_in_common() -> None:
+def test_draws_are_uniform_and_independent_between_numbers_samples_epochs_and_seeds() -> None:
     count = 100_000
     indices = torch.arange(count)
-    rows = torch.cat([draw(seed, epoch, indices, 0, 4) for seed, epoch in ((0, 0), (0, 1), (1, 0))]).double().numpy()
+    rows = (
+        torch.cat([uniform_draws(seed, epoch, indices, 0, 4) for seed, epoch in ((0, 0), (0, 1), (1, 0))])
+        .double()
+        .numpy()
+    )
     assert rows.min() >= 0
     assert rows.max() < 1
     for row in rows:
@@ -88,12 +93,12 @@ def test_draws_are_uniform_and_those_of_numbers_samples_epochs_and_seeds_have_no
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1, 2, 8, 20, 100, 2000])
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     count = 100_000
-    shares = beta_quantiles(alpha, draw(0, 0, torch.arange(count), MIX, 1)[0]).double().numpy()
+    shares = beta_quantiles(alpha, uniform_draws(0, 0, torch.arange(count), MIX_DRAWS, 1)[0]).double().numpy()
     wanted = np.random.default_rng(0).beta(alpha, alpha, count)
     places = np.concatenate([np.geomspace(1e-6, 0.1, 50), np.linspace(0.1, 0.9, 400), 1 - np.geomspace(1e-6, 0.1, 50)])
     ours, numpys = (np.searchsorted(np.sort(values), places) / count for values in (shares, wanted))
     assert ((shares >= 0) & (shares <= 1)).all()
-    assert np.abs(ours - numpys).max() < 0.012  # Kolmogorov and Smirnov: 1 in 10**6 lies above
+    assert np.abs(ours - numpys).max() < 0.012  # Kolmogorov-Smirnov: exceeded with probability 1e-6
 
 
 # ------------------------------------------------------------------------------------ flips and crops
@@ -102,36 +107,39 @@ def test_shares_follow_the_beta_distribution(alpha: float) -> None:
 @pytest.mark.parametrize("fill", ["zeros", "edge", "reflect"])
 @pytest.mark.parametrize("flip", [None, "random", "alternating"])
 @pytest.mark.parametrize(("crop", "channels"), [(None, 3), (1, 1), (4, 3)])
-def test_images_are_flipped_and_then_cut_out_of_their_padded_selves(
+def test_images_are_flipped_and_then_cropped_from_the_padded_image(
     flip: str | None, crop: int | None, channels: int, fill: str
 ) -> None:
     images, margin = pictures(channels=channels), crop or 0
     mode: Any = {"zeros": "constant", "edge": "edge", "reflect": "reflect"}[fill]
     for epoch in (0, 1, 2):
-        moved = Augment(3, flip, crop, fill).moved(images, epoch, torch.tensor(INDICES))
+        moved = Augment(3, flip, crop, fill).flip_and_shift(images, epoch, torch.tensor(INDICES))
         assert moved.dtype == images.dtype
         for place, index in enumerate(INDICES):
             numbers, first = drawn(3, epoch, index), drawn(3, 0, index)
-            flipped = numbers[MOVE] < 0.5 if flip == "random" else (first[MOVE] < 0.5) != (epoch % 2 == 1)
+            flipped = numbers[SHIFT_DRAWS] < 0.5 if flip == "random" else (first[SHIFT_DRAWS] < 0.5) != (epoch % 2 == 1)
             image = images[place].numpy()
             image = image[:, :, ::-1] if flip and flipped else image
             padded = np.pad(image, ((0, 0), (margin, margin), (margin, margin)), mode=mode)
-            top, left = (int(number * (2 * margin + 1)) for number in numbers[MOVE + 1 : MOVE + 3].astype(np.float64))
+            top, left = (
+                int(number * (2 * margin + 1))
+                for number in numbers[SHIFT_DRAWS + 1 : SHIFT_DRAWS + 3].astype(np.float64)
+            )
             assert np.array_equal(moved[place].numpy(), padded[:, top : top + 7, left : left + 5])
 
 
-def test_alternating_flips_show_each_sample_from_both_sides_in_any_two_epochs_in_a_row() -> None:
+def test_alternating_flips_show_both_sides_of_each_sample_in_two_consecutive_epochs() -> None:
     images, indices = pictures(200), torch.arange(200)
-    shown = [Augment(0, flip="alternating").moved(images, epoch, indices) for epoch in range(4)]
+    shown = [Augment(0, flip="alternating").flip_and_shift(images, epoch, indices) for epoch in range(4)]
     assert torch.equal(shown[0], shown[2])
     assert torch.equal(shown[1], shown[3])
     assert torch.equal(shown[0], shown[1].flip(3))
     assert 70 < int((shown[0] != images).flatten(1).any(1).sum()) < 130
 
 
-def test_every_shift_and_either_side_comes_up_equally_often() -> None:
+def test_all_shifts_and_both_sides_are_equally_frequent() -> None:
     image = torch.arange(1, 16, dtype=torch.uint8).view(1, 1, 3, 5).expand(9000, -1, -1, -1)
-    moved = Augment(0, "random", 1, "edge").moved(image, 0, torch.arange(9000))
+    moved = Augment(0, "random", 1, "edge").flip_and_shift(image, 0, torch.arange(9000))
     _, counts = moved.flatten(1).unique(dim=0, return_counts=True)
     assert len(counts) == 18
     assert 380 < int(counts.min()) <= int(counts.max()) < 620  # 500 each
@@ -147,7 +155,7 @@ def test_cutout_sets_a_square_to_0_after_normalising(side: int) -> None:
     inputs, targets = prepare(images, torch.arange(7), 2, torch.tensor(INDICES))
     plain = Prepare(CPU, torch.tensor(0.5), std)(images, targets)[0]
     for place, index in enumerate(INDICES):
-        down, across = drawn(3, 2, index)[CUT : CUT + 2].astype(np.float64)
+        down, across = drawn(3, 2, index)[CUTOUT_DRAWS : CUTOUT_DRAWS + 2].astype(np.float64)
         top, left = int(down * 7) - side // 2, int(across * 5) - side // 2
         for row in range(7):
             for column in range(5):
@@ -156,22 +164,22 @@ def test_cutout_sets_a_square_to_0_after_normalising(side: int) -> None:
                 assert torch.equal(inputs[place, :, row, column], wanted)
 
 
-def test_mixup_is_the_mean_of_a_sample_and_the_one_before_it_by_its_share_and_so_is_its_target() -> None:
+def test_mixup_is_the_weighted_mean_of_a_sample_and_the_sample_before_it_for_images_and_targets() -> None:
     images, labels = pictures().float() / 255, torch.tensor([0, 1, 2, 0, 2, 2, 1])
     got, targets = mixed(Augment(3, mixup=1, classes=3), images, labels, epoch=4)
     for place, index in enumerate(INDICES):
-        share = float(drawn(3, 4, index)[MIX + 1])  # alpha = 1: uniform
+        share = float(drawn(3, 4, index)[MIX_DRAWS + 1])  # alpha = 1: uniform
         wanted = share * images[place].double() + (1 - share) * images[place - 1].double()
         np.testing.assert_allclose(got[place], wanted, atol=1e-6)
         both = share * torch.eye(3)[labels[place]] + (1 - share) * torch.eye(3)[labels[place - 1]]
         torch.testing.assert_close(targets[place], both, atol=1e-6, rtol=0)
 
 
-def test_cutmix_pastes_a_rectangle_of_the_sample_before_and_shares_the_target_by_area() -> None:
+def test_cutmix_pastes_a_rectangle_of_the_sample_before_and_mixes_targets_by_area() -> None:
     images, labels = pictures(height=9, width=6).float(), torch.tensor([0, 1, 2, 0, 2, 2, 1])
     got, targets = mixed(Augment(3, cutmix=1, classes=3), images, labels, epoch=4)
     for place, index in enumerate(INDICES):
-        _, position, *middle = drawn(3, 4, index)[MIX : MIX + 4]
+        _, position, *middle = drawn(3, 4, index)[MIX_DRAWS : MIX_DRAWS + 4]
         side, bounds = np.sqrt(np.float32(1) - position), []
         for size, at in zip((9, 6), middle, strict=True):
             first = int(float(at) * size) - int(np.round(side * size / 2))
@@ -186,10 +194,12 @@ def test_cutmix_pastes_a_rectangle_of_the_sample_before_and_shares_the_target_by
         torch.testing.assert_close(targets[place], both, atol=1e-6, rtol=0)
 
 
-def test_of_mixup_and_cutmix_each_sample_has_one_and_either_is_as_likely() -> None:
+def test_with_mixup_and_cutmix_each_sample_gets_one_of_them_with_equal_probability() -> None:
     own = torch.zeros(4000, 1, 6, 6)
     own[1::2] = 1  # each sample's neighbour is the other
-    inputs, targets = Augment(0, mixup=1, cutmix=1, classes=2).mixed(own, torch.arange(4000) % 2, 0, torch.arange(4000))
+    inputs, targets = Augment(0, mixup=1, cutmix=1, classes=2).cutout_and_mix(
+        own, torch.arange(4000) % 2, 0, torch.arange(4000)
+    )
     cut = ((inputs == 0) | (inputs == 1)).flatten(1).all(1)
     assert 1800 < int(cut.sum()) < 2200
     torch.testing.assert_close(targets[:, 1], inputs.mean(dim=(1, 2, 3)), atol=1e-6, rtol=0)
@@ -209,14 +219,14 @@ def test_the_loss_of_a_mixed_target_is_the_mixture_of_both_losses(augment: dict[
 
 
 @pytest.mark.parametrize("targets", [torch.rand(7), torch.rand(7, 1), torch.rand(7, 2, 3), torch.rand(7).double()])
-def test_targets_that_are_numbers_are_mixed_as_they_are(targets: Tensor) -> None:
+def test_float_targets_are_mixed_directly(targets: Tensor) -> None:
     each, got = mixed(Augment(3, mixup=0.4), torch.eye(7).view(7, 1, 1, 7), targets)
     wanted = torch.from_numpy(each).view(7, 7).to(targets.dtype) @ targets.reshape(7, -1)
     assert got.dtype == targets.dtype
     torch.testing.assert_close(got, wanted.view_as(targets))
 
 
-def test_classes_of_type_uint8_which_cross_entropy_takes_are_mixed_as_others() -> None:
+def test_uint8_classes_which_cross_entropy_accepts_are_mixed_as_int64_classes() -> None:
     labels = torch.tensor([0, 1, 2, 0, 2, 2, 1])
     got = [mixed(Augment(3, mixup=1, classes=3), pictures().float(), y)[1] for y in (labels, labels.byte())]
     assert torch.equal(*got)
@@ -251,7 +261,9 @@ MOVES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", MOVES, ids=str)
-def test_a_sample_looks_the_same_in_every_batch_and_another_in_other_epochs_and_seeds(options: dict[str, Any]) -> None:
+def test_a_sample_looks_the_same_in_every_batch_and_different_in_other_epochs_and_seeds(
+    options: dict[str, Any],
+) -> None:
     images, indices = pictures(40), torch.arange(40)
 
     def seen(seed: int, epoch: int, places: Tensor) -> Tensor:
@@ -268,7 +280,7 @@ def test_a_sample_looks_the_same_in_every_batch_and_another_in_other_epochs_and_
     assert len(alike.unique(dim=0)) > 1
 
 
-def test_the_mixtures_of_a_batch_are_its_own_samples_only_and_a_batch_of_one_is_itself() -> None:
+def test_a_batch_mixes_its_own_samples_only_and_a_batch_of_one_sample_is_unchanged() -> None:
     images, labels = pictures().float(), torch.tensor([0, 1, 2, 0, 2, 2, 1])
     for options in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
         augment = Augment(0, **options, classes=3)  # type: ignore[arg-type]
@@ -279,7 +291,7 @@ def test_the_mixtures_of_a_batch_are_its_own_samples_only_and_a_batch_of_one_is_
 
 
 @pytest.mark.parametrize("options", [{"mixup": 1}, {"cutmix": 1}, {"flip": "random"}], ids=str)
-def test_images_of_one_pixel_can_be_changed(options: dict[str, Any]) -> None:
+def test_images_of_one_pixel_can_be_augmented(options: dict[str, Any]) -> None:
     prepare = Prepare(CPU, augment=Augment(0, **options, classes=3))
     inputs, targets = prepare(pictures(height=1, width=1), torch.arange(7) % 3, 0, torch.tensor(INDICES))
     assert inputs.shape == (7, 3, 1, 1)
@@ -289,23 +301,23 @@ def test_images_of_one_pixel_can_be_changed(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("inputs", [torch.zeros(7, 5), {"image": pictures()}, pictures()[:, 0], pictures()[:, None]])
 @pytest.mark.parametrize("options", [{"flip": "random"}, {"cutout": 2}, {"mixup": 1}], ids=str)
-def test_what_is_no_batch_of_images_is_a_data_error(inputs: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"no images[^!]*data\.augment=off"):
+def test_inputs_that_are_not_images_are_a_data_error(inputs: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"not images[^!]*data\.augment=off"):
         Prepare(CPU, augment=Augment(0, **options, classes=7))(inputs, torch.arange(7), 0, torch.tensor(INDICES))
 
 
-def test_images_of_integers_that_nothing_made_floats_of_cannot_be_mixed() -> None:
+def test_integer_images_that_are_not_converted_to_floats_cannot_be_mixed() -> None:
     with pytest.raises(DataError, match=r"data\.augment"):
         Prepare(CPU, augment=Augment(0, mixup=1, classes=7))(pictures().int(), torch.arange(7), 0, torch.arange(7))
 
 
 def test_a_crop_larger_than_the_image_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"data\.augment\.crop_padding=5: the images are 7 x 5"):
-        Augment(0, crop_padding=5).moved(pictures(), 0, torch.tensor(INDICES))
-    Augment(0, crop_padding=4).moved(pictures(), 0, torch.tensor(INDICES))
+        Augment(0, crop_padding=5).flip_and_shift(pictures(), 0, torch.tensor(INDICES))
+    Augment(0, crop_padding=4).flip_and_shift(pictures(), 0, torch.tensor(INDICES))
 
 
-def test_validation_samples_stay_as_they_are() -> None:
+def test_validation_samples_are_not_augmented() -> None:
     prepare = Prepare(CPU, augment=Augment(0, "random", 2, mixup=1, classes=7))
     inputs, targets = prepare(pictures(), torch.arange(7))
     assert torch.equal(inputs, pictures().float() / 255)
@@ -313,7 +325,7 @@ def test_validation_samples_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.int32, torch.int64], ids=str)
-def test_normalised_inputs_are_those_of_float64_to_rounding(dtype: torch.dtype) -> None:
+def test_normalised_inputs_equal_those_of_float64_up_to_rounding(dtype: torch.dtype) -> None:
     mean, std = torch.tensor([0.4914, 0.5, 0.0]), torch.tensor([0.2471, 1e-3, 7.0])
     images = pictures().to(dtype)
     inputs, _ = Prepare(CPU, mean, std)(images, torch.zeros(7))
@@ -324,11 +336,11 @@ def test_normalised_inputs_are_those_of_float64_to_rounding(dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("key", ["flip", "crop_padding", "cutmix"])
-def test_images_are_not_moved_where_targets_may_be_places_in_them(key: str) -> None:
+def test_images_are_not_moved_if_targets_may_be_positions_in_them(key: str) -> None:
     options: dict[str, Any] = {"flip": "random", "crop_padding": 1, "cutmix": 1.0}
     prepare = Prepare(torch.device("cpu"), augment=Augment(0, **{key: options[key]}))
     images, indices = pictures(), torch.tensor(INDICES)
     for targets in (images[:, 0], images.float(), {"boxes": images}, (images, images)):
-        with pytest.raises(DataError, match=f"data.augment.{key}: it moves images alone"):
+        with pytest.raises(DataError, match=f"data.augment.{key}: it moves only images"):
             prepare(images, targets, 0, indices)
     Prepare(torch.device("cpu"), augment=Augment(0, cutout=2))(images, images, 0, indices)

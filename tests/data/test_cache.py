@@ -1,4 +1,4 @@
-"""Data sets held in memory give the batches that they give streamed; what cannot be held streams and says why."""
+"""Batches from memory equal streamed batches; a data set that cannot be held is streamed, with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AUGMENT = {"flip": "random", "crop_padding": 2, "crop_fill": "reflect", "cutout"
 
 
 class Files(ItemDataset):
-    """Samples that tell of their files and classes, as an image folder does."""
+    """A data set that lists its files and classes, as an image folder does."""
 
     def __init__(self, read: ReadSample, count: int = COUNT) -> None:
         super().__init__(read, count)
@@ -38,7 +38,7 @@ class Files(ItemDataset):
 
 
 class Doubled(TensorDataset):
-    """Does more than to slice."""
+    """Changes the samples that it slices."""
 
     def __getitem__(self, index: Any) -> Any:
         image, label = super().__getitem__(index)
@@ -46,7 +46,7 @@ class Doubled(TensorDataset):
 
 
 class Part(Subset[Any]):
-    """Does more than to choose."""
+    """Changes the samples that it selects."""
 
     def __getitem__(self, index: Any) -> Any:
         image, label = super().__getitem__(index)
@@ -57,7 +57,7 @@ class Part(Subset[Any]):
 
 
 def picture(mode: str) -> ReadSample:
-    """Images of PIL in a mode."""
+    """Return a reader of PIL images in a mode."""
 
     def read(index: int) -> Any:
         if mode == "I;16":
@@ -73,12 +73,12 @@ def drawing(index: int) -> Any:
 
 
 def seldom(index: int) -> Any:
-    noise = np.random.rand(312) if index == 4 else np.zeros(312)  # as many words as NumPy makes at once
+    noise = np.random.rand(312) if index == 4 else np.zeros(312)  # NumPy generates 624 words at a time
     return torch.from_numpy(noise), int(LABELS[index])
 
 
 class Pair(NamedTuple):
-    """Inputs of two parts."""
+    """Inputs with two parts."""
 
     image: Tensor
     place: float
@@ -138,11 +138,11 @@ KINDS: dict[str, Callable[[], Any]] = {
     "many": lambda: Files(unreadable_samples(*range(0, 44, 4))),
     "gone": lambda: Files(unreadable_samples(*range(COUNT))),
 }
-PLAIN = ("numbers", "vectors", "deep", "nested", "maps", "named")  # no images of a type that can be changed
+PLAIN = ("numbers", "vectors", "deep", "nested", "maps", "named")  # not images, or of a dtype that cannot be augmented
 
 
 def made(kind: str) -> Any:
-    """What the configs below name."""
+    """Return the data set that the settings below name."""
     return KINDS[kind]()
 
 
@@ -166,14 +166,14 @@ def settings_of(kind: str, limit_batches: int | None = None, **options: Any) -> 
 
 
 def loader(kind: str, **options: Any) -> tuple[Loader, str]:
-    """The training loader of a config, and the line that tells of it."""
+    """Return the training loader, and the line that says where its samples are stored."""
     settings = settings_of(kind, **options)
-    train, _, _, _, notes = build_data.datasets(settings, lambda *_: None)
-    return build_data.loader(settings, train, CPU, train=True), notes[0]
+    stores = build_data.build_stores(settings, CPU, lambda *_: None)
+    return build_data.build_loader(settings, stores.train, CPU, train=True), stores.notes[0]
 
 
 def digests(kind: str, epoch: int = 1, start: int = 0, **options: Any) -> list[str]:
-    """A hash of each batch of an epoch."""
+    """Return a hash of each batch of an epoch."""
     made, _ = loader(kind, **options)
     try:
         return [digest(*batch) for batch in made.batches(epoch, start)]
@@ -196,14 +196,14 @@ DETERMINISTIC = list(KINDS)[: list(KINDS).index("drawing")]
 
 
 @pytest.mark.parametrize("kind", DETERMINISTIC)
-def test_batches_are_the_same_held_and_streamed_by_any_number_of_processes(kind: str) -> None:
+def test_batches_are_equal_from_memory_and_streamed_by_any_number_of_workers(kind: str) -> None:
     augment = None if kind in PLAIN else AUGMENT
     normalize = None if kind == "deep" else {"mean": 0.5, "std": 0.25}
     both: dict[str, Any] = {"augment": augment, "normalize": normalize}
     wanted = digests(kind, cache="none", **both)
     assert len(set(wanted)) == len(wanted) > 1
     for how, workers in (("auto", 0), ("memory", 0), ("auto", 2), ("none", 2)):
-        if (kind, how) != ("deep", "memory"):  # torch cannot slice its type
+        if (kind, how) != ("deep", "memory"):  # torch cannot slice its dtype
             assert digests(kind, cache=how, num_workers=workers, **both) == wanted, (how, workers)
     for how in ("auto", "none"):
         assert digests(kind, start=2, cache=how, **both) == wanted[2:]
@@ -211,7 +211,7 @@ def test_batches_are_the_same_held_and_streamed_by_any_number_of_processes(kind:
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT], ids=["plain", "augmented"])
-def test_samples_that_draw_at_random_draw_the_same_in_any_process_and_other_numbers_each_epoch(augment: Any) -> None:
+def test_random_samples_are_equal_in_any_process_and_differ_between_epochs(augment: Any) -> None:
     wanted = digests("drawing", augment=augment)
     for workers in (0, 1, 2):
         for how in ("auto", "none"):
@@ -223,22 +223,23 @@ def test_samples_that_draw_at_random_draw_the_same_in_any_process_and_other_numb
 
 
 @pytest.mark.parametrize("kind", ["tensors", "items", "files", "broken"])
-def test_the_same_samples_are_held_out_however_the_data_is_read(kind: str) -> None:
-    torch.use_deterministic_algorithms(True)  # what is allocated and not written holds the largest number
+def test_the_split_holds_out_the_same_samples_from_memory_and_streamed(kind: str) -> None:
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with the largest number
     try:
         parts = {}
         for how in ("none", "memory"):
-            parts[how] = build_data.datasets(
-                settings_of(kind, cache=how, split=0.3, on_unreadable="skip"), lambda *_: None
-            )[:2]
+            settings = settings_of(kind, cache=how, split=0.3, on_unreadable="skip")
+            stores = build_data.build_stores(settings, CPU, lambda *_: None)
+            assert stores.val is not None
+            parts[how] = stores.train, stores.val
     finally:
         torch.use_deterministic_algorithms(False)
-    assert [part.indices for part in parts["none"]] == [part.indices for part in parts["memory"]]
+    assert [part.dataset.indices for part in parts["none"]] == [part.dataset.indices for part in parts["memory"]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["auto", "memory", "none"])
-def test_unreadable_samples_are_left_out_of_the_same_batches(how: str, workers: int) -> None:
+def test_unreadable_samples_are_skipped_in_the_same_batches(how: str, workers: int) -> None:
     wanted = digests("broken", augment=AUGMENT, cache="none", on_unreadable="skip")
     assert digests("broken", augment=AUGMENT, cache=how, num_workers=workers, on_unreadable="skip") == wanted
     left, _ = loader("broken", cache=how, num_workers=workers, on_unreadable="skip")
@@ -250,55 +251,57 @@ def test_unreadable_samples_are_left_out_of_the_same_batches(how: str, workers: 
 
 @pytest.mark.parametrize("kind", ["broken", "gone"])
 @pytest.mark.parametrize("how", ["auto", "memory", "none"])
-def test_an_unreadable_sample_stops_by_name(how: str, kind: str) -> None:
+def test_an_unreadable_sample_stops_the_run_with_its_name(how: str, kind: str) -> None:
     with pytest.raises(DataError, match=r"sample \d+ \(\d+\.png\): OSError: truncated"):
         digests(kind, cache=how)
 
 
-def test_too_many_unreadable_samples_stop_however_they_are_read() -> None:
+def test_too_many_unreadable_samples_stop_the_run_from_memory_and_streamed() -> None:
     for how in ("auto", "none"):
         with pytest.raises(DataError, match="11 of 45 samples cannot be read"):
             digests("many", cache=how, on_unreadable="skip")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_data_sets_code_is_told_as_its_own(workers: int) -> None:
+def test_an_error_in_the_code_of_a_data_set_is_a_user_code_error(workers: int) -> None:
     with pytest.raises(UserCodeError, match=r"^error: data\.train: ValueError: a bug"):
         digests("faulty", num_workers=workers)
 
 
-# ---------------------------------------------------------------------------------------- what is held
+# ------------------------------------------------------------------------------ which sets are held
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("drawing", "drawn at random"),
-        ("seldom", "drawn at random"),
-        ("generator", "sample 0 is another each time it is read"),
-        ("shapes", "several shapes"),
-        ("boxes", "several shapes"),
-        ("mappings", "several shapes"),
-        ("arrays", "several shapes"),
-        ("lists", "several shapes"),
-        ("keys", "types or keys"),
-        ("more keys", "types or keys"),
-        ("orders", "types or keys"),
-        ("types", "types or keys"),
+        ("drawing", "its samples are random"),
+        ("seldom", "its samples are random"),
+        ("generator", "sample 0 differs between reads"),
+        ("shapes", "differ in shape"),
+        ("boxes", "differ in shape"),
+        ("mappings", "differ in shape"),
+        ("arrays", "differ in shape"),
+        ("lists", "differ in shape"),
+        ("keys", "type or keys"),
+        ("more keys", "type or keys"),
+        ("orders", "type or keys"),
+        ("types", "type or keys"),
         ("gradients", "require gradients"),
-        ("empty", "its inputs hold no tensor"),
-        ("words", "its targets hold str"),
+        ("empty", "its inputs contain no tensor"),
+        ("words", "its targets contain str"),
     ],
 )
-def test_what_cannot_be_held_streams_and_says_why_and_is_an_error_where_it_must_be_held(kind: str, words: str) -> None:
+def test_a_set_that_cannot_be_held_is_streamed_with_the_reason_and_is_an_error_if_it_must_be_held(
+    kind: str, words: str
+) -> None:
     _, note = loader(kind)
-    assert note.startswith("training data: 45 samples, streamed by the training's own process: ")
+    assert note.startswith("training data: 45 samples, streamed by the main process: ")
     assert words in note
     with pytest.raises(DataError, match=f"data.cache=memory: .*{words}"):
         loader(kind, cache="memory")
 
 
-def test_only_auto_minds_the_limits() -> None:
+def test_only_cache_auto_obeys_the_limits() -> None:
     size = IMAGES.nbytes + LABELS.nbytes
     for limit, held in ((size / 2**30, True), ((size - 1) / 2**30, False)):
         assert ("in memory" in loader("items", cache_limit=limit)[1]) == held
@@ -309,38 +312,45 @@ def test_only_auto_minds_the_limits() -> None:
     assert "streamed by 2 workers: data.cache=none" in loader("items", cache="none", num_workers=2)[1]
 
 
-def test_held_images_keep_their_type_with_channels_last() -> None:
+def test_images_in_memory_keep_their_dtype_and_get_channels_last() -> None:
     files = made("files")
-    held = cache.hold(files, limit=None, workers=0, skip=False, on_progress=lambda *_: None)
+    held = cache.read_into_memory(files, limit=None, workers=0, skip=False, on_progress=lambda *_: None)
     assert torch.equal(held.tensors[0], IMAGES)
     assert torch.equal(held.tensors[1], LABELS)
     assert held.tensors[0].dtype == torch.uint8
     assert held.tensors[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_set_of_torchvisions_is_taken_as_the_array_it_has_where_its_samples_are_that() -> None:
+def test_the_arrays_of_a_torchvision_set_are_used_if_its_samples_equal_them() -> None:
     class Arrays(ItemDataset):
         def __init__(self, targets: Any, change: int = 0) -> None:
             super().__init__(lambda i: (Image.fromarray(self.data[i] + np.uint8(change)), int(LABELS[i])))
             self.data, self.targets = IMAGES[:, 0].numpy(), targets
 
     Arrays.__module__ = "torchvision.datasets.mnist"
-    held = cache.in_arrays(Arrays(LABELS.tolist()))
+    arrays = Arrays(LABELS.tolist())
+    held = cache.torchvision_arrays(arrays)
     assert held is not None
-    assert torch.equal(held.tensors[0], IMAGES[:, :1])
-    assert held.cached_from.reads < 5
-    assert cache.in_arrays(Arrays(LABELS.tolist(), change=1)) is None
-    assert cache.in_arrays(Arrays((LABELS + 1).tolist())) is None
-    assert cache.in_arrays(Arrays(torch.stack([LABELS] * 8, dim=1))) is None  # as those of QMNIST
+    assert torch.equal(held[0], IMAGES[:, :1])
+    assert arrays.reads < 5
+    assert cache.torchvision_arrays(Arrays(LABELS.tolist(), change=1)) is None
+    assert cache.torchvision_arrays(Arrays((LABELS + 1).tolist())) is None
+    assert cache.torchvision_arrays(Arrays(torch.stack([LABELS] * 8, dim=1))) is None  # like those of QMNIST
 
 
 @pytest.mark.parametrize("how", ["auto", "none"])
-def test_attributes_of_a_data_sets_own_are_not_taken_for_ours(how: str) -> None:
+def test_attributes_of_a_custom_data_set_do_not_collide_with_those_of_trainkit(how: str) -> None:
     files = made("files")
     files.source, files.missing = "somewhere", 3
-    with_own, without = cache.choose(files, how, **OPTIONS), made("files")
-    assert name_of(with_own[0], 2) == name_of(without, 2)
-    assert build_data.amount(with_own[0]) == build_data.amount(without)
+    with_own, without = (cache.make_store(dataset, how, **OPTIONS) for dataset in (files, made("files")))
+    assert name_of(with_own.dataset, 2) == name_of(without.dataset, 2)
+    assert build_data.describe_store(with_own) == build_data.describe_store(without)
 
 
-OPTIONS: dict[str, Any] = {"limit": 2**30, "workers": 0, "skip": False, "partly": False, "on_progress": lambda *_: None}
+OPTIONS: dict[str, Any] = {
+    "limit": 2**30,
+    "workers": 0,
+    "skip": False,
+    "partial": False,
+    "on_progress": lambda *_: None,
+}

@@ -1,4 +1,4 @@
-"""Data sets, the split, and loaders that give the same samples however they are read."""
+"""Data sets, the split, and loaders whose batches do not depend on how samples are read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from trainkit.core.errors import DataError
 from trainkit.data import datasets as data
 from trainkit.data.loaders import Loader, epoch_order, make_loader
 from trainkit.data.prepare import Prepare
+from trainkit.data.split import count_classes, split
+from trainkit.data.store import Store
 
 CPU = torch.device("cpu")
 
 
 class Items(Dataset[tuple[Tensor, int]]):
-    """The same samples as a `TensorDataset`, one by one."""
+    """The samples of a `TensorDataset`, read one by one."""
 
     def __init__(self, tensors: TensorDataset) -> None:
         self.tensors = tensors.tensors
@@ -44,7 +46,7 @@ def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool
     )
 
 
-def test_the_digits_are_the_1797_of_the_uci_set_as_images_of_three_channels() -> None:
+def test_the_digits_are_the_1797_samples_of_the_uci_set_with_three_channels() -> None:
     images, targets = data.digits().tensors
     assert images.shape == (1797, 3, 32, 32)
     assert images.dtype == torch.uint8
@@ -57,8 +59,8 @@ def test_the_digits_are_the_1797_of_the_uci_set_as_images_of_three_channels() ->
 def test_sliced_and_streamed_batches_are_equal(workers: int) -> None:
     dataset = data.synthetic(size=50, shape=[3, 4, 4])
     prepare = Prepare(CPU, torch.tensor([0.1, 0.2, 0.3]), torch.tensor(0.5))
-    sliced = make_loader(dataset, prepare, batch_size=8, seed=1)
-    streamed = make_loader(Items(dataset), prepare, batch_size=8, seed=1, num_workers=workers)
+    sliced = make_loader(Store.of(dataset), prepare, batch_size=8, seed=1)
+    streamed = make_loader(Store.of(Items(dataset)), prepare, batch_size=8, seed=1, num_workers=workers)
     assert type(sliced) is not type(streamed)
     for epoch in (0, 1):
         assert same(pairs(sliced, epoch), pairs(streamed, epoch))
@@ -66,12 +68,12 @@ def test_sliced_and_streamed_batches_are_equal(workers: int) -> None:
 
 @pytest.mark.parametrize("form", [lambda d: d, Items], ids=["sliced", "streamed"])
 def test_a_loader_starts_at_any_batch_of_any_epoch(form: Callable[[TensorDataset], Any]) -> None:
-    loader = make_loader(form(data.synthetic(size=50, shape=[4])), Prepare(CPU), batch_size=8, seed=1)
+    loader = make_loader(Store.of(form(data.synthetic(size=50, shape=[4]))), Prepare(CPU), batch_size=8, seed=1)
     assert len(loader) == 7
     assert same(pairs(loader, 3, start=5), pairs(loader, 3)[5:])
 
 
-def test_an_epochs_order_is_a_permutation_of_its_own_made_from_seed_and_epoch() -> None:
+def test_the_order_of_an_epoch_is_a_permutation_made_from_seed_and_epoch() -> None:
     orders = {(seed, epoch): epoch_order(40, seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
     assert all(sorted(order.tolist()) == list(range(40)) for order in orders.values())
     assert len({tuple(order.tolist()) for order in orders.values()}) == 4
@@ -79,14 +81,14 @@ def test_an_epochs_order_is_a_permutation_of_its_own_made_from_seed_and_epoch() 
     assert torch.equal(epoch_order(40, 1, 1), orders[1, 1])
 
 
-def test_reading_data_does_not_move_the_models_random_numbers() -> None:
-    loader = make_loader(Items(data.synthetic(size=50, shape=[4])), Prepare(CPU), batch_size=8, seed=1)
+def test_reading_data_does_not_advance_the_rng_of_the_model() -> None:
+    loader = make_loader(Store.of(Items(data.synthetic(size=50, shape=[4]))), Prepare(CPU), batch_size=8, seed=1)
     before = torch.get_rng_state()
     pairs(loader)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_images_become_floats_from_0_to_1_and_are_normalized_by_channel() -> None:
+def test_images_become_floats_from_0_to_1_and_are_normalised_by_channel() -> None:
     images = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     inputs, _ = Prepare(CPU, mean, std)(images, torch.zeros(4))
@@ -100,75 +102,83 @@ def test_inputs_may_be_nested() -> None:
         def __getitem__(self, index: int) -> Any:
             return {"image": self.tensors[0][index], "id": index}, int(self.tensors[1][index])
 
-    loader = make_loader(Dicts(data.synthetic(size=10, shape=[3, 2, 2])), Prepare(CPU), batch_size=4, seed=None)
+    loader = make_loader(
+        Store.of(Dicts(data.synthetic(size=10, shape=[3, 2, 2]))), Prepare(CPU), batch_size=4, seed=None
+    )
     inputs, targets = pairs(loader)[0]
     assert inputs["image"].dtype == torch.float32
     assert inputs["id"].tolist() == [0, 1, 2, 3]
     assert targets.tolist() == [0, 1, 2, 3]
 
 
-def test_a_subclass_of_tensor_dataset_keeps_what_it_does_to_its_samples() -> None:
+def test_a_subclass_of_tensor_dataset_may_change_its_samples() -> None:
     class Shifted(TensorDataset):
         def __getitem__(self, index: Any) -> Any:
             x, y = super().__getitem__(index)
             return x + 1000, y
 
     dataset = Shifted(torch.zeros(8, 2), torch.zeros(8))
-    for part in (dataset, data.split(dataset, 0.5)[0]):
+    store = Store.of(dataset)
+    for part in (store, split(store, 0.5)[0]):
         inputs, _ = pairs(make_loader(part, Prepare(CPU), batch_size=4, seed=0))[0]
         assert inputs.unique().tolist() == [1000.0]
 
 
-def test_a_data_set_is_asked_for_plain_ints() -> None:
+def test_a_data_set_is_indexed_with_python_ints() -> None:
     class Strict(Items):
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
             assert type(index) is int
             return super().__getitem__(index)
 
-    assert len(pairs(make_loader(Strict(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))) == 3
+    assert (
+        len(pairs(make_loader(Store.of(Strict(data.synthetic(size=9, shape=[2]))), Prepare(CPU), batch_size=4, seed=0)))
+        == 3
+    )
 
 
-def test_samples_that_are_no_pairs_or_hold_no_tensor_are_an_error() -> None:
+def test_samples_that_are_not_pairs_or_contain_no_tensor_are_an_error() -> None:
     class Dicts(Items):
         def __getitem__(self, index: int) -> Any:
             return {"x": self.tensors[0][index], "y": 1}
 
     with pytest.raises(TypeError, match="a sample is dict"):
-        pairs(make_loader(Dicts(data.synthetic(size=9, shape=[2])), Prepare(CPU), batch_size=4, seed=0))
+        pairs(make_loader(Store.of(Dicts(data.synthetic(size=9, shape=[2]))), Prepare(CPU), batch_size=4, seed=0))
     with pytest.raises(DataError, match="do not contain a tensor"):
         nested.batch_size_of({"id": ["a", "b"]})
     assert nested.batch_size_of({"id": ["a", "b"], "x": torch.zeros(2, 3)}) == 2
 
 
-def test_small_classes_are_held_out_in_proportion_too() -> None:
+def test_the_split_is_proportional_for_small_classes_too() -> None:
     dataset = TensorDataset(torch.zeros(100), torch.arange(100) % 50)
-    assert len(data.split(dataset, 0.2)[1]) == 20
+    assert len(split(Store.of(dataset), 0.2)[1]) == 20
 
 
 def test_the_split_holds_out_the_same_share_of_each_class_and_loses_no_sample() -> None:
     dataset = data.digits()
-    train, val = data.split(dataset, 0.2)
+    train, val = split(Store.of(dataset), 0.2)
     assert len(train) + len(val) == 1797
     for label in range(10):
         count = int((dataset.tensors[1] == label).sum())
-        assert abs(int((dataset.tensors[1][val.indices] == label).sum()) - 0.2 * count) < 1
+        assert abs(int((dataset.tensors[1][val.dataset.indices] == label).sum()) - 0.2 * count) < 1
     assert len(val) == round(0.2 * 1797)
-    streamed = data.split(Items(dataset), 0.5)
-    assert len(set(streamed[0].indices) | set(streamed[1].indices)) == 1797
+    streamed = split(Store.of(Items(dataset)), 0.5)
+    assert len(set(streamed[0].dataset.indices) | set(streamed[1].dataset.indices)) == 1797
 
 
 def test_limit_batches_shortens_an_epoch() -> None:
-    loader = make_loader(data.synthetic(size=50, shape=[4]), Prepare(CPU), batch_size=8, seed=1, limit_batches=2)
+    loader = make_loader(
+        Store.of(data.synthetic(size=50, shape=[4])), Prepare(CPU), batch_size=8, seed=1, limit_batches=2
+    )
     assert len(loader) == len(pairs(loader)) == 2
     assert loader.samples == 16
 
 
-def test_a_line_is_its_points() -> None:
+def test_line_returns_its_points() -> None:
     x, y = data.line(x=[2.0], slope=5.0).tensors
     assert (x.tolist(), y.tolist()) == ([[2.0]], [[10.0]])
 
 
-def test_arrays_come_out_of_a_file_with_their_validation_part(here: Path) -> None:
+def test_arrays_are_read_from_a_file_with_their_validation_part(here: Path) -> None:
     np.savez(here / "a.npz", X=np.ones((6, 3)), y=np.arange(6.0), X_val=np.zeros((2, 3)), y_val=np.zeros(2))
     train, val = data.arrays("a.npz"), data.arrays("a.npz", part="val")
     assert train is not None
@@ -180,7 +190,7 @@ def test_arrays_come_out_of_a_file_with_their_validation_part(here: Path) -> Non
     assert classes is not None
     assert (classes.tensors[0].dtype, classes.tensors[1].dtype) == (torch.uint8, torch.int64)
     assert data.arrays("b.npz", part="val") is None
-    assert data.count_classes(classes) == 6
+    assert count_classes(classes) == 6
 
 
 @pytest.mark.parametrize(
@@ -188,7 +198,7 @@ def test_arrays_come_out_of_a_file_with_their_validation_part(here: Path) -> Non
     [
         ({"X": np.ones(3)}, "no array"),
         ({"X": np.ones(3), "y": np.ones(4)}, "3 rows and y 4"),
-        ({"X": np.array(["a", "b"]), "y": np.ones(2)}, "no data to train on"),
+        ({"X": np.array(["a", "b"]), "y": np.ones(2)}, "cannot be trained on"),
         (b"not a zip file", "data.file"),
     ],
 )
@@ -210,13 +220,13 @@ def folder(top: Path, *classes: str, count: int = 3, size: tuple[int, int] = (40
             Image.new("RGB", size, (60 * number, index, 0)).save(top / name / f"{index}.png")
 
 
-def test_an_image_folder_is_read_with_its_parts_or_without(here: Path) -> None:
+def test_an_image_folder_is_read_with_and_without_parts(here: Path) -> None:
     folder(here / "parts" / "train", "cat", "dog", "eel")
     folder(here / "parts" / "test", "dog")
     train, val = data.image_folder("parts", size=32), data.image_folder("parts", "val", size=32)
     assert train.classes == val.classes == ["cat", "dog", "eel"]
-    assert [target for _, target in val] == [1, 1, 1]  # its number in the training part
-    loader = make_loader(train, Prepare(CPU), batch_size=9, seed=None)
+    assert [target for _, target in val] == [1, 1, 1]  # the class number in the training part
+    loader = make_loader(Store.of(train), Prepare(CPU), batch_size=9, seed=None)
     inputs, targets = pairs(loader)[0]
     assert inputs.shape == (9, 3, 32, 32)
     assert inputs[4, 0, 0, 0] == torch.tensor(60.0) / 255
@@ -226,7 +236,7 @@ def test_an_image_folder_is_read_with_its_parts_or_without(here: Path) -> None:
     assert data.image_folder("flat", "val") is None
 
 
-def test_an_image_folder_that_cannot_be_is_a_data_error(here: Path) -> None:
+def test_an_image_folder_without_images_or_with_unknown_classes_is_a_data_error(here: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         data.image_folder("nowhere")
     (here / "empty" / "a").mkdir(parents=True)
@@ -234,5 +244,5 @@ def test_an_image_folder_that_cannot_be_is_a_data_error(here: Path) -> None:
         data.image_folder("empty")
     folder(here / "odd" / "train", "a")
     folder(here / "odd" / "val", "b")
-    with pytest.raises(DataError, match="no class in"):
+    with pytest.raises(DataError, match="has no class b"):
         data.image_folder("odd", "val")

@@ -1,4 +1,4 @@
-"""Decoded samples come whole from disk or not at all."""
+"""Decoded samples are loaded from disk completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from torch import Tensor
 
 from tests.data.test_cache import made
 from tests.helpers import COUNT, IMAGES, LABELS, ItemDataset, ReadSample, unreadable_samples
+from trainkit.core.pytree import tensors_in
 from trainkit.data import cache
 from trainkit.data import disk_cache as decoded
-from trainkit.data.loaders import CachedDataset
+from trainkit.data.store import Store
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a data set called `small`."""
+    """Return the cache file of a data set named `small`."""
     monkeypatch.setenv("TRAINKIT_CACHE", str(tmp_path))
     return tmp_path / "decoded" / "small.bin"
 
 
 def hold(
     read: ReadSample = lambda i: (IMAGES[i], int(LABELS[i])), state: str = "one", skip: bool = False
-) -> tuple[CachedDataset, Any]:
+) -> tuple[Store, Any]:
     items: Any = ItemDataset(read)
     items.cache_as = "small", state
-    return cache.hold(items, limit=None, workers=0, skip=skip, on_progress=lambda *_: None), items
+    return cache.read_into_memory(items, limit=None, workers=0, skip=skip, on_progress=lambda *_: None), items
 
 
-def test_a_decoded_set_is_read_from_disk_until_its_files_change(store: Path) -> None:
+def test_decoded_samples_are_loaded_from_disk_until_the_files_change(store: Path) -> None:
     first, read = hold()
     again, probed = hold()
     assert store.is_file()
-    assert probed.reads == read.reads - 2 * COUNT  # neither for the first time nor once more
-    for one, other in zip(first.tensors, again.tensors, strict=True):
+    assert probed.reads == read.reads - 2 * COUNT  # neither the first read nor the verification
+    for one, other in zip(tensors_in(first.tensors), tensors_in(again.tensors), strict=True):
         assert torch.equal(one, other)
         assert one.stride() == other.stride()
     changed, _ = hold(lambda i: (IMAGES[i] + 1, int(LABELS[i])), state="two")
@@ -48,13 +49,13 @@ def test_a_decoded_set_is_read_from_disk_until_its_files_change(store: Path) -> 
     assert torch.equal(hold(state="two")[0].tensors[0], IMAGES)
 
 
-def test_a_set_with_unreadable_samples_is_not_kept(store: Path) -> None:
-    assert set(hold(unreadable_samples(3), skip=True)[0].missing) == {3}
+def test_a_set_with_unreadable_samples_is_not_saved(store: Path) -> None:
+    assert set(hold(unreadable_samples(3), skip=True)[0].unreadable) == {3}
     assert not store.exists()
 
 
 @pytest.mark.parametrize("fault", ["folder", "full"])
-def test_a_disk_that_cannot_be_written_costs_nothing_but_the_file(
+def test_a_disk_that_cannot_be_written_does_not_stop_the_run(
     store: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -70,19 +71,19 @@ def test_a_disk_that_cannot_be_written_costs_nothing_but_the_file(
 
 
 @pytest.mark.parametrize("mine", [True, ["a"]], ids=str)
-def test_an_attribute_of_that_name_that_is_something_else_is_left_alone(mine: Any, store: Path) -> None:
+def test_an_unrelated_attribute_named_cache_as_is_ignored(mine: Any, store: Path) -> None:
     items: Any = made("items")
     items.cache_as = mine
     assert torch.equal(
-        cache.hold(items, limit=None, workers=0, skip=False, on_progress=lambda *_: None).tensors[0], IMAGES
+        cache.read_into_memory(items, limit=None, workers=0, skip=False, on_progress=lambda *_: None).tensors[0], IMAGES
     )
     assert not store.parent.exists()
 
 
 def loaded(file: Path, state: str, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """What `load` puts into room for samples like these."""
-    room = torch.empty_like(like[0]), torch.empty_like(like[1])
-    return room if decoded.load(file, state, room) else None
+    """Return what `load` reads into tensors of the same shape, None if it refuses the file."""
+    tensors = torch.empty_like(like[0]), torch.empty_like(like[1])
+    return tensors if decoded.load(file, state, tensors) else None
 
 
 TARGETS = {
@@ -95,7 +96,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-def test_what_is_saved_is_loaded(targets: str, tmp_path: Path) -> None:
+def test_saved_tensors_are_loaded_unchanged(targets: str, tmp_path: Path) -> None:
     for dtype in (torch.uint8, torch.float32, torch.float64, torch.bool, torch.bfloat16):
         images = IMAGES[:5].to(dtype).contiguous(memory_format=torch.channels_last)
         for inputs in (
@@ -119,7 +120,7 @@ def damaged(content: bytes) -> Iterator[bytes]:
             yield content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
 
 
-def test_a_file_torn_at_any_byte_or_with_any_bit_flipped_is_no_file(tmp_path: Path) -> None:
+def test_a_file_truncated_at_any_byte_or_with_any_bit_flipped_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     small = IMAGES[:4, :, :2, :2].contiguous(), LABELS[:4]
     decoded.save(file, "1 state", small)
@@ -133,7 +134,7 @@ def test_a_file_torn_at_any_byte_or_with_any_bit_flipped_is_no_file(tmp_path: Pa
         assert loaded(file, "1 state", small) is None, content
 
 
-def test_writers_at_the_same_time_leave_one_of_their_files_whole(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_file(tmp_path: Path) -> None:
     file = tmp_path / "decoded" / "a.bin"
     written = [(torch.full((5000, 3, 2, 2), value, dtype=torch.uint8), torch.arange(5000)) for value in range(4)]
 

@@ -1,4 +1,4 @@
-"""Each sample draws from (seed, epoch, sample) alone, whatever was read before it, and in whichever process."""
+"""The random numbers of a sample depend on (seed, epoch, sample) alone, in any process and after any other read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from trainkit.core.errors import DataError
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.reading import SeededReader, UnequalSamplesError, epoch_seed
+from trainkit.data.store import Store
 
 CPU, COUNT, SEED = torch.device("cpu"), 37, 5
 Draw = Callable[[int], float]
 
 
 class Drawing:
-    """Samples that a function draws; counts how often one is read."""
+    """Random samples from a function; counts the reads."""
 
     def __init__(self, draw: Draw) -> None:
         self.draw, self.reads = draw, 0
@@ -37,7 +38,7 @@ class Drawing:
 
 
 class Batches(Drawing):
-    """Samples that are read a batch at a time."""
+    """Samples that are read by batch."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices]
@@ -69,7 +70,7 @@ DRAWS: dict[str, Draw] = {
 
 
 def by_hand(draw: Draw, epoch: int, index: int) -> float | None:
-    """A sample's number with every generator seeded before it, as the contract has it; None: it cannot be read."""
+    """Return a sample drawn with every generator seeded for it; None if it cannot be read."""
     number = zlib.crc32(index.to_bytes(8, "little"), epoch_seed(SEED, epoch))
     random.seed(number)
     np.random.seed(zlib.crc32(b"numpy", number))
@@ -82,8 +83,10 @@ def by_hand(draw: Draw, epoch: int, index: int) -> float | None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("draws", list(DRAWS))
-def test_a_sample_draws_what_it_draws_with_every_generator_seeded_for_it(draws: str, workers: int) -> None:
-    loader = make_loader(Drawing(DRAWS[draws]), Prepare(CPU), batch_size=4, seed=SEED, num_workers=workers, skip=True)
+def test_a_sample_equals_the_sample_drawn_with_every_generator_seeded_for_it(draws: str, workers: int) -> None:
+    loader = make_loader(
+        Store.of(Drawing(DRAWS[draws])), Prepare(CPU), batch_size=4, seed=SEED, num_workers=workers, skip=True
+    )
     try:
         for epoch in (0, 1, 3):
             seen = torch.cat([inputs for inputs, _ in loader.batches(epoch)])
@@ -95,7 +98,7 @@ def test_a_sample_draws_what_it_draws_with_every_generator_seeded_for_it(draws: 
         loader.close()
 
 
-def test_a_set_that_reads_batches_draws_from_the_batchs_first_sample() -> None:
+def test_a_set_that_reads_batches_is_seeded_by_the_first_sample_of_the_batch() -> None:
     reader = SeededReader(Batches(DRAWS["Python"]), SEED, skip=False)
     for start in (0, 7):
         read = reader.__getitems__([(2, index) for index in range(start, start + 4)])
@@ -103,41 +106,43 @@ def test_a_set_that_reads_batches_draws_from_the_batchs_first_sample() -> None:
 
 
 @pytest.mark.parametrize("draws", list(DRAWS))
-def test_reading_moves_no_generator_of_the_models(draws: str) -> None:
+def test_reading_does_not_advance_any_generator_of_the_model(draws: str) -> None:
     def following() -> tuple[float, ...]:
         return random.gauss(), random.random(), *np.random.randn(3), *torch.randn(3).tolist()
 
-    for odd in (False, True):  # with a number from the pair that is drawn at a time left over, and without
+    for odd in (False, True):  # with and without the second number of a normal pair left over
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         np.random.randn(2 - odd), random.gauss()
         wanted = following()
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         np.random.randn(2 - odd), random.gauss()
-        for _ in make_loader(Drawing(DRAWS[draws]), Prepare(CPU), batch_size=4, seed=SEED, skip=True).batches(0):
+        for _ in make_loader(Store.of(Drawing(DRAWS[draws])), Prepare(CPU), batch_size=4, seed=SEED, skip=True).batches(
+            0
+        ):
             pass
         assert following() == wanted
 
 
-def test_the_example_is_one_sample_twice_whatever_is_in_it() -> None:
+def test_the_example_is_one_sample_twice_of_any_structure() -> None:
     class Words(Drawing):
         def __getitem__(self, index: int) -> Any:
             return {"name": f"sample {index}", "depth": torch.zeros(2, dtype=torch.uint16)}, index
 
-    inputs, targets = make_loader(Words(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=SEED).example()
+    inputs, targets = make_loader(Store.of(Words(DRAWS["nothing"])), Prepare(CPU), batch_size=4, seed=SEED).example()
     assert inputs["name"] == ["sample 0", "sample 0"]
     assert inputs["depth"].shape == (2, 2)
     assert targets.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_of_a_set_that_reads_batches_the_sample_is_told_that_cannot_be_read(skip: bool) -> None:
+def test_an_unreadable_sample_is_named_for_a_set_that_reads_batches(skip: bool) -> None:
     class Broken(Batches):
         def __getitem__(self, index: int) -> Any:
             if index == 3:
                 raise OSError("truncated")
             return super().__getitem__(index)
 
-    loader = make_loader(Broken(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None, skip=skip)
+    loader = make_loader(Store.of(Broken(DRAWS["nothing"])), Prepare(CPU), batch_size=4, seed=None, skip=skip)
     if skip:
         assert [len(targets) for _, targets in loader.batches(0)][:2] == [3, 4]
     else:
@@ -145,37 +150,37 @@ def test_of_a_set_that_reads_batches_the_sample_is_told_that_cannot_be_read(skip
             list(loader.batches(0))
 
 
-def test_a_set_that_gives_too_few_samples_is_told() -> None:
+def test_a_set_that_returns_too_few_samples_is_an_error() -> None:
     class LimitedLoader(Batches):
         def __getitems__(self, indices: list[int]) -> list[Any]:
             return super().__getitems__([index for index in indices if index != 3])
 
-    with pytest.raises(ValueError, match="asked for 4 samples and gave 3"):
-        list(make_loader(LimitedLoader(DRAWS["nothing"]), Prepare(CPU), batch_size=4, seed=None).batches(0))
+    with pytest.raises(ValueError, match="got 4 indices and returned 3 samples"):
+        list(make_loader(Store.of(LimitedLoader(DRAWS["nothing"])), Prepare(CPU), batch_size=4, seed=None).batches(0))
 
 
-def test_only_what_is_the_first_to_move_a_generator_is_read_twice() -> None:
+def test_only_the_first_samples_that_advance_a_generator_are_read_twice() -> None:
     for draws, reads in {"nothing": 0, "torch": 0, "Python": 1, "NumPy": 1, "all": 1}.items():
         dataset = Drawing(DRAWS[draws])
-        loader = make_loader(dataset, Prepare(CPU), batch_size=4, seed=SEED)
+        loader = make_loader(Store.of(dataset), Prepare(CPU), batch_size=4, seed=SEED)
         list(loader.batches(0))
         assert dataset.reads == COUNT + reads
         list(loader.batches(1))
         assert dataset.reads == 2 * COUNT + reads
-    late = Drawing(DRAWS["each in its time"])  # two generators are moved within batches for the first time
-    list(make_loader(late, Prepare(CPU), batch_size=4, seed=SEED).batches(0))
+    late = Drawing(DRAWS["each in its time"])  # two generators are advanced in the middle of batches
+    list(make_loader(Store.of(late), Prepare(CPU), batch_size=4, seed=SEED).batches(0))
     assert COUNT < late.reads <= COUNT + 2 * 4
 
 
 @pytest.mark.parametrize("make", [lambda *shape: torch.zeros(shape), lambda *shape: np.zeros(shape)])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_samples_of_several_shapes_are_told_by_their_numbers(workers: int, make: Any) -> None:
+def test_samples_of_different_shapes_are_named_by_their_numbers(workers: int, make: Any) -> None:
     class Shapes(Drawing):
         def __getitem__(self, index: int) -> Any:
             return {"image": make(3, 8 + (index == 3)), "id": index}, index
 
-    part: Subset[Any] = Subset(cast(Any, Shapes(DRAWS["nothing"])), [2, 3, 4, 5])  # samples are those of the whole set
-    loader = make_loader(part, Prepare(CPU), batch_size=4, seed=None, num_workers=workers)
+    part: Subset[Any] = Subset(cast(Any, Shapes(DRAWS["nothing"])), [2, 3, 4, 5])  # numbers are those of the whole set
+    loader = make_loader(Store.of(part), Prepare(CPU), batch_size=4, seed=None, num_workers=workers)
     try:
         with pytest.raises(UnequalSamplesError, match=r"sample 2 is .*\(3, 8\).* sample 3 is .*\(3, 9\)"):
             list(loader.batches(0))

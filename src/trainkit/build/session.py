@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainkit.build.data import loaders
+from trainkit.build.data import build_loaders
 from trainkit.build.instantiate import call_target
 from trainkit.build.memory_format import apply_memory_format, choose_memory_format
 from trainkit.build.model import build_loss, build_model
@@ -38,7 +38,7 @@ class Session:
     Attributes:
         settings: including the values that depend on the data.
         params: the rows of `optim.param_table`.
-        split_off: whether the validation set was split off from the training set.
+        held_out: whether the validation samples were split off the training data.
         notes: what was decided for settings such as `auto`.
     """
 
@@ -50,7 +50,7 @@ class Session:
     groups: list[optim.Group]
     params: list[dict[str, Any]]
     named: dict[str, nn.Parameter]
-    split_off: bool
+    held_out: bool
     notes: list[str]
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
     seed_all(settings.seed, deterministic=bool(settings.deterministic))  # data sets may draw random samples
     if device.type == "cpu":
         disable_malloc_trim()
-    settings, data = loaders(settings, device, on_progress)
+    settings, data = build_loaders(settings, device, on_progress)
     train, val = data.train, data.val
 
     seed_all(settings.seed, deterministic=bool(settings.deterministic))
@@ -108,7 +108,7 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
     notes = [*data.notes, *([format_note] if format_note else []), *_notes(settings, device)]
     params = {p.name: p.tensor for p in named}
-    return Session(settings, state, train, val, hooks, groups, table, params, data.split_off, notes)
+    return Session(settings, state, train, val, hooks, groups, table, params, data.held_out, notes)
 
 
 def _notes(settings: Settings, device: torch.device) -> list[str]:

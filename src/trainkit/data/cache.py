@@ -1,4 +1,4 @@
-"""Data sets held in memory as they are read once, images as uint8: which of them, and how they get there."""
+"""Reads data sets into memory once, images as uint8: which data sets, and how."""
 
 from __future__ import annotations
 
@@ -13,95 +13,119 @@ from torch import Tensor
 
 from trainkit.core.errors import DataError
 from trainkit.core.pytree import leaves, map_tensors, structure_of, tensors_in
-from trainkit.data import disk_cache as decoded
-from trainkit.data.loaders import CachedDataset, Order, StreamingLoader, in_tensors, unreadable_sample
+from trainkit.data import disk_cache
+from trainkit.data.loaders import BatchOrder, StreamingLoader
 from trainkit.data.prepare import Prepare
-from trainkit.data.reading import RandomSampleError, Read, SeededReader, UnequalSamplesError, collate, name_of
+from trainkit.data.reading import (
+    RandomSampleError,
+    ReadSamples,
+    SeededReader,
+    UnequalSamplesError,
+    collate,
+    name_of,
+)
+from trainkit.data.store import Store, format_bytes, nbytes
+from trainkit.data.unreadable import unreadable_sample
 
-PROBES = 8  # samples that are read twice at first, to see whether they come out the same
-CHECKED = 64  # samples that are read once more at last
-UNSLICED = (torch.uint16, torch.uint32, torch.uint64)
-BATCH = 256  # samples read at a time
-UNEQUAL = "its samples have several shapes, types or keys"
+PROBES = 8  # samples that are read twice before the data set is read
+VERIFIED = 64  # samples that are read again afterwards
+UNSLICEABLE = (torch.uint16, torch.uint32, torch.uint64)
+READ_BATCH = 256  # samples read at a time
+UNEQUAL = "its samples differ in shape, type or keys"
 
-OnProgress = Callable[[str, int, int], None]  # what is done, how many of how many samples
+OnProgress = Callable[[str, int, int], None]  # (what is done, samples done, samples in all)
 
 
 class NotCacheableError(Exception):
-    """A data set cannot be held in memory; the reason completes "streamed: …"."""
+    """A data set cannot be held in memory; the message completes the sentence "streamed: ..."."""
 
 
-def choose(
-    dataset: Any, how: str, *, limit: int, workers: int, skip: bool, partly: bool, on_progress: OnProgress | None
-) -> tuple[Any, str]:
-    """The data set as it is read from now on, held in memory or not; what was done and why.
+def make_store(
+    dataset: Any,
+    cache: str,
+    *,
+    limit: int,
+    workers: int,
+    skip: bool,
+    partial: bool,
+    on_progress: OnProgress | None,
+) -> Store:
+    """Decide where the samples of a data set are stored, and read them there.
 
     Args:
-        dataset: with a length and items.
-        how: auto holds what fits; memory and device hold; none does not.
-        limit: the most bytes that auto holds.
+        dataset: has a length and items.
+        cache: `auto` holds a data set that fits, `memory` and `device` hold it anyway, `none` streams it.
+        limit: the maximum number of bytes that `auto` holds.
         workers: processes that read samples.
-        skip: leave out samples that cannot be read.
-        partly: an epoch does not read all of it.
-        on_progress: is called as the reading goes on; without, only what is in memory already is held.
+        skip: skip samples that cannot be read.
+        partial: an epoch reads only a part of the data set.
+        on_progress: is called while samples are read. None: read nothing, hold only what is in memory already.
 
     Raises:
-        DataError: it is to be held and cannot be; or a sample cannot be read.
+        DataError: the data set cannot be held but must be; or a sample cannot be read.
     """
-    by = f"streamed by {workers} worker{'s' * (workers > 1)}" if workers else "streamed by the training's own process"
-    if how == "none":
-        return dataset, f"{by}: data.cache=none"
-    plain = in_tensors(dataset)
-    if plain is not None:
-        return dataset, f"in memory ({gib(nbytes(plain[0].tensors))})"
+    streamed_by = f"streamed by {workers} worker{'s' * (workers > 1)}" if workers else "streamed by the main process"
+    if cache == "none":
+        return Store(dataset, place=f"{streamed_by}: data.cache=none")
+    store = Store.of(dataset)
+    if store.tensors is not None:
+        return Store(dataset, store.tensors, store.rows, place=f"in memory ({format_bytes(store.nbytes)})")
+    tensors = torchvision_arrays(dataset)
+    if tensors is not None:
+        return Store(dataset, tensors, place=f"in memory ({format_bytes(nbytes(tensors))})")
+    if on_progress is None or (partial and cache == "auto"):
+        reason = "limit_batches leaves a part unread" if partial else "this command reads few samples"
+        return Store(dataset, place=f"{streamed_by}: {reason}")
     try:
-        held = in_arrays(dataset)
-        if held is None and (on_progress is None or (partly and how == "auto")):
-            return dataset, f"{by}: {'limit_batches leaves some of it unread' if partly else 'few of them are read'}"
-        most = limit if how == "auto" else None
-        held = held or hold(
-            dataset, limit=most, workers=workers, skip=skip, on_progress=on_progress or (lambda *_: None)
-        )
+        maximum = limit if cache == "auto" else None
+        return read_into_memory(dataset, limit=maximum, workers=workers, skip=skip, on_progress=on_progress)
     except NotCacheableError as reason:
-        if how == "auto":
-            return dataset, f"{by}: {reason}"
-        raise DataError(f"data.cache={how}: {reason}", hint="write data.cache=none") from None
-    size = gib(nbytes(held.tensors))
-    return held, f"in memory ({size}{', decoded by an earlier run' * held.decoded})"
+        if cache == "auto":
+            return Store(dataset, place=f"{streamed_by}: {reason}")
+        raise DataError(f"data.cache={cache}: {reason}", hint="write data.cache=none") from None
 
 
-def hold(dataset: Any, *, limit: int | None, workers: int, skip: bool, on_progress: OnProgress) -> CachedDataset:
+def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: bool, on_progress: OnProgress) -> Store:
     """Read a data set into memory.
 
     Args:
-        dataset: with a length and items.
-        limit: the most bytes that it may take; None: whatever it takes.
-        workers: processes that read.
-        skip: leave out samples that cannot be read.
-        on_progress: is called as the reading goes on.
+        dataset: has a length and items.
+        limit: the maximum number of bytes; None: no limit.
+        workers: processes that read samples.
+        skip: skip samples that cannot be read.
+        on_progress: is called while samples are read.
 
     Raises:
-        NotHeldError: its samples are random, of several shapes, hold more than tensors, or take too much.
+        NotCacheableError: samples are random, differ in structure, contain more than tensors, or need too much memory.
         DataError: a sample cannot be read.
     """
-    inputs, targets = probe(dataset, limit, skip=skip)
-    room = store(inputs, len(dataset), images=True), store(targets, len(dataset), images=False)
-    file, state = decoded.file_of(dataset)
-    state += f" {structure_of(sample_at(room, 0))}"
-    if file is not None and decoded.load(file, state, tensors_in(room)):
-        return CachedDataset(dataset, *room, {}, decoded=True)
-    if workers and hasattr(os, "sched_getaffinity"):  # they are at it alone, so each core may have one
+    inputs, targets = check_cacheable(dataset, limit, skip=skip)
+    tensors = (
+        allocate_samples(inputs, len(dataset), channels_last=True),
+        allocate_samples(targets, len(dataset), channels_last=False),
+    )
+    size = format_bytes(nbytes(tensors))
+    file, key = disk_cache.file_of(dataset)
+    key += f" {structure_of(sample_of(tensors, 0))}"
+    if file is not None and disk_cache.load(file, key, tensors_in(tensors)):
+        return Store(dataset, tensors, place=f"in memory ({size}, decoded by an earlier run)")
+    if workers and hasattr(os, "sched_getaffinity"):  # nothing else runs yet, so each core may have a worker
         workers = max(workers, len(os.sched_getaffinity(0)))
-    missing = fill(dataset, room, workers=workers, skip=skip, on_progress=on_progress)
-    read_again(dataset, room, missing, skip=skip)
-    if file is not None and not missing:
-        with suppress(OSError):  # a full or read-only disk: it is decoded again next time
-            decoded.save(file, state, tensors_in(room))
-    return CachedDataset(dataset, *room, missing)
+    unreadable = fill(tensors, dataset, workers=workers, skip=skip, on_progress=on_progress)
+    verify_by_rereading(dataset, tensors, unreadable, skip=skip)
+    if file is not None and not unreadable:
+        with suppress(OSError):  # the disk is full or read-only: the next run decodes again
+            disk_cache.save(file, key, tensors_in(tensors))
+    return Store(dataset, tensors, unreadable=unreadable, place=f"in memory ({size})")
 
 
-def in_arrays(dataset: Any) -> CachedDataset | None:
-    """A data set of torchvision's that has all of its images in an array, without reading them one by one."""
+def torchvision_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the images and classes of a torchvision data set that holds them in arrays, else None.
+
+    Three samples are compared with the arrays, as a data set may change its samples when it reads them.
+
+    Shape: images (N, C, H, W) uint8, classes (N,) int64.
+    """
     kind = type(dataset)
     if not kind.__module__.startswith("torchvision.datasets.") or getattr(dataset, "transforms", None) is not None:
         return None
@@ -112,125 +136,135 @@ def in_arrays(dataset: Any) -> CachedDataset | None:
         return None
     images = torch.as_tensor(data)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    held = CachedDataset(dataset, images, torch.as_tensor(targets, dtype=torch.int64), {})
-    for index in {0, len(dataset) // 2, len(dataset) - 1}:  # it might do more to them
-        inputs, target, *_ = collate(Read(dataset, [dataset[index]], [index], []))
-        if not (inputs[0].equal(images[index]) and int(target[0]) == int(held.tensors[1][index])):
+    classes = torch.as_tensor(targets, dtype=torch.int64)
+    for index in {0, len(dataset) // 2, len(dataset) - 1}:
+        inputs, target, *_ = collate(ReadSamples(dataset, [dataset[index]], [index], []))
+        if not (inputs[0].equal(images[index]) and int(target[0]) == int(classes[index])):
             return None
-    return held
+    return images, classes
 
 
-def probe(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any, Any]:
-    """The first readable sample, after a look at whether the set can be held: a few are read twice."""
-    reader = SeededReader(dataset, 0, skip=skip, alike=True)
-    places = sorted({round(i * (len(dataset) - 1) / (PROBES - 1)) for i in range(PROBES)})
-    found: list[tuple[Any, Any]] = []
-    for epoch, place in ((epoch, place) for place in places for epoch in (0, 1)):
-        try:
-            inputs, targets, _, unreadable = collate(reader.__getitems__([(epoch, place)]))
-        except RandomSampleError:
-            raise NotCacheableError("its samples are drawn at random") from None
-        except UnequalSamplesError:
-            raise NotCacheableError(UNEQUAL) from None
-        if unreadable and not skip:
-            raise unreadable_sample(dataset, *unreadable[0])
-        if inputs is None:
-            continue
-        for name, part in (("inputs", inputs), ("targets", targets)):
-            other = next((type(leaf).__name__ for leaf in leaves(part) if not isinstance(leaf, Tensor)), "no tensor")
-            if other != "no tensor" or not tensors_in(part):
-                raise NotCacheableError(f"its {name} hold {other}, and only tensors are held")
-        unsliced = next((tensor.dtype for tensor in tensors_in((inputs, targets)) if tensor.dtype in UNSLICED), None)
-        if unsliced is not None:
-            raise NotCacheableError(f"torch cannot slice {unsliced}")
-        if any(tensor.requires_grad for tensor in tensors_in((inputs, targets))):
-            raise NotCacheableError("its tensors require gradients")
-        sample = sample_at((inputs, targets), 0)
-        if epoch == 1 and found and not samples_equal(sample, found[-1]):
-            raise NotCacheableError(f"{name_of(dataset, place)} is another each time it is read")
-        if found and structure_of(sample) != structure_of(found[0]):
-            raise NotCacheableError(UNEQUAL)
-        found.append(sample)
-        size = len(dataset) * nbytes(sample)
-        if limit is not None and size > limit:
-            raise NotCacheableError(f"it takes {gib(size)}, and {gib(limit)} may be held (data.cache_limit)")
-    if not found:
-        raise NotCacheableError("the samples that were tried cannot be read")
-    return found[0]
+def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any, Any]:
+    """Return the first readable sample if the data set can be held. A few samples are read twice to find out.
+
+    Raises:
+        NotCacheableError: see `read_into_memory`.
+        DataError: a sample cannot be read and may not be skipped.
+    """
+    reader = SeededReader(dataset, 0, skip=skip, constant=True)
+    indices = sorted({round(i * (len(dataset) - 1) / (PROBES - 1)) for i in range(PROBES)})
+    samples: list[tuple[Any, Any]] = []
+    for index in indices:
+        for epoch in (0, 1):
+            sample = _probe(reader, epoch, index)
+            if sample is None:
+                continue
+            if epoch == 1 and samples and not samples_equal(sample, samples[-1]):
+                raise NotCacheableError(f"{name_of(dataset, index)} differs between reads")
+            if samples and structure_of(sample) != structure_of(samples[0]):
+                raise NotCacheableError(UNEQUAL)
+            samples.append(sample)
+            size = len(dataset) * nbytes(sample)
+            if limit is not None and size > limit:
+                needed, allowed = format_bytes(size), format_bytes(limit)
+                raise NotCacheableError(f"it needs {needed}, and data.cache_limit allows {allowed}")
+    if not samples:
+        raise NotCacheableError("the probed samples cannot be read")
+    return samples[0]
 
 
-def sample_at(batch: Any, place: int) -> Any:
-    """A sample of a batch."""
-    return map_tensors(batch, lambda tensor: tensor[place])
+def _probe(reader: SeededReader, epoch: int, index: int) -> Any:
+    """Return a sample, its inputs and targets, or None if it cannot be read and may be skipped."""
+    try:
+        inputs, targets, _, unreadable = collate(reader.__getitems__([(epoch, index)]))
+    except RandomSampleError:
+        raise NotCacheableError("its samples are random") from None
+    except UnequalSamplesError:
+        raise NotCacheableError(UNEQUAL) from None
+    if unreadable and not reader.skip:
+        raise unreadable_sample(reader.dataset, *unreadable[0])
+    if inputs is None:
+        return None
+    for name, part in (("inputs", inputs), ("targets", targets)):
+        other = next((type(leaf).__name__ for leaf in leaves(part) if not isinstance(leaf, Tensor)), None)
+        if other is not None or not tensors_in(part):
+            raise NotCacheableError(f"its {name} contain {other or 'no tensor'}, and only tensors can be held")
+    tensors = tensors_in((inputs, targets))
+    unsliceable = next((tensor.dtype for tensor in tensors if tensor.dtype in UNSLICEABLE), None)
+    if unsliceable is not None:
+        raise NotCacheableError(f"torch cannot slice {unsliceable}")
+    if any(tensor.requires_grad for tensor in tensors):
+        raise NotCacheableError("its tensors require gradients")
+    return sample_of((inputs, targets), 0)
+
+
+def sample_of(batch: Any, index: int) -> Any:
+    """Return a sample of a batch."""
+    return map_tensors(batch, lambda tensor: tensor[index])
 
 
 def samples_equal(one: Any, other: Any) -> bool:
-    """Whether two samples hold the same, NaN being NaN."""
+    """Return whether two samples are equal; NaN equals NaN."""
     return bool(structure_of(one) == structure_of(other)) and all(
         torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
         for a, b in zip(tensors_in(one), tensors_in(other), strict=True)
     )
 
 
-def nbytes(batch: Any) -> int:
-    """What its tensors take, in bytes."""
-    return sum(tensor.nbytes for tensor in tensors_in(batch))
+def allocate_samples(sample: Any, count: int, *, channels_last: bool) -> Any:
+    """Return uninitialised tensors for `count` samples of the same structure.
 
+    Images get channels last if asked for: convolutions are fastest in that order.
+    """
 
-def gib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-def store(sample: Any, count: int, *, images: bool) -> Any:
-    """Room for `count` samples like one; images with channels last, the order in which convolutions are fastest."""
-
-    def of_one(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 3 and images:
+    def of_tensor(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 3 and channels_last:
             channels, height, width = tensor.shape
             return torch.empty((count, height, width, channels), dtype=tensor.dtype).permute(0, 3, 1, 2)
         return torch.empty((count, *tensor.shape), dtype=tensor.dtype)
 
-    return map_tensors(sample, of_one)
+    return map_tensors(sample, of_tensor)
 
 
-def fill(dataset: Any, room: tuple[Any, Any], *, workers: int, skip: bool, on_progress: OnProgress) -> dict[int, str]:
-    """Read every sample into its place; returns those that could not be read, with why."""
-    order = Order(len(dataset), BATCH, None, None)
-    streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, alike=True)
-    missing: dict[int, str] = {}
+def fill(
+    tensors: tuple[Any, Any], dataset: Any, *, workers: int, skip: bool, on_progress: OnProgress
+) -> dict[int, str]:
+    """Read every sample into its row of `tensors`; return index -> reason for samples that cannot be read."""
+    order = BatchOrder(len(dataset), READ_BATCH, None, None)
+    streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, constant=True)
+    unreadable: dict[int, str] = {}
     done = 0
     try:
-        for inputs, targets, indices, unreadable in iter(streaming.loader):
-            if unreadable and not skip:
-                raise unreadable_sample(dataset, *unreadable[0])
-            missing.update(unreadable)
-            for whole in tensors_in(room):
-                whole[[place for place, _ in unreadable]] = 0
+        for inputs, targets, indices, failed in iter(streaming.loader):
+            if failed and not skip:
+                raise unreadable_sample(dataset, *failed[0])
+            unreadable.update(failed)
+            for tensor in tensors_in(tensors):
+                tensor[[index for index, _ in failed]] = 0
             if inputs is not None:
-                if structure_of(sample_at((inputs, targets), 0)) != structure_of(sample_at(room, 0)):
+                if structure_of(sample_of((inputs, targets), 0)) != structure_of(sample_of(tensors, 0)):
                     raise NotCacheableError(UNEQUAL)
-                for whole, part in zip(tensors_in(room), tensors_in((inputs, targets)), strict=True):
-                    whole[indices] = part
-            done += len(indices) + len(unreadable)
+                for tensor, part in zip(tensors_in(tensors), tensors_in((inputs, targets)), strict=True):
+                    tensor[indices] = part
+            done += len(indices) + len(failed)
             on_progress("reading samples", done, len(dataset))
     except RandomSampleError:
-        raise NotCacheableError("its samples are drawn at random") from None
+        raise NotCacheableError("its samples are random") from None
     except UnequalSamplesError:
         raise NotCacheableError(UNEQUAL) from None
     finally:
         streaming.close()
-    return missing
+    return unreadable
 
 
-def read_again(dataset: Any, room: tuple[Any, Any], missing: Mapping[int, str], *, skip: bool) -> None:
-    """Read some samples once more: what draws from a generator of its own comes out another.
+def verify_by_rereading(dataset: Any, tensors: Any, unreadable: Mapping[int, str], *, skip: bool) -> None:
+    """Read some samples again: a data set with a private generator yields different values.
 
     Raises:
-        NotHeldError: one does.
+        NotCacheableError: a sample differs.
     """
     reader = SeededReader(dataset, 0, skip=skip)
-    for place in sorted({round(i * (len(dataset) - 1) / (CHECKED - 1)) for i in range(CHECKED)} - {*missing}):
-        inputs, targets, *_ = collate(reader.__getitems__([(1, place)]))
-        if inputs is None or not samples_equal(sample_at((inputs, targets), 0), sample_at(room, place)):
-            raise NotCacheableError(f"{name_of(dataset, place)} is another each time it is read")
+    for index in sorted({round(i * (len(dataset) - 1) / (VERIFIED - 1)) for i in range(VERIFIED)} - {*unreadable}):
+        inputs, targets, *_ = collate(reader.__getitems__([(1, index)]))
+        if inputs is None or not samples_equal(sample_of((inputs, targets), 0), sample_of(tensors, index)):
+            raise NotCacheableError(f"{name_of(dataset, index)} differs between reads")

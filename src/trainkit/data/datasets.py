@@ -1,4 +1,4 @@
-"""The data sets that configs name, besides those of torchvision; what a set tells of itself; its split."""
+"""The data sets that configs name as `trainkit.data.NAME`, besides those of torchvision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import os
 import zipfile
 import zlib
-from array import array
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from trainkit.core.errors import DataError
 
 
 def digits() -> TensorDataset:
-    """The 1,797 digits of the UCI optical recognition of handwritten digits set (its test part).
+    """Return the 1,797 digits of the test part of the UCI set "Optical Recognition of Handwritten Digits".
 
-    E. Alpaydin and C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0. Its 8x8 images of 17
+    Source: E. Alpaydin and C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0. The 8x8 images with 17
     levels are upsampled (bilinear) to 32x32 and repeated on 3 channels.
 
     Shape: images (1797, 3, 32, 32) uint8, targets (1797,) int64.
@@ -36,13 +35,13 @@ def digits() -> TensorDataset:
 
 
 def line(x: Sequence[float] = (-2, -1, 0, 1, 2), slope: float = 5.0, intercept: float = 0.0) -> TensorDataset:
-    """The points (x, slope * x + intercept). Shape: both (len(x), 1) float32."""
+    """Return the points (x, slope * x + intercept). Shape: inputs and targets (len(x), 1) float32."""
     inputs = torch.tensor(x, dtype=torch.float32).reshape(-1, 1)
     return TensorDataset(inputs, slope * inputs + intercept)
 
 
 def synthetic(size: int = 1000, shape: Sequence[int] = (3, 32, 32), classes: int = 10, seed: int = 0) -> TensorDataset:
-    """Noise over a pattern that belongs to the class, for trying and for measuring.
+    """Return random images: noise over a pattern of their class, for trials and benchmarks.
 
     Shape: images (size, *shape) uint8, targets (size,) int64.
     """
@@ -56,13 +55,13 @@ def synthetic(size: int = 1000, shape: Sequence[int] = (3, 32, 32), classes: int
 
 
 def arrays(file: str, part: str = "train") -> TensorDataset | None:
-    """The arrays `X` and `y` of an .npz file, or `X_val` and `y_val` for `part="val"` (None without them).
+    """Return the arrays `X` and `y` of an .npz file; for `part="val"` its `X_val` and `y_val`, or None.
 
-    uint8 inputs are images, scaled to 0..1 later; other integers stay, floats become float32. Integer
-    targets are classes; float targets of shape (N,) become (N, 1), as a model with one output gives.
+    uint8 inputs are images and are scaled to 0..1 later. Other integers stay, floats become float32. Integer
+    targets are classes. Float targets of shape (N,) become (N, 1), the shape of a model with one output.
 
     Raises:
-        DataError: the file is missing or unreadable, or its arrays do not fit each other.
+        DataError: the file is missing or unreadable, or its arrays differ in length.
     """
     names = ("X", "y") if part == "train" else ("X_val", "y_val")
     try:
@@ -99,30 +98,31 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
 
 
 def _standard(array: np.ndarray[Any, Any]) -> Tensor:
-    """An array as a tensor of the type that models take: float32, int64, or uint8 as it is."""
+    """Return an array as a tensor with a dtype that models accept: float32, int64 or uint8."""
     if array.dtype.kind == "f":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     if array.dtype.kind in "iub":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
-    raise DataError(f"an array of type {array.dtype} is no data to train on", hint="store numbers")
+    raise DataError(f"an array of dtype {array.dtype} cannot be trained on", hint="store numbers")
 
 
 def image_folder(root: str, part: str = "train", size: int | str | None = None) -> Any:
-    """The images under `root`: of `root/train`, `root/val` (or `root/test`), or straight of `root`.
+    """Return the images in `root/train`, in `root/val` (or `root/test`), or directly in `root`.
 
     Args:
-        root: a folder with a folder of images per class, or with such folders named by part.
+        root: a folder with one folder of images per class, or with such folders for each part.
         part: train or val.
-        size: the shorter side in pixels, then cropped square; None or off leaves the images as they are.
+        size: images are resized so that the shorter side has so many pixels, then cropped to a square.
+            None or "off" keeps the images unchanged.
 
     Returns:
-        A `torchvision.datasets.ImageFolder` of uint8 images (3, size, size), or None where `part` is
-        val and there is none.
+        A `torchvision.datasets.ImageFolder` of uint8 images (3, size, size). None if `part` is val and the
+        folder has no validation part.
 
     Raises:
-        DataError: there is no such folder, no image in it, or the parts have other classes.
+        DataError: the folder is missing or has no images, or the parts have different classes.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -137,32 +137,32 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
         if not there:
             return None
         folder = there[0]
-    fit = [v2.Resize(size), v2.CenterCrop(size)] if size and size != "off" else []
+    resize = [v2.Resize(size), v2.CenterCrop(size)] if size and size != "off" else []
     try:
-        images = ImageFolder(folder, transform=v2.Compose(fit) if fit else None)
+        images = ImageFolder(folder, transform=v2.Compose(resize) if resize else None)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: {str(error).splitlines()[0]}",
-            hint="lay the images out as CLASS/NAME.jpg, under train/ and val/ or straight in the folder",
+            hint="arrange the images as CLASS/NAME.jpg, in train/ and val/ or directly in the folder",
         ) from error
     classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
-    strange = set(images.classes) - set(classes)
-    if strange:
+    unknown = set(images.classes) - set(classes)
+    if unknown:
         raise DataError(
-            f"{folder}: no class in {train} is called {', '.join(sorted(strange))}",
+            f"{folder}: {train} has no class {', '.join(sorted(unknown))}",
             hint="give both parts the same folders",
         )
-    if images.classes != classes:  # a part may lack a class: the numbers are those of the training part
+    if images.classes != classes:  # classes have the numbers of the training part, which may have more
         number = {name: classes.index(name) for name in images.classes}
         images.samples = [(path, number[images.classes[target]]) for path, target in images.samples]
         images.targets = [target for _, target in images.samples]
         images.classes, images.class_to_idx = classes, {name: i for i, name in enumerate(classes)}
-    images.cache_as = _decoded(images, size)
+    images.cache_as = _cache_key(images, size)
     return images
 
 
-def _decoded(images: Any, size: int | str | None) -> tuple[str, str]:
-    """A name for what the images of a folder are once decoded, and a text that changes when any of them does."""
+def _cache_key(images: Any, size: int | str | None) -> tuple[str, str]:
+    """Return a name for the decoded images of a folder, and a text that changes when any image changes."""
     import PIL
     import torchvision
 
@@ -175,48 +175,3 @@ def _decoded(images: Any, size: int | str | None) -> tuple[str, str]:
         seen = f"{os.path.relpath(file, images.root)} {target} {facts.st_size} {times}\n"
         listing.update(seen.encode(errors="surrogateescape"))
     return f"{folder.name}-{name}", listing.hexdigest()
-
-
-# ------------------------------------------------------------------------------------- what a set is
-
-
-def targets_of(dataset: Any) -> Tensor | None:
-    """The classes of all samples, (N,) int64, where the data set tells without reading them."""
-    targets = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
-    if targets is None:
-        return None
-    try:
-        targets = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):  # names, boxes: no classes to count
-        return None
-    return None if targets.is_floating_point() or targets.dim() != 1 else targets
-
-
-def count_classes(dataset: Any) -> int | None:
-    """How many classes a data set has: as it says itself, or by its largest target."""
-    if hasattr(dataset, "classes"):
-        return len(dataset.classes)
-    targets = targets_of(dataset)
-    return None if targets is None or not len(targets) else int(targets.max()) + 1
-
-
-def split(dataset: Any, fraction: float, source: Any = None) -> tuple[Any, Any]:
-    """Hold out `fraction` of a data set, the same share of each class where it has classes.
-
-    Which samples are held out depends on the data set alone, not on the run's seed: runs with other
-    seeds are judged on the same samples. Of one whose samples are those of `source`, held in memory,
-    that is what tells of the classes.
-    """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    targets = targets_of(dataset if source is None else source)
-    place = torch.empty(len(dataset), dtype=torch.float64)  # of a sample within its class, from 0 to 1
-    for label in [None] if targets is None else targets.unique():
-        members = order if targets is None else order[targets[order] == label]
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    held_out = torch.zeros(len(dataset), dtype=torch.bool)
-    held_out[order[place[order].argsort(stable=True)[: round(fraction * len(dataset))]]] = True
-    return _subset(dataset, ~held_out), _subset(dataset, held_out)
-
-
-def _subset(dataset: Any, mask: Tensor) -> Subset[Any]:
-    return Subset(dataset, array("q", mask.nonzero().flatten().numpy()))  # 8 bytes a sample, where a list takes 40

@@ -1,4 +1,4 @@
-"""Samples on disk as they lie in memory, so that files need decoding once; what is there is whole, or not used."""
+"""Decoded samples on disk, so that image files are decoded once. A file is used only if it is complete."""
 
 from __future__ import annotations
 
@@ -18,59 +18,44 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
-ABANDONED = 3600.0  # seconds after which nobody writes to a file any more
+ABANDONED = 3600.0  # seconds after which a temporary file is left over from a killed writer
 
 
 def file_of(dataset: Any) -> tuple[Path | None, str]:
-    """Where a data set's samples are kept once decoded, and a text that tells what they are made from.
+    """Return the cache file of a data set, and a key that changes when its files change.
 
-    That is for those with an attribute `cache_as`: a name, and a text that changes when any file does.
+    Only data sets with an attribute `cache_as` have one: a name, and a text that identifies their content.
     """
     named = getattr(dataset, "cache_as", None)
     if not (isinstance(named, tuple) and len(named) == 2 and all(isinstance(part, str) for part in named)):
         return None, ""
     try:
         folder = Path(os.environ.get("TRAINKIT_CACHE") or "~/.cache/trainkit").expanduser()
-    except RuntimeError:  # there is no home
+    except RuntimeError:  # the user has no home directory
         return None, ""
     name = re.sub(r"[^\w.-]", "_", named[0])
     return folder / "decoded" / f"{name}.bin", hashlib.sha256(f"{FORMAT} {named[1]}".encode()).hexdigest()
 
 
-def as_stored(room: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors in the order in which they lie in memory."""
-    return [part if part.is_contiguous() else part.permute(0, 2, 3, 1) for part in room]
+def save(file: Path, key: str, tensors: Sequence[Tensor]) -> None:
+    """Write tensors to a file: a header line, the bytes as they are in memory, their CRC-32.
 
-
-def facts(room: Sequence[Tensor], state: str) -> bytes:
-    """The first line of a file that holds such samples."""
-    parts = [[list(part.shape), str(part.dtype), part.is_contiguous()] for part in room]
-    return json.dumps({"state": state, "parts": parts}).encode() + b"\n"
-
-
-def pieces(room: Sequence[Tensor]) -> Iterator[memoryview]:
-    """The memory of tensors, some samples at a time."""
-    for part in as_stored(room):
-        for piece in part.split(4096):
-            if piece.numel():
-                yield memoryview(piece.view(-1).view(torch.uint8).numpy()).cast("B")
-
-
-def save(file: Path, state: str, room: Sequence[Tensor]) -> None:
-    """Write samples as they lie in memory: a line that tells of them, the bytes, their checksum."""
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    for left in file.parent.glob(f"{file.stem}*.tmp"):  # by a writer that was killed
-        with suppress(FileNotFoundError):  # or by one that has just finished
+    for left in file.parent.glob(f"{file.stem}*.tmp"):
+        with suppress(FileNotFoundError):  # its writer has just finished
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(facts(room, state))
+            out.write(_header(tensors, key))
             checksum = 0
-            for piece in pieces(room):
-                checksum = zlib.crc32(piece, checksum)
-                out.write(piece)
+            for chunk in _chunks(tensors):
+                checksum = zlib.crc32(chunk, checksum)
+                out.write(chunk)
             out.write(checksum.to_bytes(4, "little"))
             out.flush()
             os.fsync(out.fileno())
@@ -80,18 +65,32 @@ def save(file: Path, state: str, room: Sequence[Tensor]) -> None:
         raise
 
 
-def load(file: Path, state: str, room: Sequence[Tensor]) -> bool:
-    """Fill the room with what `save` wrote; whether that was whole, and made from the same files."""
-    wanted = facts(room, state)
+def load(file: Path, key: str, tensors: Sequence[Tensor]) -> bool:
+    """Fill tensors from a file that `save` wrote; return whether the file was complete and has this key."""
+    wanted = _header(tensors, key)
     try:
         with file.open("rb") as source:
             if source.read(len(wanted)) != wanted:
                 return False
             checksum = 0
-            for piece in pieces(room):
-                if source.readinto(piece) != len(piece):
+            for chunk in _chunks(tensors):
+                if source.readinto(chunk) != len(chunk):
                     return False
-                checksum = zlib.crc32(piece, checksum)
+                checksum = zlib.crc32(chunk, checksum)
             return source.read() == checksum.to_bytes(4, "little")
     except OSError:
         return False
+
+
+def _header(tensors: Sequence[Tensor], key: str) -> bytes:
+    parts = [[list(tensor.shape), str(tensor.dtype), tensor.is_contiguous()] for tensor in tensors]
+    return json.dumps({"state": key, "parts": parts}).encode() + b"\n"
+
+
+def _chunks(tensors: Sequence[Tensor]) -> Iterator[memoryview]:
+    """Yield the memory of tensors, some samples at a time, in the order in which it is stored."""
+    for tensor in tensors:
+        stored = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
+        for chunk in stored.split(4096):
+            if chunk.numel():
+                yield memoryview(chunk.view(-1).view(torch.uint8).numpy()).cast("B")

@@ -1,4 +1,4 @@
-"""A batch on its way to the model: onto the device, to floats, normalised, changed at random."""
+"""Prepares a batch for the model: moves it to the device, converts to floats, normalises, augments."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Batch = tuple[Any, Any]
 
 @dataclass
 class Prepare:
-    """The last step of a batch's way: onto the device, uint8 to floats from 0 to 1, normalised.
+    """Moves a batch to the device, converts uint8 to floats from 0 to 1, normalises, and augments training images.
 
     Args:
-        device: where the batch goes.
-        mean: subtracted from the inputs: one number, or one a channel (dimension 1).
-        std: what they are divided by then.
-        augment: what is done to training images.
+        device: receives the batch.
+        mean: is subtracted from the inputs: a number, or one number per channel (dimension 1).
+        std: then divides the inputs, in the same form.
+        augment: changes training images.
         memory_format: of inputs (N, C, H, W).
     """
 
@@ -32,31 +32,40 @@ class Prepare:
     std: Tensor | None = None
     augment: Augment | None = None
     memory_format: torch.memory_format = torch.contiguous_format
-    _folded: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _affines: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __call__(self, inputs: Any, targets: Any, epoch: int = 0, indices: Tensor | None = None) -> Batch:
-        """The batch as the model takes it: the samples `indices` of a data set, in an epoch (from 0)."""
+        """Return the batch as the model receives it.
+
+        Args:
+            inputs: of the samples.
+            targets: of the samples.
+            epoch: from 0.
+            indices: of the samples, (N,) int64; None: without augmentation.
+        """
         inputs, targets = map_tensors(inputs, self._move), map_tensors(targets, self._move)
         if self.augment is None or indices is None:
             return map_tensors(inputs, self._to_floats), targets
         if not isinstance(inputs, Tensor):
-            kind = type(inputs).__name__
-            raise DataError(f"data.augment: the inputs are {kind}, no images", hint="write data.augment=off")
+            cause = f"data.augment: the inputs are {type(inputs).__name__}, not images"
+            raise DataError(cause, hint="write data.augment=off")
         self.augment.check(targets)
-        inputs = self._to_floats(self.augment.moved(inputs, epoch, indices))
-        return self.augment.mixed(inputs, targets, epoch, indices)
+        inputs = self._to_floats(self.augment.flip_and_shift(inputs, epoch, indices))
+        return self.augment.cutout_and_mix(inputs, targets, epoch, indices)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
-            tensor = tensor.pin_memory()  # or the copy makes this process wait
+            tensor = tensor.pin_memory()  # without pinned memory, the copy blocks this process
         return tensor.to(self.device, non_blocking=True)
 
     def _to_floats(self, tensor: Tensor) -> Tensor:
         layout = self.memory_format if tensor.dim() == 4 else torch.preserve_format
         is_image = tensor.dtype == torch.uint8
         normalized = self.mean is not None and self.std is not None
-        floats = tensor.is_floating_point() or tensor.is_complex()
-        dtype = torch.get_default_dtype() if is_image or (normalized and not floats) else tensor.dtype
+        is_float = tensor.is_floating_point() or tensor.is_complex()
+        dtype = torch.get_default_dtype() if is_image or (normalized and not is_float) else tensor.dtype
         tensor = tensor.to(dtype, memory_format=layout)
         if not normalized:
             return tensor.div_(255) if is_image else tensor
@@ -64,12 +73,12 @@ class Prepare:
         return torch.addcmul(shift, tensor, scale)
 
     def _affine(self, tensor: Tensor, is_image: bool) -> tuple[Tensor, Tensor]:
-        """(x / 255 - mean) / std as shift + x * scale, made once for each type."""
+        """Return shift and scale, so that (x / 255 - mean) / std is shift + x * scale; cached by dtype."""
         key = tensor.dtype, is_image
-        if key not in self._folded:
+        if key not in self._affines:
             mean, std = (stat.to("cpu", torch.float64) for stat in (self.mean, self.std) if stat is not None)
             shift, scale = -mean / std, 1 / (std * 255 if is_image else std)
-            self._folded[key] = shift.to(tensor.dtype).to(self.device), scale.to(tensor.dtype).to(self.device)
+            self._affines[key] = shift.to(tensor.dtype).to(self.device), scale.to(tensor.dtype).to(self.device)
         shape = (-1, *[1] * (tensor.dim() - 2))
-        shift, scale = self._folded[key]
+        shift, scale = self._affines[key]
         return shift.view(shape), scale.view(shape)

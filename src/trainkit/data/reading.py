@@ -1,4 +1,4 @@
-"""Reading samples: each draws at random from (seed, epoch, sample) alone; what cannot be read is told by name."""
+"""Reads samples: seeds the random numbers of each by (seed, epoch, sample), and reports those that cannot be read."""
 
 from __future__ import annotations
 
@@ -21,21 +21,28 @@ from torch.utils.data import Subset, default_collate
 from trainkit.core.pytree import structure_of
 from trainkit.core.rng import GlobalGenerator, RngSnapshot
 
-# What reading a sample raises where its file is at fault, not the code; PIL's own errors are known by their module.
-UNREADABLE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
+# Errors that a damaged or missing file causes, rather than the code. PIL's own errors are recognised by their module.
+FILE_ERRORS = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
+
+
+class RandomSampleError(Exception):
+    """Reading a sample drew random numbers."""
+
+
+class UnequalSamplesError(ValueError):
+    """Samples differ in shape, type or keys."""
 
 
 @functools.lru_cache
 def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed out of two numbers, so that neighbours of either have nothing in common."""
+    """Return one 32-bit seed for (seed, epoch); neighbouring pairs give unrelated seeds."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def name_of(dataset: Any, index: int) -> str:
-    """A sample by its number in the whole data set, and by its file where the set tells of files."""
+    """Return the name of a sample: its number in the whole data set, and its file if the data set lists files."""
     while isinstance(dataset, Subset):
         index, dataset = dataset.indices[index], dataset.dataset
-    dataset = getattr(dataset, "cached_from", dataset)  # of one that is held in memory
     for attribute in ("samples", "imgs", "files", "paths"):
         listed = getattr(dataset, attribute, None)
         if isinstance(listed, list | tuple) and index < len(listed):
@@ -46,8 +53,8 @@ def name_of(dataset: Any, index: int) -> str:
 
 
 @dataclass
-class Read:
-    """Samples that were read from a data set, the index of each, and those that could not be, each with why."""
+class ReadSamples:
+    """Samples read from a data set, their indices, and (index, reason) of those that cannot be read."""
 
     dataset: Any
     samples: list[Any]
@@ -56,173 +63,167 @@ class Read:
 
 
 class SeededReader:
-    """A data set whose samples draw at random from (seed, epoch, index), whichever process reads them.
+    """A data set whose random samples depend on (seed, epoch, index) alone, whichever process reads them.
 
-    To seed Python's and NumPy's generators costs more than to read a small sample. So both are left alone until a
-    batch has moved one: that batch is read again, and this generator seeded for each sample from then on.
+    Seeding Python's and NumPy's generators costs more than reading a small sample. So they are seeded only after
+    a batch has advanced one of them. That batch is read again, and from then on the generator is seeded per sample.
 
     Args:
-        dataset: with items.
-        seed: the run's.
-        skip: give every sample that raises an error as unreadable, not only those whose file is at fault.
-        alike: raise `DrewError` where one draws at random, and so may be another in the next epoch, and
-            `UnequalError` where one is of another form than the first.
+        dataset: has items.
+        seed: of the run.
+        skip: report every sample that raises an error as unreadable, not only file errors.
+        constant: require samples that are equal in each epoch: raise `RandomSampleError` if a sample draws random
+            numbers, and `UnequalSamplesError` if its structure differs from that of the first sample.
     """
 
-    def __init__(self, dataset: Any, seed: int, *, skip: bool, alike: bool = False) -> None:
-        self.dataset, self.seed, self.skip, self.alike = dataset, seed, skip, alike
-        self.in_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
-        self.drawn_from: set[GlobalGenerator] = set()
-        self.form: Any = None
+    def __init__(self, dataset: Any, seed: int, *, skip: bool, constant: bool = False) -> None:
+        self.dataset, self.seed, self.skip, self.constant = dataset, seed, skip, constant
+        self.reads_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
+        self.seeded: set[GlobalGenerator] = set()  # generators that samples draw from
+        self.structure: Any = None  # of the first sample
         self.first = True
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Read:
-        """The samples of a batch, each asked for by (epoch, index)."""
-        if not self.first or self.in_batches or len(keys) < 2:
-            return self._settled(keys)
-        self.first = False  # what this one draws from, others will, and only it is read again
-        one, others = self._settled(keys[:1]), self._settled(keys[1:])
+    def __getitems__(self, keys: list[tuple[int, int]]) -> ReadSamples:
+        """Read the samples of a batch, each given by (epoch, index)."""
+        if not self.first or self.reads_batches or len(keys) < 2:
+            return self._read(keys)
+        self.first = False  # the first sample shows which generators are used, so only one sample is read twice
+        one, others = self._read(keys[:1]), self._read(keys[1:])
         unreadable = one.unreadable + others.unreadable
-        return Read(self.dataset, one.samples + others.samples, one.indices + others.indices, unreadable)
+        return ReadSamples(self.dataset, one.samples + others.samples, one.indices + others.indices, unreadable)
 
-    def _settled(self, keys: list[tuple[int, int]]) -> Read:
+    def _read(self, keys: list[tuple[int, int]]) -> ReadSamples:
+        """Read samples; read them again while they advance generators that were not seeded."""
         while True:
             failed = None
-            rng = RngSnapshot()  # the reading of data must not advance the generators of the model
+            rng = RngSnapshot()  # reading data must not advance the generators of the model
             try:
                 try:
-                    read = self._batch(keys) if self.in_batches else self._each(keys)
+                    read = self._read_batch(keys) if self.reads_batches else self._read_each(keys)
                 except Exception as error:
                     failed = error
                 finally:
-                    new = rng.restore() - self.drawn_from
+                    new = rng.restore() - self.seeded
             except BaseException:  # a signal may have interrupted the restore
                 rng.restore()
                 raise
-            if new and self.alike:
+            if new and self.constant:
                 raise RandomSampleError(f"sample {keys[0][1]}")
             if not new:
                 break
-            self.drawn_from |= new
+            self.seeded |= new
         if failed is not None:
             raise failed
         return read
 
-    def _batch(self, keys: list[tuple[int, int]]) -> Read:
+    def _read_batch(self, keys: list[tuple[int, int]]) -> ReadSamples:
+        """Read samples by the data set's own `__getitems__`; read each by itself if that fails."""
         indices = [index for _, index in keys]
         self._seed(*keys[0])
         before = torch.get_rng_state()
         try:
             samples = self.dataset.__getitems__(indices)
         except Exception as error:
-            if not (self.skip or at_fault(error)):
+            if not (self.skip or is_file_error(error)):
                 raise
-            return self._each(keys)  # which tells the sample
+            return self._read_each(keys)  # finds the unreadable sample
         if len(samples) != len(indices):
-            raise ValueError(f"__getitems__ was asked for {len(indices)} samples and gave {len(samples)}")
-        if self.alike:
-            unmoved(before, indices[0])
-            self._of_one_form(samples)
-        return Read(self.dataset, samples, indices, [])
+            raise ValueError(f"__getitems__ got {len(indices)} indices and returned {len(samples)} samples")
+        if self.constant:
+            require_constant(before, indices[0])
+            self._require_structure(samples)
+        return ReadSamples(self.dataset, samples, indices, [])
 
-    def _each(self, keys: list[tuple[int, int]]) -> Read:
-        read = Read(self.dataset, [], [], [])
+    def _read_each(self, keys: list[tuple[int, int]]) -> ReadSamples:
+        read = ReadSamples(self.dataset, [], [], [])
         for epoch, index in keys:
             self._seed(epoch, index)
-            before = torch.get_rng_state() if self.alike else None
+            before = torch.get_rng_state() if self.constant else None
             try:
                 sample = self.dataset[index]
             except Exception as error:
-                if not (self.skip or at_fault(error)):
+                if not (self.skip or is_file_error(error)):
                     raise
                 read.unreadable.append((index, f"{type(error).__name__}: {' '.join(str(error).split())}"))
             else:
                 read.samples.append(sample)
                 read.indices.append(index)
             if before is not None:
-                unmoved(before, index)
-        if self.alike:
-            self._of_one_form(read.samples)
+                require_constant(before, index)
+        if self.constant:
+            self._require_structure(read.samples)
         return read
 
-    def _of_one_form(self, samples: list[Any]) -> None:
-        for form in map(structure_of, samples):
-            self.form = form if self.form is None else self.form
-            if form != self.form:
-                raise UnequalSamplesError(f"{self.form} and {form}")
+    def _require_structure(self, samples: list[Any]) -> None:
+        for structure in map(structure_of, samples):
+            self.structure = structure if self.structure is None else self.structure
+            if structure != self.structure:
+                raise UnequalSamplesError(f"{self.structure} and {structure}")
 
     def _seed(self, epoch: int, index: int) -> None:
-        # Within an epoch no two samples get the same 32 bits, which are all that torch's generator takes.
+        # torch's generator uses 32 bits of the seed; CRC-32 gives each sample of an epoch different bits.
         number = zlib.crc32(index.to_bytes(8, "little"), epoch_seed(self.seed, epoch))
         torch.default_generator.manual_seed(number)
-        for generator in self.drawn_from:
+        for generator in self.seeded:
             generator.seed(number)
 
 
-def at_fault(error: Exception) -> bool:
-    """Whether reading failed for what a file holds."""
-    return isinstance(error, UNREADABLE) or type(error).__module__.startswith("PIL.")
+def is_file_error(error: Exception) -> bool:
+    """Return whether a damaged or missing file caused an error, rather than the code."""
+    return isinstance(error, FILE_ERRORS) or type(error).__module__.startswith("PIL.")
 
 
-def unmoved(before: Tensor, index: int) -> None:
-    """See to it that a sample has not drawn from torch's generator."""
+def require_constant(before: Tensor, index: int) -> None:
+    """Raise `RandomSampleError` if torch's RNG state is not `before`: the sample has drawn random numbers."""
     if not before.equal(torch.get_rng_state()):
         raise RandomSampleError(f"sample {index}")
 
 
-class RandomSampleError(Exception):
-    """A sample has drawn at random."""
-
-
-def leave_signals_to_parent(_: int) -> None:
-    """In a worker: a signal to the whole process group must not take the data from a step under way."""
-    if sys.platform == "linux":  # what it ignores must not keep it alive once its parent is gone
+def ignore_signals(_: int) -> None:
+    """Ignore signals in a worker process: its parent handles them, and its current step needs the data."""
+    if sys.platform == "linux":  # a worker that ignores signals must still end with its parent
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-class UnequalSamplesError(ValueError):
-    """Samples have several shapes, types or keys."""
-
-
-def collate(read: Read) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
-    """Samples to a batch, as torch does it; images of PIL become uint8 tensors (C, H, W).
+def collate(read: ReadSamples) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
+    """Collate samples into a batch as torch does; PIL images become uint8 tensors (C, H, W).
 
     Returns:
-        inputs, targets (both None where there are none), the indices of the samples in them, and those left out
-        as unreadable, each with why.
+        Inputs and targets (None if there is no sample), the indices of the samples, and (index, reason) of those
+        that cannot be read.
 
     Raises:
-        TypeError: a sample is no pair. (A plain error in one line: it may have to leave a worker process.)
-        UnequalError: they do not fit into one batch.
+        TypeError: a sample is not a pair. (A builtin error of one line, as it may have to leave a worker process.)
+        UnequalSamplesError: the samples do not fit into one batch.
     """
     if not read.samples:
         return None, None, read.indices, read.unreadable
     for sample in read.samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             kind = type(sample).__name__
-            raise TypeError(f"a sample is {kind}: let the data set's __getitem__ return a pair (inputs, target)")
+            raise TypeError(f"a sample is {kind}: return a pair (inputs, target) from the data set's __getitem__")
     pairs = [(_as_tensor(inputs), _as_tensor(target)) for inputs, target in read.samples]
     try:
         inputs, targets = default_collate(pairs)
-    except (RuntimeError, KeyError):  # torch's words differ between processes, and name neither sample
-        forms = list(map(structure_of, pairs))
-        other = next((place for place, form in enumerate(forms) if form != forms[0]), None)
+    except (RuntimeError, KeyError):  # torch's message depends on the process, and does not name the samples
+        structures = list(map(structure_of, pairs))
+        other = next((place for place, structure in enumerate(structures) if structure != structures[0]), None)
         if other is None:
             raise
         names = [name_of(read.dataset, read.indices[place]) for place in (0, other)]
-        shown = [text if len(text := str(forms[place])) < 80 else f"{text[:77]}..." for place in (0, other)]
+        shown = [text if len(text := str(structures[place])) < 80 else f"{text[:77]}..." for place in (0, other)]
         raise UnequalSamplesError(f"{names[0]} is {shown[0]}, {names[1]} is {shown[1]}") from None
     return inputs, targets, read.indices, read.unreadable
 
 
 def _as_tensor(part: Any) -> Any:
-    if hasattr(part, "getbands"):  # an image of PIL, which need not be imported to ask
+    if hasattr(part, "getbands"):  # a PIL image, recognised without importing PIL
         pixels = torch.from_numpy(np.array(part))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
     return part

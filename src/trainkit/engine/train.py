@@ -211,7 +211,7 @@ def run_facts(session: build.Session) -> dict[str, Any]:
 def startup_notes(session: build.Session, overrides: Sequence[str] = ()) -> list[str]:
     """What a person should know of a training before it starts; `overrides` are what they asked for."""
     state, lines = session.state, []
-    if not session.split_off and any(text.startswith("data.split=0") for text in overrides):
+    if not session.held_out and any(text.startswith("data.split=0") for text in overrides):
         lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
     norms = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
     if state.progress.micro_batch is not None and norms:

@@ -1,0 +1,55 @@
+"""The classes of a data set, and the split of a store into training and validation samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from trainkit.data.store import Store
+
+
+def targets_of(dataset: Any) -> Tensor | None:
+    """Return the classes of all samples, (N,) int64, or None if the data set does not list them."""
+    targets = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+    if targets is None:
+        return None
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # names or boxes, which are not classes
+        return None
+    return None if targets.is_floating_point() or targets.dim() != 1 else targets
+
+
+def count_classes(dataset: Any) -> int | None:
+    """Return the number of classes: of the attribute `classes`, else the largest target + 1, else None."""
+    if hasattr(dataset, "classes"):
+        return len(dataset.classes)
+    targets = targets_of(dataset)
+    return None if targets is None or not len(targets) else int(targets.max()) + 1
+
+
+def split(store: Store, fraction: float) -> tuple[Store, Store]:
+    """Split a store into training and validation samples, with the same fraction of each class.
+
+    The split depends on the data set alone, not on the seed of the run. So runs with different seeds are
+    validated on the same samples.
+
+    Args:
+        store: of the whole data set.
+        fraction: of the samples that are held out for validation.
+
+    Returns:
+        The stores of the training and of the validation samples.
+    """
+    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
+    targets = targets_of(store.dataset)
+    position = torch.empty(len(store), dtype=torch.float64)  # of a sample within its class, from 0 to 1
+    for label in [None] if targets is None else targets.unique():
+        members = order if targets is None else order[targets[order] == label]
+        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    held_out = torch.zeros(len(store), dtype=torch.bool)
+    held_out[order[position[order].argsort(stable=True)[: round(fraction * len(store))]]] = True
+    return store.subset(~held_out), store.subset(held_out)

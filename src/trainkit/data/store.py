@@ -1,0 +1,90 @@
+"""A `Store`: the samples of a data set, and the one decision where they are stored."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+
+from trainkit.core.pytree import map_tensors, tensors_in
+
+
+@dataclass(frozen=True)
+class Store:
+    """The samples of a data set: tensors in memory or on the device, or read one by one.
+
+    Args:
+        dataset: has a length and items. It names the samples, and reads them if `tensors` is None.
+        tensors: inputs and targets of the whole data set, nested tensors whose rows are samples.
+            None if the samples are streamed.
+        rows: the rows of `tensors` that belong to this store, (N,) int64. None: all rows, in order.
+        unreadable: index of a sample in this store -> why it could not be read.
+        place: where the samples are stored and why, such as "in memory (5.3 MiB)".
+    """
+
+    dataset: Any
+    tensors: tuple[Any, Any] | None = None
+    rows: Tensor | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    place: str = ""
+
+    @classmethod
+    def of(cls, dataset: Any) -> Store:
+        """Return the store of a data set as it is: its tensors if it slices tensors, else its items.
+
+        A subclass with its own `__getitem__` may do more than slice, so it is streamed.
+        """
+        rows, whole = None, dataset
+        while type(whole) is Subset:
+            own = torch.from_numpy(np.asarray(whole.indices, dtype=np.int64))
+            own = torch.where(own < 0, own + len(whole.dataset), own)  # type: ignore[arg-type]  # it has a length
+            rows, whole = own if rows is None else own[rows], whole.dataset
+        slices = getattr(type(whole), "__getitem__", None) is TensorDataset.__getitem__
+        if not slices or len(whole.tensors) != 2:
+            return cls(dataset)
+        return cls(dataset, tensors=tuple(whole.tensors), rows=rows)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors; 0 if the samples are streamed."""
+        return nbytes(self.tensors)
+
+    def to(self, device: torch.device) -> Store:
+        """Return the store with its tensors on a device."""
+        moved: Any = map_tensors(self.tensors, lambda tensor: tensor.to(device))
+        rows = None if self.rows is None else self.rows.to(device)
+        return replace(self, tensors=moved, rows=rows, place=self.place.replace("in memory", f"on {device}"))
+
+    def subset(self, mask: Tensor) -> Store:
+        """Return the store of the samples where `mask`, (N,) bool, is true; it shares the tensors."""
+        indices = mask.nonzero().flatten()
+        # 8 bytes per sample, where a list takes 40.
+        dataset = Subset(self.dataset, array("q", indices.numpy()))
+        unreadable = {}
+        if self.unreadable:
+            kept = enumerate(indices.tolist())
+            unreadable = {place: self.unreadable[index] for place, index in kept if index in self.unreadable}
+        if self.tensors is None:
+            return replace(self, dataset=dataset, unreadable=unreadable)
+        chosen = indices if self.rows is None else self.rows.cpu()[indices]
+        rows = chosen.to(next(iter(tensors_in(self.tensors))).device)
+        return replace(self, dataset=dataset, rows=rows, unreadable=unreadable)
+
+
+def nbytes(batch: Any) -> int:
+    """Return the bytes of all tensors in nested containers."""
+    return sum(tensor.nbytes for tensor in tensors_in(batch))
+
+
+def format_bytes(size: float) -> str:
+    """Return a size as people write it, in MiB or GiB."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,46 @@
+"""Samples that cannot be read: the limit of `data.on_unreadable=skip`, and the errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainkit.core.errors import DataError
+from trainkit.data.reading import name_of
+
+MAX_UNREADABLE = 10  # samples that may be skipped, or 1 % of the data set if that is more
+
+
+def record_unreadable_sample(known: dict[int, str], dataset: Any, index: int, reason: str) -> None:
+    """Add a skipped sample to those known.
+
+    Raises:
+        DataError: more samples are unreadable than may be skipped.
+    """
+    text = f"{name_of(dataset, index)}: {reason}"
+    known[index] = text
+    limit = max(MAX_UNREADABLE, len(dataset) // 100)
+    if len(known) > limit:
+        raise DataError(
+            f"{len(known)} of {len(dataset)} samples cannot be read, {limit} may be skipped; {text}",
+            hint="repair or delete those files: trainkit.log lists them",
+        )
+
+
+def unreadable_sample(dataset: Any, index: int, reason: str) -> DataError:
+    """Return the error for a sample that cannot be read and may not be skipped."""
+    hint = "repair or delete it, or skip such samples: data.on_unreadable=skip"
+    return DataError(f"{name_of(dataset, index)}: {reason}", hint=hint)
+
+
+def no_readable_sample(dataset: Any, index: int, reason: str) -> DataError:
+    """Return the error for a data set without a readable sample."""
+    cause = f"no sample can be read: the first is {name_of(dataset, index)}: {reason}"
+    return DataError(cause, hint="repair the files of the data set")
+
+
+def no_readable_in_batch(known: dict[int, str]) -> DataError:
+    """Return the error for a batch without a readable sample."""
+    return DataError(
+        "no sample of a batch can be read: the first is " + next(reversed(known.values())),
+        hint="repair those files, or write a larger batch_size",
+    )
