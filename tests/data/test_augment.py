@@ -261,7 +261,7 @@ MOVES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", MOVES, ids=str)
-def test_a_sample_looks_the_same_in_every_batch_and_different_in_other_epochs_and_seeds(
+def test_a_sample_is_the_same_in_every_batch_and_differs_in_other_epochs_and_seeds(
     options: dict[str, Any],
 ) -> None:
     images, indices = pictures(40), torch.arange(40)

@@ -291,9 +291,7 @@ def test_an_error_in_the_code_of_a_data_set_is_a_user_code_error(workers: int) -
         ("words", "its targets contain str"),
     ],
 )
-def test_a_set_that_cannot_be_held_is_streamed_with_the_reason_and_is_an_error_if_it_must_be_held(
-    kind: str, words: str
-) -> None:
+def test_a_set_that_cannot_be_held_is_streamed_or_an_error_if_it_must_be_held(kind: str, words: str) -> None:
     _, note = loader(kind)
     assert note.startswith("training data: 45 samples, streamed by the main process: ")
     assert words in note

@@ -15,6 +15,7 @@ from trainkit.core.errors import Stopped
 from trainkit.core.rng import rng_state
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
+from trainkit.data.store import Store
 from trainkit.runs.snapshot import digest
 from trainkit.training.loop import evaluate, fit
 from trainkit.training.state import State
@@ -52,7 +53,7 @@ def test_a_stop_while_a_sample_is_read_keeps_the_rng_states_and_the_weights(
     model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
     state = make_state(model, nn.CrossEntropyLoss())
     data = StoppingDataset(how)
-    loader = make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None)
+    loader = make_loader(Store.of(data), Prepare(torch.device("cpu")), batch_size=2, seed=None)
     seen: list[Any] = []
 
     class Watch:
@@ -93,5 +94,5 @@ def test_a_stop_in_validation_restores_the_buffers() -> None:
     data = StoppingDataset("raised")
     data.state = state  # type: ignore[assignment]
     with pytest.raises(Stopped):
-        evaluate(state, make_loader(data, Prepare(torch.device("cpu")), batch_size=2, seed=None))
+        evaluate(state, make_loader(Store.of(data), Prepare(torch.device("cpu")), batch_size=2, seed=None))
     assert state.objects.model.get_buffer("seen").item() == 0
