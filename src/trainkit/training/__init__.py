@@ -1,1 +1,12 @@
-"""The heart: the state of a training, its loop and its step. Nothing here knows the config, Hydra or rich."""
+"""The training itself: the state, the loop and the step. Nothing here imports the config, Hydra or rich.
+
+`loop` is the place to start reading. `step` has the parts of a step that the five lines do not show. `finite` and
+`oom` handle non-finite values and memory errors. `losses` and `metrics` keep the reported numbers exact.
+"""
+
+from trainkit.training.hooks import EVENTS
+from trainkit.training.loop import evaluate, fit
+from trainkit.training.progress import Progress
+from trainkit.training.state import LoopSettings, Objects, Phase, State, new_state
+
+__all__ = ["EVENTS", "LoopSettings", "Objects", "Phase", "Progress", "State", "evaluate", "fit", "new_state"]

@@ -49,7 +49,7 @@ class Progress:
         return self.batch + 1 >= self.batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the progress."""
+        """Return the progress for a checkpoint, which does not hold the sizes of an epoch or the micro batch."""
         numerator, denominator = self.loss.sums()
         return {
             "epoch": self.epoch,

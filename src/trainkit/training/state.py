@@ -41,14 +41,14 @@ class LoopSettings:
     mode: str = "min"  # min or max
     patience: int | None = None  # epochs without a new best before an early stop
     min_delta: float = 0.0  # smallest improvement that counts for patience
-    # Whether each step's loss and gradient are checked before the update. On an accelerator the check waits for
-    # the device, so the default (None) checks there only if `on_nonfinite` needs it.
+    # Check the loss and gradient of each step before the update. On an accelerator the check synchronizes the
+    # device, so the default (None) checks there only if `on_nonfinite` needs it.
     check_steps: bool | None = None
 
 
 @dataclass
 class Objects:
-    """What the config built: the objects that a step changes."""
+    """The objects that the config built and that a step changes."""
 
     model: nn.Module
     loss_fn: nn.Module
@@ -74,7 +74,7 @@ class Objects:
 
     @property
     def schedulers(self) -> list[Scheduler]:
-        """All schedulers, those of steps first."""
+        """All schedulers: first those that step after each batch, then those that step after each epoch."""
         return [*self.step_schedulers, *self.epoch_schedulers]
 
     @property
@@ -89,7 +89,7 @@ class Objects:
         return modules["model"], modules["loss"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the objects; its tensors are not copies."""
+        """Return the states of the objects for a checkpoint; the tensors are not copies."""
         return {
             "model": self.model.state_dict(),
             "loss": self.loss_fn.state_dict(),
@@ -247,7 +247,7 @@ def new_state(
     epoch_schedulers: Sequence[Scheduler] = (),
     watch: Mapping[str, nn.Parameter] | None = None,
 ) -> State:
-    """Return the state of a training that is about to begin.
+    """Return the state of a new training.
 
     Raises:
         ConfigError: the device does not support the precision.
@@ -285,12 +285,12 @@ def new_loss_mean(objects: Objects) -> Mean:
 
 
 def needs_closure(optimizer: type[Optimizer | ChainedOptimizer]) -> bool:
-    """Return whether optimizers of a class evaluate the loss themselves, as LBFGS does."""
+    """Return whether optimizers of this class evaluate the loss themselves, as LBFGS does."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:
-    """Return whether a layer normalises by batch statistics or tracks them."""
+    """Return whether a layer normalizes by batch statistics or tracks them."""
     tracks = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
     return tracks or isinstance(module, nn.modules.batchnorm._BatchNorm)
