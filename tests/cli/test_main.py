@@ -278,7 +278,7 @@ def test_help_names_commands_choices_keys_and_examples(trainkit: Command) -> Non
         "toy_cnn",
         "adadelta",
         "batch_size=32",
-        "of one optimizer step",
+        "samples per optimizer step",
         "-m, --multirun",
     ):
         assert words in text

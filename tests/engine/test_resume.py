@@ -283,7 +283,7 @@ def test_a_stopped_run_goes_on_with_more_patience(own: Path) -> None:
     ("override", "words"),
     [
         ("optim=adam", ["a resumed run keeps its optim"]),
-        ("epoch=5", ["there is no key 'epoch'", "did you mean epochs?"]),
+        ("epoch=5", ["the key 'epoch' does not exist", "did you mean epochs?"]),
         ("epochs=-1", ["epochs=-1"]),
         ("resume.allow=[leraning_rate]", ["resume.allow=leraning_rate", "no such key"]),
         ("seed=1,2", ["it means nothing for one run"]),

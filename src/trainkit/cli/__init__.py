@@ -1,1 +1,1 @@
-"""The command line: argv to a command, errors to exit codes. Nothing here imports torch."""
+"""The command line: from argv to a command, from errors to exit codes. Nothing here imports torch."""

@@ -1,51 +1,52 @@
-"""The text of `trainkit --help`, read off the commands and the config files themselves."""
+"""The text of `trainkit --help`, made from the commands and the config files."""
 
 from __future__ import annotations
 
 import ast
-import re
 import textwrap
 from pathlib import Path
 
+from trainkit.config.comments import key_comments
 from trainkit.config.search_path import CONF, user_folders
 
 
-def text() -> str:
-    """Usage, commands, what can be chosen, keys and examples."""
+def help_text() -> str:
+    """Return usage, commands, choices, keys, flags and examples."""
     return "\n".join(
         [
             "usage: trainkit [COMMAND] [KEY=VALUE ...]      no command means train",
             *_section("commands", _commands()),
-            *_section("choices (GROUP=NAME; a file of your own in ./conf/GROUP/NAME.yaml is one more)", _groups()),
-            *_section("keys (every key of a chosen config too, such as optim.momentum=0.9)", _keys()),
-            *_section("flags of commands", OWN_FLAGS),
-            *_section("Hydra's flags", FLAGS),
+            *_section("choices (GROUP=NAME; add a choice as a file ./conf/GROUP/NAME.yaml)", _groups()),
+            *_section("keys (and every key of a chosen config, such as optim.momentum=0.9)", _keys()),
+            *_section("flags of commands", COMMAND_FLAGS),
+            *_section("flags of trainkit and of Hydra", FLAGS),
             *_section("examples", EXAMPLES),
         ]
     )
 
 
 FLAGS = {
-    "-m, --multirun": "train each combination of values: -m optim=sgd,adam seed=0,1,2",
-    "-c, --cfg job": "show the composed config, train nothing (--resolve: with interpolations filled in)",
-    "-cd, --config-dir DIR": "look for configs in DIR as well",
-    "-i, --info [WHAT]": "how the config came about: defaults, searchpath, …",
-    "-sc, --shell-completion": 'install=bash prints it: eval "$(trainkit -sc install=bash)"',
-    "--version": "the version of trainkit",
+    "-m, --multirun": "train every combination of values: -m optim=sgd,adam seed=0,1,2",
+    "-c, --cfg job": "show the composed config without training (--resolve: resolve interpolations)",
+    "-cd, --config-dir DIR": "add DIR to the folders with configs",
+    "-i, --info [WHAT]": "show how the config was composed: defaults, searchpath, …",
+    "-sc, --shell-completion": 'install=bash prints the completion script: eval "$(trainkit -sc install=bash)"',
+    "--schema": "print a JSON schema of configs, for editors: trainkit --schema > trainkit.schema.json",
+    "--version": "print the version of trainkit",
 }
-OWN_FLAGS = {
-    "--json": "bench, find-lr, inspect, params, verify-resume: the answer as JSON",
-    "--start LR, --end LR, --steps N": "find-lr: from 1e-7 to 10 in 100 steps",
-    "resume.allow=[KEY,…]": "resume: go on although what these keys say has changed",
-    "--steps N": "bench: how many steps of each loop are timed (50)",
-    "--kills N": "verify-resume: how often the second training is killed (3)",
+COMMAND_FLAGS = {
+    "--json": "bench, find-lr, inspect, params, verify-resume: print JSON",
+    "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
+    "resume.allow=[KEY,…]": "resume: accept changes of these keys",
+    "--steps N": "bench: number of timed steps per loop (50)",
+    "--kills N": "verify-resume: number of kills of the second training (3)",
 }
 EXAMPLES = {
-    "trainkit": "the toy CNN on handwritten digits, nothing to download",
-    "trainkit model=toy_cnn optim=adam lr=0.001": "another optimizer, at a rate of your own",
-    "trainkit experiment=line_fit": "a recorded experiment",
-    "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer at its own rate",
-    "trainkit resume last epochs=40": "go on with the newest run, and longer than planned",
+    "trainkit": "train the toy CNN on handwritten digits, without a download",
+    "trainkit model=toy_cnn optim=adam lr=0.001": "choose the optimizer and the learning rate",
+    "trainkit experiment=line_fit": "run a recorded experiment",
+    "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer with its default learning rate",
+    "trainkit resume last epochs=40": "resume the newest run, for more epochs than planned",
 }
 
 
@@ -76,15 +77,6 @@ def _groups() -> dict[str, str]:
 
 
 def _keys() -> dict[str, str]:
-    """The keys of config.yaml that have a comment, with their defaults."""
-    rows: dict[str, str] = {}
-    path: list[str] = []
-    for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
-        match = re.match(r"( *)([\w]+): *(.*?) *(?:# (.*))?$", line)
-        if match is None:
-            continue
-        indent, key, value, comment = match.groups()
-        path = [*path[: len(indent) // 2], key]
-        if comment:
-            rows[".".join(path) + (f"={value}" if value else "")] = comment
-    return rows
+    """Return the keys of config.yaml that have a comment, with their defaults."""
+    comments = key_comments().items()
+    return {key + (f"={comment.default}" if comment.default else ""): comment.text for key, comment in comments}

@@ -1,8 +1,9 @@
-"""argv to command; errors to one clear message and an exit code. Imports neither torch nor a command."""
+"""Run the command of a command line; turn errors into a message and an exit code."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import sys
@@ -18,14 +19,14 @@ COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit code."""
+    """Run a command line and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays what it is
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
     try:
-        # At the end: `_target_: mymodels.Net` finds ./mymodels.py, and no ./random.py hides Python's.
+        # Last, so that `_target_: mymodels.Net` finds ./mymodels.py, but ./random.py does not shadow Python's module.
         sys.path.append(str(Path.cwd()))
         code = dispatch(argv)
         if sys.stdout is not None:  # closed, as by `>&-`
@@ -34,23 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _stopped(error)
     except TrainkitError as error:
-        # Libraries may turn the interrupt into an error of their own.
+        # A library may have turned the interrupt into its own error.
         return _stopped(Stopped.pending) if Stopped.pending else _fail(str(error), error, error.exit_code)
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+    except BrokenPipeError:  # the reader of stdout stopped early, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
-        return _fail(f"error: {error}\n  mend that, or run trainkit elsewhere", error, StorageError.exit_code)
+        text = f"error: {error}\n  correct the cause, or run trainkit in another folder"
+        return _fail(text, error, StorageError.exit_code)
     except Exception as error:
         if Stopped.pending:
             return _stopped(Stopped.pending)
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"error: {type(error).__name__}: {error}\n  at {where.filename}, line {where.lineno}; "
-        return _fail(text + "set TRAINKIT_TRACEBACK=1 and run again to see all of it", error, 1)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"error: {type(error).__name__}: {error}\n  at {frame.filename}, line {frame.lineno}; "
+        return _fail(text + "set TRAINKIT_TRACEBACK=1 to see the whole traceback", error, 1)
 
 
 def dispatch(argv: list[str]) -> int:
-    """Find the command (no name means `train`) and run it."""
+    """Run the command that argv names; without a name, run `train`."""
     name, rest = "train", argv
     if argv and argv[0] in COMMANDS:
         name, rest = argv[0], argv[1:]
@@ -59,23 +61,30 @@ def dispatch(argv: list[str]) -> int:
 
         near = nearest(argv[0], [*COMMANDS, *RootKeys.__annotations__]) or "train"
         hint = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
-        raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", hint=f"{hint}; see trainkit --help")
+        raise ConfigError(
+            f"{argv[0]}: neither a command nor KEY=VALUE", hint=f"{hint}; trainkit --help lists commands and keys"
+        )
     if {"--help", "-h"} & set(rest):
-        from trainkit.cli import help as usage
+        from trainkit.cli.help import help_text
 
-        print(usage.text())
+        print(help_text())
         return 0
     if "--version" in rest:
         from trainkit import __version__
 
         print(f"trainkit {__version__}")
         return 0
+    if "--schema" in rest:
+        from trainkit.config.json_schema import json_schema
+
+        print(json.dumps(json_schema(), indent=2))
+        return 0
     code: int = importlib.import_module(f"trainkit.cli.commands.{name.replace('-', '_')}").run(rest)
     return code
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     Stopped.pending = Stopped(number)
     raise Stopped.pending
 
@@ -91,6 +100,6 @@ def _fail(text: str, error: BaseException, code: int) -> int:
         traceback.print_exception(error)
     try:
         print(text, file=sys.stderr or sys.__stderr__, flush=True)
-    except (OSError, AttributeError, ValueError):  # there is nobody to tell
+    except (OSError, AttributeError, ValueError):  # stderr is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return code

@@ -163,7 +163,8 @@ def _resolve(node: Any, path: str, problems: list[Problem]) -> Any:
             problems += [problem] if problem else []
             continue
         if value == "???":
-            problems.append(Problem(f"{inner}: it must be given", f"write {inner}=VALUE"))
+            hint = f"choose one: {inner}={CHOICES[inner]}" if inner in CHOICES else f"write {inner}=VALUE"
+            problems.append(Problem(f"{inner}: it must be given", hint))
         plain[key] = _resolve(value, inner, problems)
     return plain if isinstance(node, DictConfig) else list(plain.values())
 

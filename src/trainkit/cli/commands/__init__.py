@@ -1,1 +1,1 @@
-"""One verb per file: `run(argv)` is the command, its docstring's first line what `--help` says."""
+"""One command per file: `run(argv)` runs the command. `--help` shows the first line of the file's docstring."""

@@ -1,4 +1,4 @@
-"""Go on with a run where it stopped, to the same bits; RUN is its directory, or `last`."""
+"""Resume a run exactly where it stopped. RUN is the run's directory, or `last`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from trainkit.runs.reload import reload_config
 
 
 def run(argv: Sequence[str]) -> int:
-    """Check what is asked for, restore the newest checkpoint that is whole, train on."""
+    """Check the overrides, restore the newest intact checkpoint, and continue the training."""
     args = arguments.parse(argv)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
-        raise ConfigError("resume takes a run and overrides", hint="write trainkit resume RUN [KEY=VALUE ...], or last")
+        raise ConfigError(
+            "resume takes a run and overrides",
+            hint="write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory, or last",
+        )
     name, *overrides = args.overrides
     before = Run.load(find_run(name))
     if before.info.get("status") == "completed" and not overrides:
         print("\n".join(finished_lines(before)))
         return 0
-    reload_config(before, overrides)  # what is wrong there is told before torch is imported
+    reload_config(before, overrides)  # reports a wrong override before the slow import of torch
     from trainkit.engine.resume import resume
 
     run = resume(before, overrides)

@@ -1,4 +1,4 @@
-"""Compose a config, build what it names, train: one run, or with -m a sweep."""
+"""Train a config; with -m, train every combination of values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from trainkit.config.compose import compose_sweep
 
 
 def run(argv: Sequence[str]) -> int:
-    """One training, a sweep with `-m`, or one of Hydra's flags that only show something."""
+    """Run a training, a sweep with `-m`, or one of Hydra's flags that only print something."""
     args = arguments.parse(argv)
     arguments.report_ignored_configs(args)
     if arguments.show(args):
         return 0
     if args.multirun:
         checked = compose_sweep(args.overrides, args.config_dir)
-        from trainkit.sweeps.grid import sweep  # imports torch, which a config that is right may wait for
+        from trainkit.sweeps.grid import sweep  # imports torch, so the config is checked first
 
         return sweep(checked, args.overrides, args.config_dir)
     composed = arguments.compose(args)
