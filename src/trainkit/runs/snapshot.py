@@ -42,8 +42,9 @@ RATE_KEYS = {"lr", "optim", "param_groups", "scheduler"}  # config keys that pla
 ORDER_KEYS = {"batch_size", "seed", "data", "limit_batches"}  # config keys that decide the batches of an epoch
 CLOCKS = ("seconds", "samples_per_second")
 LOSS_ARGUMENTS = {"weight", "pos_weight"}  # arguments that torch stores as buffers
-PLATEAU_COUNTS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
-PLATEAU_MONITOR = ("best", "num_bad_epochs", "mode", "mode_worse")  # what depends on the monitored metric
+# Entries of a plateau scheduler's state: its counts, and those that depend on the monitored metric.
+PLATEAU_COUNTS = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch"}
+PLATEAU_MONITOR = {"best", "num_bad_epochs", "mode", "mode_worse"}
 
 
 def capture_state(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
 
 
 def _without_changed(state: State, saved: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
-    """Return the captured state with the present values where a changed config key decides them."""
+    """Return the captured state without the values that a changed config key decides; the present values stay."""
     adapted = dict(saved)
     if "loss" in changed:
         present = {key: value for key, value in state.objects.loss_fn.state_dict().items() if key in LOSS_ARGUMENTS}
@@ -152,8 +153,8 @@ def _restore_plateau(scheduler: ReduceLROnPlateau, number: int, saved: Mapping[s
     """Restore the counts of a plateau scheduler, and the learning rates that it has lowered so far."""
     content = saved["schedulers"][number] if number < len(saved["schedulers"]) else {}
     if "num_bad_epochs" in content:
-        kept = [key for key in PLATEAU_COUNTS if not ("monitor" in changed and key in PLATEAU_MONITOR)]
-        scheduler.load_state_dict({key: content[key] for key in kept})
+        restored = PLATEAU_COUNTS - PLATEAU_MONITOR if "monitor" in changed else PLATEAU_COUNTS
+        scheduler.load_state_dict({key: content[key] for key in restored})
     if not {"lr", "param_groups"} & changed:
         optimizers = saved["optimizers"].values()
         groups = {name: group for optimizer in optimizers for name, group in optimizer["groups"].items()}
