@@ -1,8 +1,8 @@
-"""What a checkpoint costs beyond torch.save, and whether resuming late in an epoch takes longer than early.
+"""Compare a checkpoint with torch.save, and a resume late in an epoch with a resume at its start.
 
-    python benchmarks/checkpoint.py
+    python -m benchmarks.checkpoint
 
-Both are measured interleaved in one run, and the medians compared.
+Both sides of a comparison are measured in turns, and the medians are compared.
 """
 
 from __future__ import annotations
@@ -33,51 +33,51 @@ class Points:
         return 2000
 
     def __getitem__(self, index):
-        time.sleep(0.002)  # a file is read and decoded
+        time.sleep(0.002)  # as if a file were read and decoded
         return torch.zeros(3, 32, 32, dtype=torch.uint8), index % 2
 
-class Leave:
+class Exit:
     def on_step(self, state):
         os._exit(0)
 """
 RUN = ["model=mlp", "data=points", "epochs=2", "batch_size=10", "progress=off", "checkpoint.every_steps=1"]
 
 
-def saving(folder: Path, repeats: int = 15) -> tuple[float, float, float]:
-    """MiB of a state, and the median seconds of torch.save and of a whole checkpoint."""
+def time_saving(folder: Path, repeats: int = 15) -> tuple[float, float, float]:
+    """Return the MiB of a state, and the median seconds of torch.save and of a checkpoint."""
     model = nn.Linear(3400, 3470)  # 45 MiB
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "name": "default"}], lr=0.1)
     state = new_state(model, nn.MSELoss(), optimizer, torch.device("cpu"), LoopSettings(epochs=1))
     checkpoints = Checkpoints(folder / "checkpoints")
-    alone, whole = [], []
+    torch_save, checkpoint = [], []
     for step in range(1, repeats + 1):
         state.progress.step = step
         began = time.perf_counter()
-        torch.save(capture_state(state, {}), folder / "alone.pt")
-        alone.append(time.perf_counter() - began)
+        torch.save(capture_state(state, {}), folder / "state.pt")
+        torch_save.append(time.perf_counter() - began)
         began = time.perf_counter()
         checkpoints.write(capture_state(state, {}))
         checkpoints.prune(2)
-        whole.append(time.perf_counter() - began)
-    size = (folder / "alone.pt").stat().st_size / 2**20
-    return size, statistics.median(alone), statistics.median(whole)
+        checkpoint.append(time.perf_counter() - began)
+    size = (folder / "state.pt").stat().st_size / 2**20
+    return size, statistics.median(torch_save), statistics.median(checkpoint)
 
 
-def resuming(folder: Path, repeats: int = 7) -> tuple[float, float]:
-    """Median seconds from the command to the first step, at the start of an epoch and at 90 % of it."""
+def time_resuming(folder: Path, repeats: int = 7) -> tuple[float, float]:
+    """Return the median seconds from the command to the first step, resuming at the start and at 90 % of an epoch."""
     (folder / "benchmodule.py").write_text(MODULE)
     (folder / "conf" / "data").mkdir(parents=True)
     (folder / "conf" / "data" / "points.yaml").write_text("train: {_target_: benchmodule.Points}\n")
     for name, step in (("start", 1), ("late", 181)):
-        kill = f"+hooks.leave={{_target_: trainkit.diagnostics.verify_resume.Kill, step: {step}}}"
+        kill = f"+hooks.exit={{_target_: trainkit.diagnostics.verify_resume.Kill, step: {step}}}"
         _trainkit(folder, *RUN, kill, f"hydra.run.dir={name}")
     times: dict[str, list[float]] = {"start": [], "late": []}
     for _ in range(repeats):
         for name, seconds in times.items():
-            shutil.rmtree(folder / "again", ignore_errors=True)
-            shutil.copytree(folder / name, folder / "again")
+            shutil.rmtree(folder / "copy", ignore_errors=True)
+            shutil.copytree(folder / name, folder / "copy")
             began = time.perf_counter()
-            _trainkit(folder, "resume", "again", "hooks.leave._target_=benchmodule.Leave", "~hooks.leave.step")
+            _trainkit(folder, "resume", "copy", "hooks.exit._target_=benchmodule.Exit", "~hooks.exit.step")
             seconds.append(time.perf_counter() - began)
     return statistics.median(times["start"]), statistics.median(times["late"])
 
@@ -88,12 +88,12 @@ def _trainkit(folder: Path, *argv: str) -> None:
 
 
 def main() -> None:
-    """Print both."""
+    """Run both comparisons and print the medians."""
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).resolve()
-        size, alone, whole = saving(folder)
-        print(f"saving {size:.0f} MiB: torch.save {alone:.3f} s, a checkpoint {whole:.3f} s: {whole - alone:+.3f} s")
-        start, late = resuming(folder)
+        size, torch_save, checkpoint = time_saving(folder)
+        print(f"saving {size:.0f} MiB: torch.save {torch_save:.3f} s, checkpoint {checkpoint:.3f} s")
+        start, late = time_resuming(folder)
         print(f"resuming to the first step: at the start {start:.2f} s, at 90 % {late:.2f} s: {late / start:.2f} times")
 
 

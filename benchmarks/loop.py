@@ -1,9 +1,9 @@
-"""The tutorial's loop by hand against trainkit: samples a second, fp32 and bf16, batches of 32 and 256.
+"""Compare trainkit with the loop of the tutorials: samples per second, fp32 and bf16, batches of 32 and 256.
 
     python -m benchmarks.loop [--samples 5000] [--epochs 8] [--data FILE.npz]
 
-Every loop has a process of its own and they take turns, an epoch each. Ratios are of the medians, over the
-tutorial's loop at the same batch size. The losses of the first epochs are compared, too.
+Each loop has its own process, and the loops take turns, an epoch each. Ratios compare the medians with the
+tutorial's loop at the same batch size. The losses of all epochs are compared too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import loops
-from benchmarks.contest import Job, Lane, images, machine, race, table
+from benchmarks.interleave import Entry, Job, describe_machine, make_images_file, markdown_table, run_interleaved
 
 
 def main() -> None:
-    """Race, and print the table."""
+    """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=8)
@@ -27,28 +27,27 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        data = images(args.samples, args.data and str(Path(args.data).resolve()), Path(folder))
+        data = make_images_file(args.samples, args.data and str(Path(args.data).resolve()), Path(folder))
         for batch_size in args.batch_sizes:
             job = Job(data, batch_size, args.epochs)
             bf16 = replace(job, precision="bf16")
-            lanes = race(
+            entries = run_interleaved(
                 [
-                    Lane("the tutorial's loop", loops.tutorial, job),
-                    Lane("bare script, fp32", loops.bare, job),
-                    Lane("trainkit's parts in a bare loop, fp32", loops.same_parts, job),
-                    Lane("trainkit, fp32", loops.trainkit, job),
-                    Lane("bare script, bf16", loops.bare, bf16),
-                    Lane("trainkit's parts in a bare loop, bf16", loops.same_parts, bf16),
-                    Lane("trainkit, bf16", loops.trainkit, bf16),
+                    Entry("the tutorial's loop", loops.tutorial, job),
+                    Entry("bare script, fp32", loops.bare_script, job),
+                    Entry("trainkit's parts in a bare loop, fp32", loops.trainkit_objects, job),
+                    Entry("trainkit, fp32", loops.trainkit, job),
+                    Entry("bare script, bf16", loops.bare_script, bf16),
+                    Entry("trainkit's parts in a bare loop, bf16", loops.trainkit_objects, bf16),
+                    Entry("trainkit, bf16", loops.trainkit, bf16),
                 ]
             )
-            first = lanes["the tutorial's loop"]
-            for name, lane in lanes.items():
-                off = max(abs(mine - its) / its for mine, its in zip(lane.losses, first.losses, strict=True))
-                speed = args.samples / lane.median
-                rows.append([str(batch_size), name, f"{speed:,.0f}", f"{first.median / lane.median:.2f}", f"{off:.1e}"])
-    print(f"{machine()}; {args.samples:,} images, {args.epochs} epochs\n")
-    print(table(["batch", "loop", "samples/s", "ratio", "loss differs by"], rows))
+            reference = entries["the tutorial's loop"]
+            for name, entry in entries.items():
+                speed, ratio = f"{args.samples / entry.median:,.0f}", f"{reference.median / entry.median:.2f}"
+                rows.append([str(batch_size), name, speed, ratio, f"{entry.loss_difference(reference):.1e}"])
+    print(f"{describe_machine()}; {args.samples:,} images, {args.epochs} epochs\n")
+    print(markdown_table(["batch", "loop", "samples/s", "ratio", "loss differs by"], rows))
 
 
 if __name__ == "__main__":

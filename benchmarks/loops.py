@@ -1,16 +1,16 @@
-"""The loops that are raced: by hand as tutorials have it, by hand as fast as a bare script goes, and trainkit."""
+"""The loops that are compared: by hand as in tutorials, by hand as fast as possible, and trainkit."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.contest import Job, Lap
+from benchmarks.interleave import Job, Reporter
 
-_lap: Any = None  # of this process, for the hook that trainkit builds from its config
+_reporter: Any = None  # of this process; trainkit builds `ReportEpochs` from the config, without arguments
 
 
-def pictures(job: Job) -> Any:
-    """The data set of the tutorials: an image of PIL at a time, and `ToTensor`."""
+def pil_images(job: Job) -> Any:
+    """Return the data set of the tutorials: PIL images and `ToTensor`, sample by sample."""
     import numpy as np
     from PIL import Image
     from torch.utils.data import Dataset
@@ -19,7 +19,7 @@ def pictures(job: Job) -> Any:
     with np.load(job.data) as arrays:
         x, y = arrays["X"].transpose(0, 2, 3, 1).copy(), arrays["y"]
 
-    class Pictures(Dataset[Any]):
+    class PilImages(Dataset[Any]):
         to_tensor = ToTensor()
 
         def __len__(self) -> int:
@@ -28,11 +28,11 @@ def pictures(job: Job) -> Any:
         def __getitem__(self, index: int) -> Any:
             return self.to_tensor(Image.fromarray(x[index])), int(y[index])
 
-    return Pictures()
+    return PilImages()
 
 
-class Shuffled:
-    """trainkit's order of each epoch, so that losses can be compared."""
+class TrainkitSampler:
+    """Samples in trainkit's order of each epoch, so that losses can be compared."""
 
     def __init__(self, samples: int, seed: int) -> None:
         self.samples, self.seed, self.epoch = samples, seed, 0
@@ -49,7 +49,7 @@ class Shuffled:
 
 
 def toy_cnn(job: Job) -> Any:
-    """The model, with trainkit's initial weights."""
+    """Return the model with trainkit's initial weights."""
     import torch
 
     from trainkit.models import ToyCNN
@@ -58,22 +58,24 @@ def toy_cnn(job: Job) -> Any:
     return ToyCNN()
 
 
-def tutorial(job: Job, lap: Lap) -> None:
-    """The loop of every tutorial: DataLoader, PIL, ToTensor, `.item()` each step."""
+def tutorial(job: Job, report: Reporter) -> None:
+    """Train with the loop of most tutorials: DataLoader, PIL, ToTensor, `.item()` at each step."""
     from torch.utils.data import DataLoader
 
-    data = pictures(job)
-    by_hand(job, lap, toy_cnn(job), DataLoader(data, job.batch_size, sampler=Shuffled(len(data), job.seed)))
+    data = pil_images(job)
+    train_by_hand(
+        job, report, toy_cnn(job), DataLoader(data, job.batch_size, sampler=TrainkitSampler(len(data), job.seed))
+    )
 
 
-def by_hand(job: Job, lap: Lap, model: Any, loader: Any) -> None:
-    """The loop itself."""
+def train_by_hand(job: Job, report: Reporter, model: Any, loader: Any) -> None:
+    """Train with SGD and cross entropy, and read the loss at each step."""
     import torch
     from torch import nn
 
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
-    lap()
+    report()
     for _ in range(job.epochs):
         total = 0.0
         for inputs, targets in loader:
@@ -82,11 +84,11 @@ def by_hand(job: Job, lap: Lap, model: Any, loader: Any) -> None:
             loss.backward()
             optimizer.step()
             total += loss.item() * len(targets)
-        lap(total / len(loader.dataset))
+        report(total / len(loader.dataset))
 
 
-def bare(job: Job, lap: Lap) -> None:
-    """What a bare script reaches: uint8 in memory, batches sliced, channels_last, fused SGD, sums in tensors."""
+def bare_script(job: Job, report: Reporter) -> None:
+    """Train as fast as a script can: uint8 in memory, sliced batches, channels_last, fused SGD, sums in tensors."""
     import contextlib
 
     import numpy as np
@@ -100,7 +102,7 @@ def bare(job: Job, lap: Lap) -> None:
     model, loss_fn = toy_cnn(job).to(memory_format=torch.channels_last), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr, fused=True)
     bf16 = torch.autocast("cpu", torch.bfloat16) if job.precision == "bf16" else contextlib.nullcontext()
-    lap()
+    report()
     for epoch in range(job.epochs):
         total = torch.zeros((), dtype=torch.float64)
         for indices in epoch_order(len(x), job.seed, epoch).split(job.batch_size):
@@ -111,18 +113,18 @@ def bare(job: Job, lap: Lap) -> None:
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(inputs)
-        lap(total.item() / len(x))
+        report(total.item() / len(x))
 
 
-def same_parts(job: Job, lap: Lap) -> None:
-    """The loader, model and optimizer of trainkit in a bare loop: what the rest of it costs is the difference."""
-    from trainkit.build import session as build
+def trainkit_objects(job: Job, report: Reporter) -> None:
+    """Train with trainkit's loader, model and optimizer in a bare loop; the difference is the cost of the rest."""
+    from trainkit.build.session import build_session
 
-    session = build.build_session(config(job))
+    session = build_session(compose(job).settings)
     state, loader = session.state, session.train
     model, loss_fn, optimizer = state.objects.model, state.objects.loss_fn, state.objects.optimizer
     model.train()
-    lap()
+    report()
     for epoch in range(job.epochs):
         state.begin_epoch()
         for inputs, targets in loader.batches(epoch):
@@ -132,41 +134,45 @@ def same_parts(job: Job, lap: Lap) -> None:
             loss.backward()
             optimizer.step()
             state.progress.loss.update(loss, weight=len(inputs))
-        lap(state.progress.loss.item())
+        report(state.progress.loss.item())
 
 
-def trainkit(job: Job, lap: Lap) -> None:
-    """The whole of trainkit from a config, with metrics, history, checkpoints and a line an epoch."""
+def trainkit(job: Job, report: Reporter) -> None:
+    """Train with all of trainkit, with metrics, history, checkpoints and a line for each epoch."""
     import trainkit
 
-    global _lap
-    _lap = lap
-    trainkit.train(config(job, "+hooks.lap._target_=benchmarks.loops.Announce"))
+    set_reporter(report)
+    trainkit.train(compose(job, "+hooks.report._target_=benchmarks.loops.ReportEpochs"))
 
 
-def config(job: Job, *overrides: str) -> Any:
-    """The config of the job."""
-    import trainkit
+def compose(job: Job, *overrides: str) -> Any:
+    """Return the composed config of a job, with its settings."""
+    from trainkit.config.compose import compose_run
 
-    keys = {"batch_size": job.batch_size, "epochs": job.epochs, "precision": job.precision, "lr": job.lr}
-    chosen = [
-        "model=toy_cnn",
-        "optim=sgd",
-        "data=arrays",
-        "data.split=off",
-        f"data.file={job.data}",
-        f"seed={job.seed}",
-    ]
-    return trainkit.compose([*chosen, *(f"{key}={value}" for key, value in keys.items()), *overrides])
+    chosen = ["model=toy_cnn", "optim=sgd", "data=arrays", "data.split=off", f"data.file={job.data}"]
+    keys = {
+        "batch_size": job.batch_size,
+        "epochs": job.epochs,
+        "precision": job.precision,
+        "lr": job.lr,
+        "seed": job.seed,
+    }
+    return compose_run([*chosen, *(f"{key}={value}" for key, value in keys.items()), *overrides])
 
 
-class Announce:
-    """The hook that tells the race of each epoch."""
+def set_reporter(report: Reporter) -> None:
+    """Set the reporter that `ReportEpochs` uses in this process."""
+    global _reporter
+    _reporter = report
+
+
+class ReportEpochs:
+    """A hook that reports each epoch. A checkpoint counts for the next epoch, and the last checkpoint is not timed."""
 
     def on_start(self, state: Any) -> None:  # noqa: ARG002
-        """Ready."""
-        _lap()
+        """Report that the training is ready."""
+        _reporter()
 
     def on_epoch(self, state: Any, metrics: dict[str, Any]) -> None:  # noqa: ARG002
-        """An epoch is over; its checkpoint belongs to the next, and the last one's to none."""
-        _lap(metrics["train/loss"])
+        """Report the loss of the epoch."""
+        _reporter(metrics["train/loss"])

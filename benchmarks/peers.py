@@ -1,12 +1,12 @@
-"""The tutorial's loop against trainkit, Lightning, Accelerate, Ignite and skorch: samples a second and losses.
+"""Compare trainkit with the tutorial's loop, Lightning, Accelerate, Ignite and skorch: samples per second and losses.
 
     uv pip install --group peers
     python -m benchmarks.peers [--samples 5000] [--epochs 6] [--batch-size 32] [--data FILE.npz]
 
-All train the same job on the CPU: data set, order of samples, initial weights, SGD, and the exact mean loss of
-each epoch. Each peer is used as its documentation has it, without logger, checkpoints and progress bar; trainkit
-keeps its metrics, history and checkpoints. They take turns, an epoch each; ratios are of the medians. A peer that
-is not installed is left out.
+All loops train the same job on the CPU: data set, order of samples, initial weights, SGD, and the exact mean loss of
+each epoch. Each peer is used as in its documentation, without logger, checkpoints and progress bar. trainkit keeps its
+metrics, history and checkpoints. The loops take turns, an epoch each. Ratios compare the medians. A peer that is not
+installed is skipped.
 """
 
 from __future__ import annotations
@@ -19,19 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import loops
-from benchmarks.contest import Job, Lane, Lap, Loop, images, machine, race, table
+from benchmarks.interleave import (
+    Entry,
+    Job,
+    Loop,
+    Reporter,
+    describe_machine,
+    make_images_file,
+    markdown_table,
+    run_interleaved,
+)
 
 
-def loader_of(job: Job) -> Any:
-    """The tutorial's DataLoader."""
+def make_tutorial_loader(job: Job) -> Any:
+    """Return the DataLoader of the tutorial's loop."""
     from torch.utils.data import DataLoader
 
-    data = loops.pictures(job)
-    return DataLoader(data, job.batch_size, sampler=loops.Shuffled(len(data), job.seed))
+    data = loops.pil_images(job)
+    return DataLoader(data, job.batch_size, sampler=loops.TrainkitSampler(len(data), job.seed))
 
 
-def lightning(job: Job, lap: Lap) -> None:
-    """Lightning's Trainer; `self.log` takes the mean."""
+def lightning(job: Job, report: Reporter) -> None:
+    """Train with Lightning's Trainer; `self.log` computes the mean."""
     import logging
     import warnings
 
@@ -54,28 +63,28 @@ def lightning(job: Job, lap: Lap) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=job.lr)
 
-    # Advice on workers, and what hardware there is.
+    # Lightning warns about the number of workers and lists the hardware.
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    announce = LambdaCallback(
-        on_train_start=lambda trainer, module: lap(),  # noqa: ARG005
-        on_train_epoch_end=lambda trainer, module: lap(trainer.callback_metrics["loss"].item()),  # noqa: ARG005
+    report_epochs = LambdaCallback(
+        on_train_start=lambda trainer, module: report(),  # noqa: ARG005
+        on_train_epoch_end=lambda trainer, module: report(trainer.callback_metrics["loss"].item()),  # noqa: ARG005
     )
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=job.epochs,
-        callbacks=[announce],
+        callbacks=[report_epochs],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Classifier(), loader_of(job))
+    trainer.fit(Classifier(), make_tutorial_loader(job))
 
 
-def accelerate(job: Job, lap: Lap) -> None:
-    """The tutorial's loop with what Accelerate asks to change in it."""
+def accelerate(job: Job, report: Reporter) -> None:
+    """Train with the tutorial's loop and the changes that Accelerate asks for."""
     import torch
     from accelerate import Accelerator
     from torch import nn
@@ -83,8 +92,8 @@ def accelerate(job: Job, lap: Lap) -> None:
     accelerator = Accelerator(cpu=True)
     model, loss_fn = loops.toy_cnn(job), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader_of(job))
-    lap()
+    model, optimizer, loader = accelerator.prepare(model, optimizer, make_tutorial_loader(job))
+    report()
     for _ in range(job.epochs):
         total = 0.0
         for inputs, targets in loader:
@@ -93,16 +102,16 @@ def accelerate(job: Job, lap: Lap) -> None:
             accelerator.backward(loss)
             optimizer.step()
             total += loss.item() * len(inputs)
-        lap(total / len(loader.dataset))
+        report(total / len(loader.dataset))
 
 
-def ignite(job: Job, lap: Lap) -> None:
-    """Ignite's supervised trainer, and a handler that takes the mean."""
+def ignite(job: Job, report: Reporter) -> None:
+    """Train with Ignite's supervised trainer and a handler that computes the mean."""
     import torch
     from ignite.engine import Events, create_supervised_trainer
     from torch import nn
 
-    model, loader = loops.toy_cnn(job), loader_of(job)
+    model, loader = loops.toy_cnn(job), make_tutorial_loader(job)
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
     trainer = create_supervised_trainer(
         model,
@@ -116,48 +125,48 @@ def ignite(job: Job, lap: Lap) -> None:
         nonlocal total
         total += engine.state.output
 
-    def announce() -> None:
+    def report_epoch() -> None:
         nonlocal total
-        lap(total / len(loader.dataset))
+        report(total / len(loader.dataset))
         total = 0.0
 
-    trainer.add_event_handler(Events.STARTED, lambda: lap())
+    trainer.add_event_handler(Events.STARTED, lambda: report())
     trainer.add_event_handler(Events.ITERATION_COMPLETED, add)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, announce)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, report_epoch)
     trainer.run(loader, max_epochs=job.epochs)
 
 
-def skorch(job: Job, lap: Lap) -> None:
-    """The classifier of skorch; its history has the mean."""
+def skorch(job: Job, report: Reporter) -> None:
+    """Train with the classifier of skorch; its history has the mean."""
     import torch
     from skorch import NeuralNetClassifier
     from skorch.callbacks import Callback
     from torch import nn
 
-    class Announce(Callback):
+    class ReportEpochs(Callback):
         def on_train_begin(self, net: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            lap()
+            report()
 
         def on_epoch_end(self, net: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            lap(float(net.history[-1, "train_loss"]))
+            report(float(net.history[-1, "train_loss"]))
 
-    data = loops.pictures(job)
+    data = loops.pil_images(job)
     net = NeuralNetClassifier(
-        loops.toy_cnn(job),  # an instance is trained as it is, with its weights
+        loops.toy_cnn(job),  # skorch trains an instance without resetting its weights
         criterion=nn.CrossEntropyLoss,  # the default is NLLLoss, for models that end in a softmax
         optimizer=torch.optim.SGD,
         lr=job.lr,
         batch_size=job.batch_size,
         max_epochs=job.epochs,
-        iterator_train__sampler=loops.Shuffled(len(data), job.seed),
+        iterator_train__sampler=loops.TrainkitSampler(len(data), job.seed),
         train_split=None,
-        callbacks=[Announce()],
+        callbacks=[ReportEpochs()],
         verbose=0,
     )
     net.fit(data, y=None)
 
 
-RACED: dict[str, tuple[Loop, str]] = {  # and the distribution that a loop needs
+LOOPS: dict[str, tuple[Loop, str]] = {  # name -> the loop and the distribution that it needs
     "the tutorial's loop": (loops.tutorial, "torch"),
     "trainkit": (loops.trainkit, "trainkit"),
     "Lightning": (lightning, "lightning"),
@@ -168,7 +177,7 @@ RACED: dict[str, tuple[Loop, str]] = {  # and the distribution that a loop needs
 
 
 def main() -> None:
-    """Race, and print the table."""
+    """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=6)
@@ -176,25 +185,27 @@ def main() -> None:
     parser.add_argument("--data", help="an .npz file with X (N, 3, 32, 32) uint8 and y")
     args = parser.parse_args()
     versions, missing = {}, []
-    for name, (_, distribution) in RACED.items():
+    for name, (_, distribution) in LOOPS.items():
         try:
             versions[name] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             missing.append(distribution)
     if missing:
-        print(f"Left out, not installed: {', '.join(missing)} (uv pip install --group peers)", file=sys.stderr)
+        print(
+            f"skipped, because they are not installed: {', '.join(missing)} (uv pip install --group peers)",
+            file=sys.stderr,
+        )
     with tempfile.TemporaryDirectory() as folder:
-        data = images(args.samples, args.data and str(Path(args.data).resolve()), Path(folder))
+        data = make_images_file(args.samples, args.data and str(Path(args.data).resolve()), Path(folder))
         job = Job(data, args.batch_size, args.epochs)
-        lanes = race(Lane(name, RACED[name][0], job) for name in versions)
-    first = lanes["the tutorial's loop"]
+        entries = run_interleaved(Entry(name, LOOPS[name][0], job) for name in versions)
+    reference = entries["the tutorial's loop"]
     rows = []
-    for name, lane in lanes.items():
-        off = max(abs(mine - its) / its for mine, its in zip(lane.losses, first.losses, strict=True))
-        speed = f"{args.samples / lane.median:,.0f}"
-        rows.append([name, versions[name], speed, f"{first.median / lane.median:.2f}", f"{off:.1e}"])
-    print(f"{machine()}; {args.samples:,} images, batches of {args.batch_size}, {args.epochs} epochs\n")
-    print(table(["loop", "version", "samples/s", "ratio", "loss differs by"], rows))
+    for name, entry in entries.items():
+        speed, ratio = f"{args.samples / entry.median:,.0f}", f"{reference.median / entry.median:.2f}"
+        rows.append([name, versions[name], speed, ratio, f"{entry.loss_difference(reference):.1e}"])
+    print(f"{describe_machine()}; {args.samples:,} images, batches of {args.batch_size}, {args.epochs} epochs\n")
+    print(markdown_table(["loop", "version", "samples/s", "ratio", "loss differs by"], rows))
 
 
 if __name__ == "__main__":

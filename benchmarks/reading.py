@@ -1,9 +1,9 @@
-"""Data sets that give a sample at a time: a loop by hand against trainkit, with 0 and 2 processes that read.
+"""Compare trainkit with a loop by hand on data sets that are read sample by sample, with 0 and 2 worker processes.
 
     python -m benchmarks.reading [--samples 10000] [--epochs 6] [--kinds mappings drawn] [--data FILE.npz]
 
-Where data lies in tensors there is nothing to compare; here each sample is asked for. Most of these are so small
-that what a loader costs is nearly all there is. Ratios are of the medians, over the loop by hand.
+Most models and samples here are so small that the loader takes nearly all of the time. Ratios compare the medians with
+the loop by hand.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import loops
-from benchmarks.contest import Job, Lane, Lap, images, machine, race, table
+from benchmarks.interleave import (
+    Entry,
+    Job,
+    Reporter,
+    describe_machine,
+    make_images_file,
+    markdown_table,
+    run_interleaved,
+)
 
 
 class Rows(Dataset[Any]):
-    """Rows of 16 numbers, and one of 4 classes.
+    """Rows of 16 numbers with one of 4 classes.
 
     Args:
-        samples: how many.
-        kind: what is made of a row.
+        samples: the number of rows.
+        kind: a key of `KINDS`.
     """
 
     def __init__(self, samples: int, kind: str) -> None:
@@ -50,7 +58,7 @@ class Rows(Dataset[Any]):
 
 
 class Net(nn.Module):
-    """Two layers, for rows or mappings of them."""
+    """A network of two layers for rows or mappings of rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,70 +71,75 @@ class Net(nn.Module):
 
 
 class Images(Dataset[Any]):
-    """Images of PIL, moved and flipped at random by torchvision."""
+    """PIL images, shifted and flipped at random by torchvision."""
 
     def __init__(self, data: str) -> None:
         from torchvision import transforms as t
 
         with np.load(data) as arrays:
             self.x, self.y = arrays["X"].transpose(0, 2, 3, 1).copy(), arrays["y"].tolist()
-        self.change = t.Compose([t.RandomCrop(32, 4), t.RandomHorizontalFlip(), t.ToTensor()])
+        self.transform = t.Compose([t.RandomCrop(32, 4), t.RandomHorizontalFlip(), t.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.change(Image.fromarray(self.x[index])), self.y[index]
+        return self.transform(Image.fromarray(self.x[index])), self.y[index]
 
 
-KINDS: dict[str, tuple[str, str]] = {
+KINDS: dict[str, tuple[str, str]] = {  # kind -> its description and its data.cache
     "mappings": ("mappings of two rows", "auto"),
-    "streamed": ("rows, as of a set that fits into no memory", "none"),
+    "streamed": ("rows that are not cached", "none"),
     "drawn": ("rows with noise from torch's generator", "auto"),
     "images": ("images changed by torchvision", "auto"),
 }
 
 
-def dataset(kind: str, samples: int, data: str) -> Any:
-    """What both loops read."""
+def make_dataset(kind: str, samples: int, data: str) -> Any:
+    """Return the data set that both loops read."""
     return Images(data) if kind == "images" else Rows(samples, kind)
 
 
-def by_hand(job: Job, lap: Lap, *, kind: str, samples: int, workers: int) -> None:
-    """The tutorial's loop with `DataLoader`."""
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it has children
-    data = dataset(kind, samples, job.data)
+def _allow_worker_processes() -> None:
+    """Let this process start worker processes, which Python forbids in daemons."""
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+
+
+def by_hand(job: Job, report: Reporter, *, kind: str, samples: int, workers: int) -> None:
+    """Train with the tutorial's loop and `DataLoader`."""
+    _allow_worker_processes()
+    data = make_dataset(kind, samples, job.data)
     torch.manual_seed(job.seed)
     model = loops.toy_cnn(job) if kind == "images" else Net()
-    order = loops.Shuffled(len(data), job.seed)
+    order = loops.TrainkitSampler(len(data), job.seed)
     loader = DataLoader(data, job.batch_size, sampler=order, num_workers=workers, persistent_workers=workers > 0)
     if workers:
-        for _ in loader:  # the processes start
+        for _ in loader:  # starts the worker processes
             pass
         order.epoch = 0
-    loops.by_hand(job, lap, model, loader)
+    loops.train_by_hand(job, report, model, loader)
 
 
-def trainkit(job: Job, lap: Lap, *, kind: str, samples: int, workers: int) -> None:
-    """The same from a config."""
+def trainkit(job: Job, report: Reporter, *, kind: str, samples: int, workers: int) -> None:
+    """Train the same from a config."""
     import trainkit
 
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    loops._lap = lap
+    _allow_worker_processes()
+    loops.set_reporter(report)
     model = "trainkit.models.ToyCNN" if kind == "images" else "benchmarks.reading.Net"
     config = Path("conf")
-    made = f"_target_: benchmarks.reading.dataset, kind: {kind}, samples: {samples}, data: {job.data}"
-    for group, text in (("data", f"train: {{{made}}}"), ("model", f"_target_: {model}")):
+    node = f"_target_: benchmarks.reading.make_dataset, kind: {kind}, samples: {samples}, data: {job.data}"
+    for group, text in (("data", f"train: {{{node}}}"), ("model", f"_target_: {model}")):
         (config / group).mkdir(parents=True)
-        (config / group / "raced.yaml").write_text(text + "\n")
-    chosen = ["model=raced", "data=raced", "data.split=off", f"data.num_workers={workers}", "optim=sgd"]
+        (config / group / "compared.yaml").write_text(text + "\n")
+    chosen = ["model=compared", "data=compared", "data.split=off", f"data.num_workers={workers}", "optim=sgd"]
     keys = {"batch_size": job.batch_size, "epochs": job.epochs, "lr": job.lr, "data.cache": KINDS[kind][1]}
-    hook = "+hooks.lap._target_=benchmarks.loops.Announce"
+    hook = "+hooks.report._target_=benchmarks.loops.ReportEpochs"
     trainkit.train(trainkit.compose([*chosen, *(f"{key}={value}" for key, value in keys.items()), hook]))
 
 
 def main() -> None:
-    """Race, and print the table."""
+    """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--epochs", type=int, default=6)
@@ -135,21 +148,22 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        data = images(min(args.samples, 2000), args.data and str(Path(args.data).resolve()), Path(folder))
+        data = make_images_file(min(args.samples, 2000), args.data and str(Path(args.data).resolve()), Path(folder))
         for kind in args.kinds:
             samples = 2000 if kind == "images" else args.samples
             for workers in (0, 2):
-                job, of = Job(data, 32, args.epochs), {"kind": kind, "samples": samples, "workers": workers}
-                lanes = race(
-                    [Lane("by hand", partial(by_hand, **of), job), Lane("trainkit", partial(trainkit, **of), job)]
+                job, options = Job(data, 32, args.epochs), {"kind": kind, "samples": samples, "workers": workers}
+                named_loops = {"by hand": by_hand, "trainkit": trainkit}
+                entries = run_interleaved(
+                    Entry(name, partial(loop, **options), job) for name, loop in named_loops.items()
                 )
-                first = lanes["by hand"]
-                for name, lane in lanes.items():
-                    off = max(abs(mine - its) / its for mine, its in zip(lane.losses, first.losses, strict=True))
-                    cells = [f"{samples / lane.median:,.0f}", f"{first.median / lane.median:.2f}", f"{off:.1e}"]
-                    rows.append([KINDS[kind][0], str(workers), name, *cells])
-    print(f"{machine()}; {args.samples:,} samples, {args.epochs} epochs\n")
-    print(table(["data set", "processes", "loop", "samples/s", "ratio", "loss differs by"], rows))
+                reference = entries["by hand"]
+                for name, entry in entries.items():
+                    speed, ratio = f"{samples / entry.median:,.0f}", f"{reference.median / entry.median:.2f}"
+                    difference = f"{entry.loss_difference(reference):.1e}"
+                    rows.append([KINDS[kind][0], str(workers), name, speed, ratio, difference])
+    print(f"{describe_machine()}; {args.samples:,} samples, {args.epochs} epochs\n")
+    print(markdown_table(["data set", "processes", "loop", "samples/s", "ratio", "loss differs by"], rows))
 
 
 if __name__ == "__main__":

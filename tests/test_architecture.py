@@ -99,6 +99,7 @@ def test_only_one_module_instantiates_what_a_config_names() -> None:
         "display/live",
         "display/plots",
         "display/text",
+        "engine/summary",
         "runs/directory",
     ],
 )

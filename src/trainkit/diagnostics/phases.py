@@ -72,7 +72,7 @@ class PhaseTimer:
         with ExitStack() as stack:
             stack.callback(setattr, loader, "prepare", prepare)
             stack.callback(setattr, objects, "model", model)
-            # The model may be compiled, and a hook of its own would be compiled with it.
+            # A hook on the model would be compiled with the model, so the model is wrapped.
             objects.model = _CallBefore(model, lambda: self.end("step"))
             loader.prepare = timed_prepare  # type: ignore[assignment]
             stack.callback(objects.loss_fn.register_forward_hook(lambda *_: self.end("forward")).remove)
