@@ -17,7 +17,7 @@ KERNEL_OPTIONS = ("fused", "foreach")  # these change how a step is computed, an
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the state of an optimizer with names in the place of parameter numbers."""
+    """Return the state of an optimizer with parameter names instead of numbers."""
     packed, names = optimizer.state_dict(), _param_names(optimizer)
     order = [name for in_group in names.values() for name in in_group]
     state = packed.get("state", {})
