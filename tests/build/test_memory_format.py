@@ -1,4 +1,4 @@
-"""Layouts in memory and fused optimizers: no model, loss or optimizer suffers from what it did not ask for."""
+"""Memory formats and fused optimizers: neither changes the results of a model, a loss or an optimizer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ViewsInValidation(SmallCNN):
 
 
 class Flattens(torch.autograd.Function):
-    """Takes its gradient for contiguous."""
+    """Assumes a contiguous gradient."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:  # noqa: ARG004
@@ -80,7 +80,7 @@ class Solid(SmallCNN):
 
 
 class Counts(SmallCNN):
-    """What draws, counts and normalises: all that a probe could move."""
+    """A model with state that a forward pass changes: buffers, batch norm and the RNG."""
 
     calls: Tensor
     replaced: Tensor
@@ -99,7 +99,7 @@ class Counts(SmallCNN):
 
 
 class Late(nn.Module):
-    """Part of it has no gradient in the first steps, as where layers are dropped at random."""
+    """A model in which a layer has no gradient in the first steps, as with stochastic depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Complex(nn.Module):
 
 
 class Rows(nn.Module):
-    """Its gradient is sparse though no layer says so."""
+    """A model with a sparse gradient, but without a sparse layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Rows(nn.Module):
 
 
 class Projects(SmallCNN):
-    """Changes a gradient as soon as it is there, and gives it back in plain order."""
+    """A model with a hook that replaces a gradient by a contiguous tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Projects(SmallCNN):
 
 
 class Flat(nn.Module):
-    """A loss that takes its inputs for contiguous, as many of segmentation do."""
+    """A loss that assumes contiguous inputs, as many losses for segmentation do."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         return outputs.view(-1).square().mean()
@@ -159,7 +159,7 @@ class Maps(SmallCNN):
 
 
 class Rowwise(torch.optim.Optimizer):
-    """Takes each gradient for contiguous, as Muon does for convolutions."""
+    """An optimizer that assumes contiguous gradients, as Muon does for convolutions."""
 
     def __init__(self, params: Any, lr: float) -> None:
         super().__init__(params, {"lr": lr})
@@ -171,7 +171,7 @@ class Rowwise(torch.optim.Optimizer):
             param.sub_((rows / (1 + rows.norm(dim=1, keepdim=True))).view(param.shape), alpha=0.01)
 
 
-# --------------------------------------------------------------------------------------------- layouts
+# -------------------------------------------------------------------------------------- memory formats
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,11 @@ class Rowwise(torch.optim.Optimizer):
         "an optimizer that views",
     ],
 )
-def test_whoever_needs_contiguous_images_trains_without_asking_for_them(overrides: list[str]) -> None:
+def test_auto_becomes_contiguous_if_a_part_needs_it(overrides: list[str]) -> None:
     assert_close(train_session(overrides), train_session([*overrides, "memory_format=contiguous"]))
 
 
-def test_to_try_a_layout_moves_nothing() -> None:
+def test_testing_a_memory_format_has_no_side_effects() -> None:
     models, draws = [], []
     for layout in ("auto", "contiguous"):
         models.append(build.build_session(compose_settings(small_run(Counts, f"memory_format={layout}"))).state.model)
@@ -215,7 +215,7 @@ def test_to_try_a_layout_moves_nothing() -> None:
 @pytest.mark.parametrize("optim", ["sgd", "adamw", "adagrad"])
 @pytest.mark.parametrize(("there", "here_"), [("contiguous", "channels_last"), ("channels_last", "contiguous")])
 @pytest.mark.parametrize("more", [[], ["ema=0.9"]], ids=["", "ema"])
-def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str, here_: str, more: list[str]) -> None:
+def test_a_run_resumes_equally_in_another_memory_format(optim: str, there: str, here_: str, more: list[str]) -> None:
     overrides = [*small_run(SmallCNN, f"optim={optim}", *more), *["optim.momentum=0.9"] * (optim == "sgd"), "epochs=2"]
 
     class Stop(Exception):  # noqa: N818
@@ -235,7 +235,7 @@ def test_a_run_goes_on_in_another_layout_as_it_would_have(optim: str, there: str
     assert_close(other, train_session([*overrides, f"memory_format={there}"]), rtol=1e-4, atol=1e-5)
 
 
-def test_machinery_may_change_as_a_run_is_resumed(forked: Command, tmp_path: Path) -> None:
+def test_the_memory_format_may_change_on_resume_but_the_precision_may_not(forked: Command, tmp_path: Path) -> None:
     run = ["hydra.run.dir=run", "epochs=1", "limit_batches=3", "optim.momentum=0.9", "progress=off"]
     done = forked(*run, "memory_format=contiguous")
     assert done.returncode == 0, done.stderr
@@ -252,7 +252,7 @@ def test_machinery_may_change_as_a_run_is_resumed(forked: Command, tmp_path: Pat
 
 @pytest.mark.parametrize("model", [SmallCNN, Late, Complex, Rows, Projects])
 @pytest.mark.parametrize("layout", ["auto", "contiguous"])
-def test_fused_steps_are_those_of_plain_ones_for_every_model(model: type[nn.Module], layout: str) -> None:
+def test_fused_steps_equal_plain_steps_for_every_model(model: type[nn.Module], layout: str) -> None:
     overrides = small_run(model, f"memory_format={layout}")
     assert_close(
         train_session([*overrides, "optim=sgd", "optim.momentum=0.9"]), train_session([*overrides, *PLAIN_SGD])
@@ -260,7 +260,7 @@ def test_fused_steps_are_those_of_plain_ones_for_every_model(model: type[nn.Modu
 
 
 @pytest.mark.parametrize("rule", [[], ["+param_groups.a={name: '.*weight', dampening: 0.5, fused: true}"]], ids=str)
-def test_dampening_is_the_same_fused_and_plain(rule: list[str]) -> None:
+def test_dampening_is_equal_with_and_without_fused_steps(rule: list[str]) -> None:
     overrides = ["model=mlp", "limit_batches=4", "epochs=1", "optim.momentum=0.9"]
     overrides += rule or ["optim.dampening=0.9", "+optim.fused=true"]
     plain = [text.replace("fused: true", "fused: false").replace("fused=true", "fused=false") for text in overrides]

@@ -1,4 +1,4 @@
-"""What a config builds, and what it refuses to build."""
+"""A session: what settings build, and which settings are an error."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from torch.utils.data import TensorDataset
 def random_points(n=20):
     return TensorDataset(torch.randn(n, 1), torch.randn(n, 1))
 
-class Unlabelled:
+class WithoutClasses:
     def __len__(self):
         return 10
 
     def __getitem__(self, index):
         return torch.zeros(3, 32, 32), index % 3
 
-class Misspelt:
+class UnknownMethod:
     def on_epoch_end(self, state, metrics): ...
 
-class Mute: ...
+class NoMethods: ...
 
 def flat(optimizer):
     for group in optimizer.param_groups:
@@ -54,7 +54,7 @@ class Scaled(nn.Module):
 """
 CONFIGS = {
     "data/random.yaml": "train:\n  _target_: buildmodule.random_points\nclasses: 1\n",
-    "data/unlabelled.yaml": "train:\n  _target_: buildmodule.Unlabelled\nsplit: 0.2\n",
+    "data/without_classes.yaml": "train:\n  _target_: buildmodule.WithoutClasses\nsplit: 0.2\n",
     "loss/scaled.yaml": "_target_: buildmodule.Scaled\n",
     "model/object.yaml": "_target_: builtins.object\n",
     "optim/dict.yaml": "_target_: builtins.dict\nlr: 1\n",
@@ -78,11 +78,11 @@ def module(here: Path) -> None:
         (here / "conf" / name).write_text(text)
 
 
-def rates(session: build.Session) -> dict[str, float]:
+def learning_rates(session: build.Session) -> dict[str, float]:
     return {group["name"]: group["lr"] for group in session.state.objects.optimizer.param_groups}
 
 
-def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None:
+def test_a_split_image_folder_has_a_number_of_classes(here: Path) -> None:
     for name in "abc":
         (here / "images" / name).mkdir(parents=True)
         for number in range(5):
@@ -93,7 +93,7 @@ def test_an_image_folder_split_by_trainkit_knows_its_classes(here: Path) -> None
     assert session.state.objects.model.fc2.out_features == 3
 
 
-def test_data_made_at_random_follows_the_seed() -> None:
+def test_random_data_depends_on_the_seed() -> None:
     losses = []
     for seed in (0, 0, 1):
         run = trainkit.train(compose([*LINE, "data=random", f"seed={seed}", "epochs=1", "progress=off"]))
@@ -107,26 +107,26 @@ def test_learnable_parameters_of_the_loss_are_trained() -> None:
     session = build.build_session(settings)
     fit(session.state, session.train)
     assert session.state.objects.loss_fn.scale != 1
-    assert rates(session) == {"s": pytest.approx(0.001), "default": 0.01}
+    assert learning_rates(session) == {"s": pytest.approx(0.001), "default": 0.01}
 
 
-def test_lists_and_numbers_given_for_loss_weights_become_tensors() -> None:
+def test_lists_and_numbers_in_loss_weights_become_tensors() -> None:
     weights = compose_settings(["loss.weight=[1,2,3,4,5,6,7,8,9,10]"])
     assert build_loss(weights.loss).weight.tolist() == list(range(1, 11))
     assert build_loss(compose_settings(["loss=bce", "loss.pos_weight=3"]).loss).pos_weight.tolist() == [3.0]
 
 
-def test_lazy_layers_take_their_shapes_from_the_data() -> None:
+def test_lazy_layers_infer_their_shapes_from_the_data() -> None:
     assert build.build_session(compose_settings(["model=mlp"])).state.model.fc1.in_features == 3072
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+hooks.h._target_=buildmodule.Misspelt"], ["hooks.h", "on_epoch_end", "did you mean on_epoch?"]),
-        (["+hooks.h._target_=buildmodule.Mute"], ["hooks.h", "add one of on_start"]),
+        (["+hooks.h._target_=buildmodule.UnknownMethod"], ["hooks.h", "on_epoch_end", "did you mean on_epoch?"]),
+        (["+hooks.h._target_=buildmodule.NoMethods"], ["hooks.h", "add one of on_start"]),
         (["+param_groups.a={module: fc1, momentum: -3}"], ["param_groups.a", "Invalid momentum value"]),
-        (["data=unlabelled"], ["data.classes", "Unlabelled does not give it", "data.classes=NUMBER"]),
+        (["data=without_classes"], ["data.classes", "WithoutClasses does not give it", "data.classes=NUMBER"]),
         (
             ["watch=[fc2.wieght]", "+param_groups.a={module: fc9, lr: 1}"],
             ["did you mean fc2.weight?", "param_groups.a", "module: fc"],
@@ -152,7 +152,7 @@ def test_lazy_layers_take_their_shapes_from_the_data() -> None:
     ],
     ids=lambda value: " ".join(value)[:40],
 )
-def test_what_cannot_work_is_refused_before_training(overrides: list[str], words: list[str]) -> None:
+def test_settings_that_cannot_work_are_an_error_before_training(overrides: list[str], words: list[str]) -> None:
     with pytest.raises((ConfigError, UserCodeError)) as caught:
         build.build_session(compose_settings(overrides))
     assert caught.value.exit_code == 2
@@ -160,12 +160,12 @@ def test_what_cannot_work_is_refused_before_training(overrides: list[str], words
     assert all(word in message for word in words), message
 
 
-def test_micro_batches_with_batch_statistics_are_remarked_on() -> None:
+def test_micro_batches_with_batch_statistics_give_a_note() -> None:
     settings = compose_settings(["model=norm", "micro_batch=8"])
     assert any("batch statistics" in line for line in startup_notes(build.build_session(settings)))
 
 
-def test_what_a_person_asked_for_in_vain_or_may_not_know_is_remarked_on(here: Path) -> None:
+def test_unused_splits_and_frozen_batch_norms_give_a_note(here: Path) -> None:
     np.savez(here / "a.npz", X=np.ones((6, 3072)), y=np.arange(6) % 3, X_val=np.ones((2, 3072)), y_val=np.arange(2))
     overrides = ["data=arrays", "data.file=a.npz", "model=mlp", "data.split=0.5"]
     settings = compose_settings(overrides)
@@ -177,16 +177,16 @@ def test_what_a_person_asked_for_in_vain_or_may_not_know_is_remarked_on(here: Pa
     assert any(line.split()[:2] == ["(frozen)", "2"] for line in lines)
 
 
-def test_targets_beyond_the_models_outputs_are_told_by_what_mends_them() -> None:
+def test_targets_beyond_the_outputs_of_the_model_give_a_hint() -> None:
     session = build.build_session(compose_settings(["model.num_classes=5"]))
     with pytest.raises(IndexError) as caught:
         fit(session.state, session.train)
-    told = explain_error(caught.value, session)
-    assert told.exit_code == 2
-    assert "data.classes" in str(told)
+    explained = explain_error(caught.value, session)
+    assert explained.exit_code == 2
+    assert "data.classes" in str(explained)
 
 
-def test_the_model_is_on_its_device_before_the_optimizer_holds_its_parameters() -> None:
+def test_the_optimizer_holds_the_parameters_on_the_device() -> None:
     session = build.build_session(compose_settings([]))
     held = {id(p) for group in session.state.objects.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in session.state.objects.model.parameters()}

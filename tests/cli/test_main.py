@@ -1,4 +1,4 @@
-"""The installed command as people use it: exit codes, streams, what is imported, what is left behind."""
+"""The installed command: exit codes, output streams, imported packages, written files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Counter:
 
 
 def imported(code: str, cwd: Path) -> set[str]:
-    """Which of the slow packages a command line imports."""
+    """Return the slow packages that a command line imports."""
     script = (
         f"import sys\nfrom trainkit.cli.main import main\ncode = main({code})\n"
         "slow = {'torch', 'torchvision', 'rich', 'matplotlib'} & set(sys.modules)\n"
@@ -69,15 +69,15 @@ def imported(code: str, cwd: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "--cfg job", "optim=sgdd lr=-1", "trian"])
-def test_what_trains_nothing_imports_nothing_slow(command: str, tmp_path: Path) -> None:
+def test_commands_that_do_not_train_import_no_slow_package(command: str, tmp_path: Path) -> None:
     assert imported(repr(command.split()), tmp_path) == set()
 
 
-def test_the_default_run_imports_no_torchvision(tmp_path: Path) -> None:
+def test_the_default_run_does_not_import_torchvision(tmp_path: Path) -> None:
     assert imported(repr([*QUICK, "progress=plain"]), tmp_path) == {"torch"}
 
 
-def test_a_run_leaves_its_config_history_and_status_and_says_where(trainkit: Command, tmp_path: Path) -> None:
+def test_a_run_writes_its_files_and_prints_its_directory(trainkit: Command, tmp_path: Path) -> None:
     done = trainkit("model=toy_cnn", "optim=sgd", "lr=0.01", "epochs=2", "limit_batches=3")
     assert done.returncode == 0, done.stderr
     run = (tmp_path / "outputs" / "latest").resolve()
@@ -103,7 +103,7 @@ def test_a_run_leaves_its_config_history_and_status_and_says_where(trainkit: Com
     }
 
 
-def test_ones_own_model_works_from_any_folder(trainkit: Command, tmp_path: Path) -> None:
+def test_a_custom_model_works_from_any_folder(trainkit: Command, tmp_path: Path) -> None:
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: mymodels.Net\nwidth: 4\n")
     (tmp_path / "mymodels.py").write_text(MODULE)
@@ -126,7 +126,7 @@ def test_line_fit_takes_the_steps_of_the_tutorial(forked: Command, tmp_path: Pat
     assert history[-1]["param/weight"] == pytest.approx(5, abs=1e-5)
 
 
-def test_polynomial_descends_its_own_value(forked: Command, tmp_path: Path) -> None:
+def test_polynomial_takes_the_steps_of_gradient_descent(forked: Command, tmp_path: Path) -> None:
     assert forked("experiment=polynomial", "progress=off").returncode == 0
     x, y, z = 1.0, 2.0, 3.0
     for line in read_history(tmp_path / "outputs" / "latest"):
@@ -136,33 +136,31 @@ def test_polynomial_descends_its_own_value(forked: Command, tmp_path: Path) -> N
     assert line["step"] == 100
 
 
-def test_two_modules_train_under_one_adam_with_a_group_each(forked: Command, tmp_path: Path) -> None:
+def test_two_modules_train_in_two_groups_of_one_adam(forked: Command, tmp_path: Path) -> None:
     assert forked("experiment=two_modules", *QUICK).returncode == 0
     (line,) = read_history(tmp_path / "outputs" / "latest")
     assert (line["lr/cnn"], line["lr/gru"]) == (0.001, 0.003)
 
 
-def test_a_multirun_trains_each_optimizer_at_its_own_rate_in_its_own_directory(
-    trainkit: Command, tmp_path: Path
-) -> None:
+def test_a_multirun_trains_each_optimizer_in_a_separate_directory(trainkit: Command, tmp_path: Path) -> None:
     done = trainkit("-m", "optim=sgd,adam,adadelta", "epochs=2", "limit_batches=2")
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "outputs" / "sweeps").glob("*/*/*/history.jsonl"))
     assert [read_history(run.parent)[0]["lr/default"] for run in runs] == [0.01, 0.001, 1.0]
     table = done.stdout.splitlines()
     assert len(table) == 4
-    assert "epochs=2" not in done.stdout  # the same in all
+    assert "epochs=2" not in done.stdout  # equal in all runs
     assert {row.split()[0] for row in table[1:]} == {"optim=sgd", "optim=adam", "optim=adadelta"}
 
 
-def test_a_failed_run_of_a_multirun_leaves_the_others_alone(forked: Command, tmp_path: Path) -> None:
+def test_a_failed_run_does_not_stop_the_other_runs_of_a_multirun(forked: Command, tmp_path: Path) -> None:
     done = forked("-m", "optim.momentum=-1,0", *QUICK)
     assert done.returncode == 10
     assert "Invalid momentum value" in done.stderr
     assert len(list((tmp_path / "outputs" / "sweeps").glob("*/*/*/history.jsonl"))) == 1
 
 
-def test_a_multirun_into_the_directory_of_another_is_refused(forked: Command, tmp_path: Path) -> None:
+def test_a_multirun_into_a_used_directory_is_an_error(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "multirun.yaml").touch()
     assert forked("-m", "hydra.sweep.dir=taken", "seed=1,2", *QUICK).returncode == 7
@@ -213,7 +211,7 @@ def test_a_multirun_into_the_directory_of_another_is_refused(forked: Command, tm
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_a_mistake_is_one_clear_message_and_an_exit_code(
+def test_a_mistake_gives_a_clear_message_and_an_exit_code(
     argv: list[str], code: int, words: list[str], forked: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "mymodels.py").write_text(MODULE)
@@ -228,13 +226,13 @@ def test_a_mistake_is_one_clear_message_and_an_exit_code(
     assert done.stdout == ""
     for word in words:
         assert done.stderr.count(word) >= 1
-    assert len(set(done.stderr.splitlines())) == len(done.stderr.splitlines())  # nothing is told twice
+    assert len(set(done.stderr.splitlines())) == len(done.stderr.splitlines())  # nothing is reported twice
     if code == 2 and "model" not in argv[0] and "loss" not in argv[0]:
-        assert not (tmp_path / "outputs").exists()  # nothing was begun
+        assert not (tmp_path / "outputs").exists()  # no run was started
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_run_with_its_code_and_keeps_the_history(
+def test_a_signal_stops_the_run_with_its_exit_code_and_keeps_the_history(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "mymodels.py").write_text(MODULE)
@@ -254,14 +252,14 @@ def test_a_signal_stops_the_run_with_its_code_and_keeps_the_history(
     assert '"status": "stopped"' in (directory / "run.json").read_text()
 
 
-def test_flags_stand_anywhere(trainkit: Command) -> None:
+def test_flags_may_be_anywhere_in_the_command_line(trainkit: Command) -> None:
     done = trainkit("optim=adam", "--cfg", "job", "epochs=3", "--resolve")
     assert done.returncode == 0, done.stderr
     assert "epochs: 3\n" in done.stdout
     assert "_target_: torch.optim.Adam\n  lr: 0.001" in done.stdout
 
 
-def test_hydras_own_flags_keep_working(trainkit: Command, tmp_path: Path) -> None:
+def test_flags_of_hydra_work(trainkit: Command, tmp_path: Path) -> None:
     (tmp_path / "more" / "model").mkdir(parents=True)
     (tmp_path / "more" / "model" / "other.yaml").write_text("_target_: trainkit.models.MLP\nhidden: [3]\n")
     done = trainkit("-cd", "more", "model=other", "--cfg", "job", "--package", "model")
@@ -271,7 +269,7 @@ def test_hydras_own_flags_keep_working(trainkit: Command, tmp_path: Path) -> Non
     assert "optim=adam" in completion.stdout.split(), completion.stderr
 
 
-def test_help_names_commands_choices_keys_and_examples(trainkit: Command) -> None:
+def test_help_lists_commands_choices_keys_and_flags(trainkit: Command) -> None:
     text = trainkit("--help").stdout
     for words in (
         "train ",
@@ -285,24 +283,24 @@ def test_help_names_commands_choices_keys_and_examples(trainkit: Command) -> Non
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_a_closed_or_full_stderr_does_not_leave_a_run_running(tmp_path: Path) -> None:
+def test_a_run_completes_if_stderr_is_closed_or_full(tmp_path: Path) -> None:
     for redirect, status in (("2>&-", "completed"), ("2>/dev/full", "completed")):
         shell = f"{SCRIPT} {' '.join(QUICK)} {redirect}"
         subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, check=False)
         assert f'"status": "{status}"' in (tmp_path / "outputs" / "latest" / "run.json").read_text()
 
 
-def test_a_file_of_ones_own_named_like_a_module_of_pythons_hides_nothing(forked: Command, tmp_path: Path) -> None:
+def test_a_user_file_does_not_shadow_a_python_module(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise RuntimeError")
     (tmp_path / "yaml.py").write_text("raise RuntimeError")
     assert forked(*QUICK).returncode == 0
 
 
-def test_an_image_that_is_none_is_a_data_error_that_names_it(forked: Command, tmp_path: Path) -> None:
+def test_an_invalid_image_is_a_data_error_that_names_the_file(forked: Command, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(3):
-            (tmp_path / "images" / name / f"{number}.png").write_text("no image")
+            (tmp_path / "images" / name / f"{number}.png").write_text("not an image")
     for workers in (0, 2):
         done = forked("data=image_folder", "data.root=images", f"data.num_workers={workers}", *QUICK)
         assert done.returncode == 5, done.stderr
@@ -311,7 +309,7 @@ def test_an_image_that_is_none_is_a_data_error_that_names_it(forked: Command, tm
         assert "Traceback" not in done.stderr
 
 
-def test_a_sample_that_is_no_pair_is_told_the_same_from_a_worker(forked: Command, tmp_path: Path) -> None:
+def test_a_sample_that_is_not_a_pair_gives_the_same_error_in_a_worker(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "mydata.py").write_text(
         "import torch\nclass Dicts:\n    classes = list('ab')\n    def __len__(self): return 8\n"
         "    def __getitem__(self, i): return {'x': torch.zeros(3, 32, 32)}\n"
@@ -321,17 +319,17 @@ def test_a_sample_that_is_no_pair_is_told_the_same_from_a_worker(forked: Command
     for workers in (0, 2):
         done = forked("data=mine", f"data.num_workers={workers}", *QUICK)
         assert done.returncode == 2, done.stderr
-        assert "data.train: TypeError: a sample is dict: let" in done.stderr
+        assert "data.train: TypeError: a sample is dict: return a pair" in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_the_answer_to_a_broken_pipe_is_silence(tmp_path: Path) -> None:
+def test_a_broken_pipe_prints_no_error(tmp_path: Path) -> None:
     shell = f"{SCRIPT} --help | head -n 1"
     done = subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
 
-def test_a_terminal_gets_a_live_display_that_leaves_its_lines(tmp_path: Path) -> None:
+def test_a_terminal_gets_a_live_display_and_keeps_the_lines_of_epochs(tmp_path: Path) -> None:
     import pty
 
     main, side = pty.openpty()
@@ -344,7 +342,7 @@ def test_a_terminal_gets_a_live_display_that_leaves_its_lines(tmp_path: Path) ->
     while time.monotonic() < deadline:
         try:
             chunk = os.read(main, 65536)
-        except OSError:  # the other side is closed
+        except OSError:  # the process has closed its side
             break
         if not chunk:
             break

@@ -1,4 +1,4 @@
-"""Composition and its checks: everything wrong is told at once, with what mends it."""
+"""Composition and checks: all problems of a config are reported together, each with a hint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trainkit.core.errors import ConfigError
 SEP = re.compile(r"\n(?=error: )")
 
 
-def told(*overrides: str) -> list[str]:
-    """The problems of a command, each in two lines."""
+def problems_of(*overrides: str) -> list[str]:
+    """Return the problems of a command, each in two lines."""
     with pytest.raises(ConfigError) as caught:
         compose(overrides)
     return SEP.split(str(caught.value))
@@ -28,13 +28,13 @@ def test_the_headline_command_composes() -> None:
     assert config.model.num_classes == config.data.classes == 10
 
 
-def test_each_optimizer_brings_its_own_learning_rate_and_lr_sets_any() -> None:
+def test_each_optimizer_has_a_default_learning_rate_that_lr_overrides() -> None:
     assert [compose([f"optim={name}"]).lr for name in ("sgd", "adam", "adadelta")] == [0.01, 0.001, 1.0]
     assert compose(["optim=adadelta", "lr=0.5"]).optim.lr == 0.5
 
 
 @pytest.mark.parametrize("off", ["off", "false", "null"])
-def test_every_way_to_write_off_is_off(off: str) -> None:
+def test_off_false_and_null_switch_a_key_off(off: str) -> None:
     config = compose([f"micro_batch={off}", f"early_stop={off}", f"data.split={off}", f"clip_norm={off}"])
     assert config.micro_batch is config.early_stop is config.data.split is config.clip_norm is None
 
@@ -100,8 +100,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("mistake", "cause", "hint"), MISTAKES, ids=[mistake for mistake, _, _ in MISTAKES])
-def test_a_mistake_is_answered_with_its_cause_and_what_mends_it(mistake: str, cause: str, hint: str) -> None:
-    problems = told(*mistake.split())
+def test_a_mistake_is_reported_with_its_cause_and_a_hint(mistake: str, cause: str, hint: str) -> None:
+    problems = problems_of(*mistake.split())
     assert len(problems) == 1
     first, *second = problems[0].splitlines()
     assert cause in first
@@ -109,39 +109,39 @@ def test_a_mistake_is_answered_with_its_cause_and_what_mends_it(mistake: str, ca
     assert len(second) == 1
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    problems = told("optim=sgdd", "lr=-1", "epoch=3", "model.chanels=4", "optim.momentum=x y", "data.split=2")
-    assert len(problems) == 5  # a momentum of text is torch's to judge
+def test_all_mistakes_are_reported_together() -> None:
+    problems = problems_of("optim=sgdd", "lr=-1", "epoch=3", "model.chanels=4", "optim.momentum=x y", "data.split=2")
+    assert len(problems) == 5  # torch itself checks the type of momentum
     assert all(any(word in p for p in problems) for word in ("sgdd", "lr=-1", "epoch=3", "chanels", "split"))
 
 
-def test_an_unknown_key_in_a_users_file_is_an_error_unless_something_refers_to_it(here: Path) -> None:
+def test_an_unknown_key_is_an_error_unless_an_interpolation_refers_to_it(here: Path) -> None:
     (here / "conf" / "data").mkdir(parents=True)
     file = here / "conf" / "data" / "mine.yaml"
     file.write_text("train:\n  _target_: trainkit.data.synthetic\n  size: ${data.count}\ncount: 7\nclasses: 3\n")
     assert compose(["data=mine"]).data.train.size == 7
     assert compose(["data=mine"]).data.num_workers == 0  # inherited
     file.write_text("train: {_target_: trainkit.data.synthetic}\ncount: 7\nnum_worker: 3\n")
-    problems = told("data=mine")
+    problems = problems_of("data=mine")
     assert len(problems) == 2
     assert "data.count" in problems[0]
     assert "did you mean data.num_workers?" in problems[1]
 
 
-def test_a_wrong_reference_is_told_with_the_nearest_key(here: Path) -> None:
+def test_a_wrong_interpolation_is_reported_with_the_nearest_key(here: Path) -> None:
     (here / "conf" / "model").mkdir(parents=True)
     (here / "conf" / "model" / "mine.yaml").write_text(
         "_target_: trainkit.models.ToyCNN\nnum_classes: ${data.clases}\n"
     )
-    (problem,) = told("model=mine")
+    (problem,) = problems_of("model=mine")
     assert "model.num_classes" in problem
     assert "did you mean ${data.classes}?" in problem
 
 
-def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
+def test_broken_yaml_is_reported_with_file_and_line(here: Path) -> None:
     (here / "conf" / "model").mkdir(parents=True)
     (here / "conf" / "model" / "mine.yaml").write_text("_target_: trainkit.models.ToyCNN\n  bad: [1\n")
-    (problem,) = told("model=mine")
+    (problem,) = problems_of("model=mine")
     assert "mine.yaml, line" in problem
 
 
@@ -155,39 +155,37 @@ def test_broken_yaml_is_told_with_file_and_line(here: Path) -> None:
         ("# @package _global_\nmodel: {in_channels: }\nlr: [\n", "mine.yaml, line", "correct the YAML"),
     ],
 )
-def test_a_mistake_in_an_experiment_is_told_by_what_is_wrong_in_it(
-    text: str, cause: str, hint: str, here: Path
-) -> None:
+def test_a_mistake_in_an_experiment_file_is_reported_with_a_hint(text: str, cause: str, hint: str, here: Path) -> None:
     (here / "conf" / "experiment").mkdir(parents=True)
     (here / "conf" / "experiment" / "mine.yaml").write_text(text)
-    (problem,) = told("experiment=mine")
+    (problem,) = problems_of("experiment=mine")
     assert cause in problem
     assert hint in problem
 
 
-def test_the_run_directory_may_be_composed_too() -> None:
+def test_the_run_directory_may_contain_interpolations() -> None:
     composed = compose_run(["hydra.run.dir=runs/${hydra.job.override_dirname}", "lr=0.1"])
     assert composed.directory == Path("runs/lr=0.1")
     assert compose_run(["++hydra.run.dir=here"]).directory == Path("here")
     assert compose_run([]).directory is None
 
 
-def test_a_users_conf_adds_names_and_cannot_shadow_shipped_ones(here: Path) -> None:
+def test_user_configs_cannot_shadow_shipped_configs(here: Path) -> None:
     (here / "conf" / "model").mkdir(parents=True)
     (here / "conf" / "model" / "toy_cnn.yaml").write_text("_target_: somewhere.Else\n")
     assert compose([]).model["_target_"] == "trainkit.models.ToyCNN"
     assert [file.name for file, _ in ignored_configs()] == ["toy_cnn.yaml"]
 
 
-def test_an_optimizer_config_that_does_not_use_lr_is_an_error_where_lr_is_given(here: Path) -> None:
+def test_setting_lr_is_an_error_if_the_optimizer_config_does_not_use_it(here: Path) -> None:
     (here / "conf" / "optim").mkdir(parents=True)
     (here / "conf" / "optim" / "mine.yaml").write_text("_target_: torch.optim.SGD\nmomentum: 0.9\n")
     assert compose(["optim=mine"]).optim.momentum == 0.9
-    (problem,) = told("optim=mine", "lr=0.1")
+    (problem,) = problems_of("optim=mine", "lr=0.1")
     assert "does not use it" in problem
 
 
-def test_a_sweeps_mistakes_are_told_before_anything_is_trained() -> None:
+def test_all_mistakes_of_a_sweep_are_reported_before_training() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_sweep(["optim=sgd,admm", "lr=0.1,-1", "epochs=2"])
     message = str(caught.value)
@@ -210,13 +208,13 @@ def test_a_sweeps_mistakes_are_told_before_anything_is_trained() -> None:
         pytest.param(["seed=range(0,50000)"], 200, marks=pytest.mark.slow),
     ],
 )
-def test_a_sweep_knows_its_jobs_beforehand(sweep: list[str], jobs: int) -> None:
+def test_a_sweep_lists_its_jobs_before_training(sweep: list[str], jobs: int) -> None:
     composed = compose_sweep(sweep)
     assert len(composed.jobs) == jobs
     assert composed.more_jobs == ("range(0,50000)" in sweep[0])
 
 
 @pytest.mark.parametrize("endless", ["seed=range(0,100000000)", "lr=interval(0,1)"])
-def test_a_sweep_without_an_end_is_refused(endless: str) -> None:
+def test_a_sweep_with_endless_values_is_an_error(endless: str) -> None:
     with pytest.raises(ConfigError):
         compose_sweep([endless])

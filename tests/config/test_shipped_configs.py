@@ -1,4 +1,4 @@
-"""Every file under conf/ composes and builds, and every optimizer takes a step."""
+"""Every file under conf/ composes, builds and trains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainkit.training.loop import fit
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 OPTIMIZERS = [choice for choice in CHOICES if choice.startswith("optim=")]
-LOSSES = {  # what each loss needs to go with it
+LOSSES = {  # the overrides that each loss needs
     "cross_entropy": [],
     "nll": [],
     "mse": ["data=line", "model=linear"],
@@ -34,7 +34,7 @@ LOSSES = {  # what each loss needs to go with it
     "bce": ["data=line", "data.train.slope=0.2", "model=linear"],
     "identity": ["data=line", "model=polynomial"],
 }
-DATA = {  # and each data set
+DATA = {  # the overrides that each data set needs
     "line": ["model=linear", "loss=mse"],
     "arrays": ["data.file=arrays.npz", "model=mlp"],
     "image_folder": ["data.root=images"],
@@ -53,13 +53,13 @@ COMPANIONS = {
 
 
 def idx(array: np.ndarray[Any, Any]) -> bytes:
-    """An array in MNIST's file format, compressed."""
+    """Return an array in the compressed file format of MNIST."""
     return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
 
 
 @pytest.fixture
 def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder with a few samples in the formats that torchvision downloads."""
+    """Create a cache folder with a few samples in the formats that torchvision downloads."""
     from torchvision import datasets
 
     monkeypatch.setenv("TRAINKIT_CACHE", str(here))
@@ -72,7 +72,7 @@ def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for (file, _), array in ((images, pixels), (labels, np.arange(count, dtype=np.uint8) % 10)):
                 (raw / file.removesuffix(".gz")).write_bytes(gzip.decompress(idx(array)))
     checks = "torchvision.datasets.cifar.check_integrity"
-    monkeypatch.setattr(checks, lambda *_: True)  # the checksums are those of the real files
+    monkeypatch.setattr(checks, lambda *_: True)  # the checksums belong to the real files
     for cls, key in ((datasets.CIFAR10, "labels"), (datasets.CIFAR100, "fine_labels")):
         top = here / cls.base_folder
         top.mkdir()
@@ -85,8 +85,8 @@ def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def world(downloads: Path) -> Path:
-    """A folder with all that any shipped config reads."""
+def all_data(downloads: Path) -> Path:
+    """Create a folder with the files that the shipped configs read."""
     (downloads / "confrates.py").write_text("def same(step): return 1.0\n")
     rng = np.random.default_rng(0)
     np.savez(downloads / "arrays.npz", X=rng.normal(size=(30, 4)), y=np.arange(30) % 3)
@@ -99,7 +99,7 @@ def world(downloads: Path) -> Path:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> None:  # noqa: ARG001
+def test_every_config_composes_builds_and_trains(choice: str, all_data: Path) -> None:  # noqa: ARG001
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])
     settings = compose_settings(
@@ -113,7 +113,7 @@ def test_every_config_composes_builds_and_trains(choice: str, world: Path) -> No
 
 
 @pytest.mark.parametrize("choice", OPTIMIZERS)
-def test_every_optimizer_takes_a_step_with_its_own_learning_rate_and_torchs_defaults(choice: str) -> None:
+def test_every_optimizer_has_the_defaults_of_torch_and_takes_a_step(choice: str) -> None:
     companions = COMPANIONS["optim"].get(choice.removeprefix("optim="), ["model=mlp"])
     settings = compose_settings([choice, *companions, "epochs=1", "limit_batches=1"])
     session = build.build_session(settings)
@@ -123,18 +123,18 @@ def test_every_optimizer_takes_a_step_with_its_own_learning_rate_and_torchs_defa
         assert torch.isfinite(new).all()
         assert not torch.equal(old, new)
 
-    if UNNAMED not in settings.optim:  # several, whose numbers are a recipe's
+    if UNNAMED not in settings.optim:  # several optimizers do not use the defaults of torch
         return
     defaults = inspect.signature(type(session.state.objects.optimizer)).parameters
     for option, value in settings.optim[UNNAMED].items():
         if option not in ("_target_", "lr"):
             default = defaults[str(option)].default
             assert (tuple(value) if isinstance(default, tuple) else value) == default, option
-    if choice != "optim=sgd":  # whose 0.001 is small without momentum
+    if choice != "optim=sgd":  # torch's 0.001 is small without momentum
         assert settings.lr == defaults["lr"].default
 
 
-def test_every_optimizer_of_torch_that_trains_a_dense_model_is_there() -> None:
+def test_every_dense_optimizer_of_torch_has_a_config() -> None:
     found = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
     found -= {"Optimizer", "SparseAdam"}
     single = [choice for choice in OPTIMIZERS if choice != "optim=muon_sgd"]
@@ -142,18 +142,18 @@ def test_every_optimizer_of_torch_that_trains_a_dense_model_is_there() -> None:
     assert shipped == {name for name in found if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
 
 
-def test_every_config_begins_with_a_line_on_what_it_is() -> None:
+def test_every_config_begins_with_a_description() -> None:
     for file in CONF.glob("*/*.yaml"):
         lines = [line for line in file.read_text().splitlines() if line != "# @package _global_"]
         assert lines[0].startswith("# "), file
 
 
-def test_every_experiment_says_its_command() -> None:
+def test_every_experiment_contains_its_command() -> None:
     for file in (CONF / "experiment").glob("*.yaml"):
         assert file.stem == "none" or f"# Command: trainkit experiment={file.stem}\n" in file.read_text(), file
 
 
-def test_every_scheduler_of_torch_is_there() -> None:
+def test_every_scheduler_of_torch_has_a_config() -> None:
     found = {name for name, cls in vars(torch.optim.lr_scheduler).items() if inspect.isclass(cls)}
     found = {name for name in found if issubclass(getattr(torch.optim.lr_scheduler, name), LRScheduler)}
     text = "".join(file.read_text() for file in (CONF / "scheduler").glob("*.yaml"))
