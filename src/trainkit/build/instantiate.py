@@ -8,7 +8,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from trainkit.config.schema import Node
-from trainkit.config.targets import find_missing_target, locate
+from trainkit.config.static_targets import find_missing_target
+from trainkit.config.targets import locate
 from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
 
 

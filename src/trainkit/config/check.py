@@ -18,7 +18,8 @@ from trainkit.config.hints import can_be_off, dataclass_of, hints_of, options_of
 from trainkit.config.renamed import renamed_problem
 from trainkit.config.schema import RootKeys
 from trainkit.config.search_path import CONF
-from trainkit.config.targets import find_missing_target, nodes_with_target
+from trainkit.config.static_targets import find_missing_target
+from trainkit.config.targets import nodes_with_target
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
 
