@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         TrainkitError,
         UserCodeError,
     )
-    from trainkit.engine.resume import load, resume
+    from trainkit.engine.load import load
+    from trainkit.engine.resume import resume
     from trainkit.engine.train import train
 
 __version__ = "0.2.0"  # the only place of the version: pyproject.toml reads it from here
@@ -50,7 +51,7 @@ __all__ = [
 
 _FUNCTIONS = {
     "compose": "trainkit.config.compose",
-    "load": "trainkit.engine.resume",
+    "load": "trainkit.engine.load",
     "resume": "trainkit.engine.resume",
     "train": "trainkit.engine.train",
 }

@@ -1,4 +1,4 @@
-"""Faults caused for real: signals, killed processes, full disks, damaged files. Each has its code and its line."""
+"""Real faults: signals, killed processes, full disks, damaged files. Each has its exit code and its message."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Net(nn.Module):
         return self.last(self.dropout(torch.relu(self.first(x))))
 
 class Points:
-    """Draws for each sample; waits for the samples whose number is `stuck`."""
+    """Random samples; reading the samples in `stuck` waits."""
 
     classes = ["a", "b", "c"]
 
@@ -86,7 +86,7 @@ BASE = ["model=net", "data=points", "batch_size=8", "progress=off", "hydra.run.d
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder with a small model and data that may be slow."""
+    """Return a folder with a small model and data that may be slow."""
     (tmp_path / "faultmodule.py").write_text(MODULE)
     for name, text in (("model/net", "_target_: faultmodule.Net\nwidth: 32\n"), ("data/points", DATA)):
         (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,18 +95,18 @@ def own(tmp_path: Path) -> Path:
 
 
 def saved(run: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run."""
+    """Return the newest checkpoint of a run."""
     return Checkpoints(run / "checkpoints").newest()[1]
 
 
 def final(run: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The hash of a run's final state, and its history without the clocks."""
+    """Return the hash of the final state of a run, and its history without times."""
     history = [{key: value for key, value in row.items() if key not in CLOCKS} for row in read_history(run)]
     return digest(saved(run)), history
 
 
 def told(process: Process, code: int, *words: str) -> str:
-    """The one message of a command that ended with a code."""
+    """Return the only message of a command with this exit code."""
     assert process.wait() == code, process.stderr
     text = process.stderr
     assert "Traceback" not in text, text
@@ -116,7 +116,7 @@ def told(process: Process, code: int, *words: str) -> str:
 
 
 def has_saved(run: Path, step: int) -> Any:
-    """Whether a run has a checkpoint from that step on."""
+    """Return a function that says whether a run has a checkpoint of at least this step."""
     return lambda: any(int(n.removeprefix("step-")) >= step for n in Checkpoints(run / "checkpoints").names())
 
 
@@ -126,13 +126,13 @@ def has_saved(run: Path, step: int) -> Any:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGHUP, 129)]
 )
-def test_a_signal_lets_the_step_end_saves_and_gives_its_code(number: int, code: int, own: Path, forks: Forks) -> None:
+def test_a_signal_ends_the_step_saves_and_sets_the_exit_code(number: int, code: int, own: Path, forks: Forks) -> None:
     argv = [*BASE, "model._target_=faultmodule.Slow", "epochs=1", "data.val=null", "limit_batches=2"]
     run = forks.start(*argv, cwd=own)
     until((own / "in a step").exists)
     run.send(number)
     name = signal.Signals(number).name
-    text = told(run, code, f"stopped by {name}, saved as step-00000001; to go on: trainkit resume run")
+    text = told(run, code, f"stopped by {name}, saved as step-00000001; to continue: trainkit resume run")
     assert len(text.strip().splitlines()) == 1
     assert (saved(own / "run")["step"], saved(own / "run")["batch"]) == (1, 1)
     info = json.loads((own / "run" / "run.json").read_text())
@@ -144,7 +144,7 @@ def test_a_signal_lets_the_step_end_saves_and_gives_its_code(number: int, code: 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int, own: Path, forks: Forks) -> None:
+def test_a_signal_stops_a_run_that_waits_for_data_at_once(part: str, workers: int, own: Path, forks: Forks) -> None:
     argv = [*BASE, "epochs=1", f"data.num_workers={workers}", f"+data.{part}.stuck=13"]
     (own / "hang").touch()
     run = forks.start(*argv, cwd=own)
@@ -156,7 +156,7 @@ def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int
     assert time.monotonic() - began < 30
     assert saved(own / "run")["epoch"] == 0
     if part == "val":
-        assert saved(own / "run")["batch"] == 8  # all of the epoch's
+        assert saved(own / "run")["batch"] == 8  # all batches of the epoch
     (own / "hang").unlink()
     forks.run(*argv, "hydra.run.dir=straight", cwd=own)
     forks.run("resume", "run", cwd=own)
@@ -164,7 +164,7 @@ def test_a_signal_while_it_waits_for_data_stops_it_there(part: str, workers: int
 
 
 @pytest.mark.parametrize("started", [1, 3])
-def test_a_signal_while_readers_are_started_leaves_none_behind(started: int, own: Path, forks: Forks) -> None:
+def test_a_signal_during_the_start_of_workers_leaves_no_worker_behind(started: int, own: Path, forks: Forks) -> None:
     (own / "late.py").write_text(
         "import multiprocessing.process as mp, os, signal\nstart, count = mp.BaseProcess.start, [0]\n"
         "def late(self):\n    start(self)\n    count[0] += 1\n"
@@ -178,7 +178,7 @@ def test_a_signal_while_readers_are_started_leaves_none_behind(started: int, own
 
 
 def working_in(folder: Path) -> list[str]:
-    """The processes whose working directory it is."""
+    """Return the processes with this working directory."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ def working_in(folder: Path) -> list[str]:
     return found
 
 
-def test_a_second_signal_ends_it_at_once_but_a_doubled_one_is_one(own: Path, forks: Forks) -> None:
+def test_a_second_signal_ends_the_run_at_once_but_a_doubled_signal_counts_once(own: Path, forks: Forks) -> None:
     (own / "very slow").touch()
     argv = [*BASE[:-1], "model._target_=faultmodule.Slow", "data.val=null", "limit_batches=1", "epochs=1"]
     for name, pause in (("doubled", 0.0), ("second", 1.3)):
@@ -208,7 +208,7 @@ def test_an_ignored_signal_stays_ignored(own: Path, forks: Forks) -> None:
     assert run.wait() == 0, run.stderr
 
 
-def test_a_dead_terminal_ends_no_training(own: Path, forks: Forks) -> None:
+def test_a_closed_terminal_does_not_end_the_training(own: Path, forks: Forks) -> None:
     for progress in ("rich", "tqdm", "plain"):
         argv = [*BASE[:-2], f"progress={progress}", "epochs=1", f"hydra.run.dir={progress}"]
         hook = "+hooks.gone._target_=gone.Gone"
@@ -221,7 +221,7 @@ def test_a_dead_terminal_ends_no_training(own: Path, forks: Forks) -> None:
         assert json.loads((own / progress / "run.json").read_text())["status"] == "completed"
 
 
-def test_a_signal_to_the_whole_group_does_not_take_the_data_from_the_step(own: Path) -> None:
+def test_a_signal_to_the_process_group_leaves_the_data_to_the_current_step(own: Path) -> None:
     code = f"import os, sys; os.setpgid(0, 0); sys.argv[1:] = {[*BASE, 'data.num_workers=2', 'epochs=99']!r}\n"
     code += "from trainkit.cli.main import main\nsys.exit(main())"
     import sys
@@ -238,8 +238,8 @@ def test_a_signal_to_the_whole_group_does_not_take_the_data_from_the_step(own: P
 
 
 @pytest.mark.slow
-def test_sixty_kills_at_random_moments_lose_no_bit(own: Path, forks: Forks) -> None:
-    """Every third run is killed while it saves, one five times within an epoch; each is resumed to its end."""
+def test_sixty_kills_at_random_moments_change_no_bit(own: Path, forks: Forks) -> None:
+    """Kill every third run while it saves, and one run five times within an epoch; resume each to its end."""
     draw = random.Random(time.time_ns())
     argv = ["model=net", "model.width=40000", "data=points", "batch_size=8", "progress=off", "epochs=3"]
     argv += ["optim=adamw", "scheduler=onecycle", "ema=0.9", "checkpoint.every_steps=2", "data.num_workers=1"]
@@ -276,11 +276,11 @@ def test_sixty_kills_at_random_moments_lose_no_bit(own: Path, forks: Forks) -> N
         shutil.rmtree(run)
     assert sum(kills.values()) >= 60, kills
     assert kills["while saving"] >= 20, kills
-    print(kills)  # for who asks: pytest -rP
+    print(kills)  # shown by pytest -rP
 
 
 def half_written(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when its process died."""
+    """Return whether a checkpoint is being written, or was when its process died."""
     try:
         return any(".new-" in name for name in os.listdir(run / "checkpoints"))  # noqa: PTH208
     except FileNotFoundError:
@@ -288,7 +288,7 @@ def half_written(run: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_five_kills_within_one_epoch_lose_no_bit(own: Path, forks: Forks) -> None:
+def test_five_kills_within_one_epoch_change_no_bit(own: Path, forks: Forks) -> None:
     argv = [*BASE[:-1], "epochs=2", "checkpoint.every_steps=1", "data.train.size=200", "optim.momentum=0.9"]
     argv = [text.replace("data.train.size", "+data.train.size") for text in argv]
     forks.run(*argv, "hydra.run.dir=straight", cwd=own)
@@ -302,7 +302,7 @@ def test_five_kills_within_one_epoch_lose_no_bit(own: Path, forks: Forks) -> Non
     assert final(own / "run") == final(own / "straight")
 
 
-def test_verify_resume_prints_two_equal_hashes_and_ends_with_0(own: Path, trainkit: Command) -> None:
+def test_verify_resume_prints_two_equal_hashes_and_exits_with_0(own: Path, trainkit: Command) -> None:
     done = trainkit("verify-resume", "model=net", "data=points", "epochs=2", "batch_size=8", "--kills", "2", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -325,8 +325,8 @@ def test_verify_resume_gives_secrets_again(own: Path, forks: Forks) -> None:
 
 
 @pytest.mark.slow
-def test_verify_resume_ends_with_1_where_the_bits_differ(own: Path, forks: Forks) -> None:
-    """A model that keeps count outside of its state is not resumable, and this is how one finds out."""
+def test_verify_resume_exits_with_1_if_the_bits_differ(own: Path, forks: Forks) -> None:
+    """A model that counts outside of its state_dict is not resumable, and verify-resume detects it."""
     (own / "counted.py").write_text(
         "import torch\nfrom faultmodule import Net\nclass Counted(Net):\n    seen = 0\n"
         "    def forward(self, x):\n        self.seen += 1\n        return super().forward(x) * (1 + 0.1 * self.seen)\n"
@@ -343,7 +343,7 @@ def test_verify_resume_ends_with_1_where_the_bits_differ(own: Path, forks: Forks
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MiB of its own."""
+    """Mount a disk of 3 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
@@ -353,11 +353,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_as_they_were(
+def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_unchanged(
     own: Path, small_disk: Path, forks: Forks
 ) -> None:
     argv = ["model=net", "model.width=30000", "data=points", "batch_size=8", "progress=off", "hydra.run.dir=disk/run"]
-    run = forks.start(*argv, "checkpoint.keep=9", "epochs=9", cwd=own)  # 1.4 MiB each: the third does not fit
+    run = forks.start(*argv, "checkpoint.keep=9", "epochs=9", cwd=own)  # 1.4 MiB each, so the third does not fit
     told(run, 6, "step-00000016 cannot be written: No space left on device", "trainkit resume")
     checkpoints = Checkpoints(small_disk / "run" / "checkpoints")
     assert checkpoints.names() == ["step-00000008", "step-00000000"]
@@ -371,7 +371,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_as_they_were(
     assert final(small_disk / "run") == final(own / "straight")
 
 
-def test_the_first_cause_is_told_also_where_the_disk_is_full(own: Path, small_disk: Path, forks: Forks) -> None:
+def test_the_first_error_is_reported_even_if_the_disk_is_full(own: Path, small_disk: Path, forks: Forks) -> None:
     (own / "filling.py").write_text(
         "class Fill:\n    def on_step(self, state):\n        try:\n"
         "            with open('disk/filler', 'wb') as file:\n"
@@ -396,7 +396,7 @@ def test_a_stop_that_cannot_be_saved_is_a_storage_error(own: Path, small_disk: P
     assert saved(small_disk / "run")["step"] == 0
 
 
-def test_whatever_user_code_raises_ends_the_run_in_words(own: Path, forks: Forks) -> None:
+def test_any_error_of_user_code_ends_the_run_with_a_message(own: Path, forks: Forks) -> None:
     (own / "panic.py").write_text(
         "class Panic(BaseException): ...\nclass Hook:\n    def on_step(self, state):\n        raise Panic('at once')\n"
     )
@@ -404,7 +404,7 @@ def test_whatever_user_code_raises_ends_the_run_in_words(own: Path, forks: Forks
     assert json.loads((own / "run" / "run.json").read_text())["status"] == "failed"
 
 
-def test_a_directory_that_has_become_read_only_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
+def test_a_directory_that_becomes_read_only_is_a_storage_error(own: Path, small_disk: Path, forks: Forks) -> None:
     run = forks.start(*BASE[:-1], "hydra.run.dir=disk/run", "epochs=200", "+data.train.wait=0.001", cwd=own)
     until(has_saved(small_disk / "run", 8))
     subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
@@ -421,18 +421,18 @@ def test_a_directory_that_has_become_read_only_is_a_storage_error(own: Path, sma
 # --------------------------------------------------------------------------------------------------- data
 
 
-def test_a_killed_process_that_reads_data_is_a_data_error(own: Path, forks: Forks) -> None:
+def test_a_killed_worker_process_is_a_data_error(own: Path, forks: Forks) -> None:
     run = forks.start(*BASE, "data.num_workers=2", "+data.train.wait=0.01", "epochs=50", cwd=own)
     until(has_saved(own / "run", 8))
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    told(run, 5, "a process that reads data died", "data.num_workers")
+    told(run, 5, "a worker process that reads data ended", "data.num_workers")
     forks.run("resume", "run", "data.num_workers=0", f"epochs={saved(own / 'run')['epoch'] + 1}", cwd=own)
 
 
 @pytest.fixture
 def images(own: Path) -> Path:
-    """Forty images in two classes, one of which is cut off, and one of which is none."""
+    """Forty images in two classes; one file is truncated, and another is not an image."""
     for number in range(40):
         path = own / "images" / "ab"[number % 2] / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -447,34 +447,34 @@ IMAGES = ["data=image_folder", "data.root=images", "data.split=off", "epochs=1",
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_is_no_image_is_named_with_its_number(workers: int, images: Path, forks: Forks) -> None:
+def test_a_file_that_is_not_an_image_is_named_with_its_number(workers: int, images: Path, forks: Forks) -> None:
     run = forks.start(*IMAGES, f"data.num_workers={workers}", cwd=images.parent)
     text = told(run, 5, "data.on_unreadable=skip")
     assert re.search(r"error: sample (5 \(images/a/10|25 \(images/b/11)\.png\): \w+: ", text), text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_with_skip_they_are_left_out_counted_and_named(workers: int, images: Path, forks: Forks) -> None:
+def test_unreadable_files_are_skipped_counted_and_logged(workers: int, images: Path, forks: Forks) -> None:
     forks.run(*IMAGES, f"data.num_workers={workers}", "data.on_unreadable=skip", cwd=images.parent)
     (row,) = read_history(images.parent / "run")
     assert row["train/samples"] == 38
     assert row["unreadable"] == 2
     log = (images.parent / "run" / "trainkit.log").read_text()
-    assert "left out: sample 5 (images/a/10.png): " in log
-    assert "left out: sample 25 (images/b/11.png): UnidentifiedImageError" in log
+    assert "skipped: sample 5 (images/a/10.png): " in log
+    assert "skipped: sample 25 (images/b/11.png): UnidentifiedImageError" in log
 
 
-def test_skip_gives_up_where_too_many_cannot_be_read(images: Path, forks: Forks) -> None:
+def test_skip_stops_if_too_many_files_are_unreadable(images: Path, forks: Forks) -> None:
     for number in range(0, 40, 3):
         (images / "ab"[number % 2] / f"{number:02}.png").write_text("no image")
     run = forks.start(*IMAGES, "data.on_unreadable=skip", cwd=images.parent)
-    told(run, 5, "11 of 40 samples cannot be read, 10 may be left out; sample ")
+    told(run, 5, "11 of 40 samples cannot be read, 10 may be skipped; sample ")
 
 
 # ------------------------------------------------------------------------------------- memory, not finite
 
 
-def test_memory_that_runs_out_is_told_with_the_batch_the_peak_and_what_to_lower(own: Path, forks: Forks) -> None:
+def test_an_out_of_memory_error_names_the_batch_the_peak_and_the_setting_to_lower(own: Path, forks: Forks) -> None:
     run = forks.start(*BASE, "model._target_=faultmodule.Greedy", "~model.width", "on_oom=stop", cwd=own)
     text = told(run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 at a time, peak ", "micro_batch=4")
     assert re.search(r"peak \d+\.\d\d GiB", text)
@@ -482,7 +482,7 @@ def test_memory_that_runs_out_is_told_with_the_batch_the_peak_and_what_to_lower(
     told(split, 8, "1 at a time", "use a smaller model")
 
 
-def test_rollback_goes_back_to_the_last_checkpoint_and_on_with_other_data(own: Path, forks: Forks) -> None:
+def test_rollback_restores_the_last_checkpoint_and_continues_with_the_next_batch(own: Path, forks: Forks) -> None:
     (own / "poison.py").write_text(
         "import torch\nfrom faultmodule import Points\nclass Poison(Points):\n    def __getitem__(self, index):\n"
         "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index == 40 else x), y\n"
@@ -496,17 +496,17 @@ def test_rollback_goes_back_to_the_last_checkpoint_and_on_with_other_data(own: P
     assert [row["train/samples"] for row in rows] == [56, 56]
     log = (own / "run" / "trainkit.log").read_text()
     assert log.count("note: back to the weights of step-") == 2
-    assert rows[-1]["step"] < 14  # what was undone does not count
+    assert rows[-1]["step"] < 14  # discarded steps do not count
 
 
 # ------------------------------------------------------------------------------------------ one at a time
 
 
-def test_one_process_at_a_time_and_a_dead_ones_lock_is_taken_over(own: Path, forks: Forks) -> None:
+def test_one_process_uses_a_directory_and_the_lock_of_a_dead_process_is_taken_over(own: Path, forks: Forks) -> None:
     first = forks.start(*BASE, "+data.train.wait=0.01", "epochs=99", cwd=own)
     until(has_saved(own / "run", 8))
     second = forks.start("resume", "run", cwd=own)
-    text = told(second, 7, f"process {first.pid} on ", "is at work in it")
+    text = told(second, 7, f"process {first.pid} on ", "uses this directory")
     assert len(text.strip().splitlines()) == 2
     third = forks.start(*BASE, cwd=own)
     told(third, 7, "holds a run already")
@@ -518,7 +518,7 @@ def test_one_process_at_a_time_and_a_dead_ones_lock_is_taken_over(own: Path, for
     assert len(read_history(own / "run")) == epoch + 1
 
 
-def test_two_starts_at_once_get_two_directories(own: Path, forks: Forks) -> None:
+def test_two_simultaneous_starts_get_two_directories(own: Path, forks: Forks) -> None:
     both = [forks.start(*BASE[:-1], "epochs=1", cwd=own) for _ in range(3)]
     assert [run.wait() for run in both] == [0, 0, 0]
     runs = list((own / "outputs").glob("*/*/run.json"))
@@ -526,7 +526,7 @@ def test_two_starts_at_once_get_two_directories(own: Path, forks: Forks) -> None
     assert all(json.loads(file.read_text())["status"] == "completed" for file in runs)
 
 
-def test_of_two_that_ask_for_the_same_directory_one_gets_it(own: Path, forks: Forks) -> None:
+def test_one_of_two_simultaneous_starts_gets_the_directory_that_both_name(own: Path, forks: Forks) -> None:
     both = [forks.start(*BASE, "epochs=1", cwd=own) for _ in range(3)]
     assert sorted(run.wait() for run in both) == [0, 7, 7]
     assert json.loads((own / "run" / "run.json").read_text())["status"] == "completed"
@@ -535,7 +535,7 @@ def test_of_two_that_ask_for_the_same_directory_one_gets_it(own: Path, forks: Fo
 # --------------------------------------------------------------------------------------------- the command
 
 
-def test_resume_goes_on_in_the_same_directory_with_the_same_history(own: Path, trainkit: Command) -> None:
+def test_resume_continues_in_the_same_directory_with_the_same_history(own: Path, trainkit: Command) -> None:
     assert trainkit(*BASE, "epochs=2").returncode == 0
     done = trainkit("resume", "run")
     assert done.returncode == 0
@@ -551,9 +551,9 @@ def test_resume_goes_on_in_the_same_directory_with_the_same_history(own: Path, t
     ("argv", "code", "words"),
     [
         (["resume"], 2, ["write trainkit resume RUN"]),
-        (["resume", "nowhere"], 2, ["nowhere: there is no such directory"]),
-        (["resume", "last"], 2, ["outputs/latest: there is no such directory"]),
-        (["resume", "conf"], 2, ["conf holds no run"]),
+        (["resume", "nowhere"], 2, ["nowhere: this directory does not exist"]),
+        (["resume", "last"], 2, ["outputs/latest: this directory does not exist"]),
+        (["resume", "conf"], 2, ["conf does not hold a run"]),
         (["resume", "run", "seed=7"], 3, ["seed: 0 in the checkpoint, 7 now", "resume.allow=[seed]"]),
         (["resume", "run", "epohcs=7", "seed=-1"], 2, ["did you mean epochs?", "seed=-1"]),
         (["verify-resume", "checkpoint=off"], 2, ["checkpoint=off"]),
@@ -562,17 +562,19 @@ def test_resume_goes_on_in_the_same_directory_with_the_same_history(own: Path, t
         (["on_nonfinite=rollback", "checkpoint=off"], 2, ["on_nonfinite=rollback"]),
     ],
 )
-def test_a_mistake_is_one_message(argv: list[str], code: int, words: list[str], own: Path, forks: Forks) -> None:
+def test_a_wrong_resume_command_gives_one_message(
+    argv: list[str], code: int, words: list[str], own: Path, forks: Forks
+) -> None:
     forks.run(*BASE, "epochs=1", cwd=own)
     told(forks.start(*argv, cwd=own), code, *words)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_exit_code_3(own: Path, forks: Forks) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_only_damaged_ones_are_exit_code_3(own: Path, forks: Forks) -> None:
     forks.run(*BASE, "epochs=2", cwd=own)
     newest = own / "run" / "checkpoints" / "step-00000016" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
     done = forks.run("resume", "run", "epochs=3", "progress=plain", cwd=own)
-    assert "note: passed over step-00000016: state.pt has " in done.stderr
+    assert "note: skipped step-00000016: state.pt has " in done.stderr
     assert "resumed from step-00000008: epoch 2 of 3" in done.stderr
     assert len(read_history(own / "run")) == 3
     for file in (own / "run" / "checkpoints").glob("*/state.pt"):
@@ -581,7 +583,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_exit_code_3(own:
 
 
 def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> None:
-    """A config inside a checkpoint is for comparing: a `_target_` in it names nothing that is called."""
+    """A config in a checkpoint is only compared: its `_target_`s are never called."""
     import torch
 
     from tests.runs.test_checkpoint import write_state
@@ -612,7 +614,7 @@ def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> Non
         "+model.url=${oc.env:MINE}",
     ],
 )
-def test_however_a_secret_is_written_no_file_holds_it(override: str, own: Path, forks: Forks) -> None:
+def test_no_file_contains_a_secret_however_it_is_written(override: str, own: Path, forks: Forks) -> None:
     (own / "anything.py").write_text(
         "from faultmodule import Net\nclass Anything(Net):\n    def __init__(self, width, **rest):\n"
         "        super().__init__(width)\n        self.rest = rest\n"
@@ -628,7 +630,7 @@ def test_however_a_secret_is_written_no_file_holds_it(override: str, own: Path, 
     assert not [file for file in files if b"sEcret" in file.read_bytes()]
 
 
-def test_numbers_and_targets_under_such_names_stay(own: Path, forks: Forks) -> None:
+def test_numbers_and_targets_under_secret_keys_stay(own: Path, forks: Forks) -> None:
     (own / "tokens.py").write_text(
         "from faultmodule import Net\nclass Tokens(Net):\n    def __init__(self, width, num_tokens, key_encoder):\n"
         "        super().__init__(width)\n        assert num_tokens == 12\n"
@@ -638,7 +640,7 @@ def test_numbers_and_targets_under_such_names_stay(own: Path, forks: Forks) -> N
     forks.run("resume", "run", "epochs=2", cwd=own)
 
 
-def test_secrets_and_the_environment_are_in_no_file(own: Path, forks: Forks) -> None:
+def test_no_file_contains_secrets_or_environment_values(own: Path, forks: Forks) -> None:
     (own / "secretive.py").write_text(
         "class Log:\n    def __init__(self, api_key, url, more):\n        self.key = api_key\n"
         "    def on_epoch(self, state, metrics):\n        raise RuntimeError(f'refused: {self.key}')\n"
@@ -659,5 +661,10 @@ def test_secrets_and_the_environment_are_in_no_file(own: Path, forks: Forks) -> 
         + forks.run("--cfg", "job", *argv, cwd=own, **env).stdout
     )
     assert "sEcret" not in shown
-    again = told(forks.start("resume", "run", cwd=own, **env), 2, "hooks.log.api_key: a secret", "hooks.log.more.Pass")
+    again = told(
+        forks.start("resume", "run", cwd=own, **env),
+        2,
+        "hooks.log.api_key: the value is a secret",
+        "hooks.log.more.Pass",
+    )
     assert "error: hooks.two" not in again

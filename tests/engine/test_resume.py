@@ -1,4 +1,4 @@
-"""Resuming: a run that was stopped anywhere ends with the bits of one that was not."""
+"""A run that stops anywhere and is resumed ends with the bits of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 class Net(nn.Module):
-    """With dropout, batch norm, and a parameter that gets no gradient in some steps."""
+    """A model with dropout, batch norm, and a parameter that has no gradient in some steps."""
 
     def __init__(self, norm=True):
         super().__init__()
@@ -42,7 +42,7 @@ class Net(nn.Module):
         return self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
 
 class Augmented:
-    """Draws from all three generators for each sample."""
+    """Samples that use the generators of Python, NumPy and torch."""
 
     classes = ["a", "b", "c"]
 
@@ -87,7 +87,7 @@ BASE = ["model=net", "data=augmented", "epochs=3", "batch_size=5", "progress=off
 
 @pytest.fixture
 def own(here: Path) -> Iterator[Path]:
-    """A folder with a model with dropout and data with augmentation; its modules are forgotten afterwards."""
+    """Return a folder with a model and a data set; their modules are removed from `sys.modules` afterwards."""
     (here / "resumemodule.py").write_text(MODULE)
     for name, text in CONFIGS.items():
         (here / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +99,14 @@ def own(here: Path) -> Iterator[Path]:
 
 
 def final(run: Run) -> tuple[str, list[dict[str, Any]]]:
-    """The hash of a run's final state, and its history without the clocks."""
+    """Return the hash of the final state of a run, and its history without times."""
     _, saved, _ = Checkpoints(run.directory / "checkpoints").newest()
     history = [{key: value for key, value in row.items() if key not in CLOCKS} for row in run.history]
     return digest(saved), history
 
 
 def crashed(overrides: list[str], directory: Path, hook: str) -> None:
-    """Train until a hook raises: the process is gone as far as the run can tell, its memory with it."""
+    """Train until a hook raises an error: for the run this equals the death of its process."""
     with pytest.raises(trainkit.core.errors.UserCodeError, match="Crash"):
         trainkit.train(compose([*overrides, f"+hooks.crash={{_target_: resumemodule.{hook}}}"]), directory=directory)
 
@@ -121,7 +121,7 @@ MATRIX = list(itertools.product(OPTIMIZERS, SCHEDULERS, (0, 2), ("mid-epoch", "b
 
 
 def in_the_matrix(case: Any, directory: Path) -> None:
-    """Train straight and with a crash, and compare."""
+    """Train without and with a crash, and compare."""
     optimizer, scheduler, workers, place, ema = case
     overrides = [
         *BASE,
@@ -141,17 +141,17 @@ def in_the_matrix(case: Any, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX[::13], ids=str)
-def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(case: Any, own: Path) -> None:
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_run(case: Any, own: Path) -> None:
     in_the_matrix(case, own)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_a_resumed_run_ends_with_the_same_bits_whatever_it_is_made_of(case: Any, own: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits_for_all_parts(case: Any, own: Path) -> None:
     in_the_matrix(case, own)
 
 
-def test_a_run_stopped_at_an_epochs_end_resumes_with_the_next(own: Path) -> None:
+def test_a_run_stopped_at_the_end_of_an_epoch_resumes_with_the_next_epoch(own: Path) -> None:
     overrides = [*BASE, "checkpoint.every_steps=off"]
     straight = trainkit.train(compose(overrides), directory=own / "straight")
     crashed(overrides, own / "resumed", "CrashAfter, epoch: 1")
@@ -175,16 +175,16 @@ def test_skipped_batches_are_not_read_again(own: Path) -> None:
         "    def __getitem__(self, index):\n        read.append(index)\n        return super().__getitem__(index)\n"
     )
     overrides = [*BASE, "data.train._target_=counting.Counted", "data.val=null", "data.cache=none"]
-    crashed(overrides, own / "resumed", "CrashAt, step: 14")  # of 8 batches an epoch, 5 in the second are left
+    crashed(overrides, own / "resumed", "CrashAt, step: 14")  # 8 batches per epoch: 5 of the second epoch remain
     import counting  # type: ignore[import-not-found]
 
     counting.read.clear()
     run = trainkit.resume(own / "resumed", ["~hooks.crash", "epochs=2"])
     assert len({*counting.read}) == 37 - 5 * 5 == run.history[-1]["train/samples"] - 5 * 5
-    assert len(counting.read) <= 37 - 5 * 5 + 1  # the first once more, to seed what it draws from
+    assert len(counting.read) <= 37 - 5 * 5 + 1  # the first sample is read twice, to find its generators
 
 
-def test_what_hooks_do_at_their_start_is_undone_by_a_resume(own: Path) -> None:
+def test_a_resume_undoes_what_hooks_do_in_on_start(own: Path) -> None:
     (own / "starthook.py").write_text(
         "import torch\nclass Reset:\n    def on_start(self, state):\n        torch.randn(3)\n"
         "        for p in state.model.parameters():\n            p.data.fill_(0.1)\n"
@@ -208,11 +208,11 @@ def test_several_optimizers_and_param_groups_resume_to_the_same_bits(own: Path) 
 
 
 def trained(own: Path, *overrides: str) -> Run:
-    """A run of three epochs."""
+    """Return a run of three epochs."""
     return trainkit.train(compose([*BASE, "checkpoint.every_steps=off", *overrides]), directory=own / "run")
 
 
-def test_more_epochs_without_a_schedule_end_with_the_bits_of_a_run_planned_so(own: Path) -> None:
+def test_more_epochs_without_a_scheduler_end_with_the_bits_of_a_run_of_that_length(own: Path) -> None:
     straight = trainkit.train(compose([*BASE, "epochs=5"]), directory=own / "straight")
     run = trained(own)
     assert final(trainkit.resume(run, ["epochs=5"])) == final(straight)
@@ -220,13 +220,13 @@ def test_more_epochs_without_a_schedule_end_with_the_bits_of_a_run_planned_so(ow
 
 
 @pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "warmup_cosine", "linear", "step"])
-def test_with_more_epochs_a_schedule_goes_on_where_one_of_that_length_would_be(scheduler: str, own: Path) -> None:
+def test_with_more_epochs_a_scheduler_continues_as_in_a_run_of_that_length(scheduler: str, own: Path) -> None:
     straight = trainkit.train(compose([*BASE, f"scheduler={scheduler}", "epochs=6"]), directory=own / "straight")
     run = trainkit.resume(trained(own, f"scheduler={scheduler}"), ["epochs=6"])
     rates = [row["lr/default"] for row in straight.history]
     assert [row["lr/default"] for row in run.history[3:]] == rates[3:]
-    note = "the scheduler is planned for 6 epochs now" in (run.directory / "trainkit.log").read_text()
-    assert note == (scheduler != "step")  # whose steps do not depend on the run's length
+    note = "the scheduler now covers 6 epochs" in (run.directory / "trainkit.log").read_text()
+    assert note == (scheduler != "step")  # its steps do not depend on the length of the run
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_with_more_epochs_a_schedule_goes_on_where_one_of_that_length_would_be(s
         ("ema=0.9", ["ema"]),
     ],
 )
-def test_what_changes_the_mathematics_is_refused_with_both_values(override: str, words: list[str], own: Path) -> None:
+def test_a_change_of_the_mathematics_is_refused_with_both_values(override: str, words: list[str], own: Path) -> None:
     run = trained(own)
     before = {file: file.read_bytes() for file in run.directory.rglob("*") if file.is_file()}
     override = f"+{override}" if override.startswith("data.train.size") else override
@@ -252,20 +252,20 @@ def test_what_changes_the_mathematics_is_refused_with_both_values(override: str,
     assert {file: file.read_bytes() for file in run.directory.rglob("*") if file.is_file()} == before
 
 
-def test_an_allowed_rate_is_in_force_from_there_on(own: Path) -> None:
+def test_an_allowed_lr_applies_from_the_resume_on(own: Path) -> None:
     run = trainkit.resume(trained(own), ["epochs=5", "lr=0.5", "resume.allow=[lr]"])
     assert [row["lr/default"] for row in run.history] == [0.01] * 3 + [0.5] * 2
     assert trainkit.resume(run, ["epochs=6"]).history[-1]["lr/default"] == 0.5
 
 
-def test_an_allowed_batch_size_begins_the_epoch_again(own: Path) -> None:
+def test_an_allowed_batch_size_restarts_the_epoch(own: Path) -> None:
     crashed(BASE, own / "run", "CrashAt, step: 12")
     run = trainkit.resume(own / "run", ["~hooks.crash", "batch_size=10", "resume.allow=[batch_size]"])
     assert [row["train/samples"] for row in run.history] == [37, 37, 37]
-    assert [row["step"] for row in run.history] == [8, 11 + 4, 11 + 4 + 4]  # it was saved after 11 steps
+    assert [row["step"] for row in run.history] == [8, 11 + 4, 11 + 4 + 4]  # saved after 11 steps
 
 
-def test_another_monitor_begins_to_look_for_the_best_anew(own: Path) -> None:
+def test_another_monitor_resets_the_best_epoch(own: Path) -> None:
     overrides = ["epochs=5", "monitor={metric: val/accuracy, mode: max}", "resume.allow=[monitor]"]
     run = trainkit.resume(trained(own), overrides)
     assert run.best is not None
@@ -273,7 +273,7 @@ def test_another_monitor_begins_to_look_for_the_best_anew(own: Path) -> None:
     assert run.best["epoch"] > 3
 
 
-def test_a_stopped_run_goes_on_with_more_patience(own: Path) -> None:
+def test_a_run_that_stopped_early_continues_with_more_patience(own: Path) -> None:
     run = trained(own, "lr=0", "epochs=9", "early_stop.patience=2")
     assert len(run.history) == 3
     assert len(trainkit.resume(run, ["early_stop.patience=4"]).history) == 5
@@ -285,9 +285,9 @@ def test_a_stopped_run_goes_on_with_more_patience(own: Path) -> None:
         ("optim=adam", ["a resumed run keeps its optim"]),
         ("epoch=5", ["the key 'epoch' does not exist", "did you mean epochs?"]),
         ("epochs=-1", ["epochs=-1"]),
-        ("resume.allow=[leraning_rate]", ["resume.allow=leraning_rate", "no such key"]),
-        ("seed=1,2", ["it means nothing for one run"]),
-        ("hydra.run.dir=x", ["it means nothing for one run"]),
+        ("resume.allow=[leraning_rate]", ["resume.allow=leraning_rate", "does not exist"]),
+        ("seed=1,2", ["it has no meaning for one run"]),
+        ("hydra.run.dir=x", ["it has no meaning for one run"]),
     ],
 )
 def test_a_wrong_override_is_a_config_error(override: str, words: list[str], own: Path) -> None:
@@ -296,19 +296,19 @@ def test_a_wrong_override_is_a_config_error(override: str, words: list[str], own
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_an_allowed_loss_weight_is_in_force_from_there_on(own: Path) -> None:
+def test_an_allowed_loss_weight_applies_from_the_resume_on(own: Path) -> None:
     run = trained(own, "loss.weight=[1,2,0.5]")
     trainkit.resume(run, ["epochs=4", "loss.weight=[1,50,0.5]", "resume.allow=[loss]"])
     _, saved, _ = Checkpoints(run.directory / "checkpoints").newest()
     assert saved["loss"]["weight"].tolist() == [1, 50, 0.5]
 
 
-def test_what_was_switched_on_may_be_switched_off(own: Path) -> None:
+def test_clipping_may_be_switched_off_if_allowed(own: Path) -> None:
     run = trained(own, "clip_norm=0.01")
     assert len(trainkit.resume(run, ["epochs=4", "clip_norm=off", "resume.allow=clip_norm"]).history) == 4
 
 
-def test_what_was_allowed_once_is_allowed_until_a_checkpoint_holds_it(own: Path) -> None:
+def test_an_allowed_change_stays_allowed_until_a_checkpoint_contains_it(own: Path) -> None:
     run = trained(own)
     (own / "early.py").write_text(
         "from resumemodule import Crash\nclass AtStart:\n    def on_start(self, state):\n        raise Crash\n"
@@ -320,7 +320,7 @@ def test_what_was_allowed_once_is_allowed_until_a_checkpoint_holds_it(own: Path)
     assert [row["lr/default"] for row in rows] == [0.01] * 3 + [0.5] * 2
 
 
-def test_a_rollback_after_a_changed_rate_keeps_the_new_one(own: Path) -> None:
+def test_a_rollback_after_a_changed_lr_keeps_the_new_lr(own: Path) -> None:
     (own / "poison.py").write_text(
         "from resumemodule import Augmented\nclass Poison(Augmented):\n    def __getitem__(self, index):\n"
         "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index == 3 else x), y\n"
@@ -332,7 +332,7 @@ def test_a_rollback_after_a_changed_rate_keeps_the_new_one(own: Path) -> None:
     assert [row["lr/default"] for row in run.history[3:]] == [row["lr/default"] for row in straight.history[3:]]
 
 
-def test_what_was_allowed_once_must_be_named_again(own: Path) -> None:
+def test_a_second_change_must_be_allowed_again(own: Path) -> None:
     run = trainkit.resume(trained(own), ["epochs=4", "lr=0.5", "resume.allow=[lr]"])
     with pytest.raises(CheckpointError, match=r"lr: 0\.5 in the checkpoint, 0\.9 now"):
         trainkit.resume(run, ["epochs=5", "lr=0.9"])
@@ -343,8 +343,8 @@ def test_what_was_allowed_once_must_be_named_again(own: Path) -> None:
         trainkit.resume(run, ["lr=0.9"])
 
 
-def test_a_kill_in_between_changes_no_rollback(own: Path) -> None:
-    """Signals make checkpoints that nobody planned: a rollback goes back to those that were."""
+def test_a_stop_and_resume_does_not_change_a_rollback(own: Path) -> None:
+    """Signals write unplanned checkpoints; a rollback uses planned ones only."""
     (own / "poison.py").write_text(
         "from resumemodule import Augmented\nclass Poison(Augmented):\n    def __getitem__(self, index):\n"
         "        x, y = super().__getitem__(index)\n        return (x * float('nan') if index in (3, 9) else x), y\n"
@@ -364,7 +364,7 @@ def test_a_kill_in_between_changes_no_rollback(own: Path) -> None:
         assert final(trainkit.resume(directory, ["~hooks.stop"])) == final(straight), batch
 
 
-def test_checkpoints_by_the_clock_are_not_planned(own: Path) -> None:
+def test_checkpoints_of_every_minutes_are_not_planned(own: Path) -> None:
     overrides = ["checkpoint.every_minutes=1e-9", "checkpoint.every_epochs=off", "checkpoint.keep=99", "lr=0.3"]
     run = trained(own, *overrides)
     planned = {}
@@ -376,7 +376,7 @@ def test_checkpoints_by_the_clock_are_not_planned(own: Path) -> None:
 
 
 def is_best(row: dict[str, Any], history: list[dict[str, Any]]) -> bool:
-    """Whether no epoch before had as small a validation loss."""
+    """Return whether the last epoch has the smallest validation loss so far."""
     return all(row["val/loss"] < before["val/loss"] for before in history if before["epoch"] < row["epoch"])
 
 
@@ -403,7 +403,7 @@ def test_checkpoints_may_be_switched_off_and_on_again(own: Path) -> None:
         ("+model.api_key=mean", False),
     ],
 )
-def test_ordinary_names_are_no_secrets(override: str, kept: bool, own: Path) -> None:
+def test_ordinary_names_are_not_secrets(override: str, kept: bool, own: Path) -> None:
     (own / "anynet.py").write_text(
         "from resumemodule import Net\nclass AnyNet(Net):\n"
         "    def __init__(self, **rest):\n        super().__init__()\n"
@@ -412,16 +412,16 @@ def test_ordinary_names_are_no_secrets(override: str, kept: bool, own: Path) -> 
         own, "model._target_=anynet.AnyNet", override, "+param_groups.key_layers={name: 'last.*', lr_mult: 2}"
     )
     if not kept:
-        with pytest.raises(ConfigError, match=r"model\.api_key: a secret"):
+        with pytest.raises(ConfigError, match=r"model\.api_key: the value is a secret"):
             trainkit.resume(run, ["epochs=4"])
-        with pytest.raises(ConfigError, match=r"model\.api_key: a secret"):
+        with pytest.raises(ConfigError, match=r"model\.api_key: the value is a secret"):
             trainkit.load(run)
         assert trainkit.load(run, overrides=["model.api_key=mean"]) is not None
     again = [] if kept else ["model.api_key=other"]
     assert len(trainkit.resume(run, ["epochs=4", *again]).history) == 4
 
 
-def test_a_plateau_forgets_the_best_of_another_metric(own: Path) -> None:
+def test_a_plateau_resets_its_best_value_for_another_metric(own: Path) -> None:
     run = trained(own, "scheduler=plateau", "scheduler.patience=0", "lr=0")
     changes = ["monitor={metric: val/accuracy, mode: max}", "resume.allow=[monitor,scheduler]"]
     trainkit.resume(run, ["epochs=4", *changes])
@@ -429,7 +429,7 @@ def test_a_plateau_forgets_the_best_of_another_metric(own: Path) -> None:
     assert saved["schedulers"][0]["best"] == run.history[-1]["val/accuracy"]
 
 
-def test_with_another_batch_size_a_schedule_goes_on_where_the_epochs_are(own: Path) -> None:
+def test_with_another_batch_size_a_step_scheduler_continues_at_the_same_epoch(own: Path) -> None:
     run = trained(own, "scheduler=onecycle", "epochs=6", "early_stop.patience=1", "lr=0")
     changes = ["batch_size=37", "early_stop.patience=off", "lr=0.01", "resume.allow=[batch_size,scheduler,lr]"]
     done = len(run.history)
@@ -441,7 +441,7 @@ def test_with_another_batch_size_a_schedule_goes_on_where_the_epochs_are(own: Pa
 # -------------------------------------------------------------------------------------- what is left alone
 
 
-def test_a_finished_run_is_left_as_it_is(own: Path) -> None:
+def test_a_finished_run_is_not_changed(own: Path) -> None:
     run = trained(own)
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run.directory.rglob("*") if file.is_file()}
     for overrides in ([], ["epochs=2"], ["epochs=3"]):
@@ -453,11 +453,11 @@ def test_a_finished_run_is_left_as_it_is(own: Path) -> None:
     } == {file: content for file, content in before.items() if file.name != ".lock"}
 
 
-def test_run_json_tells_of_each_resume_and_history_lists_each_epoch_once(own: Path) -> None:
+def test_run_json_records_each_resume_and_history_lists_each_epoch_once(own: Path) -> None:
     crashed(BASE, own / "run", "CrashAt, step: 12")
     assert json.loads((own / "run" / "run.json").read_text())["status"] == "failed"
     with (own / "run" / "history.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "train/loss"')  # a line that a kill cut off
+        file.write('{"epoch": 2, "train/loss"')  # a line cut off by a kill
     run = trainkit.resume(own / "run", ["~hooks.crash"])
     info = json.loads((own / "run" / "run.json").read_text())
     assert info["status"] == "completed"
@@ -466,7 +466,7 @@ def test_run_json_tells_of_each_resume_and_history_lists_each_epoch_once(own: Pa
     assert [row["epoch"] for row in read_history(run.directory)] == [1, 2, 3]
 
 
-def test_a_run_killed_after_its_last_checkpoint_is_finished_by_a_resume(own: Path) -> None:
+def test_a_resume_finishes_a_run_killed_after_its_last_checkpoint(own: Path) -> None:
     run = trained(own)
     path = run.directory / "run.json"
     path.write_text(path.read_text().replace("completed", "running"))
@@ -476,7 +476,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_by_a_resume(own: Pat
     assert run.history == history
 
 
-def test_pointers_that_a_kill_left_behind_are_put_right(own: Path) -> None:
+def test_a_resume_repairs_pointers_that_a_kill_left_behind(own: Path) -> None:
     run = trained(own, "lr=0.3", "checkpoint.keep=9")
     pointers = {name: (run.directory / "checkpoints" / name).read_text() for name in ("best", "last")}
     for name in pointers:
@@ -487,7 +487,7 @@ def test_pointers_that_a_kill_left_behind_are_put_right(own: Path) -> None:
     assert {name: (run.directory / "checkpoints" / name).read_text() for name in pointers} == pointers
 
 
-def test_samples_left_out_are_counted_over_the_whole_run(own: Path) -> None:
+def test_skipped_samples_are_counted_over_the_whole_run(own: Path) -> None:
     (own / "torn.py").write_text(
         "from resumemodule import Augmented\nclass Torn(Augmented):\n    def __getitem__(self, index):\n"
         "        if index in (3, 4, 5):\n            raise OSError('torn')\n        return super().__getitem__(index)\n"
@@ -499,7 +499,7 @@ def test_samples_left_out_are_counted_over_the_whole_run(own: Path) -> None:
     assert final(trainkit.resume(own / "resumed", ["~hooks.crash"])) == final(straight)
 
 
-def test_what_hydra_said_then_is_what_it_says_at_a_resume(own: Path) -> None:
+def test_hydra_interpolations_have_their_old_values_at_a_resume(own: Path) -> None:
     composed = trainkit.config.compose.compose_run(
         [*BASE, "optim=adam", "+data.train.tag=${hydra:runtime.choices.optim}"]
     )
@@ -509,14 +509,14 @@ def test_what_hydra_said_then_is_what_it_says_at_a_resume(own: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000])
-def test_a_damaged_run_json_is_told(content: str, own: Path) -> None:
+def test_a_damaged_run_json_is_an_error(content: str, own: Path) -> None:
     run = trained(own)
     (run.directory / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
         trainkit.resume(run.directory)
 
 
-def test_damaged_files_that_are_not_needed_are_no_hindrance(own: Path) -> None:
+def test_damaged_files_that_a_resume_does_not_need_are_ignored(own: Path) -> None:
     run = trained(own)
     (run.directory / ".hydra" / "overrides.yaml").write_bytes(b"\xff\x00{")
     with (run.directory / "history.jsonl").open("ab") as file:
@@ -539,7 +539,7 @@ def test_damaged_files_that_are_not_needed_are_no_hindrance(own: Path) -> None:
         {"early_stop": 3},
     ],
 )
-def test_wrong_types_in_a_checkpoint_are_refused_in_words_and_change_nothing(change: dict[str, Any], own: Path) -> None:
+def test_wrong_types_in_a_checkpoint_are_refused_and_change_nothing(change: dict[str, Any], own: Path) -> None:
     from tests.runs.test_checkpoint import write_state
 
     run = trained(own)
@@ -555,7 +555,7 @@ def test_wrong_types_in_a_checkpoint_are_refused_in_words_and_change_nothing(cha
     assert (run.directory / "run.json").read_text() == info
 
 
-def test_a_metric_that_is_a_tensor_is_kept_as_a_number_and_what_is_none_is_told_by_name(own: Path) -> None:
+def test_a_tensor_metric_is_stored_as_a_number_and_an_unstorable_metric_is_an_error(own: Path) -> None:
     (own / "adding.py").write_text(
         "import torch\nclass Add:\n    def __init__(self, odd=False):\n        self.odd = odd\n"
         "    def on_epoch(self, state, metrics):\n        metrics['mine'] = torch.tensor(1.5)\n"
@@ -567,15 +567,15 @@ def test_a_metric_that_is_a_tensor_is_kept_as_a_number_and_what_is_none_is_told_
         trainkit.train(compose([*BASE, "+hooks.add={_target_: adding.Add, odd: true}"]), directory=own / "odd")
 
 
-def test_a_run_without_checkpoints_is_not_begun_anew_in_silence(own: Path) -> None:
+def test_a_run_without_checkpoints_is_not_restarted_silently(own: Path) -> None:
     run = trained(own, "checkpoint=off")
-    with pytest.raises(CheckpointError, match="there is none"):
+    with pytest.raises(CheckpointError, match="it holds no checkpoint"):
         trainkit.resume(run, ["epochs=5"])
     assert len(run.history) == 3
     assert not (run.directory / "checkpoints").exists()
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(own: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(own: Path) -> None:
     straight = trained(own)
     shutil.copytree(straight.directory, own / "early")
     shutil.rmtree(own / "early" / "checkpoints")
@@ -587,22 +587,22 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(own: 
     assert final(run) == final(straight)
 
 
-def test_another_machine_is_told_of_as_equal_to_rounding(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_is_reported_as_equal_up_to_rounding(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(own)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     trainkit.resume(run, ["epochs=4", "micro_batch=3"])
     log = (run.directory / "trainkit.log").read_text()
-    assert "note: threads was 1, and is 7: equal to rounding only" in log
-    assert "note: micro_batch was None, and is 3: equal to rounding only" in log
+    assert "note: threads was 1, and is 7: equal only up to rounding" in log
+    assert "note: micro_batch was None, and is 3: equal only up to rounding" in log
 
 
 @pytest.mark.parametrize("name", ["nowhere", "last", "."])
-def test_what_is_no_run_is_a_config_error(name: str, own: Path) -> None:  # noqa: ARG001
+def test_a_directory_that_is_not_a_run_is_a_config_error(name: str, own: Path) -> None:  # noqa: ARG001
     with pytest.raises(ConfigError):
         trainkit.resume(name)
 
 
-def test_of_a_sweep_the_unfinished_runs_are_named(own: Path) -> None:
+def test_resuming_a_sweep_lists_its_unfinished_runs(own: Path) -> None:
     for number in range(2):
         trainkit.train(compose(BASE), directory=own / "sweep" / str(number))
     path = own / "sweep" / "1" / "run.json"
@@ -615,7 +615,7 @@ def test_of_a_sweep_the_unfinished_runs_are_named(own: Path) -> None:
 # --------------------------------------------------------------------------------------------- the model
 
 
-def test_load_gives_the_model_with_the_best_weights_in_evaluation_mode(own: Path) -> None:
+def test_load_returns_the_model_with_the_best_weights_in_evaluation_mode(own: Path) -> None:
     class Keep:
         def __init__(self) -> None:
             self.weights: dict[str, torch.Tensor] = {}

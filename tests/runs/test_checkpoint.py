@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, verified before they are read, harmless whatever they hold."""
+"""Checkpoints on disk: complete or absent, verified before they are read, and unable to run code."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torch import nn
 
 from tests.helpers import loss_case, make_loader_of, make_state
 from trainkit.core.errors import CheckpointError, StorageError
-from trainkit.runs import checkpoint
-from trainkit.runs.checkpoint import MANIFEST, STATE, Checkpoints, DamagedError
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.checkpoint_files import MANIFEST, STATE, DamagedError, checksum
 from trainkit.runs.snapshot import capture_state, digest
 from trainkit.training.loop import fit
 
 
 def content(step: int = 1) -> dict[str, Any]:
-    """What is remembered of a small training, after so many steps."""
+    """Return the captured state of a small training after some steps."""
     model, loss_fn, inputs, targets = loss_case("cross entropy")
     state = make_state(model, loss_fn, lr=0.1, optimizer=torch.optim.Adam(model.parameters()))
     fit(state, make_loader_of(inputs, targets, 16))
@@ -37,14 +37,14 @@ def content(step: int = 1) -> dict[str, Any]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> Checkpoints:
-    """Two checkpoints, as another process finds them."""
+    """Return two checkpoints as another process sees them."""
     written = Checkpoints(tmp_path / "checkpoints")
     for step in (1, 2):
         written.write(content(step))
     return Checkpoints(tmp_path / "checkpoints")
 
 
-def test_a_checkpoint_is_a_directory_with_state_and_manifest_that_gives_back_what_was_written(
+def test_a_checkpoint_is_a_directory_with_state_and_manifest_that_returns_what_was_written(
     tmp_path: Path,
 ) -> None:
     saved = content(7)
@@ -95,7 +95,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_gets_its_name(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_kernel_sees_write_sync_rename_and_the_directorys_sync(tmp_path: Path) -> None:
+def test_the_kernel_sees_write_sync_rename_and_the_sync_of_the_directory(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\nfrom tests.runs.test_checkpoint import content\n"
         "from trainkit.runs.checkpoint import Checkpoints\nCheckpoints(Path('checkpoints')).write(content(3))\n"
@@ -131,7 +131,7 @@ def test_the_kernel_sees_write_sync_rename_and_the_directorys_sync(tmp_path: Pat
 
 
 def damage(folder: Path, draw: random.Random) -> str:
-    """Truncate one of a checkpoint's files, or flip one of its bits."""
+    """Truncate a file of a checkpoint, or flip one of its bits."""
     file = folder / draw.choice([STATE, STATE, STATE, MANIFEST])
     whole = file.read_bytes()
     if draw.random() < 0.3:
@@ -169,7 +169,7 @@ def test_a_hundred_truncations_and_flipped_bits_are_found_before_anything_is_unp
     assert two.newest()[0] == "step-00000002"
 
 
-def test_where_all_are_damaged_there_is_nothing_to_go_on_from(two: Checkpoints) -> None:
+def test_only_damaged_checkpoints_are_a_checkpoint_error(two: Checkpoints) -> None:
     for name in two.names():
         damage(two.directory / name, random.Random(1))
     with pytest.raises(CheckpointError, match=r"step-00000002: .*; step-00000001: ") as caught:
@@ -178,7 +178,7 @@ def test_where_all_are_damaged_there_is_nothing_to_go_on_from(two: Checkpoints) 
 
 
 @pytest.mark.parametrize("file", [STATE, MANIFEST])
-def test_a_missing_file_or_one_that_is_a_link_is_damage(file: str, two: Checkpoints, tmp_path: Path) -> None:
+def test_a_missing_file_or_a_link_is_damage(file: str, two: Checkpoints, tmp_path: Path) -> None:
     path = two.directory / "step-00000002" / file
     path.rename(tmp_path / "elsewhere")
     assert two.newest()[0] == "step-00000001"
@@ -190,19 +190,19 @@ def test_a_missing_file_or_one_that_is_a_link_is_damage(file: str, two: Checkpoi
 
 @pytest.mark.parametrize("file", [STATE, MANIFEST])
 @pytest.mark.parametrize("kind", ["pipe", "directory"])
-def test_what_is_no_file_is_damage(file: str, kind: str, two: Checkpoints) -> None:
+def test_an_entry_that_is_not_a_regular_file_is_damage(file: str, kind: str, two: Checkpoints) -> None:
     path = two.directory / "step-00000002" / file
     path.unlink()
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
     name, _, passed = two.newest()
     assert name == "step-00000001"
-    assert f"{file} cannot be read: it is no file" in passed[0]
+    assert f"{file} cannot be read: not a regular file" in passed[0]
     os.mkfifo(two.directory / "best")
-    assert two.pointed("best") is None
+    assert two.read_pointer("best") is None
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
-def test_what_lies_where_a_checkpoint_is_to_be_makes_room(kind: str, two: Checkpoints, tmp_path: Path) -> None:
+def test_an_entry_in_the_place_of_a_checkpoint_is_replaced(kind: str, two: Checkpoints, tmp_path: Path) -> None:
     path = two.directory / "step-00000003"
     (tmp_path / "elsewhere").mkdir()
     path.touch() if kind == "file" else path.symlink_to(tmp_path / ("nowhere" if "dangling" in kind else "elsewhere"))
@@ -217,23 +217,23 @@ def test_nothing_is_written_through_links(two: Checkpoints, tmp_path: Path) -> N
     for name in (".last.new", ".best.new", "best"):
         (two.directory / name).symlink_to(tmp_path / "precious")
     two.write({**two.load("step-00000002"), "step": 3})
-    two.point("best", "step-00000003")
+    two.set_pointer("best", "step-00000003")
     assert (tmp_path / "precious").read_text() == "as it was"
-    assert two.pointed("best") == "step-00000003"
+    assert two.read_pointer("best") == "step-00000003"
     two.directory.rename(tmp_path / "moved")
     two.directory.symlink_to(tmp_path / "moved")
     with pytest.raises(CheckpointError, match="is a link"):
         two.newest()
 
 
-def test_a_copy_under_another_steps_name_is_damage(two: Checkpoints) -> None:
+def test_a_copy_under_the_name_of_another_step_is_damage(two: Checkpoints) -> None:
     shutil.copytree(two.directory / "step-00000002", two.directory / "step-99999999999")
     name, _, passed = two.newest()
     assert name == "step-00000002"
-    assert passed == ["step-99999999999: it is of step 2"]
+    assert passed == ["step-99999999999: its content is of step 2"]
 
 
-def test_what_was_not_planned_neither_is_gone_back_to_nor_displaces_what_was(tmp_path: Path) -> None:
+def test_an_unplanned_checkpoint_is_not_used_for_rollback_and_does_not_replace_a_planned_one(tmp_path: Path) -> None:
     saved = content()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step, planned in ((1, True), (2, True), (3, False), (4, False)):
@@ -244,7 +244,7 @@ def test_what_was_not_planned_neither_is_gone_back_to_nor_displaces_what_was(tmp
     assert checkpoints.newest(planned=True)[0] == "step-00000002"
 
 
-def test_a_checkpoint_that_is_a_link_is_none(two: Checkpoints, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_a_link_is_ignored(two: Checkpoints, tmp_path: Path) -> None:
     shutil.copytree(two.directory / "step-00000002", tmp_path / "outside")
     (two.directory / "step-00000009").symlink_to(tmp_path / "outside", target_is_directory=True)
     assert two.names() == ["step-00000002", "step-00000001"]
@@ -261,18 +261,16 @@ class Harmful:
 
 
 def write_state(folder: Path, state: bytes) -> None:
-    """Give a checkpoint another state, with a manifest that says so."""
+    """Replace the state of a checkpoint, with a matching manifest."""
     (folder / STATE).write_bytes(state)
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["sha256"]
     manifest["files"][STATE] = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": checkpoint._sum(manifest)}))
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": checksum(manifest)}))
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])
-def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
-    how: str, two: Checkpoints, tmp_path: Path
-) -> None:
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(how: str, two: Checkpoints, tmp_path: Path) -> None:
     harmful = {**two.load("step-00000002"), "best": Harmful(tmp_path / "was here")}
     if how == "torch":
         torch.save(harmful, tmp_path / "harmful")
@@ -281,7 +279,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
     write_state(two.directory / "step-00000002", (tmp_path / "harmful").read_bytes())
     name, _, passed = Checkpoints(two.directory).newest()
     assert name == "step-00000001"
-    assert "something else than tensors and plain containers" in passed[0]
+    assert "more than tensors and plain containers" in passed[0]
     assert "\x1b" not in passed[0]
     assert not (tmp_path / "was here").exists()
 
@@ -290,7 +288,7 @@ def test_a_state_of_another_format_or_with_missing_keys_is_refused(two: Checkpoi
     whole = two.load("step-00000002")
     for changed, words in (
         ({**whole, "format": 99}, "its format is 99"),
-        ({key: value for key, value in whole.items() if key not in ("rng", "ema")}, "it lacks ema, rng"),
+        ({key: value for key, value in whole.items() if key not in ("rng", "ema")}, "ema, rng missing"),
     ):
         torch.save(changed, tmp_path / "changed")
         write_state(two.directory / "step-00000002", (tmp_path / "changed").read_bytes())
@@ -298,44 +296,44 @@ def test_a_state_of_another_format_or_with_missing_keys_is_refused(two: Checkpoi
             two.newest()
 
 
-def test_pointers_name_a_checkpoint_that_is_there_or_nothing(two: Checkpoints) -> None:
-    assert two.pointed("last") == "step-00000002"
-    assert two.pointed("best") is None
+def test_pointers_name_an_existing_checkpoint_or_nothing(two: Checkpoints) -> None:
+    assert two.read_pointer("last") == "step-00000002"
+    assert two.read_pointer("best") is None
     for text in ("../../etc", "/etc/passwd", "step-00000007", "step-1", "step-00000001/../step-00000002", "\xff" * 9):
         (two.directory / "best").write_text(text)
-        assert two.pointed("best") is None, text
+        assert two.read_pointer("best") is None, text
 
 
 # ------------------------------------------------------------------------------------------ how many
 
 
-def test_the_newest_valid_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_newest_valid_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     saved = content()
     for step in range(1, 7):
         checkpoints.write({**saved, "step": step})
         if step == 2:
-            checkpoints.point("best", "step-00000002")
+            checkpoints.set_pointer("best", "step-00000002")
         checkpoints.prune(2)
         assert len(checkpoints.names()) <= 3
     assert checkpoints.names() == ["step-00000006", "step-00000005", "step-00000002"]
 
 
-def test_a_damaged_one_does_not_count_and_nothing_before_it_is_deleted(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_does_not_count_and_no_older_one_is_deleted(tmp_path: Path) -> None:
     saved = content()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step in range(1, 5):
         checkpoints.write({**saved, "step": step})
     for name in ("step-00000003", "step-00000004"):
         damage(checkpoints.directory / name, random.Random(2))
-    later = Checkpoints(checkpoints.directory)  # another process, which has not written them
+    later = Checkpoints(checkpoints.directory)  # another process, which did not write them
     later.prune(1)
     assert later.names() == ["step-00000004", "step-00000003", "step-00000002"]
-    later.write({**saved, "step": 4})  # in place of the damaged one
+    later.write({**saved, "step": 4})  # replaces the damaged checkpoint
     assert later.load("step-00000004")["step"] == 4
 
 
-def test_one_of_the_same_step_but_of_another_batch_is_replaced(two: Checkpoints) -> None:
+def test_a_checkpoint_of_the_same_step_but_another_batch_is_replaced(two: Checkpoints) -> None:
     saved = two.load("step-00000002")
     inode = (two.directory / "step-00000002" / STATE).stat().st_ino
     two.write(saved)
@@ -345,7 +343,7 @@ def test_one_of_the_same_step_but_of_another_batch_is_replaced(two: Checkpoints)
     assert {path.name for path in two.directory.iterdir()} == {"step-00000001", "step-00000002", "last"}
 
 
-def test_what_a_killed_process_left_half_done_is_cleaned_up(two: Checkpoints) -> None:
+def test_the_leftovers_of_a_killed_process_are_cleaned_up(two: Checkpoints) -> None:
     shutil.copytree(two.directory / "step-00000002", two.directory / ".step-00000003.new-123")
     shutil.copytree(two.directory / "step-00000002", two.directory / ".step-00000001.deleted-123")
     (two.directory / "step-00000002").rename(two.directory / ".step-00000002.replaced-123")
@@ -369,7 +367,7 @@ def test_a_damaged_checkpoint_is_never_loaded(two: Checkpoints) -> None:
         two.load("step-00000002")
 
 
-def test_what_only_pickle_could_store_is_refused_by_its_place() -> None:
+def test_a_value_that_needs_pickle_is_refused_with_its_path() -> None:
     class Odd(nn.Linear):
         def get_extra_state(self) -> Any:
             return {"made": object()}

@@ -1,4 +1,4 @@
-"""A run's directory, through the Python interface."""
+"""The directory of a run, through the Python API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainkit.runs.directory import Run
 QUICK = ["model=mlp", "epochs=2", "limit_batches=2", "progress=off"]
 
 
-def test_train_gives_a_run_that_tells_its_history_and_best_epoch(here: Path) -> None:
+def test_train_returns_a_run_with_its_history_and_best_epoch(here: Path) -> None:
     run = trainkit.train(trainkit.compose(QUICK))
     assert [line["epoch"] for line in run.history] == [1, 2]
     assert run.best is not None
@@ -26,7 +26,7 @@ def test_train_gives_a_run_that_tells_its_history_and_best_epoch(here: Path) -> 
     assert Run.load(run.directory).best == run.best
 
 
-def test_run_json_tells_status_versions_and_parameters(here: Path) -> None:  # noqa: ARG001
+def test_run_json_contains_status_versions_and_parameters(here: Path) -> None:  # noqa: ARG001
     run = trainkit.train(trainkit.compose(QUICK))
     info = json.loads((run.directory / "run.json").read_text())
     assert info["status"] == "completed"
@@ -37,7 +37,7 @@ def test_run_json_tells_status_versions_and_parameters(here: Path) -> None:  # n
     assert info["started"] <= info["ended"]
 
 
-def test_the_saved_config_is_the_one_that_ran_with_its_interpolations(here: Path) -> None:  # noqa: ARG001
+def test_the_saved_config_is_the_config_of_the_run_with_its_interpolations(here: Path) -> None:  # noqa: ARG001
     config = trainkit.compose([*QUICK, "lr=0.5"])
     run = trainkit.train(config)
     saved = OmegaConf.load(run.directory / ".hydra" / "config.yaml")
@@ -45,7 +45,7 @@ def test_the_saved_config_is_the_one_that_ran_with_its_interpolations(here: Path
     assert "lr: ${lr}" in (run.directory / ".hydra" / "config.yaml").read_text()
 
 
-def test_a_directory_of_ones_own_is_taken_unless_it_holds_a_run(here: Path) -> None:
+def test_a_given_directory_is_used_unless_it_holds_a_run(here: Path) -> None:
     run = trainkit.train(trainkit.compose(QUICK), directory=here / "mine")
     assert run.directory == here / "mine"
     with pytest.raises(RunDirectoryInUseError):
@@ -60,11 +60,11 @@ def test_a_config_changed_by_hand_is_checked_again(here: Path) -> None:  # noqa:
         trainkit.train(config)
 
 
-def test_the_status_file_is_whole_at_every_moment(here: Path) -> None:
+def test_the_status_file_is_complete_at_every_moment(here: Path) -> None:
     run = Run(claim_directory(here / "run"))
     run.info = {"status": "running"}
-    run.save()
+    run.write_info()
     before = (here / "run" / "run.json").stat().st_ino
     run.finish("completed", 0)
-    assert (here / "run" / "run.json").stat().st_ino != before  # replaced, not written over
+    assert (here / "run" / "run.json").stat().st_ino != before  # replaced, not overwritten
     assert json.loads((here / "run" / "run.json").read_text())["status"] == "completed"

@@ -6,16 +6,18 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
+
+from trainkit.core.atomic import atomic_write
 
 FORMAT = 1
 ABANDONED = 3600.0  # seconds after which a temporary file is left over from a killed writer
@@ -48,21 +50,17 @@ def save(file: Path, key: str, tensors: Sequence[Tensor]) -> None:
         with suppress(FileNotFoundError):  # its writer has just finished
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(_header(tensors, key))
-            checksum = 0
-            for chunk in _chunks(tensors):
-                checksum = zlib.crc32(chunk, checksum)
-                out.write(chunk)
-            out.write(checksum.to_bytes(4, "little"))
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+
+    def write(out: IO[bytes]) -> None:
+        out.write(_header(tensors, key))
+        checksum = 0
+        for chunk in _chunks(tensors):
+            checksum = zlib.crc32(chunk, checksum)
+            out.write(chunk)
+        out.write(checksum.to_bytes(4, "little"))
+
+    # Several processes may write the same file, so each has its own temporary name.
+    atomic_write(file, write, temporary=file.with_name(f"{file.stem}-{uuid.uuid4().hex}.tmp"))
 
 
 def load(file: Path, key: str, tensors: Sequence[Tensor]) -> bool:

@@ -7,11 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.paths import display_path
-
 if TYPE_CHECKING:
     from trainkit.core.errors import NonFiniteError
-    from trainkit.runs.directory import Run
     from trainkit.training.state import State
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -127,18 +124,3 @@ def param_group_table(params: Sequence[Mapping[str, Any]], order: Sequence[str])
             size = f"{sum(row['count'] for row in members):,}"
             rows.append([group or "(frozen)", str(len(members)), size, members[0]["optimizer"] or "-", *cells])
     return columns(rows)
-
-
-def comparison(runs: list[Run]) -> list[str]:
-    """A sweep's runs in a table, the best first."""
-    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
-    names = {run.directory: " ".join(o for o in run.overrides if o not in shared) for run in runs}
-    rows = [(names[run.directory], run.best, display_path(run.directory)) for run in runs if run.best is not None]
-    if not rows:
-        return []
-    metric = rows[0][1]["metric"]
-    rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
-    shown = [name for name in SHOWN_METRICS if name in rows[0][1]]
-    table = [[f"best by {metric}", *shown, "directory"]]
-    table += [[name, *(number(best[key]) for key in shown), directory] for name, best, directory in rows]
-    return columns(table)

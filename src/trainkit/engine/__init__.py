@@ -1,1 +1,1 @@
-"""One run from config to result: train, resume, and which config key raised an error."""
+"""One run from config to result: train, resume, load its model, and explain the errors of user code."""

@@ -1,25 +1,18 @@
-"""One training from config to finished run: built, recorded, displayed, and its end written down."""
+"""Train one run: settings -> session -> run directory -> fit -> result."""
 
 from __future__ import annotations
 
-import math
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from trainkit.build import session as build
+from trainkit.build.session import Session, build_session
 from trainkit.config.compose import Composed
 from trainkit.config.settings import read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
@@ -27,102 +20,84 @@ from trainkit.core.paths import claim_directory, default_run_directory, display_
 from trainkit.display import live as display
 from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
+from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint
-from trainkit.runs.recorder import Recorder, Restorer, Saver
+from trainkit.runs.recorder import Recorder
+from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.loop import fit
-from trainkit.training.state import State, takes_batch_statistics
-
-# Those that stop a training. SIGHUP: the terminal is gone; SIGUSR1: a cluster takes the machine back.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-
-DOUBLED = 1.0  # seconds
+from trainkit.training.state import takes_batch_statistics
 
 
 def train(config: DictConfig | Composed, *, directory: Path | str | None = None) -> Run:
-    """Train what a config names, in a run directory of its own.
+    """Train a config in a new run directory.
 
     Args:
-        config: from `trainkit.compose`, or what `compose_run` returns.
-        directory: for the run, new or empty; None: a new one under outputs/.
+        config: from `trainkit.compose`, or from `compose_run`.
+        directory: of the run, new or empty; default: a new one in outputs/.
 
     Returns:
         The run: its directory, its history, its best epoch.
 
     Raises:
-        TrainkitError: with a clear message; `run.json` tells of it too.
-        Stopped: by a signal, once no step was under way; a checkpoint holds where.
+        TrainkitError: with a clear message, which `run.json` contains too.
+        Stopped: a signal stopped the training; a checkpoint holds the state.
     """
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
-    settings = composed.settings
-    with display.ReadingProgress(settings.progress) as on_progress:
-        session = build.build_session(settings, on_progress)
-    given = directory or composed.directory
-    run = Run(new_run_directory(Path(given) if given else None))
-    lines = startup_notes(session, composed.overrides)
-    facts = run_facts(session)
-    run.start(settings, command=sys.argv, overrides=composed.overrides, hydra=composed.hydra, facts=facts)
-    return run_training(run, session, lines, saver_of(run, session, first=True))
-
-
-def saver_of(run: Run, session: build.Session, *, first: bool) -> Saver | None:
-    """The hook that saves a run, where its config asks for checkpoints; with `first`, as it starts too."""
-    options = session.settings.checkpoint
-    if options is None:
-        return None
-    checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, options, run_identity(session), first=first, note=run.note)
+    with display.ReadingProgress(composed.settings.progress) as on_progress:
+        session = build_session(composed.settings, on_progress)
+    run = Run(new_run_directory(directory or composed.directory))
+    notes = startup_notes(session, composed.overrides)
+    run.start(
+        composed.settings,
+        command=sys.argv,
+        overrides=composed.overrides,
+        hydra=composed.hydra,
+        facts=session_facts(session),
+    )
+    return run_training(run, session, notes, make_saver(run, session, first=True))
 
 
 def run_training(
-    run: Run,
-    session: build.Session,
-    lines: Sequence[str],
-    saver: Saver | None,
-    restorer: Restorer | None = None,
+    run: Run, session: Session, notes: Sequence[str], saver: Saver | None, restorer: Restorer | None = None
 ) -> Run:
-    """Train what is built, in a run that is begun; write down how it ends.
+    """Train a session in a run that was started or resumed, and write how it ends.
 
     Args:
-        run: started, or resumed.
-        session: what it built.
-        lines: what a person should know first.
-        saver: of its checkpoints.
-        restorer: of a resumed training.
+        run: its directory is locked.
+        session: what the settings built.
+        notes: lines that a user sees first.
+        saver: of the checkpoints; None: no checkpoints.
+        restorer: of a resumed run.
+
+    Raises:
+        TrainkitError: see `train`.
+        Stopped: see `train`.
     """
     state = session.state
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
     recorder = Recorder(run, session.params)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
-    with signals_handled(state):
+    with handle_signals(state):
         try:
-            for line in [*opening_lines(run), *lines]:
+            for line in [*opening_lines(run), *notes]:
                 screen.print_line(line)
-                run.note(line)
-            with warnings.catch_warnings():
-                # A loss that broadcasts its targets is nearly always a mistake; torch only warns of it.
-                warnings.filterwarnings("error", message="Using a target size")
-                try:
-                    fit(state, session.train, session.val, hooks)
-                except Stopped as error:
-                    if error is state.stop and saver is not None:
-                        name = saver.save(state, planned=False)
-                        error.saved = f"{name}; to go on: trainkit resume {shlex.quote(display_path(run.directory))}"
-                    raise
+                run.log(line)
+            _fit(run, session, hooks, saver)
         except KeyboardInterrupt as error:
-            recorder.record_unreadable(state)
+            recorder.log_unreadable(state)
             run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
             raise
         except BaseException as error:
-            told = error if isinstance(error, TrainkitError) else explain_error(error, session)
+            explained = error if isinstance(error, TrainkitError) else explain_error(error, session)
             try:
-                recorder.record_unreadable(state)
-                run.finish("failed", told.exit_code, told.problems[0].cause)
-            except StorageError as second:  # the first cause is what matters
-                told.problems += [problem for problem in second.problems if problem not in told.problems]
-            raise told from error
+                recorder.log_unreadable(state)
+                run.finish("failed", explained.exit_code, explained.problems[0].cause)
+            except StorageError as second:  # report both, the first cause first
+                explained.problems += [problem for problem in second.problems if problem not in explained.problems]
+            raise explained from error
         finally:
             screen.close()
             session.close()
@@ -132,44 +107,38 @@ def run_training(
     return run
 
 
-@contextmanager
-def signals_handled(state: State) -> Iterator[None]:
-    """Let a signal stop the training once no step is under way; a second one ends the process at once.
+def _fit(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> None:
+    """Run the loop; save if a signal stops it."""
+    state = session.state
+    with warnings.catch_warnings():
+        # A loss that broadcasts its targets is nearly always a mistake, but torch only warns.
+        warnings.filterwarnings("error", message="Using a target size")
+        try:
+            fit(state, session.train, session.val, hooks)
+        except Stopped as error:
+            if error is state.stop and saver is not None:
+                name = saver.save(state, planned=False)
+                error.saved = f"{name}; to continue: trainkit resume {shlex.quote(display_path(run.directory))}"
+            raise
 
-    What comes within `DOUBLED` seconds of the first is taken for the same: several may be told to tell it.
+
+def make_saver(run: Run, session: Session, *, first: bool) -> Saver | None:
+    """Return the hook that writes checkpoints, or None if `checkpoint` is off.
+
+    Args:
+        run: of the checkpoints.
+        session: that is saved.
+        first: save as the training starts, too.
     """
-    asked_at = math.inf
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        nonlocal asked_at
-        if state.stop is None:
-            asked_at = time.monotonic()
-            state.stop = Stopped(number)
-            # One that follows at once may reach another thread, and be heard of only when this one next wakes up.
-            time.sleep(0.05)
-            if state.phase.interruptible:
-                raise state.stop
-        elif time.monotonic() - asked_at > DOUBLED:
-            if os.isatty(2):
-                os.write(2, b"\x1b[?25h")  # a live display has hidden the cursor
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    state.stop = Stopped.pending
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
-    before = {number: signal.signal(number, stop) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    options = session.settings.checkpoint
+    if options is None:
+        return None
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    return Saver(checkpoints, options, session_fingerprint(session), first=first, log=run.log)
 
 
-def run_identity(session: build.Session) -> dict[str, Any]:
-    """What the numbers of a run depend on: its config and data exactly, its machine to rounding."""
+def session_fingerprint(session: Session) -> dict[str, Any]:
+    """Return what the numbers of a run depend on: config and data exactly, the machine up to rounding."""
     state = session.state
     return {
         "config": fingerprint(session.settings),
@@ -186,17 +155,22 @@ def run_identity(session: build.Session) -> dict[str, Any]:
     }
 
 
-def new_run_directory(given: Path | None) -> Path:
-    """The run's directory: the one asked for, or a new one under outputs/ that `latest` points at."""
+def new_run_directory(given: Path | str | None) -> Path:
+    """Create the directory of a run: the given one, or a new one in outputs/ that `latest` points at.
+
+    Raises:
+        RunDirectoryInUseError: the given directory holds a run.
+        StorageError: the directory cannot be created.
+    """
     if given is not None:
-        return claim_directory(given, exact=True)
+        return claim_directory(Path(given), exact=True)
     directory = claim_directory(default_run_directory())
     update_latest_link(directory, Path("outputs"))
     return directory
 
 
-def run_facts(session: build.Session) -> dict[str, Any]:
-    """What `run.json` tells of a training besides its course."""
+def session_facts(session: Session) -> dict[str, Any]:
+    """Return the entries of `run.json` about the device, the model and the data."""
     sizes = [(row["count"], row["trainable"]) for row in session.params]
     return {
         "device": str(session.state.objects.device),
@@ -208,18 +182,24 @@ def run_facts(session: build.Session) -> dict[str, Any]:
     }
 
 
-def startup_notes(session: build.Session, overrides: Sequence[str] = ()) -> list[str]:
-    """What a person should know of a training before it starts; `overrides` are what they asked for."""
-    state, lines = session.state, []
+def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
+    """Return the lines about a training that a user sees before it starts.
+
+    Args:
+        session: that is about to be trained.
+        overrides: of the command line.
+    """
+    state, notes = session.state, []
     if not session.held_out and any(text.startswith("data.split=0") for text in overrides):
-        lines.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
-    norms = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
-    if state.progress.micro_batch is not None and norms:
-        layers = count(len(norms), "layer")
-        lines.append(f"note: {layers} with batch statistics: they see {state.progress.micro_batch} samples at a time")
-    if any(not p.requires_grad for m in norms for p in m.parameters(recurse=False)):
-        lines.append("note: frozen batch norm layers still follow the statistics of the batches they see")
+        notes.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
+    layers = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
+    if state.progress.micro_batch is not None and layers:
+        size = state.progress.micro_batch
+        notes.append(f"note: {count(len(layers), 'layer')} with batch statistics see {size} samples at a time")
+    if any(not param.requires_grad for layer in layers for param in layer.parameters(recurse=False)):
+        notes.append("note: frozen batch norm layers still update their running statistics")
     ema = session.settings.ema
     if ema is not None:
-        lines.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")
-    return [*session.notes, *param_group_table(session.params, [group.name for group in session.groups]), *lines]
+        notes.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")
+    groups = param_group_table(session.params, [group.name for group in session.groups])
+    return [*session.notes, *groups, *notes]

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on: its config without the machine, and how two of them differ."""
+"""The fingerprint of a run: the config keys that its numbers depend on, and how two fingerprints differ."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from omegaconf.resolvers import oc
 from trainkit.config.settings import Settings
 from trainkit.core.redaction import MIN_SECRET_LENGTH, find_secrets, redact_by_key
 
-# Machinery, what is only seen, and when a run ends: none of it changes a number of the epochs that there are.
-FREE = {
+# Keys that do not affect results: hardware, logging, and the length of the run.
+FREE_KEYS = {
     "epochs",
     "early_stop",
     "device",
@@ -33,14 +33,16 @@ FREE = {
     "data.cache_limit",
     "data.on_unreadable",
 }
-COMPUTED = {"fused", "foreach"}  # options of optimizers that say how a step is computed
-PATHS = {"root", "file", "folder", "path", "dir", "download"}  # keys inside `data` that say where it lies
+FREE_OPTIONS = {"fused", "foreach"}  # optimizer options that change how a step is computed, not its result
+PATH_KEYS = {"root", "file", "folder", "path", "dir", "download"}  # keys in `data` that locate the files
 
 
 def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, Any]:
-    """The keys of a config that the numbers depend on, dotted, with their values; no secret, no environment.
+    """Return the dotted keys that the numbers depend on, with their values, without secrets.
 
-    With `epochs`, the fingerprint is that of a training of so many epochs.
+    Args:
+        settings: of the run.
+        epochs: return the fingerprint of a run of this length instead.
     """
     config = settings.source
     if epochs is not None:
@@ -49,30 +51,30 @@ def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, A
     secrets = {
         text for text in find_secrets(OmegaConf.to_container(config, resolve=False)) if len(text) >= MIN_SECRET_LENGTH
     }
-    with _environment_unread():
+    with _environment_as_names():
         plain = redact_by_key(_resolved(config, secrets))
     return {key: value for key, value in _leaves(plain) if not _is_free(key)}
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two fingerprints differ, each with both values; a key that one lacks is None there."""
-    keys = dict.fromkeys([*there, *here])
-    return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys in which two fingerprints differ, each with both values; a missing key has the value None."""
+    keys = dict.fromkeys([*saved, *current])
+    return {key: (saved.get(key), current.get(key)) for key in keys if saved.get(key) != current.get(key)}
 
 
-def allowed(key: str, allow: Collection[str]) -> bool:
-    """Whether a key, or one above it, is among those named."""
+def is_allowed(key: str, allow: Collection[str]) -> bool:
+    """Return whether `allow` contains a key or one of its parents."""
     return any(key == name or key.startswith(f"{name}.") for name in allow)
 
 
 def _is_free(key: str) -> bool:
     top, last = key.partition(".")[0], key.rpartition(".")[2]
-    inside = (top == "data" and last in PATHS) or (top == "optim" and last in COMPUTED)
-    return key.startswith("_") or allowed(key, FREE) or inside
+    is_free = (top == "data" and last in PATH_KEYS) or (top == "optim" and last in FREE_OPTIONS)
+    return key.startswith("_") or is_allowed(key, FREE_KEYS) or is_free
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping with something in it; lists are values."""
+    """Yield the dotted key and the value of each leaf. Lists and empty mappings are leaves."""
     if isinstance(node, Mapping) and (node or not path):
         for key, value in node.items():
             yield from _leaves(value, f"{path}.{key}" if path else str(key))
@@ -81,7 +83,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _resolved(node: Any, secrets: set[str]) -> Any:
-    """A config as plain containers; what needs the environment or holds a secret then stays as it is written."""
+    """Return a config as plain containers. Interpolations that fail or give a secret stay unresolved."""
     if isinstance(node, DictConfig):
         return {str(key): _value(node, key, secrets) for key in node}
     if isinstance(node, ListConfig):
@@ -99,8 +101,8 @@ def _value(node: Any, key: Any, secrets: set[str]) -> Any:
 
 
 @contextmanager
-def _environment_unread() -> Iterator[None]:
-    """Let `${oc.env:NAME}` be its own name: what is in the environment is for the process, not for files."""
+def _environment_as_names() -> Iterator[None]:
+    """Resolve `${oc.env:NAME}` to its own name, so that no value of the environment gets into a file."""
     OmegaConf.register_new_resolver("oc.env", lambda name, *_: f"(oc.env:{name})", replace=True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""One process at a time in a directory, for as long as it lives."""
+"""A lock that lets one process at a time use a directory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from trainkit.core.errors import RunDirectoryInUseError
 
 try:
     import fcntl
-except ImportError:  # on Windows
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_held: set[Path] = set()  # by this process, which its own lock would not keep out
+_held: set[Path] = set()  # locks of this process: the operating system would grant it the same lock twice
 
 
 class Lock:
-    """A lock on a directory: the file `.lock`, with the pid and host of the process that has it.
+    """A lock on a directory: the file `.lock`, with the pid and host of the process that holds the lock.
 
-    The lock is the operating system's (a POSIX record lock, which a process's death frees, whatever it
-    died of, and which its children do not inherit). Where the file system has none, the pid decides.
+    It is a POSIX record lock. The operating system frees it when the process ends for any reason, and child
+    processes do not inherit it. On file systems without such locks, the recorded pid decides.
 
     Args:
         directory: to be locked.
@@ -33,11 +33,11 @@ class Lock:
         self.file: Any = None
 
     def acquire(self) -> None:
-        """Take the lock; a dead process's is taken over.
+        """Take the lock, also over from a process that has ended.
 
         Raises:
-            RunDirectoryInUseError: a living process has it.
-            OSError: the file cannot be made.
+            RunDirectoryInUseError: a running process holds the lock.
+            OSError: the file cannot be created.
         """
         if self.path in _held:
             raise self._in_use({"pid": os.getpid(), "host": socket.gethostname()})
@@ -50,9 +50,9 @@ class Lock:
             owner = self._owner(file)
             file.close()
             raise self._in_use(owner) from None
-        except OSError:  # no locks on this file system
+        except OSError:  # this file system has no locks
             owner = self._owner(file)
-            if _alive(owner):
+            if _may_run(owner):
                 file.close()
                 raise self._in_use(owner) from None
         file.seek(0)
@@ -63,7 +63,7 @@ class Lock:
         _held.add(self.path)
 
     def release(self) -> None:
-        """Let it go. The file stays, empty: to delete it could pull it away under the next one."""
+        """Release the lock. The file stays: another process may have opened it already."""
         if self.file is not None:
             _held.discard(self.path)
             self.file.truncate(0)
@@ -78,15 +78,15 @@ class Lock:
             return {}
 
     def _in_use(self, owner: dict[str, Any]) -> RunDirectoryInUseError:
-        who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
+        process = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
         return RunDirectoryInUseError(
-            f"{self.path.parent}: {who} is at work in it",
-            hint=f"wait for it or stop it; if it is gone for sure, delete {self.path}",
+            f"{self.path.parent}: {process} uses this directory",
+            hint=f"wait until it ends, or stop it; if it has certainly ended, delete {self.path}",
         )
 
 
-def _alive(owner: dict[str, Any]) -> bool:
-    """Whether the process that wrote the lock may live; one on another host may."""
+def _may_run(owner: dict[str, Any]) -> bool:
+    """Return whether the process that wrote the lock may be running. On another host it may."""
     if not isinstance(owner.get("pid"), int):
         return False
     if owner.get("host") != socket.gethostname():

@@ -1,8 +1,9 @@
-"""A run's config once more: as it was saved, with values changed, its secrets given again."""
+"""Reload the config of a saved run, with values changed and secrets given again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import key_problem
+from trainkit.config.renamed import upgrade_saved_config
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError, Problem
@@ -23,35 +25,51 @@ from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
 
 
-def reload_config(run: Run, overrides: Sequence[str], only: str = "") -> tuple[Settings, list[str]]:
-    """A run's config with some values changed, and what `resume.allow` names; secrets are asked for inside `only`.
+@dataclass(frozen=True)
+class Reloaded:
+    """The settings of a saved run with some values changed, for a resume."""
+
+    settings: Settings
+    overrides: list[str]  # that changed values
+    allow: list[str]  # keys that may differ from the checkpoint: `resume.allow`
+
+
+def reload_config(run: Run, overrides: Sequence[str], secrets_under: str = "") -> Reloaded:
+    """Return the settings of a saved run, with overrides.
+
+    Args:
+        run: a saved run.
+        overrides: `KEY=VALUE`, as on the command line, and `resume.allow=[KEY,…]`.
+        secrets_under: secrets whose key starts with this text must be given again.
 
     Raises:
-        ConfigError: something is wrong with it; where the run was begun in another folder, that is told.
+        ConfigError: everything that is wrong with the config. It names the folder where the run started, if that is
+            another folder.
     """
     try:
-        return recomposed(run.config, overrides, run.directory / ".hydra" / "hydra.yaml", only)
+        return reload(run.config, overrides, run.directory / ".hydra" / "hydra.yaml", secrets_under)
     except ConfigError as error:
         folder = run.info.get("folder")
         if isinstance(folder, str) and Path(folder) != Path.cwd():
-            error.problems.append(Problem(f"this run was begun in {folder}", "resume it there, if that is the cause"))
+            error.problems.append(Problem(f"this run started in {folder}", "resume it there, if that is the cause"))
         raise
 
 
-def recomposed(
-    config: DictConfig, overrides: Sequence[str], hydra: Path | None = None, only: str = ""
-) -> tuple[Settings, list[str]]:
-    """A run's config once more, with values changed; and what `resume.allow` names among the overrides.
+def reload(
+    config: DictConfig, overrides: Sequence[str], hydra: Path | None = None, secrets_under: str = ""
+) -> Reloaded:
+    """Return the settings of a saved config, with overrides. Choices of groups stay.
 
     Args:
-        config: as the run saved it.
-        overrides: `KEY=VALUE`, as on the command line; what was chosen by group stays chosen.
-        hydra: the file of Hydra's settings then, for `${hydra:…}`.
-        only: the part of the config whose secrets must be given again.
+        config: the saved config; it is changed.
+        overrides: see `reload_config`.
+        hydra: the saved file of Hydra's settings, for `${hydra:…}`.
+        secrets_under: see `reload_config`.
 
     Raises:
-        ConfigError: all that is wrong with them.
+        ConfigError: everything that is wrong with the config.
     """
+    upgrade_saved_config(config)
     loader = make_loader()
     if "${hydra:" in OmegaConf.to_yaml(config):
         whole = loader.load_configuration("config", [], RunMode.RUN)
@@ -61,31 +79,33 @@ def recomposed(
         HydraConfig.instance().set_config(whole)
     OmegaConf.set_struct(config, True)
     allow: list[str] = []
+    changes: list[str] = []
     problems: list[Problem] = []
     for text in overrides:
         if text.startswith("resume.allow="):
             names = text.partition("=")[2].strip("[]'\"").split(",")
             allow += [name.strip() for name in names if name.strip()]
         else:
+            changes.append(text)
             problems += _change(config, text, loader)
     for key in (key for key in allow if key.partition(".")[0] not in config):
         near = did_you_mean(key, map(str, config))
-        problems.append(Problem(f"resume.allow={key}: there is no such key", near))
+        problems.append(Problem(f"resume.allow={key}: this key does not exist", near))
     redacted_keys = _redacted_keys(OmegaConf.to_container(config, resolve=False))
-    for key in (key for key in redacted_keys if key.startswith(only)):
-        hint = f"write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
-        problems.append(Problem(f"{key}: a secret, which the run's files do not hold; give it again", hint))
+    for key in (key for key in redacted_keys if key.startswith(secrets_under)):
+        hint = f"give it again: write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
+        problems.append(Problem(f"{key}: the value is a secret, and the files of the run do not contain it", hint))
     try:
         settings = read_settings(config)
         if not problems:
-            return settings, allow
+            return Reloaded(settings, changes, allow)
     except ConfigError as error:
         problems += error.problems
     raise ConfigError(*dict.fromkeys(problems))
 
 
 def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Problem]:
-    """Apply an override to a config, in place; what is wrong with it."""
+    """Apply an override to a config, in place; return what is wrong with the override."""
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -95,16 +115,16 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
         config.scheduler = None
         return []
     if loader.get_group_options(key) and isinstance(value, str):
-        hint = f"override single keys of it, or start a new run with {text}"
+        hint = f"override single keys of {key}, or start a new run with {text}"
         return [Problem(f"{text}: a resumed run keeps its {key}", hint)]
     if key.startswith("resume"):
-        return [Problem(f"{text}: there is no such key", "write resume.allow=[KEY,…]")]
+        return [Problem(f"{text}: this key does not exist", "write resume.allow=[KEY,…]")]
     if override.is_sweep_override() or key.startswith("hydra."):
-        return [Problem(f"{text}: it means nothing for one run that goes on", "leave it out")]
+        return [Problem(f"{text}: it has no meaning for the resume of one run", "remove it")]
     defaults: Any = OmegaConf.load(CONF / "config.yaml")
     section = key.partition(".")[0]
     if key != section and config.get(section) is None and defaults.get(section) is not None:
-        config[section] = defaults[section]  # it was off
+        config[section] = defaults[section]  # the saved config has it off
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], config)
     except (HydraException, OmegaConfBaseException):

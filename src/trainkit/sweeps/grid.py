@@ -1,4 +1,4 @@
-"""Several runs: a sweep over values, its jobs launched by Hydra, and the comparison at its end."""
+"""A sweep over values: Hydra launches its jobs, and a table compares them at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -18,22 +19,25 @@ from trainkit.config.search_path import search_path
 from trainkit.config.settings import read_settings
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
-from trainkit.core.redaction import redact_command_line
-from trainkit.display import text as tables
+from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
 from trainkit.engine.train import train
-from trainkit.runs.directory import Run, redact_file
+from trainkit.runs.directory import Run
+from trainkit.sweeps.comparison import comparison_table
 
 
 def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = None) -> int:
-    """Train each combination of values, through Hydra's launcher; then show them, best first.
+    """Train each combination of values through Hydra's launcher, and print a comparison, best first.
 
     Args:
-        checked: from `config.compose_sweep`.
-        overrides: as on the command line, with the values to sweep over.
+        checked: from `compose_sweep`.
+        overrides: of the command line, with the values to sweep over.
         config_dir: a folder of configs besides ./conf.
 
     Returns:
-        The exit code: 10 where a run failed.
+        The exit code: 10 if a run failed, else 0.
+
+    Raises:
+        ConfigError: everything that is wrong with the `_target_`s, or the sweep cannot start.
     """
     problems = [problem for job in checked.jobs for problem in job.settings.find_wrong_targets()]
     if problems:
@@ -44,15 +48,15 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     if not checked.directory_given:
         update_latest_link(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
-    place = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would hold secrets
-    asked = [text for text in overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
+    own = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would contain secrets
+    given = [text for text in overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
-        returned = app.multirun("config", sweep_job, [*asked, *place], with_log_configuration=False)
+        returned = app.multirun("config", sweep_job, [*given, *own], with_log_configuration=False)
     except (HydraException, RuntimeError) as error:
-        raise ConfigError(f"the sweep cannot start: {error}", hint="see hydra/sweeper and hydra/launcher") from error
+        raise ConfigError(f"the sweep cannot start: {error}", hint="check hydra/sweeper and hydra/launcher") from error
 
     runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
-    print("\n".join(tables.comparison(runs)))
+    print("\n".join(comparison_table(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
         print(f"failed: {' '.join(run.overrides)}: {display_path(run.directory)}", file=sys.stderr)
@@ -61,17 +65,29 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
 
 
 def sweep_job(config: DictConfig) -> float | None:
-    """One job of a sweep, in the directory that Hydra made; its best monitored value, None if it failed."""
+    """Train one job of a sweep in the directory that Hydra created.
+
+    Returns:
+        The best monitored value, NaN if no epoch has one, None if the run failed.
+    """
     hydra: Any = HydraConfig.get()
     overrides = job_overrides(hydra)
     print(f"run {hydra.job.num}: {' '.join(redact_command_line(overrides, ()))}", file=sys.stderr)
     directory = Path(hydra.runtime.output_dir)
-    begun = Run(directory)
-    begun.record(config, overrides, hydra)  # what fails before it runs is told of too
-    redact_file(Path(hydra.sweep.dir) / "multirun.yaml", begun.secrets)
+    started = Run(directory)
+    started.write_config(config, overrides, hydra)  # the record of a run that fails before it starts
+    redact_file(Path(hydra.sweep.dir) / "multirun.yaml", started.secrets)
     try:
-        done = train(Composed(read_settings(config), overrides, hydra, directory))
-    except TrainkitError as error:  # the other jobs go on
+        run = train(Composed(read_settings(config), overrides, hydra, directory))
+    except TrainkitError as error:  # the other jobs continue
         print(error, file=sys.stderr)
         return None
-    return math.nan if done.best is None else float(done.best["value"])
+    return math.nan if run.best is None else float(run.best["value"])
+
+
+def redact_file(path: Path, secrets: set[str]) -> None:
+    """Remove secrets from a YAML file that Hydra wrote."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    clean = redact_command_line(redact_by_key(content), secrets | set(find_secrets(content)))
+    if clean != content:
+        path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")

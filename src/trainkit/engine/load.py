@@ -1,0 +1,58 @@
+"""Load the model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainkit.build.model import build_model
+from trainkit.core.errors import CheckpointError
+from trainkit.core.rng import preserve_rng
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.checkpoint_files import DamagedError
+from trainkit.runs.directory import Run, find_run
+from trainkit.runs.reload import reload_config
+
+
+def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[str] = ()) -> nn.Module:
+    """Return the model of a run, in evaluation mode on the CPU. With `ema`, its weights are the averaged ones.
+
+    The model is built from the run's config, which is trusted as any config is.
+
+    Args:
+        run: a run, its directory, or `last`.
+        checkpoint: `best` or `last`.
+        overrides: values that the files of the run do not contain, such as `["model.hub_token=…"]`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged, or belongs to another model.
+    """
+    if checkpoint not in ("best", "last"):
+        raise ValueError(f"checkpoint must be best or last, not {checkpoint!r}")
+    run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
+    checkpoints = Checkpoints(run.directory / "checkpoints")
+    name = checkpoints.read_pointer(checkpoint)
+    if name is None:
+        raise CheckpointError(f"{run.directory} has no {checkpoint} checkpoint", hint="train an epoch of it first")
+    try:
+        saved = checkpoints.load(name)
+    except DamagedError as error:
+        raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint="try checkpoint='last'") from error
+    settings = reload_config(run, overrides, secrets_under="model").settings
+    settings = settings.with_data(classes=run.info.get("classes"))
+    with preserve_rng():
+        model = build_model(settings.model, None, torch.device("cpu"))
+    weights = saved["model"]
+    if saved["ema"] is not None:
+        prefix = "module.model."
+        weights = {key.removeprefix(prefix): v for key, v in saved["ema"].items() if key.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        hint = "use the code that the run was trained with"
+        raise CheckpointError(f"{name} belongs to another model: {text}", hint=hint) from error
+    return model.eval()

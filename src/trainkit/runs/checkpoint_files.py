@@ -1,0 +1,122 @@
+"""The files of one checkpoint: written with their checksums, verified before their content is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from trainkit.core.atomic import open_regular_file, sync, sync_directory
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 16
+
+
+class DamagedError(Exception):
+    """A checkpoint differs from what was written; the message gives the reason."""
+
+
+def write_files(folder: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write `state.pt` and then `manifest.json` into a new folder, and sync both to the disk.
+
+    Args:
+        folder: is created.
+        saved: from `snapshot.capture_state`.
+        facts: entries of the manifest.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir()
+    manifest = {**facts, "files": {STATE: _write_state(folder / STATE, saved)}}
+    with (folder / MANIFEST).open("wb") as file:
+        file.write(json.dumps({**manifest, "sha256": checksum(manifest)}, indent=2).encode())
+        sync(file)
+    sync_directory(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint that was verified."""
+    with open_regular_file(folder / MANIFEST) as file:
+        manifest: dict[str, Any] = json.loads(file.read(MAX_MANIFEST_BYTES))
+    return manifest
+
+
+@contextlib.contextmanager
+def verified_state(folder: Path) -> Iterator[BufferedReader]:
+    """Open the state of a checkpoint after comparing its size and sha256 with the manifest.
+
+    Raises:
+        DamagedError: they differ, or a file is missing or not a regular file.
+    """
+    try:
+        manifest = read_manifest(folder)
+        if manifest.pop("sha256") != checksum(manifest):
+            raise DamagedError(f"the sha256 in {MANIFEST} is not that of its content")
+        if set(manifest["files"]) != {STATE}:
+            raise DamagedError(f"{MANIFEST} lists other files than {STATE}")
+        size, wanted = manifest["files"][STATE]["size"], manifest["files"][STATE]["sha256"]
+        file = open_regular_file(folder / STATE)
+    except OSError as error:
+        name = Path(error.filename or folder).name
+        raise DamagedError(f"{name} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{MANIFEST} is not readable: {type(error).__name__}") from error
+    with file:
+        found = file.seek(0, 2)
+        file.seek(0)
+        if found != size:
+            raise DamagedError(f"{STATE} has {found:,} bytes, {MANIFEST} says {size!r}")
+        try:
+            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                raise DamagedError(f"the sha256 of {STATE} is not that in {MANIFEST}")
+        except OSError as error:
+            raise DamagedError(f"{STATE} cannot be read: {error.strerror or error}") from error
+        file.seek(0)
+        yield file
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of a JSON object, independent of its formatting."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class _HashingFile:
+    """A file for `torch.save` that counts and hashes what is written.
+
+    It keeps an OSError for later: torch's writer would end the process.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.hash = file, 0, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        self.hash.update(data)
+        self.size += size
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed once, at the end."""
+
+
+def _write_state(path: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+    with path.open("wb") as file:
+        hashing = _HashingFile(file)
+        torch.save(dict(saved), hashing)  # type: ignore[arg-type]  # torch.save needs only write and flush
+        if hashing.error is not None:
+            raise hashing.error
+        sync(file)
+    return {"size": hashing.size, "sha256": hashing.hash.hexdigest()}

@@ -1,0 +1,62 @@
+"""The history of a run: `history.jsonl`, one line of metrics per epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainkit.core.atomic import atomic_write_text
+
+
+class History:
+    """The metrics of each epoch.
+
+    Args:
+        path: of `history.jsonl`; the first `append` creates it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics of each epoch, in order."""
+        return [row for _, row in self._lines()]
+
+    def append(self, metrics: Mapping[str, Any]) -> None:
+        """Add the metrics of an epoch, and wait until they are on the disk.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate(self, epoch: int) -> None:
+        """Drop the epochs after `epoch`: a resumed run trains them again.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        kept = [line for line, row in self._lines() if row["epoch"] <= epoch]
+        atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return each valid line with its metrics. A kill may have cut off the last line."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            epoch = row.get("epoch") if isinstance(row, dict) else None
+            last = found[-1][1]["epoch"] if found else 0
+            if isinstance(epoch, int) and epoch > last:  # each epoch once, in order
+                found.append((line, row))
+        return found

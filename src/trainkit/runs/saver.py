@@ -1,0 +1,128 @@
+"""The hooks that write checkpoints and go back to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trainkit.config.schema import CheckpointSettings
+from trainkit.core.errors import CheckpointError, NonFiniteError
+from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
+from trainkit.runs.checkpoint_files import DamagedError
+from trainkit.runs.snapshot import capture_state, restore_state, restore_weights
+from trainkit.training.finite import nonfinite_metric
+from trainkit.training.state import State
+
+
+class Restorer:
+    """Undoes what other hooks do to a resumed training in their `on_start`.
+
+    Args:
+        saved: the state to restore, from `snapshot.capture_state`.
+    """
+
+    def __init__(self, saved: Mapping[str, Any]) -> None:
+        self.saved: Mapping[str, Any] | None = saved
+
+    def on_start(self, state: State) -> None:
+        """Restore the state once more, and free the saved one."""
+        if self.saved is not None:
+            restore_state(state, self.saved)
+        self.saved = None
+
+
+class Saver:
+    """Writes the checkpoints of a run, and rolls back to the newest one.
+
+    A checkpoint is written at the start (so that every run can be resumed), after each `every_epochs` epochs,
+    `every_steps` steps and `every_minutes` minutes, after each new best epoch, at the end, and when a signal
+    stops the run.
+
+    Args:
+        checkpoints: of the run.
+        options: the `checkpoint` settings.
+        fingerprint: what the numbers of the run depend on.
+        first: save at the start: the run is new, or its config has changed.
+        log: writes a line into the log.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        options: CheckpointSettings,
+        fingerprint: Mapping[str, Any],
+        *,
+        first: bool = True,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.checkpoints, self.options, self.fingerprint = checkpoints, options, fingerprint
+        self.first, self.log = first, log
+        self.saved_at = time.monotonic()
+
+    def on_start(self, state: State) -> None:
+        """Save the beginning; repair pointers that a killed process left behind.
+
+        Raises:
+            CheckpointError: the first checkpoint cannot be read back.
+        """
+        if self.first:
+            name = self.save(state)
+            try:  # a state that cannot be read back is reported now, not at the resume
+                self.checkpoints.load(name)
+            except DamagedError as error:
+                hint = "let each state_dict contain numbers, strings, tensors, lists and dicts, or write checkpoint=off"
+                raise CheckpointError(f"the checkpoint cannot be read back: {error}", hint=hint) from error
+        elif checkpoint_name(state.progress.step) in self.checkpoints.names():
+            self.checkpoints.set_pointer("last", checkpoint_name(state.progress.step))
+        self.point_to_best(state)
+
+    def on_step(self, state: State) -> None:
+        """Save if it is time. After the last step of an epoch, `on_epoch` does it."""
+        if state.progress.batch < state.progress.batches and (self.step_is_planned(state) or self.minutes_are_over()):
+            self.save(state, planned=self.step_is_planned(state))
+
+    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+        """Save if it is time, if the epoch is the best so far, or if it is the last one."""
+        if nonfinite_metric(state, metrics) is not None:  # the training is about to end with an error
+            return
+        every = self.options.every_epochs
+        planned = state.progress.best is metrics or state.done or self.step_is_planned(state)
+        planned |= every is not None and state.progress.epoch % every == 0
+        if planned or self.minutes_are_over():
+            self.save(state, planned=planned)
+
+    def step_is_planned(self, state: State) -> bool:
+        """Return whether `every_steps` asks for a checkpoint of this step."""
+        every = self.options.every_steps
+        return every is not None and state.progress.step % every == 0
+
+    def minutes_are_over(self) -> bool:
+        """Return whether `every_minutes` asks for a checkpoint now."""
+        every = self.options.every_minutes
+        return every is not None and time.monotonic() - self.saved_at >= 60 * every
+
+    def point_to_best(self, state: State) -> None:
+        """Point `best` at the checkpoint of the best epoch, if it exists."""
+        if state.progress.best is not None:
+            name = checkpoint_name(state.progress.best["step"])
+            if name in self.checkpoints.names():
+                self.checkpoints.set_pointer("best", name)
+
+    def on_nonfinite(self, state: State, error: NonFiniteError) -> None:  # noqa: ARG002
+        """With `on_nonfinite=rollback`, restore the weights of the newest checkpoint; the data continues."""
+        if state.settings.on_nonfinite == "rollback":
+            name, saved, damaged = self.checkpoints.newest(planned=True)
+            restore_weights(state, saved)
+            self.checkpoints.delete_after(name)  # a resume would continue from a discarded step
+            skipped = "".join(f"; skipped {reason}" for reason in damaged)
+            self.log(f"note: back to the weights of {name}{skipped}")
+
+    def save(self, state: State, *, planned: bool = True) -> str:
+        """Write a checkpoint now; return its name."""
+        name = self.checkpoints.write(capture_state(state, self.fingerprint), planned=planned)
+        self.point_to_best(state)
+        self.checkpoints.prune(self.options.keep)
+        self.saved_at = time.monotonic()
+        self.log(f"saved {name}")
+        return name

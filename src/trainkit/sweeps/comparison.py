@@ -1,0 +1,25 @@
+"""The comparison of several runs. Imports no torch."""
+
+from __future__ import annotations
+
+from trainkit.core.paths import display_path
+from trainkit.display.text import SHOWN_METRICS, columns, number
+from trainkit.runs.directory import Run
+
+
+def comparison_table(runs: list[Run]) -> list[str]:
+    """Return a table of runs, the best first: the overrides that differ, and the metrics of the best epoch."""
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
+    rows = []
+    for run in runs:
+        if run.best is not None:
+            name = " ".join(override for override in run.overrides if override not in shared)
+            rows.append((name, run.best, display_path(run.directory)))
+    if not rows:
+        return []
+    metric = rows[0][1]["metric"]
+    rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
+    shown = [name for name in SHOWN_METRICS if name in rows[0][1]]
+    table = [[f"best by {metric}", *shown, "directory"]]
+    table += [[name, *(number(best[key]) for key in shown), directory] for name, best, directory in rows]
+    return columns(table)
