@@ -579,7 +579,7 @@ def test_a_damaged_checkpoint_is_skipped_and_only_damaged_ones_are_exit_code_3(o
     assert len(read_history(own / "run")) == 3
     for file in (own / "run" / "checkpoints").glob("*/state.pt"):
         file.write_bytes(b"nothing")
-    told(forks.start("resume", "run", "epochs=4", cwd=own), 3, "none can be used: step-00000024: state.pt has 7 bytes")
+    told(forks.start("resume", "run", "epochs=4", cwd=own), 3, "no checkpoint can be used: step-00000024: state.pt has 7 bytes")
 
 
 def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> None:
