@@ -105,7 +105,7 @@ def final(run: Path) -> tuple[str, list[dict[str, Any]]]:
     return digest(saved(run)), history
 
 
-def told(process: Process, code: int, *words: str) -> str:
+def message_of(process: Process, code: int, *words: str) -> str:
     """Return the only message of a command with this exit code."""
     assert process.wait() == code, process.stderr
     text = process.stderr
@@ -132,7 +132,7 @@ def test_a_signal_ends_the_step_saves_and_sets_the_exit_code(number: int, code: 
     until((own / "in a step").exists)
     run.send(number)
     name = signal.Signals(number).name
-    text = told(run, code, f"stopped by {name}, saved as step-00000001; to continue: trainkit resume run")
+    text = message_of(run, code, f"stopped by {name}, saved as step-00000001; to continue: trainkit resume run")
     assert len(text.strip().splitlines()) == 1
     assert (saved(own / "run")["step"], saved(own / "run")["batch"]) == (1, 1)
     info = json.loads((own / "run" / "run.json").read_text())
@@ -152,7 +152,7 @@ def test_a_signal_stops_a_run_that_waits_for_data_at_once(part: str, workers: in
     time.sleep(0.2)
     began = time.monotonic()
     run.send(signal.SIGTERM)
-    told(run, 143, "saved as step-")
+    message_of(run, 143, "saved as step-")
     assert time.monotonic() - began < 30
     assert saved(own / "run")["epoch"] == 0
     if part == "val":
@@ -173,7 +173,7 @@ def test_a_signal_during_the_start_of_workers_leaves_no_worker_behind(started: i
         "    def on_end(self, state): ...\n"
     )
     run = forks.start(*BASE, "data.num_workers=2", "+hooks.late._target_=late.Hook", cwd=own)
-    told(run, 143, "stopped by SIGTERM, saved as step-")
+    message_of(run, 143, "stopped by SIGTERM, saved as step-")
     until(lambda: not working_in(own), timeout=10)
 
 
@@ -358,7 +358,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_unchanged(
 ) -> None:
     argv = ["model=net", "model.width=30000", "data=points", "batch_size=8", "progress=off", "hydra.run.dir=disk/run"]
     run = forks.start(*argv, "checkpoint.keep=9", "epochs=9", cwd=own)  # 1.4 MiB each, so the third does not fit
-    told(run, 6, "step-00000016 cannot be written: No space left on device", "trainkit resume")
+    message_of(run, 6, "step-00000016 cannot be written: No space left on device", "trainkit resume")
     checkpoints = Checkpoints(small_disk / "run" / "checkpoints")
     assert checkpoints.names() == ["step-00000008", "step-00000000"]
     assert checkpoints.newest()[0] == "step-00000008"
@@ -379,7 +379,7 @@ def test_the_first_error_is_reported_even_if_the_disk_is_full(own: Path, small_d
         "        except OSError:\n            raise ValueError('first') from None\n"
     )
     run = forks.start(*BASE[:-1], "hydra.run.dir=disk/run", "+hooks.fill._target_=filling.Fill", cwd=own)
-    text = told(run, 1, "hooks.fill: ValueError: first", "disk/run cannot be written: No space left")
+    text = message_of(run, 1, "hooks.fill: ValueError: first", "disk/run cannot be written: No space left")
     assert text.index("first") < text.index("cannot be written")
     info = json.loads((small_disk / "run" / "run.json").read_text())
     assert (info["status"], info["exit_code"]) == ("failed", 1)
@@ -391,7 +391,7 @@ def test_a_stop_that_cannot_be_saved_is_a_storage_error(own: Path, small_disk: P
     until(has_saved(small_disk / "run", 0))
     time.sleep(0.5)
     run.send(signal.SIGTERM)
-    told(run, 6, "cannot be written: No space left on device", "trainkit resume disk/run")
+    message_of(run, 6, "cannot be written: No space left on device", "trainkit resume disk/run")
     assert json.loads((small_disk / "run" / "run.json").read_text())["exit_code"] == 6
     assert saved(small_disk / "run")["step"] == 0
 
@@ -400,7 +400,7 @@ def test_any_error_of_user_code_ends_the_run_with_a_message(own: Path, forks: Fo
     (own / "panic.py").write_text(
         "class Panic(BaseException): ...\nclass Hook:\n    def on_step(self, state):\n        raise Panic('at once')\n"
     )
-    told(forks.start(*BASE, "+hooks.panic._target_=panic.Hook", cwd=own), 1, "hooks.panic: Panic: at once")
+    message_of(forks.start(*BASE, "+hooks.panic._target_=panic.Hook", cwd=own), 1, "hooks.panic: Panic: at once")
     assert json.loads((own / "run" / "run.json").read_text())["status"] == "failed"
 
 
@@ -410,9 +410,9 @@ def test_a_directory_that_becomes_read_only_is_a_storage_error(own: Path, small_
     subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(small_disk)], check=True)
-        told(run, 6, "cannot be written: Read-only file system")
+        message_of(run, 6, "cannot be written: Read-only file system")
         resumed = forks.start("resume", "disk/run", cwd=own)
-        told(resumed, 6, "Read-only file system")
+        message_of(resumed, 6, "Read-only file system")
     finally:
         subprocess.run(["umount", str(small_disk)], check=True)
     assert Checkpoints(small_disk / "run" / "checkpoints").newest()[1]["step"] >= 8
@@ -426,7 +426,7 @@ def test_a_killed_worker_process_is_a_data_error(own: Path, forks: Forks) -> Non
     until(has_saved(own / "run", 8))
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    told(run, 5, "a worker process that reads data ended", "data.num_workers")
+    message_of(run, 5, "a worker process that reads data ended", "data.num_workers")
     forks.run("resume", "run", "data.num_workers=0", f"epochs={saved(own / 'run')['epoch'] + 1}", cwd=own)
 
 
@@ -449,7 +449,7 @@ IMAGES = ["data=image_folder", "data.root=images", "data.split=off", "epochs=1",
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_is_not_an_image_is_named_with_its_number(workers: int, images: Path, forks: Forks) -> None:
     run = forks.start(*IMAGES, f"data.num_workers={workers}", cwd=images.parent)
-    text = told(run, 5, "data.on_unreadable=skip")
+    text = message_of(run, 5, "data.on_unreadable=skip")
     assert re.search(r"error: sample (5 \(images/a/10|25 \(images/b/11)\.png\): \w+: ", text), text
 
 
@@ -468,7 +468,7 @@ def test_skip_stops_if_too_many_files_are_unreadable(images: Path, forks: Forks)
     for number in range(0, 40, 3):
         (images / "ab"[number % 2] / f"{number:02}.png").write_text("no image")
     run = forks.start(*IMAGES, "data.on_unreadable=skip", cwd=images.parent)
-    told(run, 5, "11 of 40 samples cannot be read, 10 may be skipped; sample ")
+    message_of(run, 5, "11 of 40 samples cannot be read, 10 may be skipped; sample ")
 
 
 # ------------------------------------------------------------------------------------- memory, not finite
@@ -476,10 +476,10 @@ def test_skip_stops_if_too_many_files_are_unreadable(images: Path, forks: Forks)
 
 def test_an_out_of_memory_error_names_the_batch_the_peak_and_the_setting_to_lower(own: Path, forks: Forks) -> None:
     run = forks.start(*BASE, "model._target_=faultmodule.Greedy", "~model.width", "on_oom=stop", cwd=own)
-    text = told(run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 at a time, peak ", "micro_batch=4")
+    text = message_of(run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 at a time, peak ", "micro_batch=4")
     assert re.search(r"peak \d+\.\d\d GiB", text)
     split = forks.start(*BASE, "hydra.run.dir=split", "model._target_=faultmodule.Greedy", "~model.width", cwd=own)
-    told(split, 8, "1 at a time", "use a smaller model")
+    message_of(split, 8, "1 at a time", "use a smaller model")
 
 
 def test_rollback_restores_the_last_checkpoint_and_continues_with_the_next_batch(own: Path, forks: Forks) -> None:
@@ -489,7 +489,7 @@ def test_rollback_restores_the_last_checkpoint_and_continues_with_the_next_batch
     )
     argv = [*BASE, "data.train._target_=poison.Poison", "epochs=2"]
     stopped = forks.start(*argv, "hydra.run.dir=stopped", cwd=own)
-    told(stopped, 4, "the loss is nan", "the inputs of sample 40 are not finite", "param group default")
+    message_of(stopped, 4, "the loss is nan", "the inputs of sample 40 are not finite", "param group default")
     forks.run(*argv, "on_nonfinite=rollback", "checkpoint.every_steps=3", cwd=own)
     rows = read_history(own / "run")
     assert [row["train/skipped"] for row in rows] == [1, 1]
@@ -506,10 +506,10 @@ def test_one_process_uses_a_directory_and_the_lock_of_a_dead_process_is_taken_ov
     first = forks.start(*BASE, "+data.train.wait=0.01", "epochs=99", cwd=own)
     until(has_saved(own / "run", 8))
     second = forks.start("resume", "run", cwd=own)
-    text = told(second, 7, f"process {first.pid} on ", "uses this directory")
+    text = message_of(second, 7, f"process {first.pid} on ", "uses this directory")
     assert len(text.strip().splitlines()) == 2
     third = forks.start(*BASE, cwd=own)
-    told(third, 7, "holds a run already")
+    message_of(third, 7, "holds a run already")
     first.send(signal.SIGKILL)
     first.wait()
     assert json.loads((own / "run" / ".lock").read_text())["pid"] == first.pid
@@ -566,7 +566,7 @@ def test_a_wrong_resume_command_gives_one_message(
     argv: list[str], code: int, words: list[str], own: Path, forks: Forks
 ) -> None:
     forks.run(*BASE, "epochs=1", cwd=own)
-    told(forks.start(*argv, cwd=own), code, *words)
+    message_of(forks.start(*argv, cwd=own), code, *words)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_only_damaged_ones_are_exit_code_3(own: Path, forks: Forks) -> None:
@@ -579,7 +579,8 @@ def test_a_damaged_checkpoint_is_skipped_and_only_damaged_ones_are_exit_code_3(o
     assert len(read_history(own / "run")) == 3
     for file in (own / "run" / "checkpoints").glob("*/state.pt"):
         file.write_bytes(b"nothing")
-    told(forks.start("resume", "run", "epochs=4", cwd=own), 3, "no checkpoint can be used: step-00000024: state.pt has 7 bytes")
+    words = "no checkpoint can be used: step-00000024: state.pt has 7 bytes"
+    message_of(forks.start("resume", "run", "epochs=4", cwd=own), 3, words)
 
 
 def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> None:
@@ -595,7 +596,7 @@ def test_nothing_in_a_checkpoint_is_instantiated(own: Path, forks: Forks) -> Non
     content["fingerprint"]["config"]["model.path"] = str(own / "was here")
     torch.save(content, own / "state")
     write_state(folder, (own / "state").read_bytes())
-    text = told(forks.start("resume", "run", "epochs=2", cwd=own), 3, "'os.mkdir' in the checkpoint")
+    text = message_of(forks.start("resume", "run", "epochs=2", cwd=own), 3, "'os.mkdir' in the checkpoint")
     assert "resume.allow=[model]" in text
     forks.start("resume", "run", "epochs=2", "resume.allow=[model]", cwd=own).wait()
     assert not (own / "was here").exists()
@@ -661,7 +662,7 @@ def test_no_file_contains_secrets_or_environment_values(own: Path, forks: Forks)
         + forks.run("--cfg", "job", *argv, cwd=own, **env).stdout
     )
     assert "sEcret" not in shown
-    again = told(
+    again = message_of(
         forks.start("resume", "run", cwd=own, **env),
         2,
         "hooks.log.api_key: the value is a secret",

@@ -286,8 +286,8 @@ def test_a_run_that_stopped_early_continues_with_more_patience(own: Path) -> Non
         ("epoch=5", ["the key 'epoch' does not exist", "did you mean epochs?"]),
         ("epochs=-1", ["epochs=-1"]),
         ("resume.allow=[leraning_rate]", ["resume.allow=leraning_rate", "does not exist"]),
-        ("seed=1,2", ["it has no meaning for one run"]),
-        ("hydra.run.dir=x", ["it has no meaning for one run"]),
+        ("seed=1,2", ["it has no meaning for the resume of one run"]),
+        ("hydra.run.dir=x", ["it has no meaning for the resume of one run"]),
     ],
 )
 def test_a_wrong_override_is_a_config_error(override: str, words: list[str], own: Path) -> None:
