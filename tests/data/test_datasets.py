@@ -237,7 +237,7 @@ def test_an_image_folder_is_read_with_and_without_parts(here: Path) -> None:
 
 
 def test_an_image_folder_without_images_or_with_unknown_classes_is_a_data_error(here: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="does not exist"):
         data.image_folder("nowhere")
     (here / "empty" / "a").mkdir(parents=True)
     with pytest.raises(DataError, match="empty"):

@@ -52,9 +52,9 @@ def test_a_checkpoint_is_a_directory_with_state_and_manifest_that_returns_what_w
     assert checkpoints.write(saved) == "step-00000007"
     folder = tmp_path / "checkpoints" / "step-00000007"
     assert {file.name for file in folder.iterdir()} == {"state.pt", "manifest.json"}
-    told = json.loads((folder / "manifest.json").read_text())["files"]["state.pt"]
-    assert told["size"] == (folder / "state.pt").stat().st_size
-    assert told["sha256"] == hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
+    recorded = json.loads((folder / "manifest.json").read_text())["files"]["state.pt"]
+    assert recorded["size"] == (folder / "state.pt").stat().st_size
+    assert recorded["sha256"] == hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
     assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000007\n"
     assert digest(torch.load(folder / "state.pt", weights_only=True)) == digest(saved)
     assert digest(checkpoints.load("step-00000007")) == digest(saved)

@@ -159,10 +159,31 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     return Sweep(jobs, next(combinations, None) is not None, given or Path(whole.hydra.sweep.dir), given is not None)
 
 
-def job_overrides(hydra: DictConfig) -> list[str]:
-    """Return the overrides of a sweep's job, with their interpolations as they are written."""
-    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    return list(map(str, overrides))
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep, as Hydra started it."""
+
+    number: int
+    overrides: list[str]  # with their interpolations as they are written
+    directory: Path  # of the run
+    sweep_directory: Path
+    hydra: DictConfig
+
+    @classmethod
+    def current(cls) -> Job:
+        """Return the job that Hydra runs at the moment."""
+        hydra: Any = HydraConfig.get()
+        overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+        directory, sweep_directory = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+        return cls(hydra.job.num, list(map(str, overrides)), directory, sweep_directory, hydra)
+
+    def composed(self, config: DictConfig) -> Composed:
+        """Return the checked settings of the job.
+
+        Raises:
+            ConfigError: everything that is wrong with the config.
+        """
+        return Composed(read_settings(config), self.overrides, self.hydra, self.directory)
 
 
 def _values(loader: ConfigLoaderImpl, text: str) -> list[str]:

@@ -129,14 +129,11 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
 
     top = Path(root).expanduser()
     if not top.is_dir():
-        raise DataError(f"data.root={root}: there is no such folder", hint="name it with data.root=FOLDER")
+        raise DataError(f"data.root={root}: this folder does not exist", hint="name it with data.root=FOLDER")
     train = top / "train" if (top / "train").is_dir() else top
-    folder = train
-    if part == "val":
-        there = [top / name for name in ("val", "test") if train != top and (top / name).is_dir()]
-        if not there:
-            return None
-        folder = there[0]
+    folder = train if part == "train" else _validation_folder(top)
+    if folder is None:
+        return None
     resize = [v2.Resize(size), v2.CenterCrop(size)] if size and size != "off" else []
     try:
         images = ImageFolder(folder, transform=v2.Compose(resize) if resize else None)
@@ -145,20 +142,35 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
             f"{folder}: {str(error).splitlines()[0]}",
             hint="arrange the images as CLASS/NAME.jpg, in train/ and val/ or directly in the folder",
         ) from error
+    _number_classes(images, train)
+    images.cache_as = _cache_key(images, size)
+    return images
+
+
+def _validation_folder(top: Path) -> Path | None:
+    """Return `val` or `test` in a folder that has a `train`, else None."""
+    folders = [top / name for name in ("val", "test") if (top / name).is_dir()]
+    return folders[0] if folders and (top / "train").is_dir() else None
+
+
+def _number_classes(images: Any, train: Path) -> None:
+    """Give each class its number in the training folder, which may have more classes than `images`.
+
+    Raises:
+        DataError: `images` has a class that the training folder does not have.
+    """
     classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
     unknown = set(images.classes) - set(classes)
     if unknown:
         raise DataError(
-            f"{folder}: {train} has no class {', '.join(sorted(unknown))}",
+            f"{images.root}: {train} has no class {', '.join(sorted(unknown))}",
             hint="give both parts the same folders",
         )
-    if images.classes != classes:  # classes have the numbers of the training part, which may have more
+    if images.classes != classes:
         number = {name: classes.index(name) for name in images.classes}
         images.samples = [(path, number[images.classes[target]]) for path, target in images.samples]
         images.targets = [target for _, target in images.samples]
         images.classes, images.class_to_idx = classes, {name: i for i, name in enumerate(classes)}
-    images.cache_as = _cache_key(images, size)
-    return images
 
 
 def _cache_key(images: Any, size: int | str | None) -> tuple[str, str]:

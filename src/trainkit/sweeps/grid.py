@@ -6,17 +6,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra._internal.hydra import Hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from trainkit.config.compose import Composed, Sweep, job_overrides
+from trainkit.config.compose import Job, Sweep
 from trainkit.config.search_path import search_path
-from trainkit.config.settings import read_settings
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
@@ -70,15 +67,13 @@ def sweep_job(config: DictConfig) -> float | None:
     Returns:
         The best monitored value, NaN if no epoch has one, None if the run failed.
     """
-    hydra: Any = HydraConfig.get()
-    overrides = job_overrides(hydra)
-    print(f"run {hydra.job.num}: {' '.join(redact_command_line(overrides, ()))}", file=sys.stderr)
-    directory = Path(hydra.runtime.output_dir)
-    started = Run(directory)
-    started.write_config(config, overrides, hydra)  # the record of a run that fails before it starts
-    redact_file(Path(hydra.sweep.dir) / "multirun.yaml", started.secrets)
+    job = Job.current()
+    print(f"run {job.number}: {' '.join(redact_command_line(job.overrides, ()))}", file=sys.stderr)
+    started = Run(job.directory)
+    started.write_config(config, job.overrides, job.hydra)  # the record of a run that fails before it starts
+    redact_file(job.sweep_directory / "multirun.yaml", started.secrets)
     try:
-        run = train(Composed(read_settings(config), overrides, hydra, directory))
+        run = train(job.composed(config))
     except TrainkitError as error:  # the other jobs continue
         print(error, file=sys.stderr)
         return None
