@@ -13,6 +13,7 @@ train: .venv/trains
 test: .venv/tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m "not slow"
 
