@@ -47,7 +47,7 @@ def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgr
     """Build the loaders; return them with settings that include the number of classes and of steps.
 
     Args:
-        settings: of the run.
+        settings: the settings of the run.
         device: receives the batches.
         on_progress: is called while samples are read into memory. None: no samples are read.
 
@@ -70,10 +70,13 @@ def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgr
 
 
 def build_stores(settings: Settings, device: torch.device, on_progress: OnProgress | None) -> Stores:
-    """Build the data sets, store their samples, and hold out validation samples if there is no validation set."""
+    """Build the data sets and store their samples.
+
+    If there is no validation set but a `data.split`, validation samples are taken out of the training data.
+    """
     train_set = build_dataset(settings, "train")
     if train_set is None:
-        raise DataError("data.train returned no data set", hint="choose another: data=digits")
+        raise DataError("data.train returned no data set", hint="choose other data, for example data=digits")
     val_set = None if settings.data.val is None else build_dataset(settings, "val")
     for name, dataset in (("train", train_set), ("val", val_set)):
         if dataset is not None and len(dataset) == 0:
@@ -91,7 +94,7 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
             if not len(store):
                 raise empty_error(name)
         held_out = True
-        notes[0] += f"; {len(val):,} of them held out for validation"
+        notes[0] += f"; {len(val):,} of these samples are held out for validation"
     return Stores(train, val, count_classes(train_set), held_out, notes)
 
 

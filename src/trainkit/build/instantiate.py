@@ -19,7 +19,7 @@ def call_target(node: Node, path: str, target: Any = None, **extra: Any) -> Any:
     Args:
         node: the mapping with `_target_` and the arguments.
         path: the node's key in the config, for error messages.
-        target: called instead of `_target_`, if given.
+        target: is called with the node's arguments instead of `_target_`, if given.
         extra: further arguments, which replace the node's arguments of the same name.
 
     Raises:

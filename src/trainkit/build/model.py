@@ -21,8 +21,8 @@ def build_model(node: Node, train: Loader | None, device: torch.device) -> nn.Mo
 
     Args:
         node: one `_target_`, or several named children, which become an `nn.Sequential`.
-        train: gives lazy layers their shapes. Lazy layers stay lazy without it.
-        device: for the parameters.
+        train: the training loader, which gives lazy layers their shapes. None: they stay lazy.
+        device: the device of the parameters.
 
     Raises:
         ConfigError: an object is not an `nn.Module`.

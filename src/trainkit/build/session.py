@@ -61,10 +61,12 @@ class Session:
 
 
 def build_session(settings: Settings, on_progress: cache.OnProgress | None = None) -> Session:
-    """Build everything that the settings name. Data comes first, because it gives classes and shapes.
+    """Build everything that the settings name.
+
+    The data is built first, because the model needs the number of classes and the shape of a sample.
 
     Args:
-        settings: of the training.
+        settings: the settings of the training.
         on_progress: called with the progress while samples are read into memory. Without it, no samples
             are read into memory.
 

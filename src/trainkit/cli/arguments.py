@@ -124,7 +124,7 @@ def compose(args: argparse.Namespace) -> Composed:
 
 
 def show(args: argparse.Namespace) -> bool:
-    """Run a flag of Hydra that only prints something. Return False if no such flag is given."""
+    """Print the output of a print-only Hydra flag, such as `--cfg`. Return False if no such flag is given."""
     if not (args.cfg or args.info or args.hydra_help or args.shell_completion):
         return False
     if args.shell_completion:
@@ -136,7 +136,7 @@ def show(args: argparse.Namespace) -> bool:
         return True
     from hydra._internal.hydra import Hydra
 
-    logging.raiseExceptions = False  # the reader of stdout may stop early, as `| head` does
+    logging.raiseExceptions = False  # print no logging error if the reader closes the pipe early, as `| head` does
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
     if args.cfg:
         shown = io.StringIO()

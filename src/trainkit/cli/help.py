@@ -9,18 +9,20 @@ from pathlib import Path
 from trainkit.config.comments import key_comments
 from trainkit.config.search_path import CONF, user_folders
 
+LINE_WIDTH = 112  # of the help
+
 
 def help_text() -> str:
     """Return usage, commands, choices, keys, flags and examples."""
     return "\n".join(
         [
             "usage: trainkit [COMMAND] [KEY=VALUE ...]      no command means train",
-            *_section("commands", _commands()),
-            *_section("choices (GROUP=NAME; add a choice as a file ./conf/GROUP/NAME.yaml)", _groups()),
-            *_section("keys (and every key of a chosen config, such as optim.momentum=0.9)", _keys()),
-            *_section("flags of commands", COMMAND_FLAGS),
-            *_section("flags of trainkit and of Hydra", FLAGS),
-            *_section("examples", EXAMPLES),
+            *_format_section("commands", _commands()),
+            *_format_section("choices (GROUP=NAME; add a choice as a file ./conf/GROUP/NAME.yaml)", _groups()),
+            *_format_section("keys (and every key of a chosen config, such as optim.momentum=0.9)", _keys()),
+            *_format_section("flags of commands", COMMAND_FLAGS),
+            *_format_section("flags of trainkit and of Hydra", FLAGS),
+            *_format_section("examples", EXAMPLES),
         ]
     )
 
@@ -50,12 +52,15 @@ EXAMPLES = {
 }
 
 
-def _section(title: str, rows: dict[str, str]) -> list[str]:
+def _format_section(title: str, rows: dict[str, str]) -> list[str]:
+    """Return a title and aligned rows, each a name and its wrapped description."""
     width = max(map(len, rows))
+    indent = " " * (width + 4)
     lines = ["", f"{title}:"]
-    for name, words in rows.items():
-        wrapped = textwrap.wrap(words, 108 - width) or [""]
-        lines += [f"  {name:<{width}}  {wrapped[0]}", *(" " * (width + 4) + line for line in wrapped[1:])]
+    for name, description in rows.items():
+        first, *more = textwrap.wrap(description, LINE_WIDTH - len(indent)) or [""]
+        lines.append(f"  {name:<{width}}  {first}")
+        lines += [indent + line for line in more]
     return lines
 
 

@@ -100,6 +100,6 @@ def _fail(text: str, error: BaseException, code: int) -> int:
         traceback.print_exception(error)
     try:
         print(text, file=sys.stderr or sys.__stderr__, flush=True)
-    except (OSError, AttributeError, ValueError):  # stderr is closed
+    except (OSError, AttributeError, ValueError):  # stderr is closed: use /dev/null, or Python fails again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return code

@@ -102,22 +102,24 @@ def _schedulers(scheduler: Mapping[str, Any], optim: Mapping[str, Any]) -> Itera
         elif interval == "step" and str(node.get("_target_")).endswith("ReduceLROnPlateau"):
             cause = f"{path}.interval=step: ReduceLROnPlateau needs the metric of an epoch"
             yield Problem(cause, f"write {path}.interval=epoch")
-        yield from _inner_schedulers(path, node.get("schedulers", {}))
+        yield from _check_inner_schedulers(path, node.get("schedulers", {}))
 
 
-def _inner_schedulers(path: str, inner: Any) -> Iterator[Problem]:
+def _check_inner_schedulers(path: str, inner: Any) -> Iterator[Problem]:
     """Yield what is wrong with the schedulers inside a scheduler."""
     if not isinstance(inner, dict | list):
         hint = f"write {path}.schedulers: {{first: {{_target_: …}}, second: {{_target_: …}}}}"
-        yield Problem(f"{path}.schedulers={inner}: must be a list of schedulers, or a mapping", hint)
+        yield Problem(
+            f"{path}.schedulers={inner}: must be a list of schedulers, or a mapping of names to schedulers", hint
+        )
         return
     for key, child in inner.items() if isinstance(inner, dict) else enumerate(inner):
         if not isinstance(child, dict) or "_target_" not in child:
-            hint = f"add +{path}.schedulers.{key}._target_=torch.optim.lr_scheduler.LinearLR"
+            hint = f"add a _target_, for example +{path}.schedulers.{key}._target_=torch.optim.lr_scheduler.LinearLR"
             yield Problem(f"{path}.schedulers.{key}: it has no _target_, so nothing can be built from it", hint)
         elif "interval" in child:
             cause = f"{path}.schedulers.{key}.interval: only the outer scheduler has an interval"
-            yield Problem(cause, f"write {path}.interval=…, which holds for all schedulers inside")
+            yield Problem(cause, f"remove it, and write {path}.interval=…, which applies to all inner schedulers")
 
 
 def _paths(key: str, node: Any) -> dict[str, Any]:

@@ -57,15 +57,18 @@ def upgrade_saved_config(config: DictConfig) -> None:
 
 
 def upgrade_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved fingerprint (values by dotted keys) with the present names of its keys and modules."""
+    """Return a saved fingerprint, config values by dotted key, with old key and module names replaced.
+
+    So a run that an older version saved can be compared and resumed.
+    """
     return {
-        RENAMED_KEYS.get(key, key): present_target(value) if key.endswith("_target_") else value
+        RENAMED_KEYS.get(key, key): current_target(value) if key.endswith("_target_") else value
         for key, value in fingerprint.items()
     }
 
 
-def present_target(dotted: Any) -> Any:
-    """Return the present dotted path of an object, if its module has moved."""
+def current_target(dotted: Any) -> Any:
+    """Return the current dotted path of an object, if its module has moved."""
     for old, new in MOVED_MODULES.items():
         if isinstance(dotted, str) and dotted.startswith(f"{old}."):
             return new + dotted.removeprefix(old)
@@ -76,4 +79,4 @@ def _upgrade_targets(node: Any) -> None:
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _upgrade_targets(value)
     if isinstance(node, dict) and "_target_" in node:
-        node["_target_"] = present_target(node["_target_"])
+        node["_target_"] = current_target(node["_target_"])

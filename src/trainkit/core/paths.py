@@ -8,16 +8,18 @@ from pathlib import Path
 
 from trainkit.core.errors import RunDirectoryInUseError, StorageError
 
+RUN_FILES = ("run.json", "multirun.yaml", "find_lr.json")  # of a run, a sweep, and find-lr
+
 
 def claim_directory(path: Path, *, exact: bool = False) -> Path:
-    """Create a directory that no other process uses: `path`, or `path_1`, `path_2`, … if `path` exists.
+    """Reserve a directory for a new run: `path`, or `path_1`, `path_2`, … if `path` exists.
 
     Args:
         path: the directory.
-        exact: use `path` itself, which may exist if it does not hold a run.
+        exact: use `path` itself. The directory may exist, but it must not hold a run.
 
     Raises:
-        RunDirectoryInUseError: the directory holds a run.
+        RunDirectoryInUseError: the directory holds a run, finished or not.
         StorageError: the directory cannot be created.
     """
     suffix = 0
@@ -37,9 +39,9 @@ def claim_directory(path: Path, *, exact: bool = False) -> Path:
                 raise storage_error(candidate, error) from error
         except OSError as error:
             raise storage_error(candidate, error) from error
-        found = [name for name in ("run.json", "multirun.yaml", "find_lr.json") if (candidate / name).exists()]
+        found = [name for name in RUN_FILES if (candidate / name).exists()]
         if found:
-            cause = f"{candidate} holds a run already ({found[0]})"
+            cause = f"{candidate} holds a run already: it contains {found[0]}"
             raise RunDirectoryInUseError(cause, hint="choose another directory")
         return candidate
 

@@ -70,10 +70,10 @@ def shape_of(batch: Any) -> str:
 
 
 def copy_to_cpu(state: Any) -> Any:
-    """Return a saved state with copies of its tensors on the CPU; later steps do not change the copies."""
+    """Copy a state with its tensors to the CPU, so that later training steps do not change it."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
-    if isinstance(state, OrderedDict):  # of a module; its attributes hold the versions of the layers
+    if isinstance(state, OrderedDict):  # a module's state_dict, whose `_metadata` holds the layer versions
         copied = OrderedDict((key, copy_to_cpu(value)) for key, value in state.items())
         copied.__dict__.update(state.__dict__)
         return copied

@@ -74,8 +74,8 @@ def redact_command_line(node: Any, secrets: Iterable[str]) -> Any:
 
 
 def replace_secrets(text: str, secrets: Iterable[str]) -> str:
-    """Return the text with every occurrence of a secret replaced."""
-    for secret in sorted(secrets, key=len, reverse=True):
+    """Return the text with each secret of at least `MIN_SECRET_LENGTH` characters replaced by `REDACTED`."""
+    for secret in sorted(secrets, key=len, reverse=True):  # longest first: a secret may contain another
         if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, REDACTED)
     return text

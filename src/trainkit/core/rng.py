@@ -98,9 +98,9 @@ class RngSnapshot:
         self.torch_state = torch.get_rng_state()
 
     def restore(self) -> set[GlobalGenerator]:
-        """Restore the states; return which of Python's and NumPy's generators had advanced.
+        """Restore the states; return those of Python's and NumPy's generators that were used since the snapshot.
 
-        After an interrupted call, a second call completes the first.
+        If a signal interrupts the call, call it again.
         """
         advanced = {generator for generator, state in self.states.items() if generator.get_state() != state}
         for generator in advanced:

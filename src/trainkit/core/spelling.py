@@ -8,9 +8,10 @@ from typing import Any
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """Return the name that is spelt most like `word`, or None if no name is close.
+    """Return the name whose spelling is closest to `word`, or None if no name is close.
 
-    Differences in case count least. If no whole name is close, the last parts of dotted paths are compared.
+    Upper and lower case only decide between names that are otherwise equal. If no full name is close, only the
+    parts after the last dot are compared, such as `SGD` in `torch.optim.SGD`.
     """
     ordered = sorted(set(names))
     folded = difflib.get_close_matches(word.casefold(), {name.casefold() for name in ordered}, n=1, cutoff=0.6)
@@ -20,6 +21,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
             key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(),
         )
     leaf = word.rpartition(".")[2].casefold()
+    # Reversed, so that the first name wins if several have the same last part.
     leaves = {name.rpartition(".")[2].casefold(): name for name in reversed(ordered)}
     found = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)
     return leaves[found[0]] if found else None

@@ -25,7 +25,7 @@ class Augment:
     """The changes to the images of a batch, applied in this order.
 
     Args:
-        seed: of the run.
+        seed: the seed of the run.
         flip: left to right: "random", or "alternating": half of the images in even epochs, the other half in odd
             epochs (K. Jordan, "94% on CIFAR-10 in 3.29 Seconds", https://arxiv.org/abs/2404.00498).
         crop_padding: the maximum shift along each axis, in pixels: a random crop of the padded image.
@@ -63,8 +63,8 @@ class Augment:
 
         Args:
             images: (N, C, H, W), of any dtype.
-            epoch: from 0.
-            indices: of the samples, (N,) int64.
+            epoch: the number of the epoch, from 0.
+            indices: the indices of the samples, (N,) int64.
 
         Raises:
             ConfigError: the shift is larger than the images.

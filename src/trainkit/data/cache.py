@@ -25,7 +25,7 @@ from trainkit.data.reading import (
     name_of,
 )
 from trainkit.data.store import Store, format_bytes, nbytes
-from trainkit.data.unreadable import unreadable_sample
+from trainkit.data.unreadable import unreadable_sample_error
 
 PROBES = 8  # samples that are read twice before the data set is read
 VERIFIED = 64  # samples that are read again afterwards
@@ -182,7 +182,7 @@ def _probe(reader: SeededReader, epoch: int, index: int) -> Any:
     except UnequalSamplesError:
         raise NotCacheableError(UNEQUAL) from None
     if unreadable and not reader.skip:
-        raise unreadable_sample(reader.dataset, *unreadable[0])
+        raise unreadable_sample_error(reader.dataset, *unreadable[0])
     if inputs is None:
         return None
     for name, part in (("inputs", inputs), ("targets", targets)):
@@ -212,18 +212,21 @@ def samples_equal(one: Any, other: Any) -> bool:
 
 
 def allocate_samples(sample: Any, count: int, *, channels_last: bool) -> Any:
-    """Return uninitialised tensors for `count` samples of the same structure.
+    """Return uninitialised tensors with room for `count` samples of the structure of `sample`.
 
-    Images get channels last if asked for: convolutions are fastest in that order.
+    Args:
+        sample: nested tensors; a tensor of three dimensions counts as an image (C, H, W).
+        count: the number of samples.
+        channels_last: store images with channels last, the fastest order for convolutions.
     """
 
-    def of_tensor(tensor: Tensor) -> Tensor:
+    def allocate(tensor: Tensor) -> Tensor:
         if tensor.dim() == 3 and channels_last:
             channels, height, width = tensor.shape
             return torch.empty((count, height, width, channels), dtype=tensor.dtype).permute(0, 3, 1, 2)
         return torch.empty((count, *tensor.shape), dtype=tensor.dtype)
 
-    return map_tensors(sample, of_tensor)
+    return map_tensors(sample, allocate)
 
 
 def fill(
@@ -237,7 +240,7 @@ def fill(
     try:
         for inputs, targets, indices, failed in iter(streaming.loader):
             if failed and not skip:
-                raise unreadable_sample(dataset, *failed[0])
+                raise unreadable_sample_error(dataset, *failed[0])
             unreadable.update(failed)
             for tensor in tensors_in(tensors):
                 tensor[[index for index, _ in failed]] = 0

@@ -55,10 +55,14 @@ def synthetic(size: int = 1000, shape: Sequence[int] = (3, 32, 32), classes: int
 
 
 def arrays(file: str, part: str = "train") -> TensorDataset | None:
-    """Return the arrays `X` and `y` of an .npz file; for `part="val"` its `X_val` and `y_val`, or None.
+    """Return the arrays `X` and `y` of an .npz file, or for `part="val"` its `X_val` and `y_val`.
 
-    uint8 inputs are images and are scaled to 0..1 later. Other integers stay, floats become float32. Integer
-    targets are classes. Float targets of shape (N,) become (N, 1), the shape of a model with one output.
+    uint8 inputs stay uint8; the loader scales them as images to 0..1. Other integers become int64, and floats
+    become float32. Integer targets are class numbers. Float targets of shape (N,) become (N, 1), the shape of
+    the output of a model with one output value.
+
+    Returns:
+        The samples. None if the file has no arrays for `part="val"`.
 
     Raises:
         DataError: the file is missing or unreadable, or its arrays differ in length.
@@ -84,20 +88,21 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
         zlib.error,
     ) as error:
         raise DataError(
-            f"data.file={file}: {error}", hint="name an .npz file written by numpy.savez(file, X=..., y=...)"
+            f"data.file={file}: {error}",
+            hint="set data.file to an .npz file written by numpy.savez(file, X=..., y=...)",
         ) from error
     if sizes[0] != sizes[1]:
         raise DataError(
-            f"{file}: {names[0]} has {sizes[0]} rows and {names[1]} {sizes[1]}",
+            f"{file}: {names[0]} has {sizes[0]} rows, but {names[1]} has {sizes[1]}",
             hint="each input needs its target: make them equally long",
         )
-    y = _standard(targets)
+    y = _as_model_dtype(targets)
     if y.is_floating_point() and y.dim() == 1:
         y = y[:, None]
-    return TensorDataset(_standard(inputs), y.long() if not y.is_floating_point() else y)
+    return TensorDataset(_as_model_dtype(inputs), y if y.is_floating_point() else y.long())
 
 
-def _standard(array: np.ndarray[Any, Any]) -> Tensor:
+def _as_model_dtype(array: np.ndarray[Any, Any]) -> Tensor:
     """Return an array as a tensor with a dtype that models accept: float32, int64 or uint8."""
     if array.dtype.kind == "f":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -20,9 +20,9 @@ def uniform_draws(seed: int, epoch: int, indices: Tensor, first: int, count: int
     sequence can be computed directly. 24 bits of each number are used. int64 overflows as unsigned arithmetic does.
 
     Args:
-        seed: of the run.
-        epoch: from 0.
-        indices: of the samples, (N,) int64.
+        seed: the seed of the run.
+        epoch: the number of the epoch, from 0.
+        indices: the indices of the samples, (N,) int64.
         first: the first number of each sample, below `DRAWS`.
         count: how many numbers each sample gets.
     """
@@ -48,19 +48,22 @@ def _key(seed: int, epoch: int) -> int:
     return _signed(int(np.random.SeedSequence([seed, epoch, 0xA06]).generate_state(1, np.uint64)[0]))
 
 
-def beta_quantiles(alpha: float, position: Tensor) -> Tensor:
-    """Return the quantiles of the beta distribution with both parameters `alpha`; `position` is from 0 to 1."""
+def beta_quantiles(alpha: float, probability: Tensor) -> Tensor:
+    """Return the quantiles of Beta(alpha, alpha) at the probabilities in `probability`, from 0 to 1.
+
+    A table and interpolation give equal results on every device, with one random number per sample.
+    """
     if alpha == 1:
-        return position
-    dtype = torch.float32 if position.device.type == "mps" else torch.float64
-    cdf, value, power = _beta_table(alpha)
-    cdfs, values = (torch.from_numpy(part).to(position.device, dtype) for part in (cdf, value))
-    half = torch.minimum(position, 1 - position).to(dtype)  # the distribution is symmetric
-    right = torch.searchsorted(cdfs, half).clamp(1, len(cdfs) - 1)
+        return probability
+    dtype = torch.float32 if probability.device.type == "mps" else torch.float64  # mps has no float64
+    cdf_table, value_table, power = _beta_table(alpha)
+    cdfs, values = (torch.from_numpy(table).to(probability.device, dtype) for table in (cdf_table, value_table))
+    folded = torch.minimum(probability, 1 - probability).to(dtype)  # the distribution is symmetric
+    right = torch.searchsorted(cdfs, folded).clamp(1, len(cdfs) - 1)
     left = right - 1
-    between = (half - cdfs[left]) / (cdfs[right] - cdfs[left])
-    quantile = torch.lerp(values[left], values[right], between.clamp(0, 1)) ** power
-    return torch.where(position <= 0.5, quantile, 1 - quantile).to(position.dtype)
+    fraction = (folded - cdfs[left]) / (cdfs[right] - cdfs[left])
+    quantile = torch.lerp(values[left], values[right], fraction.clamp(0, 1)) ** power
+    return torch.where(probability <= 0.5, quantile, 1 - quantile).to(probability.dtype)
 
 
 @functools.lru_cache

@@ -21,10 +21,10 @@ from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import SeededReader, collate, epoch_seed, ignore_signals, name_of
 from trainkit.data.store import Store
 from trainkit.data.unreadable import (
-    no_readable_in_batch,
-    no_readable_sample,
     record_unreadable_sample,
-    unreadable_sample,
+    unreadable_batch_error,
+    unreadable_sample_error,
+    unreadable_set_error,
 )
 
 
@@ -73,7 +73,7 @@ def make_loader(
         store: tensors are sliced, anything else streams.
         prepare: moves a batch to the device.
         batch_size: samples per batch; the last batch may be shorter.
-        seed: of the order; None keeps the order of the data set.
+        seed: the seed of the order; None keeps the order of the data set.
         num_workers: processes that read samples.
         limit_batches: the maximum number of batches in an epoch.
         skip: skip samples that cannot be read.
@@ -150,8 +150,8 @@ class SlicingLoader:
     """Slices batches out of tensors, in memory or on the device.
 
     Args:
-        store: with tensors.
-        order: of the batches.
+        store: a store with tensors.
+        order: the order of the batches.
         prepare: moves a batch to the device.
     """
 
@@ -185,7 +185,7 @@ class SlicingLoader:
         for index in unreadable:
             record_unreadable_sample(self.unreadable, self.store.dataset, index, self.store.unreadable[index])
         if len(unreadable) == len(indices):
-            raise no_readable_in_batch(self.unreadable)
+            raise unreadable_batch_error(self.unreadable)
         return indices[[index not in self.store.unreadable for index in indices.tolist()]] if unreadable else indices
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
@@ -197,7 +197,7 @@ class SlicingLoader:
         unreadable = self.store.unreadable
         index = next((index for index in range(self.order.samples) if index not in unreadable), None)
         if index is None:
-            raise no_readable_sample(self.store.dataset, 0, unreadable[0])
+            raise unreadable_set_error(self.store.dataset, 0, unreadable[0])
         row = index if self.rows is None else int(self.rows[index])
         rows = torch.tensor([row, row], device=self.device)
         return self.prepare(take_rows(self.inputs, rows), take_rows(self.targets, rows))
@@ -222,7 +222,7 @@ class StreamingLoader:
 
     Args:
         dataset: has a length and items.
-        order: of the batches.
+        order: the order of the batches.
         prepare: moves a batch to the device.
         num_workers: processes that read samples.
         skip: skip samples that cannot be read, up to `MAX_UNREADABLE`, and keep them in `unreadable`.
@@ -268,10 +268,10 @@ class StreamingLoader:
         for inputs, targets, indices, unreadable in fetched:
             for index, reason in unreadable:
                 if not self.skip:
-                    raise unreadable_sample(self.dataset, index, reason)
+                    raise unreadable_sample_error(self.dataset, index, reason)
                 record_unreadable_sample(self.unreadable, self.dataset, index, reason)
             if inputs is None:
-                raise no_readable_in_batch(self.unreadable)
+                raise unreadable_batch_error(self.unreadable)
             yield self.prepare(inputs, targets, epoch, torch.tensor(indices))
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
@@ -279,18 +279,18 @@ class StreamingLoader:
         return self.order.describe(self.dataset, epoch, batch, inputs)
 
     def example(self) -> Batch:
-        """See `Loader.example`."""
+        """Return a batch that holds the first readable sample twice: batch norm needs two samples."""
         reader = SeededReader(self.dataset, self.order.seed or 0, skip=self.skip)
-        first: tuple[int, str] | None = None
+        first_failure: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
             read = reader.__getitems__([(0, index)])
             twice = replace(read, samples=2 * read.samples, indices=2 * read.indices)
             inputs, targets, _, unreadable = collate(twice)
             if inputs is not None:
                 return self.prepare(inputs, targets)
-            first = first or unreadable[0]
-        assert first is not None
-        raise no_readable_sample(self.dataset, *first)
+            first_failure = first_failure or unreadable[0]
+        assert first_failure is not None
+        raise unreadable_set_error(self.dataset, *first_failure)
 
     def close(self) -> None:
         """End the worker processes, whatever they are doing."""

@@ -24,7 +24,7 @@ class Prepare:
         mean: is subtracted from the inputs: a number, or one number per channel (dimension 1).
         std: then divides the inputs, in the same form.
         augment: changes training images.
-        memory_format: of inputs (N, C, H, W).
+        memory_format: the memory format of inputs (N, C, H, W).
     """
 
     device: torch.device
@@ -40,10 +40,10 @@ class Prepare:
         """Return the batch as the model receives it.
 
         Args:
-            inputs: of the samples.
-            targets: of the samples.
-            epoch: from 0.
-            indices: of the samples, (N,) int64; None: without augmentation.
+            inputs: the inputs of the samples.
+            targets: the targets of the samples.
+            epoch: the number of the epoch, from 0.
+            indices: the indices of the samples, (N,) int64. None: the samples are not augmented.
         """
         inputs, targets = map_tensors(inputs, self._move), map_tensors(targets, self._move)
         if self.augment is None or indices is None:

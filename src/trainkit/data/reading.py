@@ -70,7 +70,7 @@ class SeededReader:
 
     Args:
         dataset: has items.
-        seed: of the run.
+        seed: the seed of the run.
         skip: report every sample that raises an error as unreadable, not only file errors.
         constant: require samples that are equal in each epoch: raise `RandomSampleError` if a sample draws random
             numbers, and `UnequalSamplesError` if its structure differs from that of the first sample.

@@ -32,24 +32,27 @@ def count_classes(dataset: Any) -> int | None:
 
 
 def split(store: Store, fraction: float) -> tuple[Store, Store]:
-    """Split a store into training and validation samples, with the same fraction of each class.
+    """Split a store into training and validation samples, with nearly the same fraction of each class.
 
     The split depends on the data set alone, not on the seed of the run. So runs with different seeds are
     validated on the same samples.
 
     Args:
-        store: of the whole data set.
-        fraction: of the samples that are held out for validation.
+        store: the store of the whole data set.
+        fraction: the fraction of samples that is held out for validation, from 0 to 1.
 
     Returns:
-        The stores of the training and of the validation samples.
+        Two stores: of the training samples, and of the validation samples.
     """
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
     targets = targets_of(store.dataset)
-    position = torch.empty(len(store), dtype=torch.float64)  # of a sample within its class, from 0 to 1
+    # The position of each sample in its shuffled class, from 0 to 1. Without classes, all samples are one class.
+    position = torch.empty(len(store), dtype=torch.float64)
     for label in [None] if targets is None else targets.unique():
         members = order if targets is None else order[targets[order] == label]
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    # The samples with the lowest positions are held out: the same part of each class.
+    by_position = order[position[order].argsort(stable=True)]
     held_out = torch.zeros(len(store), dtype=torch.bool)
-    held_out[order[position[order].argsort(stable=True)[: round(fraction * len(store))]]] = True
+    held_out[by_position[: round(fraction * len(store))]] = True
     return store.subset(~held_out), store.subset(held_out)

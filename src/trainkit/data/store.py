@@ -36,19 +36,22 @@ class Store:
 
     @classmethod
     def of(cls, dataset: Any) -> Store:
-        """Return the store of a data set as it is: its tensors if it slices tensors, else its items.
+        """Return a store that reads from a data set without copying.
 
-        A subclass with its own `__getitem__` may do more than slice, so it is streamed.
+        A `TensorDataset`, and subsets of it, are read from their tensors. Any other data set is read item by item,
+        also a subclass of `TensorDataset` with its own `__getitem__`, which may change the samples.
         """
-        rows, whole = None, dataset
-        while type(whole) is Subset:
-            own = torch.from_numpy(np.asarray(whole.indices, dtype=np.int64))
-            own = torch.where(own < 0, own + len(whole.dataset), own)  # type: ignore[arg-type]  # it has a length
-            rows, whole = own if rows is None else own[rows], whole.dataset
-        slices = getattr(type(whole), "__getitem__", None) is TensorDataset.__getitem__
-        if not slices or len(whole.tensors) != 2:
+        rows, base = None, dataset
+        while type(base) is Subset:
+            indices = torch.from_numpy(np.asarray(base.indices, dtype=np.int64))
+            length = len(base.dataset)  # type: ignore[arg-type]  # a data set with items has a length
+            indices = torch.where(indices < 0, indices + length, indices)
+            rows = indices if rows is None else indices[rows]  # rows of the inner data set
+            base = base.dataset
+        only_slices = getattr(type(base), "__getitem__", None) is TensorDataset.__getitem__
+        if not only_slices or len(base.tensors) != 2:  # samples are pairs (inputs, targets)
             return cls(dataset)
-        return cls(dataset, tensors=tuple(whole.tensors), rows=rows)
+        return cls(dataset, tensors=tuple(base.tensors), rows=rows)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -26,21 +26,21 @@ def record_unreadable_sample(known: dict[int, str], dataset: Any, index: int, re
         )
 
 
-def unreadable_sample(dataset: Any, index: int, reason: str) -> DataError:
+def unreadable_sample_error(dataset: Any, index: int, reason: str) -> DataError:
     """Return the error for a sample that cannot be read and may not be skipped."""
     hint = "repair or delete it, or skip such samples: data.on_unreadable=skip"
     return DataError(f"{name_of(dataset, index)}: {reason}", hint=hint)
 
 
-def no_readable_sample(dataset: Any, index: int, reason: str) -> DataError:
+def unreadable_set_error(dataset: Any, index: int, reason: str) -> DataError:
     """Return the error for a data set without a readable sample."""
     cause = f"no sample can be read: the first is {name_of(dataset, index)}: {reason}"
     return DataError(cause, hint="repair the files of the data set")
 
 
-def no_readable_in_batch(known: dict[int, str]) -> DataError:
+def unreadable_batch_error(known: dict[int, str]) -> DataError:
     """Return the error for a batch without a readable sample."""
     return DataError(
-        "no sample of a batch can be read: the first is " + next(reversed(known.values())),
-        hint="repair those files, or write a larger batch_size",
+        "no sample of a batch can be read, such as " + next(reversed(known.values())),
+        hint="repair the files, or write a larger batch_size, so that each batch has readable samples",
     )

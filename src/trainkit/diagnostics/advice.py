@@ -14,11 +14,11 @@ SMALL_SHARE = 0.05  # a step below this fraction of the machine's limit is not b
 
 
 def advice(result: Mapping[str, Any], session: Session) -> list[str]:
-    """Return what to change, the largest gain first.
+    """Return what to change, the largest share of the time first.
 
     Args:
-        result: what `bench` returns.
-        session: that was measured.
+        result: the result of `bench`.
+        session: the session that was measured.
     """
     settings, precision = session.settings, session.settings.precision
     total = sum(result["phases"].values())
@@ -30,20 +30,26 @@ def advice(result: Mapping[str, Any], session: Session) -> list[str]:
         text = f"the loader limits the speed: {shares['loader']:.0%} of the step; {loader_advice(session)}"
         items.append((shares["loader"], text))
     if shares["transfer"] >= MIN_SHARE:
-        cause = "most of this is data.augment" if session.train.prepare.augment else "the model is small"
+        cause = (
+            "mostly the augmentation (data.augment)"
+            if session.train.prepare.augment
+            else "the model is small, so this is a large share"
+        )
         items.append((shares["transfer"], f"preparing batches takes {shares['transfer']:.0%} of the step: {cause}"))
     speedup = limits["bf16"] / limits["fp32"]
     if precision == "fp32" and speedup > MIN_SPEEDUP and peak_share is not None and peak_share >= MIN_SHARE:
-        text = f"write precision=bf16: matrix products are {speedup:.1f} times as fast in bf16 as in fp32 here"
+        text = f"set precision=bf16: on this device bf16 matrix products are {speedup:.1f} times as fast as fp32"
         items.append((compute, text))
     if limits[precision] < limits["fp32"]:
         slowdown = limits["fp32"] / limits[precision]
-        text = f"write precision=fp32: matrix products are {slowdown:.1f} times as slow in {precision} as in fp32 here"
-        items.append((1.0, text))
+        text = (
+            f"set precision=fp32: on this device fp32 matrix products are {slowdown:.1f} times as fast as {precision}"
+        )
+        items.append((1.0, text))  # always first
     small = peak_share is not None and peak_share < SMALL_SHARE
     if small and compute + shares["step"] >= MIN_SHARE and not settings.compile:
-        text = "the model is small: most of the time is torch's overhead per operation"
-        items.append((compute + shares["step"], f"{text}; compile=true can fuse operations"))
+        text = "the model is small, so most of the time is torch's overhead per operation"
+        items.append((compute + shares["step"], f"{text}; try compile=true, which fuses operations"))
     return [text for _, text in sorted(items, key=lambda item: item[0], reverse=True)]
 
 

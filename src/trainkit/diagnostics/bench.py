@@ -37,7 +37,7 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
 
     Args:
         session: built from the settings.
-        settings: of the training.
+        settings: the settings of the training.
         steps: the number of timed steps of each loop.
 
     Returns:
@@ -84,10 +84,12 @@ class Timings:
 
 
 def run_rounds(state: State, train: FixedStepsLoader, loops: Mapping[str, Callable[[], int]]) -> Timings:
-    """Run the loops in turns, and trainkit's loop once more with timed phases.
+    """Time the loops over several rounds, and the phases of trainkit's loop.
+
+    In each round every loop runs once, so that changes in the speed of the machine affect all loops alike.
 
     Args:
-        state: of the training.
+        state: the state of the training.
         train: the batches of trainkit's loop.
         loops: each runs as many steps as `train` has batches, and returns the number of samples.
     """
@@ -101,7 +103,8 @@ def run_rounds(state: State, train: FixedStepsLoader, loops: Mapping[str, Callab
             seen = loop()
             synchronize(state.objects.device)
             per_sample[name].append((perf_counter() - began) / seen)
-            samples += seen * (name == "step")
+            if name == "step":  # the loop of trainkit
+                samples += seen
         phases.append(time_phases(state, train))
     batch_size = samples / ((ROUNDS + 1) * len(train))
     timed = phases[1:]  # the first round is a warm-up
@@ -135,8 +138,8 @@ def run_bare_loop(state: State, loader: FixedStepsLoader, *, read_loss: bool = F
     """Train for one pass over the loader with the five lines alone; return the number of samples.
 
     Args:
-        state: of the training.
-        loader: of the training data.
+        state: the state of the training.
+        loader: the loader of the training data.
         read_loss: read the loss with `.item()` at each step, which synchronizes the device.
     """
     model, loss_fn = state.objects.model, state.objects.loss_fn

@@ -95,8 +95,8 @@ def range_test(
     The param groups keep the ratios of their learning rates. The trained weights are useless afterwards.
 
     Args:
-        state: of a training that has not started.
-        loader: of the training data.
+        state: the state of a training that has not started.
+        loader: the loader of the training data.
         lr: the config's learning rate, the base of the ratios; None for the default of the first optimizer.
         start: the first learning rate.
         end: the last learning rate.

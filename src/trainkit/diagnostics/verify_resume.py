@@ -41,7 +41,7 @@ def verify_resume(
     """Train a config without a break, train it again with kills at random steps, and compare the final states.
 
     Args:
-        overrides: of the config.
+        overrides: the overrides of the config.
         kills: the number of kills; a run of n steps allows at most n - 1.
         directory: for both runs.
         report: is called with a line before each training.

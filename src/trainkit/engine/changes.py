@@ -35,7 +35,7 @@ def find_changes(
     Args:
         saved: the fingerprint in the checkpoint.
         current: the fingerprint of the session.
-        settings: of the session.
+        settings: the settings of the session.
         allow: keys that may differ.
 
     Raises:
@@ -61,12 +61,13 @@ def find_changes(
 
 
 def _refuse(refused: Mapping[str, tuple[Any, Any]], allow: Sequence[str]) -> None:
+    """Raise `CheckpointError` if there are refused changes. Its hint lists what `resume.allow` would accept."""
     if not refused:
         return
-    keys = ",".join(dict.fromkeys([*allow, *(_section_of(key) for key in refused)]))
+    sections = ",".join(dict.fromkeys([*allow, *(_section_of(key) for key in refused)]))
     problems = [Problem(f"{key}: {old!r} in the checkpoint, {new!r} now") for key, (old, new) in refused.items()]
-    hint = f"keep the old value, start a new run, or accept the change from here on: 'resume.allow=[{keys}]'"
-    raise CheckpointError(*problems[:-1], Problem(problems[-1].cause, hint))
+    hint = f"keep the old value, or start a new run, or accept the change from here on with 'resume.allow=[{sections}]'"
+    raise CheckpointError(*problems[:-1], Problem(problems[-1].cause, hint))  # one hint, after the last problem
 
 
 def _key_of(key: str) -> str:

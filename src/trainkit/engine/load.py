@@ -18,14 +18,16 @@ from trainkit.runs.reload import reload_config
 
 
 def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[str] = ()) -> nn.Module:
-    """Return the model of a run, in evaluation mode on the CPU. With `ema`, its weights are the averaged ones.
+    """Return the model of a run, in evaluation mode on the CPU.
 
-    The model is built from the run's config, which is trusted as any config is.
+    If the run was trained with `ema`, the model has the averaged weights.
+
+    This calls the code that the config of the run names, so load only runs that you trust.
 
     Args:
-        run: a run, its directory, or `last`.
-        checkpoint: `best` or `last`.
-        overrides: values that the files of the run do not contain, such as `["model.hub_token=…"]`.
+        run: a run, its directory, or `last` for the newest run.
+        checkpoint: `best`, or `last` for the newest checkpoint.
+        overrides: config values that are not saved, such as secrets: `["model.hub_token=…"]`.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged, or belongs to another model.
@@ -36,7 +38,9 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     checkpoints = Checkpoints(run.directory / "checkpoints")
     name = checkpoints.read_pointer(checkpoint)
     if name is None:
-        raise CheckpointError(f"{run.directory} has no {checkpoint} checkpoint", hint="train an epoch of it first")
+        raise CheckpointError(
+            f"{run.directory} has no {checkpoint} checkpoint", hint="train at least one epoch of this run first"
+        )
     try:
         saved = checkpoints.load(name)
     except DamagedError as error:
@@ -47,7 +51,7 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
         model = build_model(settings.model, None, torch.device("cpu"))
     weights = saved["model"]
     if saved["ema"] is not None:
-        prefix = "module.model."
+        prefix = "module.model."  # from AveragedModel and the ModuleDict of model and loss
         weights = {key.removeprefix(prefix): v for key, v in saved["ema"].items() if key.startswith(prefix)}
     try:
         model.load_state_dict(weights)

@@ -21,19 +21,21 @@ from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refus
 
 
 def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
-    """Continue a run where it stopped: the same directory, the same history, the same bits.
+    """Continue a run in its directory where it stopped.
+
+    Its results equal those of an uninterrupted run bit by bit.
 
     Args:
         run: a run, its directory, or `last`.
-        overrides: values to change, such as `["epochs=40"]`. A key that changes the mathematics must be listed
-            in `resume.allow=[...]`.
+        overrides: values to change, such as `["epochs=40"]`. To change a key that affects the results, such as
+            `lr`, add `"resume.allow=[lr]"`.
 
     Returns:
-        The run. A finished run is returned unchanged.
+        The run. A completed run without overrides is returned unchanged.
 
     Raises:
         ConfigError: an override is wrong.
-        CheckpointError: no checkpoint can be used, or the config differs from it.
+        CheckpointError: no checkpoint can be used, or the config differs from the one in the checkpoint.
         RunDirectoryInUseError: another process uses the directory.
     """
     run = Run.load(run.directory if isinstance(run, Run) else find_run(str(run)))

@@ -22,9 +22,10 @@ SAME_REQUEST = 1.0  # seconds: later signals within this time are part of the fi
 
 @contextmanager
 def handle_signals(state: State) -> Iterator[None]:
-    """Let a signal stop the training between two steps; a second signal ends the process at once.
+    """Let the first signal stop the training after the current step, and a second signal end the process.
 
-    Signals within `SAME_REQUEST` seconds of the first count as one, as some launchers send several.
+    If no step is running, the first signal stops the training at once. Some launchers send a signal several
+    times, so signals within `SAME_REQUEST` seconds of the first are ignored.
     """
     requested_at = math.inf
 
@@ -33,7 +34,8 @@ def handle_signals(state: State) -> Iterator[None]:
         if state.stop is None:
             requested_at = time.monotonic()
             state.stop = Stopped(number)
-            # A second signal may be delivered to another thread, and be handled only after this one sleeps.
+            # If the same signal also reached another thread, Python runs its handler when this thread sleeps.
+            # Sleep now, so that the handler runs before the error below is raised.
             time.sleep(0.05)
             if state.phase.interruptible:
                 raise state.stop
@@ -43,14 +45,15 @@ def handle_signals(state: State) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    state.stop = Stopped.pending
+    state.stop = Stopped.pending  # a signal that came before the training started, or None
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores some
-    before = {number: signal.signal(number, stop) for number in handled}
+    # A signal that is ignored already, as under nohup, stays ignored.
+    to_handle = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous_handlers = {number: signal.signal(number, stop) for number in to_handle}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():  # None: it was not set from Python
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -36,7 +36,7 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None)
 
     Args:
         config: from `trainkit.compose`, or from `compose_run`.
-        directory: of the run, new or empty; default: a new one in outputs/.
+        directory: the directory of the run, new or empty; default: a new one in outputs/.
 
     Returns:
         The run: its directory, its history, its best epoch.
@@ -69,8 +69,8 @@ def run_training(
         run: its directory is locked.
         session: what the settings built.
         notes: lines that a user sees first.
-        saver: of the checkpoints; None: no checkpoints.
-        restorer: of a resumed run.
+        saver: the saver of the checkpoints; None: no checkpoints.
+        restorer: the restorer of a resumed run.
 
     Raises:
         TrainkitError: see `train`.
@@ -126,7 +126,7 @@ def make_saver(run: Run, session: Session, *, first: bool) -> Saver | None:
     """Return the hook that writes checkpoints, or None if `checkpoint` is off.
 
     Args:
-        run: of the checkpoints.
+        run: the run of the checkpoints.
         session: that is saved.
         first: save as the training starts, too.
     """
@@ -187,7 +187,7 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
 
     Args:
         session: that is about to be trained.
-        overrides: of the command line.
+        overrides: the overrides of the command line.
     """
     state, notes = session.state, []
     if not session.held_out and any(text.startswith("data.split=0") for text in overrides):

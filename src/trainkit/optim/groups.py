@@ -298,12 +298,15 @@ def param_table(
     return list(rows.values())
 
 
-def _decided_by(param: Param, options: Mapping[str, Any], *, several: bool) -> dict[str, str]:
-    """Return the rule that decided each effective option, and the optimizer if there are several."""
+def _rules_by_option(param: Param, options: Mapping[str, Any], *, several_optimizers: bool) -> dict[str, str]:
+    """Return, for each option in force, the rule that set it.
+
+    If there are several optimizers, this includes the rule that chose the optimizer.
+    """
     decided_by = {name: param.decided_by.get(name, "default") for name in options}
-    if "lr_mult" in param.decided_by:
+    if "lr_mult" in param.decided_by:  # the rate in force is lr * lr_mult, so both rules decided it
         rules = [param.decided_by[key] for key in ("lr", "lr_mult") if key in param.decided_by]
         decided_by["lr"] = "+".join(dict.fromkeys(rules))
-    if several:
+    if several_optimizers:
         decided_by["optimizer"] = param.decided_by.get("optimizer", "default")
     return decided_by

@@ -22,7 +22,7 @@ from trainkit.runs.checkpoint_files import (
     checksum,
     read_manifest,
     verified_state,
-    write_files,
+    write_checkpoint_files,
 )
 from trainkit.runs.snapshot import FORMAT, KEYS
 
@@ -67,7 +67,7 @@ class Checkpoints:
         It replaces a checkpoint of the same step unless batch and fingerprint also match: then both are equal.
 
         Args:
-            saved: from `snapshot.capture_state`.
+            saved: the state that `snapshot.capture_state` returned.
             planned: whether the config decides the moment, as opposed to a signal or the clock.
 
         Raises:
@@ -87,7 +87,7 @@ class Checkpoints:
         replaced = self.directory / f".{name}.replaced-{os.getpid()}"
         try:
             self.directory.mkdir(exist_ok=True)
-            write_files(fresh, saved, {"format": FORMAT, **identity, "planned": planned})
+            write_checkpoint_files(fresh, saved, {"format": FORMAT, **identity, "planned": planned})
             if os.path.lexists(path):
                 path.rename(replaced)  # after a crash at this point, `clean` renames it back
             fresh.rename(path)

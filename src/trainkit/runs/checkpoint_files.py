@@ -22,13 +22,15 @@ class DamagedError(Exception):
     """A checkpoint differs from what was written; the message gives the reason."""
 
 
-def write_files(folder: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def write_checkpoint_files(folder: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write `state.pt` and then `manifest.json` into a new folder, and sync both to the disk.
 
+    The manifest comes last, so a folder with a manifest is complete.
+
     Args:
-        folder: is created.
-        saved: from `snapshot.capture_state`.
-        facts: entries of the manifest.
+        folder: the folder to create; it must not exist.
+        saved: the state that `snapshot.capture_state` returned.
+        facts: further entries of the manifest, such as step and epoch.
 
     Raises:
         OSError: a file cannot be written.

@@ -60,7 +60,7 @@ class Run:
 
     Args:
         directory: created by `claim_directory`.
-        lock: of the directory, if this process holds it already.
+        lock: the lock of the directory, if this process holds it already.
     """
 
     def __init__(self, directory: Path, lock: Lock | None = None) -> None:
@@ -146,9 +146,9 @@ class Run:
         """Lock the directory and write what is about to run; `run.json` comes last.
 
         Args:
-            settings: of the run.
+            settings: the settings of the run.
             command: `sys.argv`.
-            overrides: of the command line.
+            overrides: the overrides of the command line.
             hydra: Hydra's own settings.
             facts: more entries for `run.json`.
 
@@ -182,9 +182,9 @@ class Run:
         """Write that the run continues. The directory is locked already.
 
         Args:
-            settings: of the run from now on.
+            settings: the settings of the run from now on.
             command: `sys.argv`.
-            overrides: of all command lines so far.
+            overrides: the overrides of all command lines so far.
             epoch: the last epoch to keep in the history.
             at: the checkpoint that the run continues from, an entry of `resumed` in `run.json`.
 

@@ -41,7 +41,7 @@ def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, A
     """Return the dotted keys that the numbers depend on, with their values, without secrets.
 
     Args:
-        settings: of the run.
+        settings: the settings of the run.
         epochs: return the fingerprint of a run of this length instead.
     """
     config = settings.source

@@ -24,7 +24,7 @@ class History:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The metrics of each epoch, in order."""
-        return [row for _, row in self._lines()]
+        return [row for _, row in self._valid_lines()]
 
     def append(self, metrics: Mapping[str, Any]) -> None:
         """Add the metrics of an epoch, and wait until they are on the disk.
@@ -43,20 +43,20 @@ class History:
         Raises:
             OSError: the file cannot be written.
         """
-        kept = [line for line, row in self._lines() if row["epoch"] <= epoch]
+        kept = [line for line, row in self._valid_lines() if row["epoch"] <= epoch]
         atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
 
-    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return each valid line with its metrics. A kill may have cut off the last line."""
+    def _valid_lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return each valid line with its metrics. The last line is incomplete if the process was killed."""
         found: list[tuple[str, dict[str, Any]]] = []
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         for line in text.splitlines():
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError):  # an incomplete line, or deeply nested JSON
                 continue
             epoch = row.get("epoch") if isinstance(row, dict) else None
             last = found[-1][1]["epoch"] if found else 0
-            if isinstance(epoch, int) and epoch > last:  # each epoch once, in order
+            if isinstance(epoch, int) and epoch > last:  # skip an epoch that a resume trained again
                 found.append((line, row))
         return found

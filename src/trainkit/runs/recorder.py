@@ -34,11 +34,11 @@ class Recorder:
 
     def log_unreadable(self, state: State) -> None:
         """Log each unreadable sample once."""
-        if count_unreadable(state) > len(self.logged):
+        if count_unreadable(state) > len(self.logged):  # a quick check, as this runs at each step
             lines = [line for known in state.progress.unreadable.values() for line in known.values()]
             for line in dict.fromkeys(lines):
                 if line not in self.logged:
-                    self.run.log(f"note: skipped: {line}")
+                    self.run.log(f"note: skipped an unreadable sample: {line}")
             self.logged |= set(lines)
 
     def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Saver:
     stops the run.
 
     Args:
-        checkpoints: of the run.
+        checkpoints: the checkpoints of the run.
         options: the `checkpoint` settings.
         fingerprint: what the numbers of the run depend on.
         first: save at the start: the run is new, or its config has changed.

@@ -27,7 +27,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
 
     Args:
         checked: from `compose_sweep`.
-        overrides: of the command line, with the values to sweep over.
+        overrides: the overrides of the command line, with the values to sweep over.
         config_dir: a folder of configs besides ./conf.
 
     Returns:

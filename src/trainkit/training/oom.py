@@ -52,13 +52,13 @@ def run_with_oom_split(
 def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryError:
     objects = state.objects
     effect = (
-        "batch norm computes its statistics per micro batch"
+        "results change slightly, as batch norm computes its statistics per micro batch"
         if objects.tracks_statistics
         else "the results do not change"
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
-    cause = f"{objects.device} ran out of memory: inputs {shape_of(inputs)}, {size} at a time, peak {peak}"
+    cause = f"{objects.device} ran out of memory: inputs {shape_of(inputs)}, {size} samples at a time, peak {peak}"
     return OutOfMemoryError(cause, hint=hint)
 
 

@@ -46,7 +46,7 @@ def result_lines(result: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
 
     Args:
         result: what `bench` returns.
-        notes: of the session.
+        notes: the notes of the session.
     """
     lines = [*notes, "", *phase_table(result["phases"]), "", *loop_table(result), ""]
     if result["peak_share"] is not None:

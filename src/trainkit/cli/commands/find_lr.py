@@ -17,11 +17,14 @@ from trainkit.display.text import as_json, columns, count
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train some steps at rising learning rates, without a scheduler; write the curve into a new directory."""
+    """Train some steps while the learning rate rises; write the curve of the loss into a new directory.
+
+    The suggested learning rate is where the loss falls fastest. The scheduler and `ema` are off.
+    """
     args, composed = arguments.parse_for_one_config(argv, json=False, start=1e-7, end=10.0, steps=100)
     if not (0 < args.start < args.end < float("inf")) or not 10 <= args.steps <= 100_000:
-        cause = f"--start {args.start:g} --end {args.end:g} --steps {args.steps} is not a valid range"
-        raise ConfigError(cause, hint="write --start above 0 and below --end, and --steps from 10 to 100000")
+        cause = f"--start {args.start:g} --end {args.end:g} --steps {args.steps}: these values are not valid"
+        raise ConfigError(cause, hint="--start must be greater than 0 and less than --end, --steps from 10 to 100000")
     from trainkit.build import session as build
     from trainkit.diagnostics.lr_finder import range_test
     from trainkit.display.plots import plot_lr_curve

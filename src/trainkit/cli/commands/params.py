@@ -10,7 +10,7 @@ from trainkit.display.text import as_json, columns, count, option_value, shown_o
 
 
 def run(argv: Sequence[str]) -> int:
-    """Build the session and print its parameters."""
+    """Build the model and the optimizer, and print the parameters (weights) of the model."""
     args, composed = arguments.parse_for_one_config(argv, json=False)
     from trainkit.build import session as build
 

@@ -12,19 +12,20 @@ from trainkit.runs.reload import reload_config
 
 
 def run(argv: Sequence[str]) -> int:
-    """Check the config, restore the newest valid checkpoint, and train on."""
+    """Check the config, restore the newest valid checkpoint, and continue the training."""
     args = arguments.parse(argv)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
-        raise ConfigError("resume takes a run and overrides", hint="write trainkit resume RUN [KEY=VALUE ...], or last")
-    name, *overrides = args.overrides
+        hint = "write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory or the word last"
+        raise ConfigError("resume takes a run and overrides, and no flag of Hydra", hint=hint)
+    name, *overrides = args.overrides  # the first word names the run
     before = Run.load(find_run(name))
     if before.info.get("status") == "completed" and not overrides:
         print("\n".join(finished_lines(before)))
         return 0
-    reloaded = reload_config(before, overrides)  # reports config errors before torch is imported
+    reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
     from trainkit.engine.resume import continue_run
 
     run = continue_run(before, reloaded)
-    nothing_done = run.info.get("resumed") == before.info.get("resumed")
-    print("\n".join(finished_lines(run) if nothing_done else result_lines(run)))
+    was_finished = run.info.get("resumed") == before.info.get("resumed")  # each resume adds an entry
+    print("\n".join(finished_lines(run) if was_finished else result_lines(run)))
     return 0
