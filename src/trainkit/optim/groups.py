@@ -289,7 +289,7 @@ def param_table(
             "optimizer": group and group.optimizer,
             "options": options,
             "decided_by": (
-                _decided_by(grouped, options, several=len(optimizers) > 1)
+                _rules_by_option(grouped, options, several_optimizers=len(optimizers) > 1)
                 if group
                 else {"freeze": param.decided_by.get("freeze", "default")}
             ),
