@@ -289,7 +289,7 @@ class Run:
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
-        """Raise `StorageError` in place of OSError, with the command that resumes the run."""
+        """Turn an OSError into a `StorageError` with the command that resumes the run."""
         try:
             yield
         except OSError as error:

@@ -12,7 +12,8 @@ from torch import Tensor
 from trainkit.core.errors import NonFiniteError, Problem
 from trainkit.data.loaders import Loader
 from trainkit.training.hooks import call_hooks
-from trainkit.training.metrics import Metrics, record_last_step
+from trainkit.training.last_step import record_last_step
+from trainkit.training.metrics import Metrics
 from trainkit.training.state import State
 
 MAX_SKIPPED = 10  # batches of an epoch that on_nonfinite=skip may skip, or 1 in 100 of the batches if that is more

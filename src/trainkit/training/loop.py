@@ -20,8 +20,9 @@ from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import call_hooks
+from trainkit.training.last_step import last_step_metrics
 from trainkit.training.losses import denominator, is_sum
-from trainkit.training.metrics import Mean, Metrics, count_correct, last_step_metrics
+from trainkit.training.metrics import Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
 from trainkit.training.step import before_update, micro_batches, train_step_in_parts

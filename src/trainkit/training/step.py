@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_step, gradient_values
+from trainkit.training.last_step import record_last_step
 from trainkit.training.losses import denominator, is_sum, sum_reduction, supports_sum
-from trainkit.training.metrics import record_last_step
 from trainkit.training.state import Objects, Phase, State
 
 

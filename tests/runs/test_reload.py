@@ -1,0 +1,60 @@
+"""A run that an older version saved can be resumed: its old keys, values and module paths are upgraded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+import trainkit
+from trainkit.config.renamed import upgrade_fingerprint
+from trainkit.engine.changes import find_changes
+from trainkit.engine.train import session_fingerprint
+from trainkit.runs.directory import Run
+from trainkit.runs.reload import reload_config
+
+OVERRIDES = [
+    "data=synthetic",
+    "data.train.size=64",
+    "data.split=0.25",
+    "data.augment.crop_padding=2",
+    "model=mlp",
+    "epochs=1",
+    "progress=off",
+]
+
+
+def age(run: Path) -> None:
+    """Rewrite the saved config of a run as version 0.1.0 wrote it."""
+    file = run / ".hydra" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    data = config["data"]
+    data["on_error"] = data.pop("on_unreadable")
+    data["augment"]["crop"] = data["augment"].pop("crop_padding")
+    data["cache_limit"] = False
+    config["hooks"] = {"kill": {"_target_": "trainkit.verification.Kill", "step": 1000}}
+    file.write_text(yaml.safe_dump(config))
+
+
+def test_a_run_with_old_keys_values_and_module_paths_resumes(here: Path) -> None:
+    run = trainkit.train(trainkit.compose(OVERRIDES), directory=here / "run")
+    age(run.directory)
+    reloaded = reload_config(Run.load(run.directory), ["epochs=2"]).settings
+    assert (reloaded.data.on_unreadable, reloaded.data.cache_limit) == ("stop", "auto")
+    assert reloaded.data.augment is not None
+    assert reloaded.data.augment.crop_padding == 2
+    resumed = trainkit.resume(run, ["epochs=2"])
+    assert [row["epoch"] for row in resumed.history] == [1, 2]
+
+
+def test_the_old_name_of_a_key_in_a_fingerprint_is_not_a_change(here: Path) -> None:  # noqa: ARG001
+    from tests.helpers import compose_settings
+    from trainkit.build.session import build_session
+
+    session = build_session(compose_settings(OVERRIDES))
+    current = session_fingerprint(session)
+    key = "data.augment.crop_padding"
+    old = {"data.augment.crop" if name == key else name: value for name, value in current["config"].items()}
+    assert key not in old
+    assert upgrade_fingerprint(old) == current["config"]
+    assert find_changes({**current, "config": old}, current, session.settings, []).keys == set()
