@@ -35,7 +35,7 @@ def main() -> None:
     commands = {
         'python -c "import torch"': ["-c", "import torch"],
         "trainkit, to the end of its first step": first_step,
-        "trainkit model=mlp optim=adamw, likewise": [*first_step, "model=mlp", "optim=adamw"],
+        "trainkit model=mlp optim=adamw, to the end of its first step": [*first_step, "model=mlp", "optim=adamw"],
         "trainkit --cfg job": ["-m", "trainkit", "--cfg", "job"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
