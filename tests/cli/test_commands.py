@@ -78,7 +78,7 @@ def test_params_reports_all_wrong_rules_with_exit_code_2(forked: Command) -> Non
         (["params", "-m", "seed=0,1"], "one config"),
         (["inspect", "--jsn"], "did you mean --json?"),
         (["find-lr", "--steps", "x"], "--steps"),
-        (["find-lr", "--start", "1", "--end", "0.1"], "below --end"),
+        (["find-lr", "--start", "1", "--end", "0.1"], "less than --end"),
         (["find_lr"], "did you mean trainkit find-lr?"),
         (["params", "optim=sgdd"], "did you mean optim=sgd?"),
     ],

@@ -18,7 +18,7 @@ def test_two_runs_in_one_second_get_separate_directories(tmp_path: Path) -> None
 def test_an_exact_directory_may_exist_unless_it_holds_a_run(tmp_path: Path) -> None:
     assert claim_directory(tmp_path, exact=True) == tmp_path
     (tmp_path / "run.json").touch()
-    with pytest.raises(RunDirectoryInUseError, match=r"holds a run already \(run\.json\)"):
+    with pytest.raises(RunDirectoryInUseError, match=r"holds a run already: it contains run\.json"):
         claim_directory(tmp_path, exact=True)
 
 

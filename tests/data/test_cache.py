@@ -340,7 +340,7 @@ def test_the_arrays_of_a_torchvision_set_are_used_if_its_samples_equal_them() ->
 def test_attributes_of_a_custom_data_set_do_not_collide_with_those_of_trainkit(how: str) -> None:
     files = made("files")
     files.source, files.missing = "somewhere", 3
-    with_own, without = (cache.make_store(dataset, how, **OPTIONS) for dataset in (files, made("files")))
+    with_own, without = (cache.make_store(dataset, how, CPU, **OPTIONS) for dataset in (files, made("files")))
     assert name_of(with_own.dataset, 2) == name_of(without.dataset, 2)
     assert build_data.describe_store(with_own) == build_data.describe_store(without)
 

@@ -197,7 +197,7 @@ def test_arrays_are_read_from_a_file_with_their_validation_part(here: Path) -> N
     ("content", "words"),
     [
         ({"X": np.ones(3)}, "no array"),
-        ({"X": np.ones(3), "y": np.ones(4)}, "3 rows and y 4"),
+        ({"X": np.ones(3), "y": np.ones(4)}, "3 rows, but y has 4"),
         ({"X": np.array(["a", "b"]), "y": np.ones(2)}, "cannot be trained on"),
         (b"not a zip file", "data.file"),
     ],

@@ -82,4 +82,4 @@ def test_find_lr_writes_into_the_given_directory_and_never_overwrites_a_result(f
     assert forked(*argv, MPLBACKEND="module://nowhere").returncode == 0
     again = forked(*argv)
     assert again.returncode == 7
-    assert "here holds a run already (find_lr.json)" in again.stderr
+    assert "here holds a run already: it contains find_lr.json" in again.stderr

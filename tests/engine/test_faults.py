@@ -389,7 +389,7 @@ def test_a_stop_that_cannot_be_saved_is_a_storage_error(own: Path, small_disk: P
     argv = [*BASE[:-1], "model.width=60000", "hydra.run.dir=disk/run", "+data.train.wait=0.05"]  # 2.7 MiB
     run = forks.start(*argv, cwd=own)
     until(has_saved(small_disk / "run", 0))
-    time.sleep(0.5)
+    time.sleep(2)  # a step takes 0.4 s, and an epoch 3 s
     run.send(signal.SIGTERM)
     message_of(run, 6, "cannot be written: No space left on device", "trainkit resume disk/run")
     assert json.loads((small_disk / "run" / "run.json").read_text())["exit_code"] == 6
@@ -460,7 +460,7 @@ def test_unreadable_files_are_skipped_counted_and_logged(workers: int, images: P
     assert row["train/samples"] == 38
     assert row["unreadable"] == 2
     log = (images.parent / "run" / "trainkit.log").read_text()
-    assert "skipped: sample 5 (images/a/10.png): " in log
+    assert "skipped an unreadable sample: sample 5 (images/a/10.png): " in log
     assert "skipped: sample 25 (images/b/11.png): UnidentifiedImageError" in log
 
 
@@ -476,7 +476,9 @@ def test_skip_stops_if_too_many_files_are_unreadable(images: Path, forks: Forks)
 
 def test_an_out_of_memory_error_names_the_batch_the_peak_and_the_setting_to_lower(own: Path, forks: Forks) -> None:
     run = forks.start(*BASE, "model._target_=faultmodule.Greedy", "~model.width", "on_oom=stop", cwd=own)
-    text = message_of(run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 at a time, peak ", "micro_batch=4")
+    text = message_of(
+        run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 samples at a time, peak ", "micro_batch=4"
+    )
     assert re.search(r"peak \d+\.\d\d GiB", text)
     split = forks.start(*BASE, "hydra.run.dir=split", "model._target_=faultmodule.Greedy", "~model.width", cwd=own)
     message_of(split, 8, "1 at a time", "use a smaller model")

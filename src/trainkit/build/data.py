@@ -131,15 +131,15 @@ def build_dataset(settings: Settings, part: str) -> Any:
 def store_samples(
     settings: Settings, part: str, dataset: Any, device: torch.device, on_progress: OnProgress | None
 ) -> Store:
-    """Store the samples of a data set: on the device if they fit there, in memory, or streamed."""
+    """Store the samples of a data set as the settings ask; errors of the data set name its key."""
     data = settings.data
-    cache = data.cache or "none"
     free = free_memory(torch.device("cpu"))
     limit = free / 2 if data.cache_limit == "auto" else data.cache_limit * 2**30
     try:
-        store = make_store(
+        return make_store(
             dataset,
-            cache,
+            data.cache or "none",
+            device,
             limit=int(limit),
             workers=data.num_workers,
             skip=data.on_unreadable == "skip",
@@ -150,10 +150,6 @@ def store_samples(
         raise
     except Exception as error:
         raise UserCodeError(f"data.{part}", error) from error
-    if store.tensors is None or device.type == "cpu" or cache == "memory":
-        return store
-    fits = store.nbytes <= free_memory(device) / 2
-    return store.to(device) if fits or cache == "device" else store
 
 
 def describe_store(store: Store) -> str:

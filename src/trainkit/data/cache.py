@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.core.device import free_memory
 from trainkit.core.errors import DataError
 from trainkit.core.pytree import leaves, map_tensors, structure_of, tensors_in
 from trainkit.data import disk_cache
@@ -43,6 +44,7 @@ class NotCacheableError(Exception):
 def make_store(
     dataset: Any,
     cache: str,
+    device: torch.device,
     *,
     limit: int,
     workers: int,
@@ -54,8 +56,10 @@ def make_store(
 
     Args:
         dataset: has a length and items.
-        cache: `auto` holds a data set that fits, `memory` and `device` hold it anyway, `none` streams it.
-        limit: the maximum number of bytes that `auto` holds.
+        cache: `auto` holds a data set that fits, on the device if it fits there. `memory` and `device` hold it
+            there in any case. `none` streams it.
+        device: the device of the training.
+        limit: the maximum number of bytes that `auto` holds in memory.
         workers: processes that read samples.
         skip: skip samples that cannot be read.
         partial: an epoch reads only a part of the data set.
@@ -64,24 +68,44 @@ def make_store(
     Raises:
         DataError: the data set cannot be held but must be; or a sample cannot be read.
     """
+    store = _hold_or_stream(
+        dataset, cache, limit=limit, workers=workers, skip=skip, partial=partial, on_progress=on_progress
+    )
+    if store.tensors is None or device.type == "cpu" or cache == "memory":
+        return store
+    fits = store.nbytes <= free_memory(device) / 2
+    return store.to(device) if fits or cache == "device" else store
+
+
+def _hold_or_stream(
+    dataset: Any,
+    cache: str,
+    *,
+    limit: int,
+    workers: int,
+    skip: bool,
+    partial: bool,
+    on_progress: OnProgress | None,
+) -> Store:
+    """Return a store in memory, or a streamed one with the reason; see `make_store`."""
     streamed_by = f"streamed by {workers} worker{'s' * (workers > 1)}" if workers else "streamed by the main process"
     if cache == "none":
-        return Store(dataset, place=f"{streamed_by}: data.cache=none")
+        return Store(dataset, note=f"{streamed_by}: data.cache=none")
     store = Store.of(dataset)
     if store.tensors is not None:
-        return Store(dataset, store.tensors, store.rows, place=f"in memory ({format_bytes(store.nbytes)})")
+        return store
     tensors = torchvision_arrays(dataset)
     if tensors is not None:
-        return Store(dataset, tensors, place=f"in memory ({format_bytes(nbytes(tensors))})")
+        return Store(dataset, tensors)
     if on_progress is None or (partial and cache == "auto"):
         reason = "limit_batches leaves a part unread" if partial else "this command reads few samples"
-        return Store(dataset, place=f"{streamed_by}: {reason}")
+        return Store(dataset, note=f"{streamed_by}: {reason}")
     try:
         maximum = limit if cache == "auto" else None
         return read_into_memory(dataset, limit=maximum, workers=workers, skip=skip, on_progress=on_progress)
     except NotCacheableError as reason:
         if cache == "auto":
-            return Store(dataset, place=f"{streamed_by}: {reason}")
+            return Store(dataset, note=f"{streamed_by}: {reason}")
         raise DataError(f"data.cache={cache}: {reason}", hint="write data.cache=none") from None
 
 
@@ -104,11 +128,10 @@ def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: boo
         allocate_samples(inputs, len(dataset), channels_last=True),
         allocate_samples(targets, len(dataset), channels_last=False),
     )
-    size = format_bytes(nbytes(tensors))
     file, key = disk_cache.file_of(dataset)
     key += f" {structure_of(sample_of(tensors, 0))}"
     if file is not None and disk_cache.load(file, key, tensors_in(tensors)):
-        return Store(dataset, tensors, place=f"in memory ({size}, decoded by an earlier run)")
+        return Store(dataset, tensors, note=", decoded by an earlier run")
     if workers and hasattr(os, "sched_getaffinity"):  # nothing else runs yet, so each core may have a worker
         workers = max(workers, len(os.sched_getaffinity(0)))
     unreadable = fill(tensors, dataset, workers=workers, skip=skip, on_progress=on_progress)
@@ -116,7 +139,7 @@ def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: boo
     if file is not None and not unreadable:
         with suppress(OSError):  # the disk is full or read-only: the next run decodes again
             disk_cache.save(file, key, tensors_in(tensors))
-    return Store(dataset, tensors, unreadable=unreadable, place=f"in memory ({size})")
+    return Store(dataset, tensors, unreadable=unreadable)
 
 
 def torchvision_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:

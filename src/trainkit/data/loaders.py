@@ -160,7 +160,7 @@ class SlicingLoader:
         self.store, self.order, self.prepare = store, order, prepare
         self.inputs, self.targets = self.tensors = store.tensors
         self.rows = store.rows
-        self.device = next(iter(tensors_in(store.tensors))).device
+        self.device = store.device
         self.unreadable: dict[int, str] = {}
         self.samples = min(order.samples, len(order) * order.batch_size)
 
@@ -253,7 +253,7 @@ class StreamingLoader:
             worker_init_fn=ignore_signals,
             pin_memory=prepare.device.type == "cuda",
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # an own generator: reading data must not advance the model's RNG
+            generator=torch.Generator(),  # a separate generator: reading data must not advance the model's RNG
         )
 
     def __len__(self) -> int:

@@ -25,14 +25,14 @@ class Store:
             None if the samples are streamed.
         rows: the rows of `tensors` that belong to this store, (N,) int64. None: all rows, in order.
         unreadable: index of a sample in this store -> why it could not be read.
-        place: where the samples are stored and why, such as "in memory (5.3 MiB)".
+        note: why the samples are streamed, or more about samples in tensors; see `place`.
     """
 
     dataset: Any
     tensors: tuple[Any, Any] | None = None
     rows: Tensor | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
-    place: str = ""
+    note: str = ""
 
     @classmethod
     def of(cls, dataset: Any) -> Store:
@@ -61,11 +61,24 @@ class Store:
         """Bytes of the tensors; 0 if the samples are streamed."""
         return nbytes(self.tensors)
 
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the tensors; the CPU if the samples are streamed."""
+        tensors = tensors_in(self.tensors)
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @property
+    def place(self) -> str:
+        """Where the samples are stored, for people: "in memory (5.3 MiB)", or "streamed by 2 workers: ..."."""
+        if self.tensors is None:
+            return self.note
+        where = "in memory" if self.device.type == "cpu" else f"on {self.device}"
+        return f"{where} ({format_bytes(self.nbytes)}{self.note})"
+
     def to(self, device: torch.device) -> Store:
         """Return the store with its tensors on a device."""
-        moved: Any = map_tensors(self.tensors, lambda tensor: tensor.to(device))
-        rows = None if self.rows is None else self.rows.to(device)
-        return replace(self, tensors=moved, rows=rows, place=self.place.replace("in memory", f"on {device}"))
+        tensors: Any = map_tensors(self.tensors, lambda tensor: tensor.to(device))
+        return replace(self, tensors=tensors, rows=None if self.rows is None else self.rows.to(device))
 
     def subset(self, mask: Tensor) -> Store:
         """Return the store of the samples where `mask`, (N,) bool, is true; it shares the tensors."""
@@ -79,8 +92,7 @@ class Store:
         if self.tensors is None:
             return replace(self, dataset=dataset, unreadable=unreadable)
         chosen = indices if self.rows is None else self.rows.cpu()[indices]
-        rows = chosen.to(next(iter(tensors_in(self.tensors))).device)
-        return replace(self, dataset=dataset, rows=rows, unreadable=unreadable)
+        return replace(self, dataset=dataset, rows=chosen.to(self.device), unreadable=unreadable)
 
 
 def nbytes(batch: Any) -> int:
