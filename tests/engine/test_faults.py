@@ -461,7 +461,7 @@ def test_unreadable_files_are_skipped_counted_and_logged(workers: int, images: P
     assert row["unreadable"] == 2
     log = (images.parent / "run" / "trainkit.log").read_text()
     assert "skipped an unreadable sample: sample 5 (images/a/10.png): " in log
-    assert "skipped: sample 25 (images/b/11.png): UnidentifiedImageError" in log
+    assert "skipped an unreadable sample: sample 25 (images/b/11.png): UnidentifiedImageError" in log
 
 
 def test_skip_stops_if_too_many_files_are_unreadable(images: Path, forks: Forks) -> None:
