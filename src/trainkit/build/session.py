@@ -78,22 +78,19 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
     problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)
-    defer_dynamo()
-    device = select_device(settings.device)
-    seed_all(settings.seed, deterministic=bool(settings.deterministic))  # data sets may draw random samples
-    if device.type == "cpu":
-        disable_malloc_trim()
+    device = _prepare_process(settings)
     settings, data = build_loaders(settings, device, on_progress)
     train, val = data.train, data.val
 
+    # Seed again: the model must not depend on the random numbers that the data used.
     seed_all(settings.seed, deterministic=bool(settings.deterministic))
     model = build_model(settings.model, train, device)
     loss_fn = build_loss(settings.loss).to(device)
     memory_format, reason = choose_memory_format(settings, device)
-    both = [loader for loader in (train, val) if loader is not None]
-    format_note = apply_memory_format(model, loss_fn, memory_format, both, device) or reason
+    loaders = [loader for loader in (train, val) if loader is not None]
+    format_note = apply_memory_format(model, loss_fn, memory_format, loaders, device) or reason
     named = named_params(model, loss_fn)
-    problems = find_unknown_watched(settings.watch, [param.name for param in named])
+    problems = unknown_watched_params(settings.watch, [param.name for param in named])
     try:
         optimizers, groups, options = build_optimizers(settings, named)
     except ConfigError as error:
@@ -105,12 +102,22 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
-    if settings.compile:  # last: parameter names stay the same, and the averaged model stays uncompiled
+    if settings.compile:  # last: the averaged model must stay uncompiled
         compile_model(model, "default" if settings.compile is True else settings.compile)
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
     notes = [*data.notes, *([format_note] if format_note else []), *_notes(settings, device)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, groups, table, params, data.held_out, notes)
+
+
+def _prepare_process(settings: Settings) -> torch.device:
+    """Seed the generators and set what must be set before anything is built; return the device."""
+    defer_dynamo()  # its import takes a second, and most runs do not need it
+    device = select_device(settings.device)
+    seed_all(settings.seed, deterministic=bool(settings.deterministic))  # data sets may draw random samples
+    if device.type == "cpu":
+        disable_malloc_trim()  # a quarter of a step can go into returning memory and getting it again
+    return device
 
 
 def _notes(settings: Settings, device: torch.device) -> list[str]:
@@ -188,7 +195,7 @@ def choose_monitor(settings: Settings, loss_fn: nn.Module, val: Loader | None) -
     return "train/loss" if val is None else metric
 
 
-def find_unknown_watched(watch: Sequence[str], params: list[str]) -> list[Problem]:
+def unknown_watched_params(watch: Sequence[str], params: list[str]) -> list[Problem]:
     """Return the names in `watch` that are not parameters of the model or the loss."""
     return [
         Problem(f"watch: the model has no parameter {name!r}", did_you_mean(name, params))

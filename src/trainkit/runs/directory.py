@@ -50,8 +50,8 @@ def find_run(name: str) -> Path:
         hint = "resume them one by one: " + "; ".join(commands)
         raise ConfigError(f"{directory} holds several runs ({len(unfinished)} unfinished)", hint=hint)
     if inside:
-        cause = f"{directory} holds several runs; those that started are finished"
-        raise ConfigError(cause, hint=f"name one of them: {shlex.quote(display_path(inside[0]))}")
+        hint = f"to train one of them longer: trainkit resume {shlex.quote(display_path(inside[0]))} epochs=N"
+        raise ConfigError(f"{directory} holds several runs, and all that started are finished", hint=hint)
     raise ConfigError(f"{directory} does not hold a run: no training started there", hint="start a run: trainkit …")
 
 
