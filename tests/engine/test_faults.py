@@ -481,7 +481,7 @@ def test_an_out_of_memory_error_names_the_batch_the_peak_and_the_setting_to_lowe
     )
     assert re.search(r"peak \d+\.\d\d GiB", text)
     split = forks.start(*BASE, "hydra.run.dir=split", "model._target_=faultmodule.Greedy", "~model.width", cwd=own)
-    message_of(split, 8, "1 at a time", "use a smaller model")
+    message_of(split, 8, "1 sample at a time", "use a smaller model")
 
 
 def test_rollback_restores_the_last_checkpoint_and_continues_with_the_next_batch(own: Path, forks: Forks) -> None:

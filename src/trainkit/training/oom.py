@@ -58,7 +58,8 @@ def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryEr
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
-    cause = f"{objects.device} ran out of memory: inputs {shape_of(inputs)}, {size} samples at a time, peak {peak}"
+    at_a_time = f"{size} sample{'s' * (size != 1)} at a time"
+    cause = f"{objects.device} ran out of memory: inputs {shape_of(inputs)}, {at_a_time}, peak {peak}"
     return OutOfMemoryError(cause, hint=hint)
 
 
