@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trainkit.core.moved import install as install_moved_modules
+
 if TYPE_CHECKING:
     from trainkit.config.compose import compose
     from trainkit.core.errors import (
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from trainkit.engine.load import load
     from trainkit.engine.resume import resume
     from trainkit.engine.train import train
+
+install_moved_modules()
 
 __version__ = "0.2.0"  # the only place of the version: pyproject.toml reads it from here
 __all__ = [

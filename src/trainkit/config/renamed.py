@@ -8,19 +8,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit.core.errors import Problem
+from trainkit.core.moved import MOVED_MODULES
 
 RENAMED_KEYS = {
     "data.on_error": "data.on_unreadable",
     "data.augment.crop": "data.augment.crop_padding",
-}
-MOVED_MODULES = {
-    "trainkit.augment": "trainkit.data.augment",
-    "trainkit.batches": "trainkit.data.prepare",
-    "trainkit.cache": "trainkit.data.cache",
-    "trainkit.loaders": "trainkit.data.loaders",
-    "trainkit.samples": "trainkit.data.reading",
-    "trainkit.metrics": "trainkit.training.metrics",
-    "trainkit.verification": "trainkit.diagnostics.verify_resume",
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainkit.config.renamed import current_target
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean, nearest
 
@@ -23,7 +24,7 @@ def find_missing_target(dotted: Any) -> Problem | None:
     if not isinstance(dotted, str) or not all(dotted.split(".")) or "." not in dotted:
         example = "a dotted path such as torch.optim.SGD or mymodels.Net"
         return Problem(f"{dotted!r} is not a dotted path", f"write {example}")
-    top, *rest = dotted.split(".")
+    top, *rest = current_target(dotted).split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):

@@ -6,8 +6,8 @@ import enum
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,11 @@ class Phase(enum.Enum):
 
 @dataclass
 class State:
-    """The state of a training, which hooks receive; its properties are short names of its parts."""
+    """The state of a training, which hooks receive.
+
+    Hooks may read and set each field of a part by its short name: `state.grad_norm` is `state.progress.grad_norm`,
+    and `state.clip_norm = 1.0` sets `state.settings.clip_norm`. trainkit itself names the part.
+    """
 
     settings: LoopSettings
     objects: Objects
@@ -234,6 +238,32 @@ class State:
     def best(self) -> Metrics | None:
         """The metrics of the best epoch so far."""
         return self.progress.best
+
+    if not TYPE_CHECKING:  # hidden from type checkers, which would accept misspelt names
+
+        def __getattr__(self, name: str) -> Any:
+            part = None if name.startswith("_") or name in PART_NAMES else self._part_of(name)
+            if part is None:
+                raise AttributeError(f"the state of a training has no {name!r}; see docs/extending.md")
+            return getattr(part, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            part = None if name in PART_NAMES else self._part_of(name)
+            if name in PART_NAMES:
+                object.__setattr__(self, name, value)
+            elif part is self.settings:
+                self.settings = replace(self.settings, **{name: value})
+            elif part is not None:
+                setattr(part, name, value)
+            else:
+                raise AttributeError(f"the state of a training has no {name!r} to set; see docs/extending.md")
+
+    def _part_of(self, name: str) -> Progress | Objects | LoopSettings | None:
+        """Return the part with a field or property of this name."""
+        return next((part for part in (self.progress, self.objects, self.settings) if hasattr(part, name)), None)
+
+
+PART_NAMES = frozenset(field.name for field in fields(State))
 
 
 def new_state(
