@@ -43,7 +43,7 @@ MISTAKES = [
     ("epoch=3", "epoch", "did you mean epochs?"),
     ("data.on_error=skip", "data.on_error is now", "write data.on_unreadable=skip"),
     ("+data.augment.crop=4", "data.augment.crop is now", "write data.augment.crop_padding=4"),
-    ("data.cache_limit=off", "auto or a number above 0", "the default is data.cache_limit=auto"),
+    ("data.cache_limit=off", "auto or a number above 0", "write data.cache_limit=auto, which was off before"),
     ("bach_size=3", "bach_size", "did you mean batch_size?"),
     ("momentum=0.9", "momentum", "did you mean optim.momentum?"),
     ("optim.momentun=0.9", "optim.momentun", "did you mean optim.momentum?"),

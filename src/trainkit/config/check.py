@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainkit.config import resolvers
 from trainkit.config.consistency import CHOICES, EXAMPLES, UNKNOWN, find_contradictions, find_missing_targets, is_off
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, options_of
-from trainkit.config.renamed import renamed_problem
+from trainkit.config.renamed import RENAMED_VALUES, renamed_problem
 from trainkit.config.schema import RootKeys
 from trainkit.config.search_path import CONF
 from trainkit.config.static_targets import find_missing_target
@@ -105,6 +105,8 @@ def _correction(value: Any, hint: Any, path: str) -> str:
     choices = [arg for option in options if typing.get_origin(option) is Literal for arg in typing.get_args(option)]
     if len(choices) > 1:
         return did_you_mean(str(value), choices, f"{path}=")
+    if path in RENAMED_VALUES and is_off(value):
+        return f"write {path}={RENAMED_VALUES[path]}, which was off before version 0.2.0"
     if inner is not None:
         return f"write {path}.{fields(inner)[0].name}={'VALUE' if isinstance(value, bool) else value}"
     if typing.get_origin(options[0]) is list and not isinstance(value, list | dict):

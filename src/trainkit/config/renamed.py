@@ -14,6 +14,7 @@ RENAMED_KEYS = {
     "data.on_error": "data.on_unreadable",
     "data.augment.crop": "data.augment.crop_padding",
 }
+RENAMED_VALUES = {"data.cache_limit": "auto"}  # key -> the value that was written as off
 
 
 def renamed_problem(key: str, written: str, value: str = "VALUE") -> Problem | None:
@@ -39,9 +40,11 @@ def upgrade_saved_config(config: DictConfig) -> None:
             node = node.get(key) if isinstance(node, dict) else None
         if isinstance(node, dict) and leaf in node:
             node[new.rpartition(".")[2]] = node.pop(leaf)
-    data = plain.get("data")
-    if isinstance(data, dict) and data.get("cache_limit", "auto") in (None, False, "off"):
-        data["cache_limit"] = "auto"
+    for key, value in RENAMED_VALUES.items():
+        section, _, leaf = key.partition(".")
+        node = plain.get(section)
+        if isinstance(node, dict) and node.get(leaf, value) in (None, False, "off"):
+            node[leaf] = value
     _upgrade_targets(plain)
     OmegaConf.set_struct(config, False)
     for key, value in plain.items():
