@@ -3,9 +3,6 @@
 `compose` is the place to start reading: it composes a config with Hydra, and `diagnose` finds why Hydra cannot.
 `check`, `consistency`, `static_targets` and `targets` find what is wrong with a config. `schema` lists the keys with
 their types. `settings` turns a checked config into frozen `Settings`, which all other folders use.
+
+Nothing is imported here, so that `--help` starts without Hydra.
 """
-
-from trainkit.config.compose import Composed, Sweep, compose_run, compose_sweep
-from trainkit.config.settings import Settings, read_settings
-
-__all__ = ["Composed", "Settings", "Sweep", "compose_run", "compose_sweep", "read_settings"]

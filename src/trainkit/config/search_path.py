@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from hydra import version as hydra_version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.utils import setup_globals
+from typing import TYPE_CHECKING
 
 from trainkit.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.config_search_path import ConfigSearchPath
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel contains the shipped configs inside the package, a checkout at its top.
@@ -23,6 +22,8 @@ def search_path(config_dir: str | None = None) -> ConfigSearchPath:
     Raises:
         ConfigError: `config_dir` does not exist.
     """
+    from hydra._internal.utils import create_config_search_path  # `--help` needs no Hydra
+
     path = create_config_search_path(str(CONF))
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: the folder does not exist", hint="name a folder of configs")
@@ -51,6 +52,10 @@ def ignored_configs(config_dir: str | None = None) -> list[tuple[Path, str]]:
 
 def make_loader(config_dir: str | None = None) -> ConfigLoaderImpl:
     """Return Hydra's config loader for the search path."""
+    from hydra import version as hydra_version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.utils import setup_globals
+
     hydra_version.setbase("1.3")
     setup_globals()
     return ConfigLoaderImpl(search_path(config_dir))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -28,18 +26,23 @@ MOVED_MODULES = {
 }
 
 
-class MovedModuleFinder(MetaPathFinder, Loader):
-    """Imports the new module for an old name. Python asks it only if no other finder knows the name."""
+class MovedModuleFinder:
+    """A finder and loader that imports the new module for an old name, if no other finder finds the old name.
+
+    It has no base class, because importing `importlib.abc` would delay every start.
+    """
 
     def __init__(self) -> None:
         self.specs: dict[str, ModuleSpec | None] = {}
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002
         """Return a spec for an old name."""
-        return ModuleSpec(name, self) if name in MOVED_MODULES else None
+        return ModuleSpec(name, self) if name in MOVED_MODULES else None  # type: ignore[arg-type]  # duck-typed
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the new module."""
+        import warnings
+
         new = MOVED_MODULES[spec.name]
         warnings.warn(f"{spec.name} has moved to {new}", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
