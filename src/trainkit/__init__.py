@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 install_moved_modules()
 
-__version__ = "0.2.0"  # the only place of the version: pyproject.toml reads it from here
+__version__ = "0.3.0"  # the only place of the version: pyproject.toml reads it from here
 __all__ = [
     "CheckpointError",
     "ConfigError",
