@@ -97,6 +97,7 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "core/errors",
         "core/paths",
         "core/redaction",
+        "core/source",
         "core/spelling",
         "display/live",
         "display/plots",

@@ -1,6 +1,6 @@
 """The foundation that every folder may import: errors, paths, RNG states, devices, nested tensors.
 
-Nothing here imports another folder of trainkit. `errors`, `spelling`, `paths` and `redaction` do not
+Nothing here imports another folder of trainkit. `errors`, `spelling`, `source`, `paths` and `redaction` do not
 import torch.
 """
 
