@@ -164,7 +164,7 @@ def empty_error(part: str) -> DataError:
 
 
 def build_loader(settings: Settings, store: Store, device: torch.device, *, train: bool) -> Loader:
-    """Build the loader of a store. The seed shuffles the training samples; validation keeps their order."""
+    """Build the loader of a store. The run's seed shuffles only the training samples."""
     return make_loader(
         store,
         build_prepare(settings, device, train=train),

@@ -73,7 +73,7 @@ def make_loader(
         store: tensors are sliced, anything else streams.
         prepare: moves a batch to the device.
         batch_size: samples per batch; the last batch may be shorter.
-        seed: the seed of the order; None keeps the order of the data set.
+        seed: the seed of the order; None keeps the order of the data set, see `BatchOrder`.
         num_workers: processes that read samples.
         limit_batches: the maximum number of batches in an epoch.
         skip: skip samples that cannot be read.
@@ -94,7 +94,11 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass
 class BatchOrder:
-    """The indices of each batch of an epoch, a batch sampler for `DataLoader`. The loader sets epoch and start."""
+    """The indices of each batch of an epoch, a batch sampler for `DataLoader`. The loader sets epoch and start.
+
+    Without a seed, samples keep the order of the data set. If `limit` leaves samples out, the epoch is a random
+    sample of the whole set, the same in each epoch and run: data sets are often sorted by class.
+    """
 
     samples: int
     batch_size: int
@@ -113,13 +117,17 @@ class BatchOrder:
 
     def batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """Yield the indices of each batch from `start` on, (batch_size,) int64."""
-        if self.seed is None:
-            order = torch.arange(self.samples)
-        else:
-            order = epoch_order(self.samples, self.seed, self.epoch)
-        order = order.to(device)
+        order = self._order().to(device)
         for batch in range(self.start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _order(self) -> Tensor:
+        if self.seed is not None:
+            return epoch_order(self.samples, self.seed, self.epoch)
+        count = len(self) * self.batch_size
+        if count >= self.samples:
+            return torch.arange(self.samples)
+        return epoch_order(self.samples, seed=0, epoch=0)[:count].sort().values
 
     def describe(self, dataset: Any, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader.describe`."""
