@@ -14,6 +14,7 @@ from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.data.augment import Augment
 from trainkit.data.cache import OnProgress, make_store
+from trainkit.data.checks import check_dataset
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.split import count_classes, split
@@ -28,7 +29,7 @@ class Stores:
 
     train: Store
     val: Store | None
-    classes: int | None  # None: the data set does not give the number
+    classes: int | None  # None: neither the config nor the data set gives the number
     held_out: bool  # whether the validation samples were split off the training data
     notes: list[str]  # where the samples are stored, for people
 
@@ -95,14 +96,15 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
                 raise empty_error(name)
         held_out = True
         notes[0] += f"; {len(val):,} of these samples are held out for validation"
-    return Stores(train, val, count_classes(train_set), held_out, notes)
+    classes = settings.data.classes or count_classes(train_set)
+    return Stores(train, val, classes, held_out, notes)
 
 
 def build_dataset(settings: Settings, part: str) -> Any:
     """Build the data set `data.train` or `data.val`.
 
     Raises:
-        ConfigError: the object has no length or no items.
+        ConfigError: see `check_dataset`.
         DataError: torchvision cannot read or download the data set.
         UserCodeError: the data set raised another error.
     """
@@ -120,11 +122,8 @@ def build_dataset(settings: Settings, part: str) -> Any:
         if isinstance(error.error, OSError):
             error.exit_code = DataError.exit_code
         raise
-    if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ConfigError(
-            f"data.{part}: {type(dataset).__name__} has no length or no items, so it has no epochs",
-            hint="give it __len__ and __getitem__, as torch.utils.data.Dataset has",
-        )
+    if dataset is not None:
+        check_dataset(dataset, f"data.{part}")
     return dataset
 
 

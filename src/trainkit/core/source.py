@@ -23,3 +23,9 @@ def where_defined(obj: Any, method: str = "") -> str:
     except (TypeError, OSError):  # builtin, or defined in an interactive session
         return ""
     return f"{file}, line {line}" if file else ""
+
+
+def describe_class(obj: Any, method: str = "") -> str:
+    """Return the name of an object's class and where it is defined, such as "Birds (PATH, line 12)"."""
+    where = where_defined(type(obj), method)
+    return type(obj).__name__ + (f" ({where})" if where else "")

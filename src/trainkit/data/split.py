@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from trainkit.core.errors import ConfigError
+from trainkit.core.source import describe_class
 from trainkit.data.store import Store
 
 
@@ -24,11 +28,29 @@ def targets_of(dataset: Any) -> Tensor | None:
 
 
 def count_classes(dataset: Any) -> int | None:
-    """Return the number of classes: of the attribute `classes`, else the largest target + 1, else None."""
-    if hasattr(dataset, "classes"):
-        return len(dataset.classes)
-    targets = targets_of(dataset)
-    return None if targets is None or not len(targets) else int(targets.max()) + 1
+    """Return the number of classes: of the attribute `classes`, else the largest target + 1, else None.
+
+    The attribute is a list of names, or the number of classes: an int, also of NumPy or torch.
+
+    Raises:
+        ConfigError: the attribute is neither.
+    """
+    classes = getattr(dataset, "classes", None)
+    if classes is None:
+        targets = targets_of(dataset)
+        return None if targets is None or not len(targets) else int(targets.max()) + 1
+    with suppress(TypeError):  # a 0-d array has no length
+        return len(classes)
+    number = 0
+    with suppress(TypeError):  # not an integer
+        number = operator.index(classes)
+    if number < 1 or isinstance(classes, bool):
+        raise ConfigError(
+            f"data.train: the attribute `classes` of {describe_class(dataset)} is {classes!r}, and it must be a list "
+            "of names or a number from 1",
+            hint="correct the attribute, or write data.classes=NUMBER",
+        )
+    return number
 
 
 def split(store: Store, fraction: float) -> tuple[Store, Store]:
