@@ -133,7 +133,7 @@ def test_lazy_layers_infer_their_shapes_from_the_data() -> None:
         ),
         (["loss.reduction=none"], ["loss.reduction=none", "must be a single number"]),
         (["optim=lbfgs", "+param_groups.a={module: fc1, lr: 0.5}"], ["LBFGS", "one param group"]),
-        (["data.train={_target_: builtins.object}"], ["data.train", "no length"]),
+        (["data.train={_target_: builtins.object}"], ["data.train", "no __getitem__"]),
         (["model=object"], ["model", "not a torch.nn.Module"]),
         (["optim=dict"], ["optim", "Optimizer"]),
         (
