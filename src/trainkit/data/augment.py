@@ -48,8 +48,23 @@ class Augment:
     cutmix: float | None = None
     classes: int | None = None
 
-    def check(self, targets: Any) -> None:
-        """Raise `DataError` if images are moved and targets may be positions in them, such as masks or boxes."""
+    def check(self, inputs: Tensor, targets: Any) -> None:
+        """Check that the targets stay correct if the images are changed.
+
+        Targets that are the inputs are moved with them.
+
+        Raises:
+            DataError: images are moved and targets may be positions in them, such as masks or boxes; or images are
+                mixed and the targets are the inputs.
+        """
+        if targets is inputs:
+            for name in ("mixup", "cutmix"):
+                if getattr(self, name):
+                    raise DataError(
+                        f"data.augment.{name}: it mixes class targets, and these targets are the inputs",
+                        hint=f"write data.augment.{name}=off",
+                    )
+            return
         moving = [name for name in ("flip", "crop_padding", "cutmix") if getattr(self, name)]
         if moving and not (isinstance(targets, Tensor) and targets.dim() <= 2):
             kind = str(tuple(targets.shape)) if isinstance(targets, Tensor) else type(targets).__name__

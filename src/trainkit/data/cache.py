@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from trainkit.core.errors import DataError
 from trainkit.core.pytree import leaves, map_tensors, structure_of, tensors_in
 from trainkit.data import disk_cache
 from trainkit.data.loaders import BatchOrder, StreamingLoader
+from trainkit.data.pairs import Pair, map_pair, tensors_in_pair
 from trainkit.data.prepare import Prepare
 from trainkit.data.reading import (
+    MixedTargetsError,
     RandomSampleError,
     ReadSamples,
     SeededReader,
@@ -25,7 +27,7 @@ from trainkit.data.reading import (
     collate,
     name_of,
 )
-from trainkit.data.store import Store, format_bytes, nbytes
+from trainkit.data.store import Store, format_bytes
 from trainkit.data.unreadable import unreadable_sample_error
 
 PROBES = 8  # samples that are read twice before the data set is read
@@ -33,6 +35,7 @@ VERIFIED = 64  # samples that are read again afterwards
 UNSLICEABLE = (torch.uint16, torch.uint32, torch.uint64)
 READ_BATCH = 256  # samples read at a time
 UNEQUAL = "its samples differ in shape, type or keys"
+MIXED = "only a part of its samples have their inputs as target"
 
 OnProgress = Callable[[str, int, int], None]  # (what is done, samples done, samples in all)
 
@@ -123,14 +126,10 @@ def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: boo
         NotCacheableError: samples are random, differ in structure, contain more than tensors, or need too much memory.
         DataError: a sample cannot be read.
     """
-    inputs, targets = check_cacheable(dataset, limit, skip=skip)
-    tensors = (
-        allocate_samples(inputs, len(dataset), channels_last=True),
-        allocate_samples(targets, len(dataset), channels_last=False),
-    )
+    tensors = allocate_samples(check_cacheable(dataset, limit, skip=skip), len(dataset))
     file, key = disk_cache.file_of(dataset)
     key += f" {structure_of(sample_of(tensors, 0))}"
-    if file is not None and disk_cache.load(file, key, tensors_in(tensors)):
+    if file is not None and disk_cache.load(file, key, tensors_in_pair(tensors)):
         return Store(dataset, tensors, note=", decoded by an earlier run")
     if workers and hasattr(os, "sched_getaffinity"):  # nothing else runs yet, so each core may have a worker
         workers = max(workers, len(os.sched_getaffinity(0)))
@@ -138,7 +137,7 @@ def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: boo
     verify_by_rereading(dataset, tensors, unreadable, skip=skip)
     if file is not None and not unreadable:
         with suppress(OSError):  # the disk is full or read-only: the next run decodes again
-            disk_cache.save(file, key, tensors_in(tensors))
+            disk_cache.save(file, key, tensors_in_pair(tensors))
     return Store(dataset, tensors, unreadable=unreadable)
 
 
@@ -161,13 +160,13 @@ def torchvision_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     classes = torch.as_tensor(targets, dtype=torch.int64)
     for index in {0, len(dataset) // 2, len(dataset) - 1}:
-        inputs, target, *_ = collate(ReadSamples(dataset, [dataset[index]], [index], []))
-        if not (inputs[0].equal(images[index]) and int(target[0]) == int(classes[index])):
+        batch = collate(ReadSamples(dataset, [dataset[index]], [index], []))
+        if not (batch.inputs[0].equal(images[index]) and int(batch.targets[0]) == int(classes[index])):
             return None
     return images, classes
 
 
-def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any, Any]:
+def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> Pair:
     """Return the first readable sample if the data set can be held. A few samples are read twice to find out.
 
     Raises:
@@ -176,7 +175,7 @@ def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any
     """
     reader = SeededReader(dataset, 0, skip=skip, constant=True)
     indices = sorted({round(i * (len(dataset) - 1) / (PROBES - 1)) for i in range(PROBES)})
-    samples: list[tuple[Any, Any]] = []
+    samples: list[Pair] = []
     for index in indices:
         for epoch in (0, 1):
             sample = _probe(reader, epoch, index)
@@ -184,10 +183,10 @@ def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any
                 continue
             if epoch == 1 and samples and not samples_equal(sample, samples[-1]):
                 raise NotCacheableError(f"{name_of(dataset, index)} differs between reads")
-            if samples and structure_of(sample) != structure_of(samples[0]):
-                raise NotCacheableError(UNEQUAL)
+            if samples:
+                require_same_kind(sample, samples[0])
             samples.append(sample)
-            size = len(dataset) * nbytes(sample)
+            size = len(dataset) * sum(tensor.nbytes for tensor in tensors_in_pair(sample))
             if limit is not None and size > limit:
                 needed, allowed = format_bytes(size), format_bytes(limit)
                 raise NotCacheableError(f"it needs {needed}, and data.cache_limit allows {allowed}")
@@ -196,37 +195,58 @@ def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> tuple[Any
     return samples[0]
 
 
-def _probe(reader: SeededReader, epoch: int, index: int) -> Any:
-    """Return a sample, its inputs and targets, or None if it cannot be read and may be skipped."""
+def require_same_kind(sample: Pair, first: Pair) -> None:
+    """Check that a sample has the structure of the first sample, and its inputs as target if the first sample has.
+
+    Raises:
+        NotCacheableError: the samples differ.
+    """
+    if structure_of(sample) != structure_of(first):
+        raise NotCacheableError(UNEQUAL)
+    if (sample[1] is sample[0]) != (first[1] is first[0]):
+        raise NotCacheableError(MIXED)
+
+
+@contextmanager
+def _reasons_to_stream() -> Iterator[None]:
+    """Turn the errors of a reader of constant samples into `NotCacheableError`."""
     try:
-        inputs, targets, _, unreadable = collate(reader.__getitems__([(epoch, index)]))
+        yield
     except RandomSampleError:
         raise NotCacheableError("its samples are random") from None
     except UnequalSamplesError:
         raise NotCacheableError(UNEQUAL) from None
-    if unreadable and not reader.skip:
-        raise unreadable_sample_error(reader.dataset, *unreadable[0])
-    if inputs is None:
+    except MixedTargetsError:
+        raise NotCacheableError(MIXED) from None
+
+
+def _probe(reader: SeededReader, epoch: int, index: int) -> Pair | None:
+    """Return a sample, its inputs and target, or None if it cannot be read and may be skipped."""
+    with _reasons_to_stream():
+        batch = collate(reader.__getitems__([(epoch, index)]))
+    if batch.unreadable and not reader.skip:
+        raise unreadable_sample_error(reader.dataset, *batch.unreadable[0])
+    if batch.inputs is None:
         return None
-    for name, part in (("inputs", inputs), ("targets", targets)):
+    for name, part in (("inputs", batch.inputs), ("targets", batch.targets)):
         other = next((type(leaf).__name__ for leaf in leaves(part) if not isinstance(leaf, Tensor)), None)
         if other is not None or not tensors_in(part):
             raise NotCacheableError(f"its {name} contain {other or 'no tensor'}, and only tensors can be held")
-    tensors = tensors_in((inputs, targets))
+    tensors = tensors_in_pair(batch.pair)
     unsliceable = next((tensor.dtype for tensor in tensors if tensor.dtype in UNSLICEABLE), None)
     if unsliceable is not None:
         raise NotCacheableError(f"torch cannot slice {unsliceable}")
     if any(tensor.requires_grad for tensor in tensors):
         raise NotCacheableError("its tensors require gradients")
-    return sample_of((inputs, targets), 0)
+    return sample_of(batch.pair, 0)
 
 
-def sample_of(batch: Any, index: int) -> Any:
+def sample_of(pair: Pair, index: int) -> Pair:
     """Return a sample of a batch."""
-    return map_tensors(batch, lambda tensor: tensor[index])
+    return map_pair(pair, lambda tensor: tensor[index])
 
 
-def samples_equal(one: Any, other: Any) -> bool:
+def samples_equal(one: Pair, other: Pair) -> bool:
     """Return whether two samples are equal; NaN equals NaN."""
     return bool(structure_of(one) == structure_of(other)) and all(
         torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
@@ -234,56 +254,53 @@ def samples_equal(one: Any, other: Any) -> bool:
     )
 
 
-def allocate_samples(sample: Any, count: int, *, channels_last: bool) -> Any:
+def allocate_samples(sample: Pair, count: int) -> Pair:
     """Return uninitialised tensors with room for `count` samples of the structure of `sample`.
 
-    Args:
-        sample: nested tensors; a tensor of three dimensions counts as an image (C, H, W).
-        count: the number of samples.
-        channels_last: store images with channels last, the fastest order for convolutions.
+    A tensor of three dimensions in the inputs counts as an image (C, H, W). Images are stored with channels last, the
+    fastest order for convolutions.
     """
 
     def allocate(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 3 and channels_last:
-            channels, height, width = tensor.shape
-            return torch.empty((count, height, width, channels), dtype=tensor.dtype).permute(0, 3, 1, 2)
         return torch.empty((count, *tensor.shape), dtype=tensor.dtype)
 
-    return map_tensors(sample, allocate)
+    def allocate_images(tensor: Tensor) -> Tensor:
+        if tensor.dim() != 3:
+            return allocate(tensor)
+        channels, height, width = tensor.shape
+        return torch.empty((count, height, width, channels), dtype=tensor.dtype).permute(0, 3, 1, 2)
+
+    inputs, target = sample
+    allocated = map_tensors(inputs, allocate_images)
+    return allocated, allocated if target is inputs else map_tensors(target, allocate)
 
 
-def fill(
-    tensors: tuple[Any, Any], dataset: Any, *, workers: int, skip: bool, on_progress: OnProgress
-) -> dict[int, str]:
+def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: OnProgress) -> dict[int, str]:
     """Read every sample into its row of `tensors`; return index -> reason for samples that cannot be read."""
     order = BatchOrder(len(dataset), READ_BATCH, None, None)
     streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, constant=True)
     unreadable: dict[int, str] = {}
     done = 0
     try:
-        for inputs, targets, indices, failed in iter(streaming.loader):
-            if failed and not skip:
-                raise unreadable_sample_error(dataset, *failed[0])
-            unreadable.update(failed)
-            for tensor in tensors_in(tensors):
-                tensor[[index for index, _ in failed]] = 0
-            if inputs is not None:
-                if structure_of(sample_of((inputs, targets), 0)) != structure_of(sample_of(tensors, 0)):
-                    raise NotCacheableError(UNEQUAL)
-                for tensor, part in zip(tensors_in(tensors), tensors_in((inputs, targets)), strict=True):
-                    tensor[indices] = part
-            done += len(indices) + len(failed)
-            on_progress("reading samples", done, len(dataset))
-    except RandomSampleError:
-        raise NotCacheableError("its samples are random") from None
-    except UnequalSamplesError:
-        raise NotCacheableError(UNEQUAL) from None
+        with _reasons_to_stream():
+            for batch in iter(streaming.loader):
+                if batch.unreadable and not skip:
+                    raise unreadable_sample_error(dataset, *batch.unreadable[0])
+                unreadable.update(batch.unreadable)
+                for tensor in tensors_in_pair(tensors):
+                    tensor[[index for index, _ in batch.unreadable]] = 0
+                if batch.inputs is not None:
+                    require_same_kind(sample_of(batch.pair, 0), sample_of(tensors, 0))
+                    for tensor, part in zip(tensors_in_pair(tensors), tensors_in_pair(batch.pair), strict=True):
+                        tensor[batch.indices] = part
+                done += len(batch.indices) + len(batch.unreadable)
+                on_progress("reading samples", done, len(dataset))
     finally:
         streaming.close()
     return unreadable
 
 
-def verify_by_rereading(dataset: Any, tensors: Any, unreadable: Mapping[int, str], *, skip: bool) -> None:
+def verify_by_rereading(dataset: Any, tensors: Pair, unreadable: Mapping[int, str], *, skip: bool) -> None:
     """Read some samples again: a data set with a private generator yields different values.
 
     Raises:
@@ -291,6 +308,6 @@ def verify_by_rereading(dataset: Any, tensors: Any, unreadable: Mapping[int, str
     """
     reader = SeededReader(dataset, 0, skip=skip)
     for index in sorted({round(i * (len(dataset) - 1) / (VERIFIED - 1)) for i in range(VERIFIED)} - {*unreadable}):
-        inputs, targets, *_ = collate(reader.__getitems__([(1, index)]))
-        if inputs is None or not samples_equal(sample_of((inputs, targets), 0), sample_of(tensors, index)):
+        batch = collate(reader.__getitems__([(1, index)]))
+        if batch.inputs is None or not samples_equal(sample_of(batch.pair, 0), sample_of(tensors, index)):
             raise NotCacheableError(f"{name_of(dataset, index)} differs between reads")

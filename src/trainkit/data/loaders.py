@@ -16,9 +16,10 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from trainkit.core.pytree import batch_size_of, map_tensors, tensors_in
+from trainkit.core.pytree import batch_size_of, tensors_in
+from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
-from trainkit.data.reading import SeededReader, collate, epoch_seed, ignore_signals, name_of
+from trainkit.data.reading import CollatedBatch, SeededReader, collate, epoch_seed, ignore_signals, name_of
 from trainkit.data.store import Store
 from trainkit.data.unreadable import (
     record_unreadable_sample,
@@ -166,7 +167,7 @@ class SlicingLoader:
     def __init__(self, store: Store, order: BatchOrder, prepare: Prepare) -> None:
         assert store.tensors is not None
         self.store, self.order, self.prepare = store, order, prepare
-        self.inputs, self.targets = self.tensors = store.tensors
+        self.tensors = store.tensors
         self.rows = store.rows
         self.device = store.device
         self.unreadable: dict[int, str] = {}
@@ -181,7 +182,7 @@ class SlicingLoader:
         for indices in self.order.batches(self.device):
             readable = self._readable(indices) if self.store.unreadable else indices
             rows = readable if self.rows is None else self.rows[readable]
-            yield self.prepare(take_rows(self.inputs, rows), take_rows(self.targets, rows), epoch, readable)
+            yield self.prepare(*take_rows(self.tensors, rows), epoch, readable)
 
     def _readable(self, indices: Tensor) -> Tensor:
         """Return the indices of readable samples; record the others.
@@ -208,21 +209,21 @@ class SlicingLoader:
             raise unreadable_set_error(self.store.dataset, 0, unreadable[0])
         row = index if self.rows is None else int(self.rows[index])
         rows = torch.tensor([row, row], device=self.device)
-        return self.prepare(take_rows(self.inputs, rows), take_rows(self.targets, rows))
+        return self.prepare(*take_rows(self.tensors, rows))
 
     def close(self) -> None:
         """Do nothing: no process reads data."""
 
 
-def take_rows(batch: Any, rows: Tensor) -> Any:
-    """Return some rows of nested tensors. Images with channels last keep that memory format."""
+def take_rows(pair: Pair, rows: Tensor) -> Pair:
+    """Return some rows of inputs and targets. Images with channels last keep that memory format."""
 
     def of_tensor(tensor: Tensor) -> Tensor:
         if tensor.dim() == 4 and not tensor.is_contiguous():
             return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
         return tensor.index_select(0, rows)
 
-    return map_tensors(batch, of_tensor)
+    return map_pair(pair, of_tensor)
 
 
 class StreamingLoader:
@@ -272,15 +273,15 @@ class StreamingLoader:
         self.order.epoch, self.order.start = epoch, start
         return self._prepared(iter(self.loader), epoch)  # starts the workers now, where no signal interrupts
 
-    def _prepared(self, fetched: Iterator[Any], epoch: int) -> Iterator[Batch]:
-        for inputs, targets, indices, unreadable in fetched:
-            for index, reason in unreadable:
+    def _prepared(self, fetched: Iterator[CollatedBatch], epoch: int) -> Iterator[Batch]:
+        for batch in fetched:
+            for index, reason in batch.unreadable:
                 if not self.skip:
                     raise unreadable_sample_error(self.dataset, index, reason)
                 record_unreadable_sample(self.unreadable, self.dataset, index, reason)
-            if inputs is None:
+            if batch.inputs is None:
                 raise unreadable_batch_error(self.unreadable)
-            yield self.prepare(inputs, targets, epoch, torch.tensor(indices))
+            yield self.prepare(*batch.pair, epoch, torch.tensor(batch.indices))
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader.describe`."""
@@ -293,10 +294,10 @@ class StreamingLoader:
         for index in range(len(self.dataset)):
             read = reader.__getitems__([(0, index)])
             twice = replace(read, samples=2 * read.samples, indices=2 * read.indices)
-            inputs, targets, _, unreadable = collate(twice)
-            if inputs is not None:
-                return self.prepare(inputs, targets)
-            first_failure = first_failure or unreadable[0]
+            batch = collate(twice)
+            if batch.inputs is not None:
+                return self.prepare(*batch.pair)
+            first_failure = first_failure or batch.unreadable[0]
         assert first_failure is not None
         raise unreadable_set_error(self.dataset, *first_failure)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainkit.core.errors import DataError
 from trainkit.core.pytree import map_tensors
 from trainkit.data.augment import Augment
+from trainkit.data.pairs import map_pair
 
 Batch = tuple[Any, Any]
 
@@ -41,19 +42,26 @@ class Prepare:
 
         Args:
             inputs: the inputs of the samples.
-            targets: the targets of the samples.
+            targets: the targets of the samples. If they are `inputs`, they are prepared as the inputs are.
             epoch: the number of the epoch, from 0.
             indices: the indices of the samples, (N,) int64. None: the samples are not augmented.
         """
-        inputs, targets = map_tensors(inputs, self._move), map_tensors(targets, self._move)
+        inputs, targets = map_pair((inputs, targets), self._move)
+        same = targets is inputs
         if self.augment is None or indices is None:
-            return map_tensors(inputs, self._to_floats), targets
+            inputs = map_tensors(inputs, self._to_floats)
+        else:
+            inputs, targets = self._augment(self.augment, inputs, targets, epoch, indices)
+        # A copy, as the model may change its inputs in place.
+        return inputs, map_tensors(inputs, torch.clone) if same else targets
+
+    def _augment(self, augment: Augment, inputs: Any, targets: Any, epoch: int, indices: Tensor) -> Batch:
         if not isinstance(inputs, Tensor):
             cause = f"data.augment: the inputs are {type(inputs).__name__}, not images"
             raise DataError(cause, hint="write data.augment=off")
-        self.augment.check(targets)
-        inputs = self._to_floats(self.augment.flip_and_shift(inputs, epoch, indices))
-        return self.augment.cutout_and_mix(inputs, targets, epoch, indices)
+        augment.check(inputs, targets)
+        images = self._to_floats(augment.flip_and_shift(inputs, epoch, indices))
+        return augment.cutout_and_mix(images, targets, epoch, indices)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():

@@ -9,7 +9,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import Subset, default_collate
 
 from trainkit.core.pytree import structure_of
 from trainkit.core.rng import GlobalGenerator, RngSnapshot
+from trainkit.data.pairs import Pair, map_pair, target_is_inputs
 
 # Errors that a damaged or missing file causes, rather than the code. PIL's own errors are recognised by their module.
 FILE_ERRORS = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -31,6 +32,10 @@ class RandomSampleError(Exception):
 
 class UnequalSamplesError(ValueError):
     """Samples differ in shape, type or keys."""
+
+
+class MixedTargetsError(Exception):
+    """Some samples have their inputs as target, and others do not."""
 
 
 @functools.lru_cache
@@ -73,7 +78,8 @@ class SeededReader:
         seed: the seed of the run.
         skip: report every sample that raises an error as unreadable, not only file errors.
         constant: require samples that are equal in each epoch: raise `RandomSampleError` if a sample draws random
-            numbers, and `UnequalSamplesError` if its structure differs from that of the first sample.
+            numbers, `UnequalSamplesError` if its structure differs from that of the first sample, and
+            `MixedTargetsError` if only one of both has its inputs as target.
     """
 
     def __init__(self, dataset: Any, seed: int, *, skip: bool, constant: bool = False) -> None:
@@ -81,6 +87,7 @@ class SeededReader:
         self.reads_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
         self.seeded: set[GlobalGenerator] = set()  # generators that samples draw from
         self.structure: Any = None  # of the first sample
+        self.same: bool | None = None  # whether the first sample's target is its inputs
         self.first = True
 
     def __len__(self) -> int:
@@ -162,6 +169,10 @@ class SeededReader:
             self.structure = structure if self.structure is None else self.structure
             if structure != self.structure:
                 raise UnequalSamplesError(f"{self.structure} and {structure}")
+        for same in map(target_is_inputs, samples):
+            self.same = same if self.same is None else self.same
+            if same != self.same:
+                raise MixedTargetsError
 
     def _seed(self, epoch: int, index: int) -> None:
         # torch's generator uses 32 bits of the seed; CRC-32 gives each sample of an epoch different bits.
@@ -191,35 +202,60 @@ def ignore_signals(_: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def collate(read: ReadSamples) -> tuple[Any, Any, list[int], list[tuple[int, str]]]:
-    """Collate samples into a batch as torch does; PIL images become uint8 tensors (C, H, W).
+@dataclass
+class CollatedBatch:
+    """A batch that the reading process made of `ReadSamples`.
 
-    Returns:
-        Inputs and targets (None if there is no sample), the indices of the samples, and (index, reason) of those
-        that cannot be read.
+    Attributes:
+        inputs: the inputs of the samples, None if no sample could be read.
+        targets: the targets of the samples; the same object as `inputs` if each target is its inputs.
+        indices: the indices of the samples.
+        unreadable: (index, reason) of the samples that cannot be read.
+    """
+
+    inputs: Any
+    targets: Any
+    indices: list[int]
+    unreadable: list[tuple[int, str]]
+
+    @property
+    def pair(self) -> Pair:
+        """Inputs and targets."""
+        return self.inputs, self.targets
+
+    def pin_memory(self) -> CollatedBatch:
+        """Return the batch in pinned memory; torch's `DataLoader` calls this method."""
+        inputs, targets = map_pair(self.pair, Tensor.pin_memory)
+        return replace(self, inputs=inputs, targets=targets)
+
+
+def collate(read: ReadSamples) -> CollatedBatch:
+    """Collate samples into a batch as torch does; PIL images become uint8 tensors (C, H, W).
 
     Raises:
         TypeError: a sample is not a pair. (A builtin error of one line, as it may have to leave a worker process.)
         UnequalSamplesError: the samples do not fit into one batch.
     """
     if not read.samples:
-        return None, None, read.indices, read.unreadable
+        return CollatedBatch(None, None, read.indices, read.unreadable)
     for sample in read.samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             kind = type(sample).__name__
             raise TypeError(f"a sample is {kind}: return a pair (inputs, target) from the data set's __getitem__")
-    pairs = [(_as_tensor(inputs), _as_tensor(target)) for inputs, target in read.samples]
+    inputs = [_as_tensor(sample[0]) for sample in read.samples]
+    same = all(map(target_is_inputs, read.samples))
+    targets = inputs if same else [_as_tensor(sample[1]) for sample in read.samples]
     try:
-        inputs, targets = default_collate(pairs)
+        collated = default_collate(inputs)
+        return CollatedBatch(collated, collated if same else default_collate(targets), read.indices, read.unreadable)
     except (RuntimeError, KeyError):  # torch's message depends on the process, and does not name the samples
-        structures = list(map(structure_of, pairs))
+        structures = [structure_of(pair) for pair in zip(inputs, targets, strict=True)]
         other = next((place for place, structure in enumerate(structures) if structure != structures[0]), None)
         if other is None:
             raise
         names = [name_of(read.dataset, read.indices[place]) for place in (0, other)]
         shown = [text if len(text := str(structures[place])) < 80 else f"{text[:77]}..." for place in (0, other)]
         raise UnequalSamplesError(f"{names[0]} is {shown[0]}, {names[1]} is {shown[1]}") from None
-    return inputs, targets, read.indices, read.unreadable
 
 
 def _as_tensor(part: Any) -> Any:

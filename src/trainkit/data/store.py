@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from trainkit.core.pytree import map_tensors, tensors_in
+from trainkit.data.pairs import Pair, map_pair, target_is_inputs, tensors_in_pair
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Store:
     Args:
         dataset: has a length and items. It names the samples, and reads them if `tensors` is None.
         tensors: inputs and targets of the whole data set, nested tensors whose rows are samples.
-            None if the samples are streamed.
+            None if the samples are streamed. Both are the same object if each target is its inputs.
         rows: the rows of `tensors` that belong to this store, (N,) int64. None: all rows, in order.
         unreadable: index of a sample in this store -> why it could not be read.
         note: why the samples are streamed, or more about samples in tensors; see `place`.
     """
 
     dataset: Any
-    tensors: tuple[Any, Any] | None = None
+    tensors: Pair | None = None
     rows: Tensor | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
@@ -51,7 +51,8 @@ class Store:
         only_slices = getattr(type(base), "__getitem__", None) is TensorDataset.__getitem__
         if not only_slices or len(base.tensors) != 2:  # samples are pairs (inputs, targets)
             return cls(dataset)
-        return cls(dataset, tensors=tuple(base.tensors), rows=rows)
+        inputs, targets = base.tensors
+        return cls(dataset, tensors=(inputs, inputs if target_is_inputs((inputs, targets)) else targets), rows=rows)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -59,12 +60,12 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors; 0 if the samples are streamed."""
-        return nbytes(self.tensors)
+        return sum(tensor.nbytes for tensor in tensors_in_pair(self.tensors))
 
     @property
     def device(self) -> torch.device:
         """The device that holds the tensors; the CPU if the samples are streamed."""
-        tensors = tensors_in(self.tensors)
+        tensors = tensors_in_pair(self.tensors)
         return tensors[0].device if tensors else torch.device("cpu")
 
     @property
@@ -77,7 +78,7 @@ class Store:
 
     def to(self, device: torch.device) -> Store:
         """Return the store with its tensors on a device."""
-        tensors: Any = map_tensors(self.tensors, lambda tensor: tensor.to(device))
+        tensors = None if self.tensors is None else map_pair(self.tensors, lambda tensor: tensor.to(device))
         return replace(self, tensors=tensors, rows=None if self.rows is None else self.rows.to(device))
 
     def subset(self, mask: Tensor) -> Store:
@@ -93,11 +94,6 @@ class Store:
             return replace(self, dataset=dataset, unreadable=unreadable)
         chosen = indices if self.rows is None else self.rows.cpu()[indices]
         return replace(self, dataset=dataset, rows=chosen.to(self.device), unreadable=unreadable)
-
-
-def nbytes(batch: Any) -> int:
-    """Return the bytes of all tensors in nested containers."""
-    return sum(tensor.nbytes for tensor in tensors_in(batch))
 
 
 def format_bytes(size: float) -> str:
