@@ -16,6 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 
 from trainkit.config.compose import Composed, Unchecked, compose_run
+from trainkit.config.replaced_targets import allow_new_arguments
 from trainkit.config.schema import RootKeys
 from trainkit.config.search_path import ignored_configs, search_path
 from trainkit.config.show import config_text, remove_secrets
@@ -89,7 +90,9 @@ def parse_for_one_config(argv: Sequence[str], **flags: Any) -> tuple[argparse.Na
         cause = "this command takes one config, and none of Hydra's flags"
         raise ConfigError(cause, hint="remove -m, --cfg and other flags of Hydra")
     report_ignored_configs(args)
-    return args, compose(args)
+    composed = compose(args)
+    print_notes(composed)
+    return args, composed
 
 
 @contextmanager
@@ -103,6 +106,12 @@ def report_ignored_configs(args: argparse.Namespace) -> None:
     """Print which of the user's config files Hydra does not read."""
     for file, reason in ignored_configs(args.config_dir):
         print(f"note: {file} is ignored: {reason}", file=sys.stderr)
+
+
+def print_notes(composed: Composed) -> None:
+    """Print the notes about a composed config."""
+    for note in composed.notes:
+        print(note, file=sys.stderr)
 
 
 def compose(args: argparse.Namespace) -> Composed:
@@ -131,6 +140,7 @@ def show(args: argparse.Namespace) -> bool:
         _complete(args)
         return True
     composed = compose_run(args.overrides, args.config_dir)
+    print_notes(composed)
     if args.cfg == "job":
         print(config_text(composed, args.package, resolve=args.resolve), end="")
         return True
@@ -138,15 +148,16 @@ def show(args: argparse.Namespace) -> bool:
 
     logging.raiseExceptions = False  # print no logging error if the reader closes the pipe early, as `| head` does
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
+    overrides = allow_new_arguments(args.overrides)
     if args.cfg:
         shown = io.StringIO()
         with redirect_stdout(shown):
-            hydra.show_cfg("config", args.overrides, args.cfg, args.package, args.resolve)
+            hydra.show_cfg("config", overrides, args.cfg, args.package, args.resolve)
         print(remove_secrets(shown.getvalue(), composed), end="")
     elif args.hydra_help:
         hydra.hydra_help("config", get_args_parser(), args)
     else:
-        hydra.show_info(args.info, "config", args.overrides, run_mode=RunMode.RUN)
+        hydra.show_info(args.info, "config", overrides, run_mode=RunMode.RUN)
     return True
 
 

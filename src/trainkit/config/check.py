@@ -29,7 +29,7 @@ def find_problems(config: DictConfig) -> list[Problem]:
     problems: list[Problem] = []
     plain = _resolve(config, "", problems)
     raw = OmegaConf.to_container(config, resolve=False)
-    problems += _Checker(set(_references(raw, ()))).check_mapping(plain, RootKeys, "")
+    problems += _Checker(set(references(raw, ()))).check_mapping(plain, RootKeys, "")
     for path, node in nodes_with_target(plain):
         problem = find_missing_target(node["_target_"])
         if problem:
@@ -190,14 +190,14 @@ def _unresolved(path: str, text: str, node: Any) -> Problem | None:
     return Problem(f"{path}: {text}", hint)
 
 
-def _references(node: Any, path: tuple[str, ...]) -> Iterator[str]:
+def references(node: Any, path: tuple[str, ...]) -> Iterator[str]:
     """Yield the absolute keys that the interpolations of an unresolved config refer to."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _references(value, (*path, str(key)))
+            yield from references(value, (*path, str(key)))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _references(value, (*path, str(index)))
+            yield from references(value, (*path, str(index)))
     elif isinstance(node, str):
         for dots, key in re.findall(r"\$\{\s*(\.*)([\w.\[\]]+)\s*\}", node):
             yield ".".join([*path[: len(path) - len(dots)], key]) if dots else key

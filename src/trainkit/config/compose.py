@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
+from trainkit.config.replaced_targets import allow_new_arguments, drop_replaced_arguments
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
@@ -34,6 +35,7 @@ class Composed:
     overrides: Sequence[str] = ()
     hydra: DictConfig | None = None
     directory: Path | None = None  # of the run, if the command line sets it
+    notes: tuple[str, ...] = ()  # about the config, for the user
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,8 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         ConfigError: everything that is wrong with the config; `error.composed` is `Unchecked` or None.
     """
     loader = make_loader(config_dir)
-    problems: list[Problem] = []
-    whole: DictConfig | None
-    try:
-        whole = loader.load_configuration("config", list(overrides), RunMode.RUN)
-    except COMPOSITION_ERRORS as error:
-        whole, problems = diagnose(loader, overrides, error)
+    written = allow_new_arguments(overrides)
+    whole, problems = _load(loader, written)
     if whole is None:
         raise ConfigError(*problems)
     HydraConfig.instance().set_config(whole)  # for `${hydra:...}`
@@ -114,15 +112,24 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         problems += error.problems
     OmegaConf.set_struct(whole, False)
     hydra = whole.pop("hydra")
+    notes = drop_replaced_arguments(whole, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
     try:
         settings = read_settings(whole)
         if not problems:
-            return Composed(settings, list(overrides), hydra, directory)
+            return Composed(settings, list(overrides), hydra, directory, notes)
     except ConfigError as error:
         problems += error.problems
     failed = ConfigError(*dict.fromkeys(problems))
-    failed.composed = Unchecked(whole, list(overrides), hydra)
+    failed.composed = Unchecked(whole, written, hydra)
     raise failed
+
+
+def _load(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
+    """Return the config without the wrong overrides (None if a config file is wrong), and the problems."""
+    try:
+        return loader.load_configuration("config", list(overrides), RunMode.RUN), []
+    except COMPOSITION_ERRORS as error:
+        return diagnose(loader, overrides, error)
 
 
 def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
@@ -134,7 +141,7 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     loader = make_loader(config_dir)
     problems: list[Problem] = []
     try:
-        whole = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+        whole = loader.load_configuration("config", allow_new_arguments(overrides), RunMode.MULTIRUN)
         basic = "BasicSweeper" in str(whole.hydra.sweeper._target_)  # other sweepers choose jobs during the sweep
     except COMPOSITION_ERRORS:
         whole, basic = None, True
@@ -177,13 +184,21 @@ class Job:
         directory, sweep_directory = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
         return cls(hydra.job.num, list(map(str, overrides)), directory, sweep_directory, hydra)
 
-    def composed(self, config: DictConfig) -> Composed:
+    def composed(self, config: DictConfig, config_dir: str | None = None) -> Composed:
         """Return the checked settings of the job.
+
+        Args:
+            config: that Hydra composed; it is changed.
+            config_dir: a folder of configs besides ./conf.
 
         Raises:
             ConfigError: everything that is wrong with the config.
         """
-        return Composed(read_settings(config), self.overrides, self.hydra, self.directory)
+        OmegaConf.set_struct(config, False)
+        notes = drop_replaced_arguments(
+            config, self.overrides, self.hydra.runtime.choices, lambda texts: _load(make_loader(config_dir), texts)[0]
+        )
+        return Composed(read_settings(config), self.overrides, self.hydra, self.directory, notes)
 
 
 def _values(loader: ConfigLoaderImpl, text: str) -> list[str]:

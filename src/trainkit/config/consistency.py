@@ -54,6 +54,9 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
         yield Problem("loss.reduction=none: a loss must be a single number", "write loss.reduction=mean")
     yield from _learning_rates(plain.get("lr"), plain.get("optim"), raw)
     yield from _schedulers(_mapping(plain.get("scheduler")), _mapping(plain.get("optim")))
+    if is_off(plain.get("lr")):
+        for path in _uses_of_lr(_mapping(_mapping(raw).get("scheduler")), "scheduler"):
+            yield Problem(f"{path}: it refers to lr, which is off", EXAMPLES["lr"])
     if plain.get("on_nonfinite") == "rollback" and is_off(plain.get("checkpoint")):
         cause = "on_nonfinite=rollback: it needs checkpoints, and checkpoint is off"
         yield Problem(cause, "remove checkpoint=off, or write on_nonfinite=skip")
@@ -103,6 +106,15 @@ def _schedulers(scheduler: Mapping[str, Any], optim: Mapping[str, Any]) -> Itera
             cause = f"{path}.interval=step: ReduceLROnPlateau needs the metric of an epoch"
             yield Problem(cause, f"write {path}.interval=epoch")
         yield from _check_inner_schedulers(path, node.get("schedulers", {}))
+
+
+def _uses_of_lr(node: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Yield the keys whose value is `${lr}`."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _uses_of_lr(value, f"{path}.{key}")
+        elif value == "${lr}":
+            yield f"{path}.{key}"
 
 
 def _check_inner_schedulers(path: str, inner: Any) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.check import all_keys
+from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_path
 from trainkit.config.renamed import renamed_problem
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean, nearest
@@ -100,10 +101,13 @@ def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Proble
     if override.package is not None or (override.is_add() and value in options):
         return [Problem(f"{text}: {group} is already chosen in the defaults", f"write {group}={value}")]
     wrong = [choice for choice in (value if isinstance(value, list) else [value]) if choice not in options]
+    wrong = [choice for choice in wrong if group not in DOTTED_GROUPS or not is_dotted_path(choice)]
     off = [choice for choice in wrong if not isinstance(choice, str) or choice in ("off", "null")]
     if off and "none" in options:
         return [Problem(f"{text}: {group} has no such choice", f"write {group}=none")]
     hints = {choice: did_you_mean(str(choice), options, f"{group}=") for choice in wrong}
+    if group == "data":
+        hints |= {choice: f"write data.train._target_={choice}" for choice in wrong if is_dotted_path(choice)}
     return [Problem(f"{text}: {group} has no choice {choice!r}", hint) for choice, hint in hints.items()]
 
 

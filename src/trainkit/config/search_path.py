@@ -1,4 +1,4 @@
-"""Where Hydra finds configs: the shipped ones first, then `--config-dir`, then ./conf."""
+"""Where Hydra finds configs: the shipped ones first, then `--config-dir`, then ./conf, then dotted paths."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ def search_path(config_dir: str | None = None) -> ConfigSearchPath:
     Raises:
         ConfigError: `config_dir` does not exist.
     """
-    from hydra._internal.utils import create_config_search_path  # `--help` needs no Hydra
+    from hydra._internal.sources_registry import SourcesRegistry  # here, because `--help` needs no Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    from trainkit.config.dotted_choices import DottedPathSource
 
     path = create_config_search_path(str(CONF))
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: the folder does not exist", hint="name a folder of configs")
     for folder in user_folders(config_dir):
         path.prepend("trainkit", f"file://{folder}", "schema")
+    SourcesRegistry.instance().register(DottedPathSource)
+    path.prepend("trainkit", "dotted://", "schema")
     return path
 
 

@@ -49,7 +49,7 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None)
     with display.ReadingProgress(composed.settings.progress) as on_progress:
         session = build_session(composed.settings, on_progress)
     run = Run(new_run_directory(directory or composed.directory))
-    notes = startup_notes(session, composed.overrides)
+    notes = [*composed.notes, *startup_notes(session, composed.overrides)]
     run.start(
         composed.settings,
         command=sys.argv,

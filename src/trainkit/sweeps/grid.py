@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from trainkit.config.compose import Job, Sweep
+from trainkit.config.replaced_targets import allow_new_arguments
 from trainkit.config.search_path import search_path
 from trainkit.core.errors import ConfigError, TrainkitError
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
@@ -46,9 +48,11 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         update_latest_link(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
     own = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would contain secrets
-    given = [text for text in overrides if not text.lstrip("+").startswith("hydra.sweep.dir=")]
+    given = [text for text in allow_new_arguments(overrides) if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
-        returned = app.multirun("config", sweep_job, [*given, *own], with_log_configuration=False)
+        returned = app.multirun(
+            "config", partial(sweep_job, config_dir=config_dir), [*given, *own], with_log_configuration=False
+        )
     except (HydraException, RuntimeError) as error:
         raise ConfigError(f"the sweep cannot start: {error}", hint="check hydra/sweeper and hydra/launcher") from error
 
@@ -61,7 +65,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     return 10 if failed or lost else 0
 
 
-def sweep_job(config: DictConfig) -> float | None:
+def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None:
     """Train one job of a sweep in the directory that Hydra created.
 
     Returns:
@@ -73,7 +77,7 @@ def sweep_job(config: DictConfig) -> float | None:
     started.write_config(config, job.overrides, job.hydra)  # the record of a run that fails before it starts
     redact_file(job.sweep_directory / "multirun.yaml", started.secrets)
     try:
-        run = train(job.composed(config))
+        run = train(job.composed(config, config_dir))
     except TrainkitError as error:  # the other jobs continue
         print(error, file=sys.stderr)
         return None
