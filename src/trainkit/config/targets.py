@@ -66,7 +66,8 @@ def find_wrong_arguments(
         parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):  # compiled code may have no signature
         return []
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or _hides_any_keyword(call)
+    takes_any = takes_any and not _accepts_nothing(call)
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     keys = [str(key) for key in node if not str(key).startswith("_")]
     problems = []
@@ -76,17 +77,49 @@ def find_wrong_arguments(
         elif not takes_any:
             hint = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
             remove = f"to remove it write ~{path}.{key}"
-            cause = f"{path}.{key}: {node['_target_']} has no argument {key!r}"
+            found = f"has no argument {key!r}" if named else "takes no arguments"
+            cause = f"{path}.{key}: {node['_target_']} {found}"
             problems.append(Problem(cause, f"{hint}; {remove}" if hint else remove))
     if not node.get("_partial_"):
         positional = len(node.get("_args_") or ())
         required = [name for name, p in list(named.items())[positional:] if p.default is p.empty]
         problems += [
-            Problem(f"{path}: {node['_target_']} needs the argument {name!r}", f"add +{path}.{name}=VALUE")
+            Problem(f"{path}: {node['_target_']} needs the argument {name!r}", _how_to_add(path, name))
             for name in required
             if name not in keys and name not in given
         ]
     return problems
+
+
+def _how_to_add(path: str, name: str) -> str:
+    is_rate = name == "lr" and path.partition(".")[0] == "optim"
+    return "write lr=VALUE" if is_rate else f"add +{path}.{name}=VALUE"
+
+
+def _accepts_nothing(call: Any) -> bool:
+    """Return whether a class has no own `__init__`, and inherits one that accepts no arguments.
+
+    The signature of `torch.nn.Module.__init__` accepts any arguments, but the function raises an error. It is compared
+    by name, because torch may not be imported yet.
+    """
+    if not inspect.isclass(call) or call.__new__ is not object.__new__ or type(call).__call__ is not type.__call__:
+        return False
+    if call.__init__ is object.__init__:
+        return True
+    init = tuple(getattr(call.__init__, name, None) for name in ("__module__", "__qualname__"))
+    return init == ("torch.nn.modules.module", "Module.__init__") and not getattr(call, "call_super_init", False)
+
+
+def _hides_any_keyword(call: Any) -> bool:
+    """Return whether an object accepts any keyword, although its signature does not say so.
+
+    `functools.wraps` and `__signature__` hide the parameters of a function.
+    """
+    made = [call]
+    if inspect.isclass(call):
+        made = [f for f in (call.__new__, call.__init__) if f not in (object.__new__, object.__init__)]
+    codes = [getattr(getattr(function, "__func__", function), "__code__", None) for function in made]
+    return bool(codes) and all(code is not None and code.co_flags & inspect.CO_VARKEYWORDS for code in codes)
 
 
 def _wrong_type(path: str, value: Any, annotation: Any) -> list[Problem]:
