@@ -62,6 +62,9 @@ MISTAKES = [
     ("data.split=1.5", "data.split=1.5", "below 1"),
     ("device=gpu", "device=gpu", "auto, cpu, cuda"),
     ("monitor.metric=val/acc", "val/acc", "did you mean monitor.metric=val/accuracy?"),
+    ("monitor.metric=val/miou monitor.mode=max", "does not compute val/miou", "a hook can add metrics"),
+    ("monitor.metric=3", "monitor.metric=3", "must be a word"),
+    ("monitor.metric=train/loss_sum monitor.mode=max", "is its min", "write monitor.mode=min"),
     ("monitor.mode=mx", "mx", "did you mean monitor.mode=max?"),
     ("progress=rcih", "rcih", "did you mean progress=rich?"),
     ("watch=weight", "watch=weight", "write watch=[weight]"),
@@ -71,6 +74,11 @@ MISTAKES = [
     ("optim._target_=torch.optim.SDG", "SDG", "did you mean torch.optim.SGD?"),
     ("optim._target_=trch.optim.SGD", "trch", "did you mean torch.optim.SGD?"),
     ("model._target_=Net", "Net", "dotted path"),
+    ("data.shuffle=off", "the key 'data.shuffle' does not exist", "the keys of data are: train, val, split,"),
+    ("data.collate_fn=mine.collate", "the key 'data.collate_fn' does not exist", "the keys of data are: train,"),
+    ("monitor.smoothing=3", "the key 'monitor.smoothing' does not exist", "the keys of monitor are: metric, mode"),
+    ("data.augment.rotate=3", "the key 'data.augment.rotate' does not exist", "the keys of data.augment are: flip,"),
+    ("early_stop.pateince=3", "early_stop.pateince", "did you mean early_stop.patience?"),
     ("+data.aument=1", "data.aument", "nothing refers to it"),
     ("+epoch=3", "epoch", "did you mean epochs?"),
     ("lr", "lr", "KEY=VALUE"),
@@ -107,6 +115,37 @@ def test_a_mistake_is_reported_with_its_cause_and_a_hint(mistake: str, cause: st
     assert cause in first
     assert hint in " ".join([first, *second])
     assert len(second) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.shuffle=off", "data.augment.rotate=3", "checkpoint.name=x", "early_stop.warmup=3", "monitor.x=1", "foo=1"],
+)
+def test_no_plus_sign_is_advised_for_a_key_that_a_section_cannot_have(override: str) -> None:
+    (problem,) = problems_of(override)
+    assert "+" not in problem
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.foo=1", "optim.foo=1", "data.train.foo=1", "param_groups.a.lr=1", "hooks.h.foo=1", "data.normalize.mean=1"],
+)
+def test_a_plus_sign_is_advised_for_a_key_that_can_be_added(override: str) -> None:
+    (problem,) = problems_of(override)
+    assert f"to add a new key write +{override}" in problem
+
+
+def test_hooks_may_add_the_monitored_metric() -> None:
+    hook = "+hooks.h._target_=collections.Counter"
+    settings = compose_run([hook, "monitor.metric=val/miou", "monitor.mode=max"]).settings
+    assert (settings.monitor.metric, settings.monitor.mode) == ("val/miou", "max")
+    (problem,) = problems_of(hook, "monitor.metric=val/accuracy")
+    assert "write monitor.mode=max" in problem
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_norm_of_the_gradient_may_be_monitored_in_both_modes(mode: str) -> None:
+    assert compose_run(["monitor.metric=grad_norm", f"monitor.mode={mode}"]).settings.monitor.mode == mode
 
 
 def test_all_mistakes_are_reported_together() -> None:

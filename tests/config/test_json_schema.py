@@ -45,6 +45,7 @@ def test_the_schema_is_a_valid_schema() -> None:
         "data: {normalize: {mean: [0.1, 0.2], std: 1}}",
         "checkpoint: off",
         "early_stop: {patience: 3}",
+        "monitor: {metric: val/miou, mode: max}",
         "defaults: [override /optim: adam]",
         "param_groups: {head: {layer: -1, lr_mult: 10}}",
     ],

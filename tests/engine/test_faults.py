@@ -638,7 +638,7 @@ def test_numbers_and_targets_under_secret_keys_stay(own: Path, forks: Forks) -> 
         "from faultmodule import Net\nclass Tokens(Net):\n    def __init__(self, width, num_tokens, key_encoder):\n"
         "        super().__init__(width)\n        assert num_tokens == 12\n"
     )
-    argv = [*BASE, "model._target_=tokens.Tokens", "+model.num_tokens=12", "epochs=1"]
+    argv = [*BASE, "model._target_=tokens.Tokens", "model.width=3", "model.num_tokens=12", "epochs=1"]
     forks.run(*argv, "+model.key_encoder={_target_: torch.nn.Linear, in_features: 2, out_features: 3}", cwd=own)
     forks.run("resume", "run", "epochs=2", cwd=own)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainkit.config.schema import key_path, named_nodes
+from trainkit.config.schema import METRICS, key_path, named_nodes
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
 
 CHOICES = {"model": "toy_cnn", "data": "digits", "loss": "cross_entropy", "optim": "sgd"}
 UNKNOWN = object()  # a value whose interpolation cannot be resolved, which is reported elsewhere
+BEST = {"train/loss": "min", "train/loss_sum": "min", "val/loss": "min", "val/accuracy": "max"}  # metric -> mode
 EXAMPLES = {"lr": "for example lr=0.01", "data.split": "for example data.split=0.2"}
 
 
@@ -60,10 +61,19 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
     if plain.get("on_nonfinite") == "rollback" and is_off(plain.get("checkpoint")):
         cause = "on_nonfinite=rollback: it needs checkpoints, and checkpoint is off"
         yield Problem(cause, "remove checkpoint=off, or write on_nonfinite=skip")
-    monitor = _mapping(plain.get("monitor"))
-    mode = "max" if monitor.get("metric") == "val/accuracy" else "min"
-    if monitor.get("mode") in ("min", "max") and monitor["mode"] != mode:
-        yield Problem(f"monitor: the best {monitor.get('metric')} is its {mode}", f"write monitor.mode={mode}")
+    hooks = [node for node in _mapping(plain.get("hooks")).values() if not is_off(node)]
+    yield from _monitor(_mapping(plain.get("monitor")), hooks_add_metrics=bool(hooks))
+
+
+def _monitor(monitor: Mapping[str, Any], *, hooks_add_metrics: bool) -> Iterator[Problem]:
+    """Yield a metric that is not computed, or a mode that does not fit the metric."""
+    metric, mode = monitor.get("metric"), monitor.get("mode")
+    if isinstance(metric, str) and metric not in METRICS and metric != "???" and not hooks_add_metrics:
+        hint = f"{did_you_mean(metric, METRICS, 'monitor.metric=')}; a hook can add metrics"
+        yield Problem(f"monitor.metric={metric}: trainkit does not compute {metric}", hint)
+    best = BEST.get(str(metric))
+    if best and mode in ("min", "max") and mode != best:
+        yield Problem(f"monitor: the best {metric} is its {best}", f"write monitor.mode={best}")
 
 
 def _learning_rates(lr: Any, optim: Any, raw: Any) -> Iterator[Problem]:

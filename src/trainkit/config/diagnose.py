@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.check import all_keys
 from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_path
+from trainkit.config.hints import keys_of_sections
 from trainkit.config.renamed import renamed_problem
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean, nearest
@@ -83,10 +84,12 @@ def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override
     else:
         close = nearest(key, [*all_keys(config), *loader.list_groups("")])
     hints = [f"did you mean {close}?"] if close else []
-    if parent and key.partition(".")[0] in config and not override.is_delete():
+    sections = keys_of_sections()
+    can_be_added = parent not in sections or leaf in sections[parent]
+    if parent and can_be_added and key.partition(".")[0] in config and not override.is_delete():
         hints.append(f"to add a new key write +{text.lstrip('+')}")
-    elif not close:
-        hints.append(f"the keys are: {', '.join(inside)}")
+    elif inside and (not close or (parent in sections and parent)):
+        hints.append(f"the keys{f' of {parent}' if parent else ''} are: {', '.join(inside)}")
     return Problem(f"{text}: the key {key!r} does not exist", "; ".join(hints))
 
 

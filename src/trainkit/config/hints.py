@@ -8,7 +8,7 @@ import typing
 from dataclasses import is_dataclass
 from typing import Annotated, Any
 
-from trainkit.config.schema import OneOrNamed
+from trainkit.config.schema import OneOrNamed, RootKeys
 
 
 @functools.cache
@@ -33,6 +33,21 @@ def can_be_off(hint: Any) -> bool:
 def dataclass_of(hint: Any) -> type | None:
     """Return the dataclass among the alternatives of a type hint, if there is one."""
     return next((option for option in options_of(hint) if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def keys_of_sections() -> dict[str, set[str]]:
+    """Return the keys that the schema allows in each section, by the section's path. The root's path is empty."""
+    sections: dict[str, set[str]] = {}
+
+    def walk(schema: type, path: str) -> None:
+        sections[path] = set(hints_of(schema))
+        for key, hint in hints_of(schema).items():
+            inner = dataclass_of(hint)
+            if inner is not None:
+                walk(inner, f"{path}.{key}".lstrip("."))
+
+    walk(RootKeys, "")
+    return sections
 
 
 def is_one_or_named(hint: Any) -> bool:

@@ -56,6 +56,7 @@ Count = Annotated[int, Range(minimum=1)]
 Positive = Annotated[float, Range(above=0)]
 Node = dict[str, Any]  # a `_target_` with its arguments, or other keys that trainkit does not define
 UNNAMED = ""
+METRICS = ("train/loss", "train/loss_sum", "val/loss", "val/accuracy", "grad_norm")  # that trainkit computes
 
 
 def named_nodes(node: Any) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def key_path(key: str, name: str) -> str:
 class MonitorSettings:
     """The metric that decides the best epoch."""
 
-    metric: Literal["train/loss", "val/loss", "val/accuracy"]
+    metric: str  # of `METRICS`, or a metric that a hook adds
     mode: Literal["min", "max"]
 
 
