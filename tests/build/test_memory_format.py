@@ -222,7 +222,7 @@ def test_a_run_resumes_equally_in_another_memory_format(optim: str, there: str, 
         pass
 
     class Once:
-        def on_epoch(self, state: Any, metrics: Any) -> None:  # noqa: ARG002
+        def on_epoch_end(self, state: Any, metrics: Any) -> None:  # noqa: ARG002
             raise Stop
 
     begun, other = (

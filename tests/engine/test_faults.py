@@ -477,7 +477,7 @@ def test_skip_stops_if_too_many_files_are_unreadable(images: Path, forks: Forks)
 def test_an_out_of_memory_error_names_the_batch_the_peak_and_the_setting_to_lower(own: Path, forks: Forks) -> None:
     run = forks.start(*BASE, "model._target_=faultmodule.Greedy", "~model.width", "on_oom=stop", cwd=own)
     text = message_of(
-        run, 8, "cpu ran out of memory: inputs (8, 8) torch.float32, 8 samples at a time, peak ", "micro_batch=4"
+        run, 8, "cpu ran out of memory: inputs (8, 8) float32, 8 samples at a time, peak ", "micro_batch=4"
     )
     assert re.search(r"peak \d+\.\d\d GiB", text)
     split = forks.start(*BASE, "hydra.run.dir=split", "model._target_=faultmodule.Greedy", "~model.width", cwd=own)

@@ -620,7 +620,7 @@ def test_load_returns_the_model_with_the_best_weights_in_evaluation_mode(own: Pa
         def __init__(self) -> None:
             self.weights: dict[str, torch.Tensor] = {}
 
-        def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
+        def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:
             if state.progress.best is metrics:
                 model, _ = state.objects.evaluated
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -299,7 +299,7 @@ def test_a_run_resumes_with_and_without_compilation() -> None:
         saved: list[dict[str, Any]] = []
 
         class Keep:
-            def on_epoch(self, state: Any, metrics: Any, kept: list[Any] = saved) -> None:  # noqa: ARG002
+            def on_epoch_end(self, state: Any, metrics: Any, kept: list[Any] = saved) -> None:  # noqa: ARG002
                 kept.append(capture_state(state, {}))
 
         begun.state.settings = replace(begun.state.settings, epochs=1)

@@ -12,8 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from trainkit.build.instantiate import call_target
 from trainkit.config.schema import UNNAMED, Node, key_path, named_nodes
+from trainkit.config.targets import is_loss_function, locate
 from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
 from trainkit.data.loaders import Loader
+from trainkit.losses import loss_from_function
 
 
 def build_model(node: Node, train: Loader | None, device: torch.device) -> nn.Module:
@@ -54,13 +56,27 @@ def _initialize_lazy_layers(model: nn.Module, train: Loader) -> None:
 
 
 def build_loss(node: Node) -> nn.Module:
-    """Build the loss. Numbers and lists in `weight` and `pos_weight` become tensors."""
+    """Build the loss. Numbers and lists in `weight` and `pos_weight` become tensors.
+
+    A `_target_` may be a class, a function that makes a loss, or a function of (outputs, targets).
+
+    Raises:
+        ConfigError: the result is not a loss.
+        UserCodeError: the constructor raised an error.
+    """
     tensors = {}
     for key in ("weight", "pos_weight"):
         value = node.get(key)
         if isinstance(value, list | int | float):
             tensors[key] = torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1)
-    return _check_module(call_target(node, "loss", **tensors), "loss")
+    target = locate(node["_target_"])
+    if not is_loss_function(target, node):
+        return _check_module(call_target(node, "loss", **tensors), "loss")
+
+    def build(**arguments: Any) -> nn.Module:
+        return loss_from_function(target, arguments)
+
+    return _check_module(call_target(node, "loss", build, **tensors), "loss")
 
 
 def _check_module(module: Any, path: str) -> nn.Module:

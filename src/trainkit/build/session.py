@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from trainkit.config.settings import Settings
 from trainkit.core.device import disable_malloc_trim, select_device
 from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError
 from trainkit.core.rng import seed_all
+from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
@@ -27,7 +29,8 @@ from trainkit.optim import groups as optim
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.params import named_params
 from trainkit.training.compile import compile_model, defer_dynamo
-from trainkit.training.hooks import EVENTS
+from trainkit.training.hooks import EVENTS, arguments_of
+from trainkit.training.losses import whole_batch_part
 from trainkit.training.state import LoopSettings, State, new_state
 
 
@@ -172,6 +175,10 @@ def build_state(
         raise
     except Exception as error:
         raise UserCodeError("ema" if settings.ema else "training", error) from error
+    whole = whole_batch_part(model, loss_fn)
+    if whole is not None and settings.micro_batch is not None and settings.micro_batch < settings.batch_size:
+        cause = f"micro_batch={settings.micro_batch}: {name_and_place(whole)} has whole_batch = True"
+        raise ConfigError(cause, hint="write micro_batch=off, and a batch_size that fits into memory")
     if state.objects.scaler is not None and state.objects.needs_closure:
         cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, so gradients cannot be scaled"
         raise ConfigError(cause, hint="write precision=bf16")
@@ -192,7 +199,7 @@ def choose_monitor(settings: Settings, loss_fn: nn.Module, val: Loader | None) -
         )
     if val is None and metric == "val/accuracy":
         raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint="write data.split=0.2")
-    return "train/loss" if val is None else metric
+    return "train/loss" if val is None and metric == "val/loss" else metric
 
 
 def unknown_watched_params(watch: Sequence[str], params: list[str]) -> list[Problem]:
@@ -215,6 +222,15 @@ def build_hook(name: str, node: Node) -> Any:
     unknown = [method for method in methods if method not in EVENTS]
     if unknown:
         raise ConfigError(f"hooks.{name}: {unknown[0]} is never called", hint=did_you_mean(unknown[0], EVENTS))
+    for method in methods:
+        arguments = arguments_of(method)
+        try:
+            inspect.signature(getattr(hook, method)).bind(*arguments)
+        except TypeError as error:
+            cause = f"hooks.{name}: {name_and_place(hook, method)}: {method} is called with ({', '.join(arguments)})"
+            raise ConfigError(f"{cause}: {error}", hint=f"write def {method}(self, {', '.join(arguments)})") from error
+        except ValueError:  # compiled code has no signature
+            continue
     if not methods:
         cause = f"hooks.{name}: {type(hook).__name__} has no method that the loop calls"
         raise ConfigError(cause, hint=f"add one of {', '.join(EVENTS)}")

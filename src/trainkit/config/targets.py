@@ -148,6 +148,8 @@ def find_wrong_targets(config: Any) -> list[Problem]:
             cause = f"{path}._target_={node['_target_']}: the object cannot be called"
             problems.append(Problem(cause, "write the dotted path of a class or a function"))
             continue
+        if path == "loss" and is_loss_function(called, node):
+            given = tuple(_positional_parameters(called))[:2]
         own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
         problems += find_wrong_arguments(path, own, called, given)
     return problems
@@ -160,3 +162,22 @@ def arguments_given_by_trainkit(path: str) -> tuple[str, ...]:
     if re.fullmatch(r"scheduler(\.(?!lr_lambda|scale_fn)\w+)?(\.?schedulers(\.\w+|\[\d+\]))*", path):
         return ("optimizer",)
     return ()
+
+
+def is_loss_function(target: Any, node: Mapping[str, Any]) -> bool:
+    """Return whether a `_target_` under `loss` is a function of (outputs, targets), not a function that makes a loss.
+
+    A loss function has two positional parameters without a default, which the config does not give.
+    """
+    if isinstance(target, type) or not callable(target):
+        return False
+    try:
+        required = [name for name, p in _positional_parameters(target).items() if p.default is p.empty]
+    except (TypeError, ValueError):  # a compiled function has no signature
+        return True
+    return bool(node.get("_partial_")) or len([name for name in required if name not in node]) >= 2
+
+
+def _positional_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}

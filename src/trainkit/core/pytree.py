@@ -64,9 +64,20 @@ def batch_size_of(batch: Any) -> int:
     return len(first) if first.dim() else 1
 
 
-def shape_of(batch: Any) -> str:
-    """Return the shape and dtype of a tensor, or the type of any other batch, for messages."""
-    return f"{tuple(batch.shape)} {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
+def describe(batch: Any) -> str:
+    """Return the shape and dtype of a tensor, or the type and the parts of another value, for messages."""
+    if isinstance(batch, Tensor):
+        return f"{tuple(batch.shape)} {batch.dtype}".replace("torch.", "")
+    kind = type(batch).__name__
+    if isinstance(batch, Mapping):
+        parts = [f"{key}: {describe(value)}" for key, value in batch.items()]
+    elif isinstance(batch, tuple | list):
+        parts = list(dict.fromkeys(map(describe, batch)))
+        kind = f"{kind} of {len(batch)}"
+    else:
+        return repr(batch) if isinstance(batch, str | int | float) and len(repr(batch)) < 30 else kind
+    shown = ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
+    return f"{kind} ({shown})"
 
 
 def copy_to_cpu(state: Any) -> Any:

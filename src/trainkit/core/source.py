@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import site
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +31,13 @@ def describe_class(obj: Any, method: str = "") -> str:
     """Return the name of an object's class and where it is defined, such as "Birds (PATH, line 12)"."""
     where = where_defined(type(obj), method)
     return type(obj).__name__ + (f" ({where})" if where else "")
+
+
+def name_and_place(obj: Any, method: str = "forward") -> str:
+    """Return the dotted name of an object's class, or of a function, with the place of its code in brackets."""
+    function = getattr(obj, "function", obj)  # a loss that wraps a function
+    named = function if isinstance(function, type) or inspect.isroutine(function) else type(function)
+    place = where_defined(named, method) if isinstance(named, type) else where_defined(named)
+    is_foreign = place.startswith((*site.getsitepackages(), str(Path(__file__).parents[1])))
+    name = f"{named.__module__}.{named.__qualname__}"
+    return name if is_foreign or not place else f"{name} ({place})"

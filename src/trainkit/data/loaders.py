@@ -36,11 +36,13 @@ class Loader(Protocol):
         samples: in an epoch.
         unreadable: index of a skipped sample -> its name and why it could not be read.
         prepare: moves a batch to the device.
+        dataset: has a length and items.
     """
 
     samples: int
     unreadable: dict[int, str]
     prepare: Prepare
+    dataset: Any
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -167,7 +169,7 @@ class SlicingLoader:
     def __init__(self, store: Store, order: BatchOrder, prepare: Prepare) -> None:
         assert store.tensors is not None
         self.store, self.order, self.prepare = store, order, prepare
-        self.tensors = store.tensors
+        self.dataset, self.tensors = store.dataset, store.tensors
         self.rows = store.rows
         self.device = store.device
         self.unreadable: dict[int, str] = {}

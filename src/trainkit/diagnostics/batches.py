@@ -22,7 +22,8 @@ class FixedStepsLoader:
 
     def __init__(self, loader: Loader, steps: int) -> None:
         self.loader, self.steps = loader, steps
-        self.samples, self.unreadable, self.prepare = loader.samples, loader.unreadable, loader.prepare
+        self.samples, self.unreadable = loader.samples, loader.unreadable
+        self.prepare, self.dataset = loader.prepare, loader.dataset
         self._batches = endless_batches(loader)
 
     def __len__(self) -> int:

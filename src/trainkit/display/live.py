@@ -106,13 +106,17 @@ class Plain(Silent):
         """Print a line."""
         print(text, file=sys.stderr, flush=True)
 
-    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the metrics of the epoch."""
-        self.print_line(epoch_line(state.settings.epochs, metrics))
+        self.print_line(epoch_line(state.settings.epochs, metrics, state.settings.monitor))
 
     def on_split(self, state: State) -> None:
         """Print that memory ran out."""
         self.print_line(oom_line(state))
+
+    def on_note(self, state: State, line: str) -> None:  # noqa: ARG002
+        """Print a note."""
+        self.print_line(line)
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:
         """Print which batch was skipped."""
@@ -144,10 +148,10 @@ class Tqdm(Plain):
             self.bar.set_postfix_str(f"loss {progress.loss.item():.4f}", refresh=False)
             self.read_at = time.monotonic()
 
-    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Close the bar and print the epoch."""
         self.close()
-        super().on_epoch(state, metrics)
+        super().on_epoch_end(state, metrics)
 
     def close(self) -> None:
         """Close the bar."""
@@ -210,10 +214,10 @@ class Rich(Plain):
         self.bars.update(self.batches, completed=progress.batch, text=f"loss {loss:.4f}  {rate:,.0f} samples/s")
         self.bars.update(self.epochs, completed=progress.epoch + progress.batch / progress.batches)
 
-    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the epoch above the bars and reset the batch bar."""
         self.losses.append(metrics["train/loss"])
-        super().on_epoch(state, metrics)
+        super().on_epoch_end(state, metrics)
         self.bars.update(self.epochs, completed=state.progress.epoch, text=f"loss {metrics['train/loss']:.4f}")
         self.bars.reset(self.batches, total=state.progress.batches, text="")
         self.epoch_began, self.first_batch = time.monotonic(), 0

@@ -62,10 +62,11 @@ def as_json(content: Any) -> str:
 # ------------------------------------------------------------------------------ lines of a training
 
 
-def epoch_line(epochs: int, metrics: Mapping[str, Any]) -> str:
-    """Return the metrics of an epoch as a line."""
+def epoch_line(epochs: int, metrics: Mapping[str, Any], monitor: str = "") -> str:
+    """Return the metrics of an epoch as a line: losses, accuracy, the monitored metric and the watched values."""
+    shown = {*SHOWN_METRICS, monitor}
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
-    parts += [f"{name} {number(value)}" for name, value in metrics.items() if name in SHOWN_METRICS]
+    parts += [f"{name} {number(value)}" for name, value in metrics.items() if name in shown]
     watched = {name: value for name, value in metrics.items() if name.startswith(WATCHED_PREFIXES)}
     parts += [f"{name} {number(value)}" for name, value in watched.items() if value is not None]
     parts += [f"{metrics['samples_per_second']:,.0f} samples/s", duration(metrics["seconds"])]

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import Subset
+
 from trainkit.build.session import Session
 from trainkit.core.device import is_out_of_memory
-from trainkit.core.errors import DataError, OutOfMemoryError, TrainkitError, UserCodeError
-from trainkit.core.pytree import shape_of
+from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError
+from trainkit.core.pytree import describe
+from trainkit.core.source import name_and_place
 from trainkit.data.reading import UnequalSamplesError
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop, step
+from trainkit.training.first_batch import WrongPartError
+from trainkit.training.hooks import HookError
 
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
@@ -60,6 +65,11 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
             f"a worker process that reads data ended: {' '.join(str(error).split())}",
             hint="if memory ran out, lower data.num_workers; data.num_workers=0 shows the worker's own error",
         )
+    if isinstance(error, HookError):
+        name = next((name for name, hook in session.hooks.items() if hook is error.hook), "")
+        return ConfigError(f"hooks.{name}: {name_and_place(error.hook, 'on_epoch')}: {error.cause}", hint=error.hint)
+    if isinstance(error, WrongPartError):
+        return ConfigError(f"{error.part}: {_part_name(session, error.part)}: {error.cause}", hint=error.hint)
     key, shapes = _find_owner(error, session)
     if isinstance(error, UnequalSamplesError):
         prefix = f"{UnequalSamplesError.__module__}.{UnequalSamplesError.__name__}: "  # added by a worker process
@@ -74,6 +84,17 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)
 
 
+def _part_name(session: Session, part: str) -> str:
+    """Return the class of the model, the loss or the data set, and where it is defined."""
+    if part == "data.train":
+        dataset = session.train.dataset
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        return name_and_place(dataset, "__getitem__")
+    objects = session.state.objects
+    return name_and_place(objects.model if part == "model" else objects.loss_fn)
+
+
 def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     """Return the config key whose object raised an error, and the shapes of the batch in the step.
 
@@ -84,7 +105,7 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         in_step = frame.f_code.co_filename in (loop.__file__, step.__file__)
         if in_step and {"inputs", "targets"} <= frame.f_locals.keys():
-            shapes = f"inputs {shape_of(frame.f_locals['inputs'])}, targets {shape_of(frame.f_locals['targets'])}"
+            shapes = f"inputs {describe(frame.f_locals['inputs'])}, targets {describe(frame.f_locals['targets'])}"
         owner = frame.f_locals.get("self")
         key = next((name for name, built in owners if owner is built and built is not None), key)
         if key != "training":

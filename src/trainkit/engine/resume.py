@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
 from trainkit.core.errors import CheckpointError
 from trainkit.core.pytree import copy_to_cpu
@@ -66,6 +67,7 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
                 saved = copy_to_cpu(capture_state(session.state, {}))
         if session.state.done and run.info.get("status") == "completed":
             return run
+        check_last_batch(session.settings, session.state, session.train)
         progress = session.state.progress
         run.resume(
             reloaded.settings,

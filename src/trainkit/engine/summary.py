@@ -23,7 +23,8 @@ def result_lines(run: Run) -> list[str]:
     """Return the reason of an early stop, the metrics of the best epoch, and the run directory."""
     best = "no epoch has a finite loss"
     if run.best is not None:
-        metrics = ", ".join(f"{name} {number(value)}" for name, value in run.best.items() if name in SHOWN_METRICS)
+        shown = {*SHOWN_METRICS, run.best["metric"]}
+        metrics = ", ".join(f"{name} {number(value)}" for name, value in run.best.items() if name in shown)
         epochs = count(len(run.history), "epoch")
         best = f"best of {epochs} by {run.best['metric']}: epoch {run.best['epoch']}: {metrics}"
     early = [run.info["why"]] if run.info["why"] else []

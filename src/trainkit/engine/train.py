@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
 from trainkit.config.compose import Composed
 from trainkit.config.settings import read_settings
@@ -27,6 +28,7 @@ from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
+from trainkit.training.first_batch import FirstBatch
 from trainkit.training.loop import fit
 from trainkit.training.state import takes_batch_statistics
 
@@ -48,6 +50,7 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None)
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
     with display.ReadingProgress(composed.settings.progress) as on_progress:
         session = build_session(composed.settings, on_progress)
+    check_last_batch(session.settings, session.state, session.train)
     run = Run(new_run_directory(directory or composed.directory))
     notes = [*composed.notes, *startup_notes(session, composed.overrides)]
     run.start(
@@ -80,6 +83,7 @@ def run_training(
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
     recorder = Recorder(run, session.params)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
+    hooks.append(FirstBatch(hooks, session.settings.data.classes))
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:

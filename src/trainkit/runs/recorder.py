@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from trainkit.core.errors import ConfigError, NonFiniteError
+from trainkit.core.errors import NonFiniteError
 from trainkit.display import text
 from trainkit.runs.directory import Run
 from trainkit.training.state import State
@@ -41,24 +40,22 @@ class Recorder:
                     self.run.log(f"note: skipped an unreadable sample: {line}")
             self.logged |= set(lines)
 
-    def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
-        """Add the epoch to the history.
-
-        Raises:
-            ConfigError: a hook added a metric that JSON cannot store.
-        """
+    def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:
+        """Add the epoch to the history."""
         self.log_unreadable(state)
         unreadable = count_unreadable(state)
         if unreadable:
             metrics["unreadable"] = unreadable
-        for name, value in metrics.items():
-            metrics[name] = plain_metric(name, value)
         self.run.append_epoch(metrics, best_epoch(state))
-        self.run.log(text.epoch_line(state.settings.epochs, metrics))
+        self.run.log(text.epoch_line(state.settings.epochs, metrics, state.settings.monitor))
 
     def on_split(self, state: State) -> None:
         """Log that memory ran out."""
         self.run.log(text.oom_line(state))
+
+    def on_note(self, state: State, line: str) -> None:  # noqa: ARG002
+        """Log a note."""
+        self.run.log(line)
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:
         """Log which batch was skipped."""
@@ -70,26 +67,10 @@ def count_unreadable(state: State) -> int:
     return sum(map(len, state.progress.unreadable.values()))
 
 
-def plain_metric(name: str, value: Any) -> Any:
-    """Return a metric as JSON stores it: scalars of torch and NumPy become Python numbers.
-
-    Raises:
-        ConfigError: JSON cannot store the value.
-    """
-    if hasattr(value, "item") and getattr(value, "size", None) is not None and getattr(value, "ndim", 1) == 0:
-        return value.item()
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        cause = f"hooks: the metric {name} is a {type(value).__name__}, which the history cannot store"
-        raise ConfigError(cause, hint="return metrics as numbers") from error
-    return value
-
-
 def best_epoch(state: State) -> dict[str, Any] | None:
     """Return the entry of the best epoch in `run.json`."""
-    best = state.progress.best
+    best, monitor = state.progress.best, state.settings.monitor
     if best is None:
         return None
-    shown = {name: value for name, value in best.items() if name.startswith(("train/loss", "val/"))}
-    return {"metric": state.settings.monitor, "value": best[state.settings.monitor], "epoch": best["epoch"]} | shown
+    shown = {name: value for name, value in best.items() if name.startswith(("train/loss", "val/")) or name == monitor}
+    return {"metric": monitor, "value": best[monitor], "epoch": best["epoch"]} | shown

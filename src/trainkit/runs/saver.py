@@ -78,11 +78,11 @@ class Saver:
         self.point_to_best(state)
 
     def on_step(self, state: State) -> None:
-        """Save if it is time. After the last step of an epoch, `on_epoch` does it."""
+        """Save if it is time. After the last step of an epoch, `on_epoch_end` does it."""
         if state.progress.batch < state.progress.batches and (self.step_is_planned(state) or self.minutes_are_over()):
             self.save(state, planned=self.step_is_planned(state))
 
-    def on_epoch(self, state: State, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if the epoch is the best so far, or if it is the last one."""
         if nonfinite_metric(state, metrics) is not None:  # the training is about to end with an error
             return

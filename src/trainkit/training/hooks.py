@@ -1,19 +1,37 @@
-"""The events of a training, and the call of the hooks that handle them."""
+"""The events of a training, and the calls of the hooks that handle them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from trainkit.training.metrics import Metrics, plain_metric
+
 # Event -> the arguments of the hook's method, and when the loop calls it.
 EVENTS = {
     "on_start": "(state) before the first step, and again when a run resumes (state.progress.step > 0 then)",
     "on_step": "(state) after each batch",
-    "on_epoch": "(state, metrics) after each epoch; metrics that the hook adds are recorded",
+    "on_epoch": "(state, metrics) after each epoch; metrics that the hook adds are recorded, and may be monitored",
+    "on_epoch_end": "(state, metrics) after the best epoch and early stopping are decided; the metrics are final",
     "on_end": "(state) after the last epoch",
     "on_split": "(state) after an out-of-memory error has halved the micro batch",
     "on_nonfinite": "(state, error) after a batch was skipped because its loss or gradient was not finite",
+    "on_note": "(state, text) a note about the training for its user",
 }
+
+
+class HookError(Exception):
+    """A hook does something that trainkit does not allow.
+
+    Args:
+        hook: the hook.
+        cause: what it does.
+        hint: the fix.
+    """
+
+    def __init__(self, hook: Any, cause: str, hint: str) -> None:
+        super().__init__(cause)
+        self.hook, self.cause, self.hint = hook, cause, hint
 
 
 def call_hooks(hooks: Sequence[Any], event: str, *args: Any) -> None:
@@ -22,3 +40,30 @@ def call_hooks(hooks: Sequence[Any], event: str, *args: Any) -> None:
         method = getattr(hook, event, None)
         if method is not None:
             method(*args)
+
+
+def arguments_of(event: str) -> list[str]:
+    """Return the names of the arguments of an event."""
+    return EVENTS[event].partition(")")[0].lstrip("(").split(", ")
+
+
+def add_hook_metrics(hooks: Sequence[Any], state: Any, metrics: Metrics) -> None:
+    """Call `on_epoch` of each hook, which may add metrics to `metrics`.
+
+    Raises:
+        HookError: a hook changes or removes a metric of trainkit or of another hook, or adds a metric that the
+            history cannot store.
+    """
+    for hook in hooks:
+        before = dict(metrics)
+        call_hooks([hook], "on_epoch", state, metrics)
+        for name, value in before.items():
+            if name not in metrics or metrics[name] is not value:
+                change = "changes" if name in metrics else "removes"
+                raise HookError(hook, f"on_epoch {change} the metric {name}", f"add it as hooks/{name} instead")
+        for name in metrics.keys() - before.keys():
+            try:
+                metrics[name] = plain_metric(metrics[name])
+            except (TypeError, ValueError):
+                cause = f"the metric {name} is a {type(metrics[name]).__name__}, which the history cannot store"
+                raise HookError(hook, cause, "add metrics as numbers") from None

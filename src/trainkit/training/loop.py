@@ -19,9 +19,9 @@ from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_finite, check_scale, skip_batch
-from trainkit.training.hooks import call_hooks
+from trainkit.training.hooks import add_hook_metrics, call_hooks
 from trainkit.training.last_step import last_step_metrics
-from trainkit.training.losses import denominator, is_sum
+from trainkit.training.losses import denominator, is_sum, loss_of
 from trainkit.training.metrics import Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
@@ -49,9 +49,10 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics = train_epoch(state, train, hooks)
         if val is not None:
             metrics |= evaluate(state, val, hooks)
-        metrics["seconds"] = progress.elapsed
-        metrics = finish_epoch(state, metrics)
-        call_hooks(hooks, "on_epoch", state, metrics)
+        metrics = epoch_metrics(state, metrics)
+        add_hook_metrics(hooks, state, metrics)
+        finish_epoch(state, metrics)
+        call_hooks(hooks, "on_epoch_end", state, metrics)
         check_finite(state, metrics)
     check_scale(state)
     call_hooks(hooks, "on_end", state)
@@ -115,17 +116,27 @@ def training_metrics(state: State) -> Metrics:
     return metrics
 
 
-def finish_epoch(state: State, metrics: Metrics) -> Metrics:
-    """Count the epoch, update the best epoch, step the epoch schedulers; return all metrics of the epoch."""
-    progress, monitor = state.progress, state.settings.monitor
+def epoch_metrics(state: State, metrics: Metrics) -> Metrics:
+    """Count the epoch; return its metrics with the epoch, the step, those of the last step, and the clocks."""
+    progress = state.progress
     progress.epoch += 1
-    clocks = {name: metrics.pop(name) for name in ("seconds", "samples_per_second")}
-    metrics = {"epoch": progress.epoch, "step": progress.step, **metrics, **last_step_metrics(state), **clocks}
-    if monitor not in metrics:
-        available = ", ".join(name for name in metrics if name.startswith(("train/", "val/")))
-        raise ConfigError(f"monitor.metric={monitor}: this run has no such metric", hint=f"choose from {available}")
-    value = metrics[monitor]
-    if _improves(state, value, progress.best[monitor] if progress.best else None):
+    clocks = {"seconds": progress.elapsed, "samples_per_second": metrics.pop("samples_per_second")}
+    return {"epoch": progress.epoch, "step": progress.step, **metrics, **last_step_metrics(state), **clocks}
+
+
+def finish_epoch(state: State, metrics: Metrics) -> None:
+    """Update the best epoch and the patience, step the epoch schedulers, and begin the next epoch.
+
+    Raises:
+        ConfigError: the metrics do not contain the monitored number.
+    """
+    progress, monitor = state.progress, state.settings.monitor
+    value = metrics.get(monitor)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        numbers = ", ".join(name for name, number in metrics.items() if isinstance(number, float))
+        cause = f"is {value!r}, not a number" if monitor in metrics else "this run has no such metric"
+        raise ConfigError(f"monitor.metric={monitor}: {cause}", hint=f"choose from {numbers}")
+    if _improves(state, value, (progress.best or {}).get(monitor)):
         progress.best = metrics
     if _improves(state, value, progress.patience_reference, by=state.settings.min_delta):
         progress.patience_reference, progress.epochs_since_best = value, 0
@@ -137,7 +148,6 @@ def finish_epoch(state: State, metrics: Metrics) -> Metrics:
         else:
             scheduler.step()
     state.begin_epoch()
-    return metrics
 
 
 def _improves(state: State, value: float, reference: float | None, by: float = 0.0) -> bool:
@@ -162,25 +172,28 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     batches = loader.batches(0)
     with preserve_rng(), restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
-            for value, weight, correct in run_with_oom_split(evaluate_batch, state, inputs, targets, hooks):
-                loss.update(value, weight=weight)
-                if correct is not None:
-                    has_accuracy = True
-                    accuracy.update(*correct)
+            value, weight, counts = run_with_oom_split(evaluate_batch, state, inputs, targets, hooks)
+            loss.update(value, weight=weight)
+            for correct in counts:
+                has_accuracy = True
+                accuracy.update(*correct)
     return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {})
 
 
-def evaluate_batch(state: State, inputs: Any, targets: Any) -> list[tuple[Tensor, Any, Any]]:
-    """Return for each micro batch the loss, its denominator, and what `count_correct` returns."""
+def evaluate_batch(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Any, list[tuple[Tensor, Tensor]]]:
+    """Return the loss of a batch, its denominator, and for each micro batch what `count_correct` returns, if any."""
     model, loss_fn = state.objects.evaluated
-    results = []
+    samples = batch_size_of(inputs)
+    weight = denominator(loss_fn, targets, samples)
+    total, counts = torch.zeros((), device=state.objects.device), []
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
         with state.objects.autocast:
             outputs = model(part)
-            loss = loss_fn(outputs, part_targets)
-        weight = denominator(loss_fn, part_targets, batch_size_of(part))
-        results.append((loss, weight, count_correct(loss_fn, outputs, part_targets)))
-    return results
+            is_whole = batch_size_of(part) == samples
+            loss = loss_of(loss_fn, outputs, part_targets, batch_size_of(part), None if is_whole else weight)
+        total = total if loss is None else total + loss
+        counts.append(count_correct(loss_fn, outputs, part_targets))
+    return total, weight, [correct for correct in counts if correct is not None]
 
 
 # -------------------------------------------------------------------------------------- signals

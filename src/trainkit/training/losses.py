@@ -1,4 +1,4 @@
-"""The denominator of a loss: what its value is a mean over, which makes an epoch's mean exact."""
+"""The denominator of a loss, which makes an epoch's mean exact, and whether its batch may be split."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ import torch
 from torch import Tensor, nn
 
 
+def whole_batch_part(model: nn.Module, loss_fn: nn.Module) -> nn.Module | None:
+    """Return the loss or the model, or the module inside it, that declares `whole_batch = True`."""
+    modules = (*loss_fn.modules(), *model.modules())
+    return next((module for module in modules if getattr(module, "whole_batch", None) is True), None)
+
+
 def is_sum(loss_fn: nn.Module) -> bool:
     """Return whether a loss value is a sum over the batch, which needs no weight."""
     return getattr(loss_fn, "reduction", None) == "sum"
 
 
-def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | int:
+def denominator(loss_fn: nn.Module, targets: Any, samples: int) -> Tensor | int:
     """Return the number by which torch divided the sum of the per-sample losses.
 
     For `CrossEntropyLoss` and `NLLLoss` with class targets this is the number of targets that are not
     `ignore_index`, each weighted by its class weight (see torch's documentation of both). For other losses it is
-    the number of samples. A custom loss that divides by another number defines a method `denominator(targets)`.
+    the number of samples. A custom loss that divides by another number defines a method `denominator(targets)`;
+    a loss that sums over the batch has the attribute `reduction = "sum"`.
 
     Args:
         loss_fn: the loss.
-        targets: the batch's targets, of any shape.
+        targets: the targets of the batch: a tensor for torch's losses.
         samples: the number of samples in the batch.
 
     Returns:
@@ -36,6 +43,8 @@ def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | i
         return result
     if is_sum(loss_fn) or not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
         return samples
+    if not isinstance(targets, Tensor):  # the loss itself refuses it
+        return samples
     if targets.is_floating_point():  # for class probabilities, torch divides by their number
         return samples * targets[0, 0].numel()
     counted = targets != loss_fn.ignore_index
@@ -43,6 +52,32 @@ def denominator(loss_fn: nn.Module, targets: Tensor, samples: int) -> Tensor | i
         return counted.sum()
     weights = loss_fn.weight[torch.where(counted, targets, 0)]
     return torch.where(counted, weights, 0).sum()
+
+
+def loss_of(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, whole: Tensor | int | None) -> Tensor | None:
+    """Return the loss of a batch, or what a micro batch adds to it; None if all of its targets are ignored.
+
+    Args:
+        loss_fn: the loss.
+        outputs: the outputs for the micro batch.
+        targets: the targets of the micro batch.
+        samples: the number of samples in the micro batch.
+        whole: the denominator of the whole batch; None: the micro batch is the whole batch.
+    """
+    if whole is None:
+        loss: Tensor = loss_fn(outputs, targets)
+        return loss
+    own = denominator(loss_fn, targets, samples)
+    # The mean of such a part is 0 / 0. Only a custom loss synchronizes the device here.
+    if not supports_sum(loss_fn) and not is_sum(loss_fn) and own == 0:
+        return None
+    with sum_reduction(loss_fn) as summed:
+        loss = loss_fn(outputs, targets)
+    if is_sum(loss_fn):
+        return loss
+    if not summed:
+        loss = loss * own
+    return loss / (torch.where(whole == 0, 1, whole) if isinstance(whole, Tensor) else whole)
 
 
 def supports_sum(loss_fn: nn.Module) -> bool:

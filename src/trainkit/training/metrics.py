@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -93,3 +94,16 @@ def scalar_or_norm(tensor: Tensor | None) -> float | None:
     if tensor is None:
         return None
     return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())
+
+
+def plain_metric(value: Any) -> Any:
+    """Return a metric as JSON stores it: scalars of torch and NumPy become Python numbers.
+
+    Raises:
+        TypeError: JSON cannot store the value.
+        ValueError: the value contains itself.
+    """
+    if hasattr(value, "item") and getattr(value, "size", None) is not None and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    json.dumps(value)
+    return value

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from trainkit.core.device import empty_cache, is_out_of_memory, peak_memory
 from trainkit.core.errors import NonFiniteError, OutOfMemoryError
-from trainkit.core.pytree import batch_size_of, shape_of
+from trainkit.core.pytree import batch_size_of, describe
 from trainkit.training.hooks import call_hooks
+from trainkit.training.losses import whole_batch_part
 from trainkit.training.state import Phase, State
+from trainkit.training.whole_batch import check_split
 
 Result = TypeVar("Result")
 
@@ -24,11 +26,13 @@ def run_with_oom_split(
     """Return the result of `work` on a batch; if memory runs out, halve the micro batch and repeat the work.
 
     Raises:
-        OutOfMemoryError: `on_oom` is stop, one sample is too much, or the weights may have changed already.
+        OutOfMemoryError: `on_oom` is stop, one sample is too much, the weights may have changed already, or the
+            batch may not be split.
         NonFiniteError: from `work`; the batch statistics are restored first.
     """
     statistics = [(tensor, tensor.clone()) for tensor in state.objects.statistics]
     while True:
+        check_split(state, inputs, targets, hooks)
         try:
             return work(state, inputs, targets)
         except NonFiniteError:
@@ -57,9 +61,11 @@ def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryEr
         else "the results do not change"
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
+    if whole_batch_part(objects.model, objects.loss_fn) is not None:
+        hint = "lower batch_size: the loss needs the whole batch"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
     at_a_time = f"{size} sample{'s' * (size != 1)} at a time"
-    cause = f"{objects.device} ran out of memory: inputs {shape_of(inputs)}, {at_a_time}, peak {peak}"
+    cause = f"{objects.device} ran out of memory: inputs {describe(inputs)}, {at_a_time}, peak {peak}"
     return OutOfMemoryError(cause, hint=hint)
 
 

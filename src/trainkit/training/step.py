@@ -12,7 +12,7 @@ from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
-from trainkit.training.losses import denominator, is_sum, sum_reduction, supports_sum
+from trainkit.training.losses import denominator, loss_of
 from trainkit.training.state import Objects, Phase, State
 
 
@@ -50,39 +50,14 @@ def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
     total = torch.zeros((), device=objects.device)
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
         is_whole = batch_size_of(part) == samples
-        loss = loss_of_part(objects, part, part_targets, None if is_whole else weight)
+        with objects.autocast:
+            outputs = objects.model(part)
+            loss = loss_of(objects.loss_fn, outputs, part_targets, batch_size_of(part), None if is_whole else weight)
         if loss is not None:
             if torch.is_grad_enabled():
                 (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
             total = total + loss.detach()
     return total
-
-
-def loss_of_part(objects: Objects, inputs: Any, targets: Any, weight: Tensor | int | None) -> Tensor | None:
-    """Return what a micro batch adds to the loss of its batch; None if all of its targets are ignored.
-
-    Args:
-        objects: the objects of the training.
-        inputs: the inputs of the micro batch.
-        targets: the targets of the micro batch.
-        weight: the denominator of the whole batch; None: the micro batch is the whole batch.
-    """
-    model, loss_fn = objects.model, objects.loss_fn
-    if weight is None:
-        with objects.autocast:
-            whole: Tensor = loss_fn(model(inputs), targets)
-        return whole
-    own_weight = denominator(loss_fn, targets, batch_size_of(inputs))
-    # The mean of such a part is 0 / 0. Only a custom loss synchronizes the device here.
-    if not supports_sum(loss_fn) and not is_sum(loss_fn) and own_weight == 0:
-        return None
-    with sum_reduction(loss_fn) as summed, objects.autocast:
-        loss: Tensor = loss_fn(model(inputs), targets)
-    if is_sum(loss_fn):
-        return loss
-    if not summed:
-        loss = loss * own_weight
-    return loss / (torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight)
 
 
 def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:

@@ -1,0 +1,50 @@
+"""A check of the smallest batch: batch norm cannot normalize a single value per channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from trainkit.config.settings import Settings
+from trainkit.core.errors import ConfigError
+from trainkit.core.pytree import map_tensors
+from trainkit.core.rng import preserve_rng
+from trainkit.data.loaders import Loader
+from trainkit.training.state import State, takes_batch_statistics
+from trainkit.training.whole_batch import restored
+
+
+def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
+    """Raise `ConfigError` if a forward pass of the epoch has one sample, which batch norm cannot normalize.
+
+    The model is tried on one sample, because batch norm after a convolution can normalize a single image.
+    """
+    model, size = state.objects.model, settings.batch_size
+    names = [name for name, module in model.named_modules() if takes_batch_statistics(module)]
+    if not names or 1 not in forward_sizes(train.samples, size, settings.micro_batch):
+        return
+    model.train()
+    try:
+        with torch.no_grad(), preserve_rng(), restored(model):
+            model(map_tensors(train.example()[0], lambda tensor: tensor[:1]))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            return
+        cause, hint = f"batch_size={size}", "write batch_size=2 or more"
+        if settings.micro_batch:
+            cause, hint = f"micro_batch={settings.micro_batch}", "write another micro_batch or batch_size"
+        elif size > 1:
+            cause = f"{train.samples} samples in batches of {size}"
+            hint = f"write batch_size={size + 1 if train.samples % (size + 1) != 1 else size - 1}"
+        text = f"{cause}: a forward pass has one sample, which batch norm (model.{names[0]}) cannot normalize"
+        raise ConfigError(text, hint=hint) from error
+    except Exception:  # the first step reports it
+        return
+
+
+def forward_sizes(samples: int, batch_size: int, micro_batch: int | None) -> set[int]:
+    """Return the numbers of samples in the forward passes of an epoch."""
+    batches = {min(batch_size, samples), samples % batch_size or batch_size}
+    limit = micro_batch or math.inf
+    return {size for batch in batches for size in (min(batch, limit), batch % limit or min(batch, limit))}  # type: ignore[misc]

@@ -1,0 +1,223 @@
+"""Checks of the first batch: values that train without an error, but to wrong numbers.
+
+They run in the first step of a new training, and cost the steps that follow nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.core.pytree import batch_size_of, describe
+from trainkit.core.rng import preserve_rng
+from trainkit.core.source import name_and_place
+from trainkit.training.finite import gradient_values
+from trainkit.training.hooks import call_hooks
+from trainkit.training.losses import is_sum
+from trainkit.training.state import State
+from trainkit.training.whole_batch import compare, identity, restored
+
+REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+CLASS_HINT = "return class numbers as int64, or choose a loss for numbers: loss=mse"
+
+
+class WrongPartError(Exception):
+    """A part of the training returns something that trains to wrong numbers, or does not train.
+
+    Args:
+        part: `model`, `loss` or `data.train`.
+        cause: what was found, and what was expected.
+        hint: the fix.
+    """
+
+    def __init__(self, part: str, cause: str, hint: str) -> None:
+        super().__init__(cause)
+        self.part, self.cause, self.hint = part, cause, hint
+
+
+class FirstBatch:
+    """A hook that checks the first step of a new training: outputs, targets, loss and gradient.
+
+    Args:
+        hooks: the hooks of the training, whose `on_note` is called.
+        classes: the number of classes in the data; None: unknown.
+    """
+
+    def __init__(self, hooks: Sequence[Any], classes: int | None) -> None:
+        self.hooks, self.classes = hooks, classes
+        self.handles: list[Any] = []
+        self.done = False
+
+    def on_start(self, state: State) -> None:
+        """Register the checks of a new training."""
+        self.done = state.progress.step > 0
+        if not self.done:
+            loss_fn = state.objects.loss_fn
+            self.handles.append(loss_fn.register_forward_pre_hook(check_arguments))
+            self.handles.append(loss_fn.register_forward_hook(lambda *call: self.check_loss(state, *call)))
+
+    def check_loss(self, state: State, loss_fn: nn.Module, arguments: tuple[Any, ...], loss: Any) -> None:
+        """Check the first loss that has a gradient."""
+        if not torch.is_grad_enabled():  # a comparison of micro batches, before the first step
+            return
+        self.remove()
+        outputs, targets = arguments
+        check_loss_value(loss)
+        notes = (
+            more_outputs_than_classes(loss_fn, outputs, self.classes),
+            unnormalized_probabilities(loss_fn, targets),
+            unscaled_images(loss_fn, targets),
+            wrong_denominator(loss_fn, outputs, targets),
+        )
+        for text in filter(None, notes):
+            call_hooks(self.hooks, "on_note", state, f"note: {text}")
+
+    def on_step(self, state: State) -> None:
+        """Check the gradient of the first step."""
+        if self.done:
+            return
+        self.done = True
+        self.remove()
+        gradients = [param.grad for param in state.objects.parameters if param.grad is not None]
+        if gradients and not state.objects.needs_closure and not any(bool(gradient_values(g).any()) for g in gradients):
+            text = "note: the gradient of the first batch is exactly 0 in every parameter, so the step changes nothing"
+            call_hooks(self.hooks, "on_note", state, f"{text}; check the loss and the targets")
+
+    def remove(self) -> None:
+        """Remove the checks from the loss."""
+        while self.handles:
+            self.handles.pop().remove()
+
+
+# ------------------------------------------------------------------------------- outputs and targets
+
+
+def check_arguments(loss_fn: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Raise `WrongPartError` if the outputs or the targets do not fit a loss of torch."""
+    if not type(loss_fn).forward.__module__.startswith("torch.nn.") or not torch.is_grad_enabled():
+        return
+    outputs, targets = arguments
+    name = type(loss_fn).__name__
+    if not isinstance(outputs, Tensor):
+        hint = f"return a tensor from forward, or write a loss that takes {type(outputs).__name__}"
+        raise WrongPartError("model", f"it returns {describe(outputs)}, and {name} needs a tensor", hint)
+    if not isinstance(targets, Tensor):
+        hint = "return a number or a tensor as the target, or write a loss that takes these targets"
+        raise WrongPartError("data.train", f"the targets are {describe(targets)}, and {name} needs a tensor", hint)
+    if isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
+        check_classes(loss_fn, outputs, targets)
+
+
+def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, targets: Tensor) -> None:
+    """Raise `WrongPartError` if the targets of a cross entropy are not classes or probabilities of the outputs."""
+    name, found = type(loss_fn).__name__, f"the targets are {describe(targets)}"
+    shape, expected = tuple(outputs.shape), (len(outputs), *outputs.shape[2:]) if outputs.dim() > 1 else ()
+    if outputs.dim() < 2:
+        cause = f"it returns {describe(outputs)} for a batch, and {name} needs an output per class: (N, classes)"
+        raise WrongPartError("model", cause, "return (N, classes), or choose a loss for numbers: loss=mse")
+    if outputs.shape[1] == 1:
+        cause = f"{name} over one output is always 0: the outputs are {describe(outputs)}, {found}"
+        hint = "choose loss=mse for numbers or loss=bce for two classes, or give the model an output per class"
+        raise WrongPartError("loss", cause, hint)
+    if targets.is_floating_point():
+        if isinstance(loss_fn, nn.NLLLoss) or targets.shape != outputs.shape:
+            cause = f"{found}, and {name} of outputs {shape} needs classes {expected} int64"
+            cause += "" if isinstance(loss_fn, nn.NLLLoss) else f", or probabilities {shape}"
+            raise WrongPartError("data.train", cause, CLASS_HINT)
+        if bool((targets < 0).any()):
+            cause = f"{found} with values down to {float(targets.min()):.4g}, and {name} needs probabilities"
+            raise WrongPartError("data.train", cause, CLASS_HINT)
+        return
+    if tuple(targets.shape) != expected:
+        hint = f"return targets of shape {expected[1:] or '()'} from the data set"
+        raise WrongPartError("data.train", f"{found}, and {name} of outputs {shape} needs {expected}", hint)
+    if targets.dtype not in (torch.int64, torch.uint8):
+        hint = "return int(target), or a tensor of dtype torch.int64"
+        raise WrongPartError("data.train", f"{found}, and {name} needs int64", hint)
+    counted = targets[targets != loss_fn.ignore_index]
+    if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < outputs.shape[1]:
+        wrong = int(counted.max()) if counted.max() >= outputs.shape[1] else int(counted.min())
+        cause = f"a target is class {wrong}, and the model has {outputs.shape[1]} outputs: classes 0 to"
+        hint = "number the classes from 0, and give the model an output for each: see data.classes"
+        raise WrongPartError("data.train", f"{cause} {outputs.shape[1] - 1}", hint)
+
+
+def check_loss_value(loss: Any) -> None:
+    """Raise `WrongPartError` if a loss is not a differentiable number."""
+    hint = "return one number as a tensor, such as errors.mean()"
+    if isinstance(loss, float | int):
+        cause = f"it returns a Python {type(loss).__name__}, which has no gradient; expected a tensor with one element"
+        raise WrongPartError("loss", cause, "remove .item() or float()")
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        if isinstance(loss, Mapping):
+            hint = f"return one of them, such as [{next(iter(loss), 'loss')!r}], or their sum"
+        raise WrongPartError("loss", f"it returns {describe(loss)}, expected a tensor with one element", hint)
+    if not loss.is_floating_point():
+        raise WrongPartError("loss", f"it returns {describe(loss)}, expected a float tensor", hint)
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        cause = "its value does not depend on a trainable parameter, so there is no gradient"
+        raise WrongPartError("loss", cause, "remove .detach(), .data, .item() and torch.no_grad() from model and loss")
+
+
+# --------------------------------------------------------------------------------------------- notes
+
+
+def more_outputs_than_classes(loss_fn: nn.Module, outputs: Any, classes: int | None) -> str:
+    """Return a note if the model has outputs for classes that the data does not have, else ''."""
+    if not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or not isinstance(outputs, Tensor) or classes is None:
+        return ""
+    if outputs.dim() < 2 or outputs.shape[1] <= classes:
+        return ""
+    return f"the model has {outputs.shape[1]:,} outputs, and the data has {classes:,} classes (data.classes)"
+
+
+def unnormalized_probabilities(loss_fn: nn.Module, targets: Any) -> str:
+    """Return a note if the float targets of a cross entropy do not add up to 1, else ''."""
+    if not isinstance(loss_fn, nn.CrossEntropyLoss) or not isinstance(targets, Tensor):
+        return ""
+    if not targets.is_floating_point() or targets.dim() < 2:
+        return ""
+    sums = targets.sum(dim=1)
+    if bool((sums - 1).abs().max() <= 0.01):
+        return ""
+    low, high = float(sums.min()), float(sums.max())
+    return f"the targets are not probabilities: those of a sample add up to {low:.4g} to {high:.4g}, not to 1"
+
+
+def unscaled_images(loss_fn: nn.Module, targets: Any) -> str:
+    """Return a note if a loss for numbers gets uint8 images as targets, else ''."""
+    if not isinstance(loss_fn, REGRESSION) or not isinstance(targets, Tensor):
+        return ""
+    if targets.dtype != torch.uint8 or targets.dim() < 3:
+        return ""
+    return (
+        f"the targets are uint8 {tuple(targets.shape)} with values up to {int(targets.max())}, and stay so; "
+        "uint8 inputs become floats from 0 to 1"
+    )
+
+
+def wrong_denominator(loss_fn: nn.Module, outputs: Any, targets: Any) -> str:
+    """Return a note if a custom loss is not the mean that its denominators say, else ''.
+
+    The loss of the batch is compared with the losses of its halves.
+    """
+    if (
+        type(loss_fn).forward.__module__.startswith("torch.nn.")
+        or is_sum(loss_fn)
+        or getattr(loss_fn, "whole_batch", None) is not None
+    ):
+        return ""
+    with suppress(Exception), torch.no_grad(), preserve_rng(), restored(loss_fn):
+        samples = batch_size_of(targets)
+        if samples < 2:
+            return ""
+        finding = compare(identity, loss_fn, outputs, targets, samples, -(-samples // 2))
+        if finding.is_sum:
+            return f"{name_and_place(loss_fn)} returns a sum over the batch: give it reduction = 'sum'"
+        if finding.difference:
+            return f"{finding.difference}; declare whole_batch = True, or define denominator(targets)"
+    return ""
