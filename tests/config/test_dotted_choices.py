@@ -102,6 +102,15 @@ def test_a_wrong_dotted_choice_is_reported_with_a_hint(override: str, cause: str
     assert hint in str(problem.hint)
 
 
+def test_a_dotted_data_set_in_an_experiment_is_reported_with_a_hint(here: Path) -> None:
+    (here / "conf" / "experiment").mkdir(parents=True)
+    (here / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /data: mydata.Birds]\n"
+    )
+    with pytest.raises(ConfigError, match=r"write data: \{train: \{_target_: mydata.Birds\}\} in the experiment"):
+        compose(["experiment=mine"])
+
+
 def test_a_dotted_choice_is_checked_together_with_other_mistakes() -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["optim=trch.optim.SGD", "epoch=3", "model=trainkit.models.MLP", "model.hidden=[2]"])

@@ -159,6 +159,26 @@ def test_a_new_target_is_reported_together_with_other_mistakes() -> None:
     assert len(caught.value.problems) == 2
 
 
+def test_the_rules_for_a_replaced_optimizer_are_dropped() -> None:
+    composed = compose_run(["optim=muon_sgd", "optim._target_=torch.optim.AdamW"])
+    assert composed.settings.param_groups == {}
+    assert composed.notes[0] == (
+        "note: optim._target_ replaces optim=muon_sgd; its lr, muon, sgd, param_groups.matrices do not apply"
+    )
+
+
+def test_a_message_shows_the_override_as_it_was_written() -> None:
+    with pytest.raises(ConfigError, match=r"error: model.width=1,2: several values"):
+        compose(["model._target_=trainkit.models.MLP", "model.width=1,2"])
+
+
+def test_cfg_all_shows_the_config_that_is_trained(forked: Command) -> None:
+    done = forked("optim._target_=torch.optim.AdamW", "optim.eps=0.5", "--cfg", "all")
+    assert done.returncode == 0, done.stderr
+    assert "optim:\n  _target_: torch.optim.AdamW\n  eps: 0.5\n" in done.stdout
+    assert "hydra:\n" in done.stdout
+
+
 def test_a_sweep_over_targets_drops_the_arguments_in_each_job() -> None:
     sweep = compose_sweep(["optim._target_=torch.optim.SGD,torch.optim.AdamW", "optim.weight_decay=0.1", "lr=0.5"])
     assert [sorted(job.settings.optim[""]) for job in sweep.jobs] == [
@@ -195,6 +215,7 @@ def test_the_jobs_of_a_sweep_train_the_new_target(forked: Command, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "outputs" / "sweeps").glob("*/*/*/history.jsonl"))
     assert [read_history(run.parent)[0]["lr/default"] for run in runs] == [0.1, 0.001]
+    assert "+" not in "".join(done.stdout.splitlines()[1:])  # the table shows the overrides as they were written
 
 
 @pytest.mark.parametrize("command", ["params", "inspect"])

@@ -141,8 +141,9 @@ def show(args: argparse.Namespace) -> bool:
         return True
     composed = compose_run(args.overrides, args.config_dir)
     print_notes(composed)
-    if args.cfg == "job":
-        print(config_text(composed, args.package, resolve=args.resolve), end="")
+    if args.cfg in ("job", "all"):
+        shown = config_text(composed, args.package, resolve=args.resolve, with_hydra=args.cfg == "all")
+        print(shown, end="")
         return True
     from hydra._internal.hydra import Hydra
 
@@ -150,10 +151,10 @@ def show(args: argparse.Namespace) -> bool:
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
     overrides = allow_new_arguments(args.overrides)
     if args.cfg:
-        shown = io.StringIO()
-        with redirect_stdout(shown):
+        text = io.StringIO()
+        with redirect_stdout(text):
             hydra.show_cfg("config", overrides, args.cfg, args.package, args.resolve)
-        print(remove_secrets(shown.getvalue(), composed), end="")
+        print(remove_secrets(text.getvalue(), composed), end="")
     elif args.hydra_help:
         hydra.hydra_help("config", get_args_parser(), args)
     else:

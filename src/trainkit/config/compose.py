@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
-from trainkit.config.replaced_targets import allow_new_arguments, drop_replaced_arguments
+from trainkit.config.replaced_targets import allow_new_arguments, as_typed, drop_replaced_arguments
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
@@ -100,8 +100,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         ConfigError: everything that is wrong with the config; `error.composed` is `Unchecked` or None.
     """
     loader = make_loader(config_dir)
-    written = allow_new_arguments(overrides)
-    whole, problems = _load(loader, written)
+    whole, problems = _load(loader, overrides)
     if whole is None:
         raise ConfigError(*problems)
     HydraConfig.instance().set_config(whole)  # for `${hydra:...}`
@@ -112,6 +111,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         problems += error.problems
     OmegaConf.set_struct(whole, False)
     hydra = whole.pop("hydra")
+    written = allow_new_arguments(overrides)
     notes = drop_replaced_arguments(whole, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
     try:
         settings = read_settings(whole)
@@ -126,10 +126,16 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
 def _load(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
     """Return the config without the wrong overrides (None if a config file is wrong), and the problems."""
+    written = allow_new_arguments(overrides)
     try:
-        return loader.load_configuration("config", list(overrides), RunMode.RUN), []
+        return loader.load_configuration("config", written, RunMode.RUN), []
     except COMPOSITION_ERRORS as error:
-        return diagnose(loader, overrides, error)
+        config, problems = diagnose(loader, written, error)
+    added = tuple(f"{text}: " for text in set(written) - set(overrides))
+    return config, [
+        replace(problem, cause=problem.cause.removeprefix("++")) if problem.cause.startswith(added) else problem
+        for problem in problems
+    ]
 
 
 def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
@@ -182,7 +188,7 @@ class Job:
         hydra: Any = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         directory, sweep_directory = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-        return cls(hydra.job.num, list(map(str, overrides)), directory, sweep_directory, hydra)
+        return cls(hydra.job.num, as_typed(list(map(str, overrides))), directory, sweep_directory, hydra)
 
     def composed(self, config: DictConfig, config_dir: str | None = None) -> Composed:
         """Return the checked settings of the job.
@@ -195,8 +201,9 @@ class Job:
             ConfigError: everything that is wrong with the config.
         """
         OmegaConf.set_struct(config, False)
+        written, choices = allow_new_arguments(self.overrides), self.hydra.runtime.choices
         notes = drop_replaced_arguments(
-            config, self.overrides, self.hydra.runtime.choices, lambda texts: _load(make_loader(config_dir), texts)[0]
+            config, written, choices, lambda texts: _load(make_loader(config_dir), texts)[0]
         )
         return Composed(read_settings(config), self.overrides, self.hydra, self.directory, notes)
 

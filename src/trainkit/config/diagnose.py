@@ -131,6 +131,8 @@ def _file_problem(loader: ConfigLoaderImpl, error: Exception, groups: list[str])
         group, _, name = wanted[1].rpartition("/")
         text = text.partition(" Config search path")[0]
         hint = did_you_mean(name, loader.get_group_options(group), f"{group}: " if group else "")
+        if group == "data" and is_dotted_path(name):
+            hint = f"write data: {{train: {{_target_: {name}}}}} in the experiment"
     elif override:
         hint = did_you_mean(override[1], loader.list_groups(""), "override /") or hint
     return Problem(text + chosen, hint)

@@ -36,6 +36,13 @@ def allow_new_arguments(overrides: Sequence[str]) -> list[str]:
     return written
 
 
+def as_typed(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without the `++` that `allow_new_arguments` has added."""
+    typed = [text.removeprefix("++") for text in overrides]
+    again = allow_new_arguments(typed)
+    return [short if long == text else text for short, long, text in zip(typed, again, overrides, strict=True)]
+
+
 def drop_replaced_arguments(
     config: DictConfig,
     overrides: Sequence[str],
@@ -46,7 +53,7 @@ def drop_replaced_arguments(
 
     Args:
         config: the composed config, without Hydra's node.
-        overrides: the overrides of the command line.
+        overrides: the overrides of the command line, from `allow_new_arguments`.
         choices: the choice of each group.
         compose_before: composes other overrides; used for the config before the new targets.
 
@@ -55,7 +62,7 @@ def drop_replaced_arguments(
     """
     notes = []
     replaced: list[_ReplacedNode] = []
-    targets = [text for text in overrides if "_target_" in text]
+    targets = [text for text in overrides if "_target_" in text and not _adds_node(text)]
     if targets:
         given = _given_values(overrides)
         before = compose_before([text for text in overrides if text not in targets])
@@ -85,6 +92,8 @@ class _ReplacedNode:
         more = []
         if self.path.partition(".")[0] == "optim":
             more = self._drop_learning_rate(dropped)
+        if self.path == "optim":
+            dropped += self._drop_rules(dropped)
         if self.path == "data.train":
             dropped += self._drop_facts()
             more = self._note_validation_set()
@@ -93,11 +102,22 @@ class _ReplacedNode:
         verb = "does" if len(dropped) == 1 else "do"
         return [f"note: {self.path}._target_ replaces {self.label}; its {', '.join(dropped)} {verb} not apply", *more]
 
+    def _drop_rules(self, optimizers: list[str]) -> list[str]:
+        """Drop the param_groups rules that name a dropped optimizer."""
+        rules = _raw(self.config, "param_groups") or {}
+        wrong = [rule for rule in rules if _raw(self.config, "param_groups", rule, "optimizer") in optimizers]
+        wrong = [rule for rule in wrong if not any(key.startswith(f"param_groups.{rule}.") for key in self.given)]
+        for rule in wrong:
+            del self.config.param_groups[rule]
+        return [f"param_groups.{rule}" for rule in wrong]
+
     def _drop_learning_rate(self, dropped: list[str]) -> list[str]:
+        """Drop the root's learning rate if it belongs to the old optimizer; return the note."""
         given = "lr" in self.given and not is_off(_raw(self.config, "lr"))
         if given and "lr" in dropped:
             dropped.remove("lr")
         if not given and not any("${lr}" in str(_raw(self.config, "optim", key)) for key in self.config.optim):
+            dropped[:0] = [] if "lr" in dropped or is_off(self.config.lr) else ["lr"]
             self.config.lr = None
         return _set_learning_rate(self.config, self.path, given=given)
 
@@ -161,6 +181,12 @@ def _drop_keys(node: DictConfig, path: str, given: set[str]) -> list[str]:
         elif isinstance(node._get_node(key), DictConfig):
             dropped += [f"{key}.{name}" for name in _drop_keys(node[key], inner, given)]
     return dropped
+
+
+def _adds_node(text: str) -> bool:
+    """Return whether an override adds a new node, such as a hook, so that no `_target_` is replaced."""
+    key = text.partition("=")[0].removeprefix("+")
+    return text[:1] == "+" != text[1:2] and key.removesuffix("._target_") not in NODES
 
 
 def _nodes_with_new_target(text: str) -> Iterator[str]:

@@ -9,13 +9,23 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
 
 
-def config_text(composed: Composed, package: str | None = None, *, resolve: bool = False) -> str:
+def config_text(
+    composed: Composed, package: str | None = None, *, resolve: bool = False, with_hydra: bool = False
+) -> str:
     """Return the YAML of a config, or of the part at the key `package`.
+
+    Args:
+        composed: the config.
+        package: a dotted key; None for the whole config.
+        resolve: whether interpolations are replaced by their values.
+        with_hydra: whether the text includes Hydra's node.
 
     Raises:
         ConfigError: the config does not have that part.
     """
     config = composed.settings.source
+    if with_hydra:
+        config = OmegaConf.create({"hydra": composed.hydra, **config})
     node = OmegaConf.select(config, package) if package else config
     if not OmegaConf.is_config(node):
         raise ConfigError(f"--package {package}: the config has no such part", hint="for example --package optim")
