@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def compare_parts(objects: Objects, inputs: Any, targets: Any, size: int) -> Fin
     """
     model, loss_fn, samples = objects.model, objects.loss_fn, batch_size_of(inputs)
     of_loss = Finding()
-    with preserve_rng(), restored(model, loss_fn), torch.compiler.set_stance("force_eager"):
+    with preserve_rng(), restored(model, loss_fn), _eager(model):
         if getattr(loss_fn, "whole_batch", None) is None:
             with _evaluation_mode(model, only_torch=True):
                 outputs = [model(part) for part in split_rows(inputs, samples, size)]
@@ -172,7 +172,7 @@ def compare(
     if whole != loss_of_whole(1):
         return Finding(unknown=f"{name_and_place(loss_fn if forward is identity else forward)} draws random numbers")
     cause = name_and_place(loss_fn) if forward is identity else "the model or its loss"
-    what = f"the loss of {samples} samples is {whole:.4f}, the losses of their parts add up to {math.fsum(shares):.4f}"
+    what = f"the loss of {samples} samples is {whole:.4f}, the losses of their parts add up to {sum(shares):.4f}"
     return Finding(f"{cause} depends on the whole batch: {what}", is_sum=_close(whole, plain, tolerance))
 
 
@@ -182,11 +182,12 @@ def identity(outputs: Any) -> Any:
 
 
 def _close(whole: float, shares: Sequence[float], tolerance: float) -> bool:
-    """Return whether shares add up to the whole. A value that is not finite is reported by the step."""
-    added = math.fsum(shares) if all(map(math.isfinite, shares)) else math.nan
-    if not math.isfinite(whole) or math.isnan(added):
+    """Return whether shares add up to the whole. The step reports a whole that is not finite."""
+    if not math.isfinite(whole):
         return True
-    return abs(whole - added) <= tolerance * max(abs(whole), math.fsum(map(abs, shares)))
+    if not all(map(math.isfinite, shares)):
+        return False
+    return abs(whole - math.fsum(shares)) <= tolerance * max(abs(whole), math.fsum(map(abs, shares)))
 
 
 # ------------------------------------------------------------------------------------- rows and modes
@@ -244,11 +245,16 @@ def restored(*modules: nn.Module) -> Iterator[None]:
             tensor.copy_(before)
 
 
+def _eager(model: nn.Module) -> AbstractContextManager[Any]:
+    """Turn compiled code off in the block: parts of other sizes would be compiled again."""
+    return nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
+
+
 @contextmanager
 def _evaluation_mode(model: nn.Module, *, only_torch: bool) -> Iterator[None]:
     """Set layers to evaluation mode in the block: all layers, or torch's layers such as batch norm and dropout.
 
-    Torch's fast path of attention is off, because it changes the shapes of padded sequences.
+    Torch's fast path of attention is off, because it changes the shapes of padded sequences. Use it in `restored`.
     """
     modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -258,6 +264,10 @@ def _evaluation_mode(model: nn.Module, *, only_torch: bool) -> Iterator[None]:
             norm_or_dropout = isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
             if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
                 module.training = False
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                # Without running statistics, batch norm takes those of the batch in evaluation mode, too.
+                module.running_mean = torch.zeros(module.num_features, device=next(model.parameters()).device)
+                module.running_var = torch.ones_like(module.running_mean)
         yield
     finally:
         for module, mode in modes:
