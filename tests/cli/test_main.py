@@ -319,7 +319,8 @@ def test_a_sample_that_is_not_a_pair_gives_the_same_error_in_a_worker(forked: Co
     for workers in (0, 2):
         done = forked("data=mine", f"data.num_workers={workers}", *QUICK)
         assert done.returncode == 2, done.stderr
-        assert "data.train: TypeError: a sample is dict: return a pair" in done.stderr
+        assert "data.train: __getitem__ of mydata.Dicts (" in done.stderr
+        assert "returns a dict with the keys 'x', and a sample must be a pair (inputs, target)" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -17,6 +17,7 @@ from trainkit.core.errors import DataError
 from trainkit.data import datasets as data
 from trainkit.data.loaders import Loader, epoch_order, make_loader
 from trainkit.data.prepare import Prepare
+from trainkit.data.sample_errors import NotAPairError
 from trainkit.data.split import count_classes, split
 from trainkit.data.store import Store
 
@@ -141,7 +142,7 @@ def test_samples_that_are_not_pairs_or_contain_no_tensor_are_an_error() -> None:
         def __getitem__(self, index: int) -> Any:
             return {"x": self.tensors[0][index], "y": 1}
 
-    with pytest.raises(TypeError, match="a sample is dict"):
+    with pytest.raises(NotAPairError, match="returns a dict with the keys 'x', 'y', and a sample must be a pair"):
         pairs(make_loader(Store.of(Dicts(data.synthetic(size=9, shape=[2]))), Prepare(CPU), batch_size=4, seed=0))
     with pytest.raises(DataError, match="do not contain a tensor"):
         nested.batch_size_of({"id": ["a", "b"]})

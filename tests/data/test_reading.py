@@ -16,7 +16,8 @@ from torch.utils.data import Subset
 from trainkit.core.errors import DataError
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
-from trainkit.data.reading import SeededReader, UnequalSamplesError, epoch_seed
+from trainkit.data.reading import SeededReader, epoch_seed
+from trainkit.data.sample_errors import UnequalSamplesError
 from trainkit.data.store import Store
 
 CPU, COUNT, SEED = torch.device("cpu"), 37, 5
@@ -182,7 +183,7 @@ def test_samples_of_different_shapes_are_named_by_their_numbers(workers: int, ma
     part: Subset[Any] = Subset(cast(Any, Shapes(DRAWS["nothing"])), [2, 3, 4, 5])  # numbers are those of the whole set
     loader = make_loader(Store.of(part), Prepare(CPU), batch_size=4, seed=None, num_workers=workers)
     try:
-        with pytest.raises(UnequalSamplesError, match=r"sample 2 is .*\(3, 8\).* sample 3 is .*\(3, 9\)"):
+        with pytest.raises(UnequalSamplesError, match=r"sample 2 is inputs .*\(3, 8\).* sample 3 is inputs .*\(3, 9\)"):
             list(loader.batches(0))
     finally:
         loader.close()

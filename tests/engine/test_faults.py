@@ -450,7 +450,7 @@ IMAGES = ["data=image_folder", "data.root=images", "data.split=off", "epochs=1",
 def test_a_file_that_is_not_an_image_is_named_with_its_number(workers: int, images: Path, forks: Forks) -> None:
     run = forks.start(*IMAGES, f"data.num_workers={workers}", cwd=images.parent)
     text = message_of(run, 5, "data.on_unreadable=skip")
-    assert re.search(r"error: sample (5 \(images/a/10|25 \(images/b/11)\.png\): \w+: ", text), text
+    assert re.search(r"error: data\.train: sample (5 \(images/a/10|25 \(images/b/11)\.png\): \w+: ", text), text
 
 
 @pytest.mark.parametrize("workers", [0, 2])

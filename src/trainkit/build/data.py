@@ -17,6 +17,7 @@ from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
+from trainkit.data.sample_errors import explain_sample_error
 from trainkit.data.split import count_classes, split
 from trainkit.data.store import Store
 
@@ -144,11 +145,12 @@ def store_samples(
             skip=data.on_unreadable == "skip",
             partial=settings.limit_batches is not None,
             on_progress=on_progress,
+            key=f"data.{part}",
         )
     except TrainkitError:
         raise
     except Exception as error:
-        raise UserCodeError(f"data.{part}", error) from error
+        raise explain_sample_error(f"data.{part}", error) or UserCodeError(f"data.{part}", error) from error
 
 
 def describe_store(store: Store) -> str:

@@ -109,14 +109,16 @@ class UserCodeError(TrainkitError):
     ) -> None:
         self.key, self.error, self.exit_code = key, error, exit_code
         lines = str(error).strip().splitlines() or ["no message"]
-        if "Original Traceback" in str(error):  # the error of a DataLoader worker is in the last line
-            lines = lines[-1:]
+        notes = getattr(error, "__notes__", [])
+        if "Original Traceback" in str(error):  # from a DataLoader worker: message and notes follow its traceback
+            last = max((number for number, line in enumerate(lines) if _FRAME.match(line)), default=-1)
+            lines = [line for line in lines[last + 1 :] if not line.startswith("    ")] or lines[-1:]
         name = type(error).__name__
         self.first_line = lines[0] if lines[0].startswith(name) else f"{name}: {lines[0]}"
-        frames = [f"{f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in _user_frames(error)]
+        frames = _user_frames(error)
         fix = f"fix that code, or change {key}" if frames else f"change {key}"
         hint = hint or _suggest_argument(error) or f"{fix}; TRAINKIT_TRACEBACK=1 shows the whole traceback"
-        more = [line for line in (*lines[1:4], details, *frames) if line]
+        more = [line for line in (*lines[1:4], *notes, details, *frames) if line]
         super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), hint=hint)
 
 
@@ -140,10 +142,19 @@ class Stopped(KeyboardInterrupt):
         super().__init__(self.name)
 
 
-def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+# A frame in a traceback as text: the file, the line, the function and its code.
+_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)(?:\n    (.+))?', re.MULTILINE)
+
+
+def _user_frames(error: BaseException) -> list[str]:
     """Return the frames of the traceback that are in the user's code: not in trainkit, Python or a package."""
-    foreign = [str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<"]
-    return [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(foreign))]
+    foreign = (str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<")
+    frames = [(f.filename, str(f.lineno), f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]
+    if "Original Traceback" in str(error):  # from a DataLoader worker
+        frames += _FRAME.findall(str(error))
+    return [
+        f"{file}, line {line}, in {name}: {code}" for file, line, name, code in frames if not file.startswith(foreign)
+    ]
 
 
 def _suggest_argument(error: BaseException) -> str:

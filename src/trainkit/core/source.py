@@ -27,12 +27,6 @@ def where_defined(obj: Any, method: str = "") -> str:
     return f"{file}, line {line}" if file else ""
 
 
-def describe_class(obj: Any, method: str = "") -> str:
-    """Return the name of an object's class and where it is defined, such as "Birds (PATH, line 12)"."""
-    where = where_defined(type(obj), method)
-    return type(obj).__name__ + (f" ({where})" if where else "")
-
-
 def name_and_place(obj: Any, method: str = "forward") -> str:
     """Return the dotted name of an object's class, or of a function, with the place of its code in brackets."""
     function = getattr(obj, "function", obj)  # a loss that wraps a function

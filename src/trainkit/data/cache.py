@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,8 @@ from trainkit.data import disk_cache
 from trainkit.data.loaders import BatchOrder, StreamingLoader
 from trainkit.data.pairs import Pair, map_pair, tensors_in_pair
 from trainkit.data.prepare import Prepare
-from trainkit.data.reading import (
-    MixedTargetsError,
-    RandomSampleError,
-    ReadSamples,
-    SeededReader,
-    UnequalSamplesError,
-    collate,
-    name_of,
-)
+from trainkit.data.reading import ReadSamples, SeededReader, collate, name_of
+from trainkit.data.sample_errors import MixedTargetsError, RandomSampleError, UnequalSamplesError
 from trainkit.data.store import Store, format_bytes
 from trainkit.data.unreadable import unreadable_sample_error
 
@@ -54,6 +48,7 @@ def make_store(
     skip: bool,
     partial: bool,
     on_progress: OnProgress | None,
+    key: str = "data.train",
 ) -> Store:
     """Decide where the samples of a data set are stored, and read them there.
 
@@ -67,13 +62,15 @@ def make_store(
         skip: skip samples that cannot be read.
         partial: an epoch reads only a part of the data set.
         on_progress: is called while samples are read. None: read nothing, hold only what is in memory already.
+        key: the config key of the data set, for messages.
 
     Raises:
         DataError: the data set cannot be held but must be; or a sample cannot be read.
     """
     store = _hold_or_stream(
-        dataset, cache, limit=limit, workers=workers, skip=skip, partial=partial, on_progress=on_progress
+        dataset, cache, limit=limit, workers=workers, skip=skip, partial=partial, on_progress=on_progress, key=key
     )
+    store = replace(store, key=key)
     if store.tensors is None or device.type == "cpu" or cache == "memory":
         return store
     fits = store.nbytes <= free_memory(device) / 2
@@ -89,6 +86,7 @@ def _hold_or_stream(
     skip: bool,
     partial: bool,
     on_progress: OnProgress | None,
+    key: str,
 ) -> Store:
     """Return a store in memory, or a streamed one with the reason; see `make_store`."""
     streamed_by = f"streamed by {workers} worker{'s' * (workers > 1)}" if workers else "streamed by the main process"
@@ -105,14 +103,22 @@ def _hold_or_stream(
         return Store(dataset, note=f"{streamed_by}: {reason}")
     try:
         maximum = limit if cache == "auto" else None
-        return read_into_memory(dataset, limit=maximum, workers=workers, skip=skip, on_progress=on_progress)
+        return read_into_memory(dataset, limit=maximum, workers=workers, skip=skip, on_progress=on_progress, key=key)
     except NotCacheableError as reason:
         if cache == "auto":
             return Store(dataset, note=f"{streamed_by}: {reason}")
         raise DataError(f"data.cache={cache}: {reason}", hint="write data.cache=none") from None
 
 
-def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: bool, on_progress: OnProgress) -> Store:
+def read_into_memory(
+    dataset: Any,
+    *,
+    limit: int | None,
+    workers: int,
+    skip: bool,
+    on_progress: OnProgress,
+    key: str = "data.train",
+) -> Store:
     """Read a data set into memory.
 
     Args:
@@ -121,23 +127,24 @@ def read_into_memory(dataset: Any, *, limit: int | None, workers: int, skip: boo
         workers: processes that read samples.
         skip: skip samples that cannot be read.
         on_progress: is called while samples are read.
+        key: the config key of the data set, for messages.
 
     Raises:
         NotCacheableError: samples are random, differ in structure, contain more than tensors, or need too much memory.
         DataError: a sample cannot be read.
     """
-    tensors = allocate_samples(check_cacheable(dataset, limit, skip=skip), len(dataset))
-    file, key = disk_cache.file_of(dataset)
-    key += f" {structure_of(sample_of(tensors, 0))}"
-    if file is not None and disk_cache.load(file, key, tensors_in_pair(tensors)):
+    tensors = allocate_samples(check_cacheable(dataset, limit, skip=skip, key=key), len(dataset))
+    file, content = disk_cache.file_of(dataset)
+    content += f" {structure_of(sample_of(tensors, 0))}"
+    if file is not None and disk_cache.load(file, content, tensors_in_pair(tensors)):
         return Store(dataset, tensors, note=", decoded by an earlier run")
     if workers and hasattr(os, "sched_getaffinity"):  # nothing else runs yet, so each core may have a worker
         workers = max(workers, len(os.sched_getaffinity(0)))
-    unreadable = fill(tensors, dataset, workers=workers, skip=skip, on_progress=on_progress)
+    unreadable = fill(tensors, dataset, workers=workers, skip=skip, on_progress=on_progress, key=key)
     verify_by_rereading(dataset, tensors, unreadable, skip=skip)
     if file is not None and not unreadable:
         with suppress(OSError):  # the disk is full or read-only: the next run decodes again
-            disk_cache.save(file, key, tensors_in_pair(tensors))
+            disk_cache.save(file, content, tensors_in_pair(tensors))
     return Store(dataset, tensors, unreadable=unreadable)
 
 
@@ -166,7 +173,7 @@ def torchvision_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
     return images, classes
 
 
-def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> Pair:
+def check_cacheable(dataset: Any, limit: int | None, *, skip: bool, key: str) -> Pair:
     """Return the first readable sample if the data set can be held. A few samples are read twice to find out.
 
     Raises:
@@ -178,7 +185,7 @@ def check_cacheable(dataset: Any, limit: int | None, *, skip: bool) -> Pair:
     samples: list[Pair] = []
     for index in indices:
         for epoch in (0, 1):
-            sample = _probe(reader, epoch, index)
+            sample = _probe(reader, epoch, index, key)
             if sample is None:
                 continue
             if epoch == 1 and samples and not samples_equal(sample, samples[-1]):
@@ -220,12 +227,12 @@ def _reasons_to_stream() -> Iterator[None]:
         raise NotCacheableError(MIXED) from None
 
 
-def _probe(reader: SeededReader, epoch: int, index: int) -> Pair | None:
+def _probe(reader: SeededReader, epoch: int, index: int, key: str) -> Pair | None:
     """Return a sample, its inputs and target, or None if it cannot be read and may be skipped."""
     with _reasons_to_stream():
         batch = collate(reader.__getitems__([(epoch, index)]))
     if batch.unreadable and not reader.skip:
-        raise unreadable_sample_error(reader.dataset, *batch.unreadable[0])
+        raise unreadable_sample_error(key, reader.dataset, *batch.unreadable[0])
     if batch.inputs is None:
         return None
     for name, part in (("inputs", batch.inputs), ("targets", batch.targets)):
@@ -275,7 +282,7 @@ def allocate_samples(sample: Pair, count: int) -> Pair:
     return allocated, allocated if target is inputs else map_tensors(target, allocate)
 
 
-def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: OnProgress) -> dict[int, str]:
+def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: OnProgress, key: str) -> dict[int, str]:
     """Read every sample into its row of `tensors`; return index -> reason for samples that cannot be read."""
     order = BatchOrder(len(dataset), READ_BATCH, None, None)
     streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, constant=True)
@@ -285,7 +292,7 @@ def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: 
         with _reasons_to_stream():
             for batch in iter(streaming.loader):
                 if batch.unreadable and not skip:
-                    raise unreadable_sample_error(dataset, *batch.unreadable[0])
+                    raise unreadable_sample_error(key, dataset, *batch.unreadable[0])
                 unreadable.update(batch.unreadable)
                 for tensor in tensors_in_pair(tensors):
                     tensor[[index for index, _ in batch.unreadable]] = 0

@@ -68,13 +68,14 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
         DataError: the file is missing or unreadable, or its arrays differ in length.
     """
     names = ("X", "y") if part == "train" else ("X_val", "y_val")
+    path = Path(file).expanduser()
     try:
-        with np.load(Path(file).expanduser(), allow_pickle=False) as loaded:
+        with np.load(path, allow_pickle=False) as loaded:
             found = sorted(loaded.files)
             if part == "val" and not set(names) & set(found):
                 return None
             lacking = [name for name in names if name not in found]
-            if lacking:
+            if lacking and path.suffix in (".npz", ""):
                 raise DataError(f"{file}: it has no array {lacking[0]!r}", hint=f"it has: {', '.join(found)}")
             inputs, targets = (loaded[name] for name in names)
             sizes = len(inputs), len(targets)
@@ -82,11 +83,14 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
         OSError,
         ValueError,
         EOFError,
+        KeyError,
         TypeError,
         AttributeError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        if path.is_file() and path.suffix not in (".npz", ""):
+            raise _not_npz_error(file) from error
         raise DataError(
             f"data.file={file}: {error}",
             hint="set data.file to an .npz file written by numpy.savez(file, X=..., y=...)",
@@ -100,6 +104,27 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
     if y.is_floating_point() and y.dim() == 1:
         y = y[:, None]
     return TensorDataset(_as_model_dtype(inputs), y if y.is_floating_point() else y.long())
+
+
+def _not_npz_error(file: str) -> DataError:
+    """Return the error for a file of another format, with the lines that convert the file."""
+    suffix, npz = Path(file).suffix, Path(file).with_suffix(".npz")
+    table = [f'numpy.savez("{npz}", X=table[:, :-1], y=table[:, -1])  # class numbers: y=table[:, -1].astype(int)']
+    delimiter = r"\t" if suffix == ".tsv" else ","
+    csv = [f'table = numpy.genfromtxt("{file}", delimiter="{delimiter}", skip_header=1)', *table]
+    lines = {
+        ".csv": csv,
+        ".tsv": csv,
+        ".txt": csv,
+        ".npy": [f'numpy.savez("{npz}", X=numpy.load("{file}"), y=targets)'],
+        ".pt": [
+            f'loaded = torch.load("{file}")',
+            f'numpy.savez("{npz}", X=loaded["X"].numpy(), y=loaded["y"].numpy())',
+        ],
+        ".parquet": [f'table = pandas.read_parquet("{file}").to_numpy()', *table],
+    }.get(suffix, [f'numpy.savez("{npz}", X=inputs, y=targets)'])
+    hint = "\n    ".join(["convert it in Python, and name the new file with data.file:", *lines])
+    return DataError(f"data.file={file}: data=arrays reads .npz files, and this is a {suffix} file", hint=hint)
 
 
 def _as_model_dtype(array: np.ndarray[Any, Any]) -> Tensor:

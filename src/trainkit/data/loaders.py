@@ -16,10 +16,12 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from trainkit.core.errors import UserCodeError
 from trainkit.core.pytree import batch_size_of, tensors_in
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, SeededReader, collate, epoch_seed, ignore_signals, name_of
+from trainkit.data.sample_errors import explain_sample_error
 from trainkit.data.store import Store
 from trainkit.data.unreadable import (
     record_unreadable_sample,
@@ -84,7 +86,7 @@ def make_loader(
     order = BatchOrder(len(store), batch_size, limit_batches, seed)
     if store.tensors is not None:
         return SlicingLoader(store, order, prepare)
-    return StreamingLoader(store.dataset, order, prepare, num_workers, skip=skip)
+    return StreamingLoader(store.dataset, order, prepare, num_workers, skip=skip, key=store.key)
 
 
 # ----------------------------------------------------------------------------------------- the order
@@ -208,7 +210,7 @@ class SlicingLoader:
         unreadable = self.store.unreadable
         index = next((index for index in range(self.order.samples) if index not in unreadable), None)
         if index is None:
-            raise unreadable_set_error(self.store.dataset, 0, unreadable[0])
+            raise unreadable_set_error(self.store.key, self.store.dataset, 0, unreadable[0])
         row = index if self.rows is None else int(self.rows[index])
         rows = torch.tensor([row, row], device=self.device)
         return self.prepare(*take_rows(self.tensors, rows))
@@ -238,6 +240,7 @@ class StreamingLoader:
         num_workers: processes that read samples.
         skip: skip samples that cannot be read, up to `MAX_UNREADABLE`, and keep them in `unreadable`.
         constant: see `SeededReader`.
+        key: the config key of the data set, for messages.
     """
 
     def __init__(
@@ -249,8 +252,9 @@ class StreamingLoader:
         *,
         skip: bool = False,
         constant: bool = False,
+        key: str = "data.train",
     ) -> None:
-        self.dataset, self.order, self.prepare, self.skip = dataset, order, prepare, skip
+        self.dataset, self.order, self.prepare, self.skip, self.key = dataset, order, prepare, skip, key
         self.unreadable: dict[int, str] = {}
         self.samples = min(order.samples, len(order) * order.batch_size)
         reader: Dataset[Any] = SeededReader(  # type: ignore[assignment]
@@ -279,7 +283,7 @@ class StreamingLoader:
         for batch in fetched:
             for index, reason in batch.unreadable:
                 if not self.skip:
-                    raise unreadable_sample_error(self.dataset, index, reason)
+                    raise unreadable_sample_error(self.key, self.dataset, index, reason)
                 record_unreadable_sample(self.unreadable, self.dataset, index, reason)
             if batch.inputs is None:
                 raise unreadable_batch_error(self.unreadable)
@@ -294,14 +298,16 @@ class StreamingLoader:
         reader = SeededReader(self.dataset, self.order.seed or 0, skip=self.skip)
         first_failure: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
-            read = reader.__getitems__([(0, index)])
-            twice = replace(read, samples=2 * read.samples, indices=2 * read.indices)
-            batch = collate(twice)
+            try:
+                read = reader.__getitems__([(0, index)])
+                batch = collate(replace(read, samples=2 * read.samples, indices=2 * read.indices))
+            except Exception as error:
+                raise explain_sample_error(self.key, error) or UserCodeError(self.key, error) from error
             if batch.inputs is not None:
                 return self.prepare(*batch.pair)
             first_failure = first_failure or batch.unreadable[0]
         assert first_failure is not None
-        raise unreadable_set_error(self.dataset, *first_failure)
+        raise unreadable_set_error(self.key, self.dataset, *first_failure)
 
     def close(self) -> None:
         """End the worker processes, whatever they are doing."""

@@ -21,21 +21,16 @@ from torch.utils.data import Subset, default_collate
 from trainkit.core.pytree import structure_of
 from trainkit.core.rng import GlobalGenerator, RngSnapshot
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs
+from trainkit.data.sample_errors import (
+    MixedTargetsError,
+    RandomSampleError,
+    UnequalSamplesError,
+    not_a_pair_error,
+    unequal_samples_error,
+)
 
 # Errors that a damaged or missing file causes, rather than the code. PIL's own errors are recognised by their module.
 FILE_ERRORS = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
-
-
-class RandomSampleError(Exception):
-    """Reading a sample drew random numbers."""
-
-
-class UnequalSamplesError(ValueError):
-    """Samples differ in shape, type or keys."""
-
-
-class MixedTargetsError(Exception):
-    """Some samples have their inputs as target, and others do not."""
 
 
 @functools.lru_cache
@@ -153,6 +148,7 @@ class SeededReader:
                 sample = self.dataset[index]
             except Exception as error:
                 if not (self.skip or is_file_error(error)):
+                    error.add_note(self._note(index, error))
                     raise
                 read.unreadable.append((index, f"{type(error).__name__}: {' '.join(str(error).split())}"))
             else:
@@ -163,6 +159,12 @@ class SeededReader:
         if self.constant:
             self._require_structure(read.samples)
         return read
+
+    def _note(self, index: int, error: Exception) -> str:
+        """Return the line that an error's message adds: which sample raised the error."""
+        count = len(self.dataset)
+        note = f"{name_of(self.dataset, index)} of {count} was read"
+        return f"{note}; {count} is the length that __len__ returns" if isinstance(error, IndexError) else note
 
     def _require_structure(self, samples: list[Any]) -> None:
         for structure in map(structure_of, samples):
@@ -233,15 +235,14 @@ def collate(read: ReadSamples) -> CollatedBatch:
     """Collate samples into a batch as torch does; PIL images become uint8 tensors (C, H, W).
 
     Raises:
-        TypeError: a sample is not a pair. (A builtin error of one line, as it may have to leave a worker process.)
+        NotAPairError: a sample is not a pair.
         UnequalSamplesError: the samples do not fit into one batch.
     """
     if not read.samples:
         return CollatedBatch(None, None, read.indices, read.unreadable)
     for sample in read.samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
-            kind = type(sample).__name__
-            raise TypeError(f"a sample is {kind}: return a pair (inputs, target) from the data set's __getitem__")
+            raise not_a_pair_error(read.dataset, sample)
     inputs = [_as_tensor(sample[0]) for sample in read.samples]
     same = all(map(target_is_inputs, read.samples))
     targets = inputs if same else [_as_tensor(sample[1]) for sample in read.samples]
@@ -249,13 +250,13 @@ def collate(read: ReadSamples) -> CollatedBatch:
         collated = default_collate(inputs)
         return CollatedBatch(collated, collated if same else default_collate(targets), read.indices, read.unreadable)
     except (RuntimeError, KeyError):  # torch's message depends on the process, and does not name the samples
-        structures = [structure_of(pair) for pair in zip(inputs, targets, strict=True)]
+        pairs = list(zip(inputs, targets, strict=True))
+        structures = list(map(structure_of, pairs))
         other = next((place for place, structure in enumerate(structures) if structure != structures[0]), None)
         if other is None:
             raise
         names = [name_of(read.dataset, read.indices[place]) for place in (0, other)]
-        shown = [text if len(text := str(structures[place])) < 80 else f"{text[:77]}..." for place in (0, other)]
-        raise UnequalSamplesError(f"{names[0]} is {shown[0]}, {names[1]} is {shown[1]}") from None
+        raise unequal_samples_error(read.dataset, names, [pairs[0], pairs[other]]) from None
 
 
 def _as_tensor(part: Any) -> Any:

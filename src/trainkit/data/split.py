@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from trainkit.core.errors import ConfigError
-from trainkit.core.source import describe_class
+from trainkit.core.source import name_and_place
 from trainkit.data.store import Store
 
 
@@ -46,8 +46,8 @@ def count_classes(dataset: Any) -> int | None:
         number = operator.index(classes)
     if number < 1 or isinstance(classes, bool):
         raise ConfigError(
-            f"data.train: the attribute `classes` of {describe_class(dataset)} is {classes!r}, and it must be a list "
-            "of names or a number from 1",
+            f"data.train: the attribute `classes` of {name_and_place(type(dataset), method='')} is {classes!r}, "
+            "and it must be a list of names or a number from 1",
             hint="correct the attribute, or write data.classes=NUMBER",
         )
     return number

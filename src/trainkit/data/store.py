@@ -26,6 +26,7 @@ class Store:
         rows: the rows of `tensors` that belong to this store, (N,) int64. None: all rows, in order.
         unreadable: index of a sample in this store -> why it could not be read.
         note: why the samples are streamed, or more about samples in tensors; see `place`.
+        key: the config key of the data set, for messages.
     """
 
     dataset: Any
@@ -33,6 +34,7 @@ class Store:
     rows: Tensor | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
+    key: str = "data.train"
 
     @classmethod
     def of(cls, dataset: Any) -> Store:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trainkit.core.errors import DataError
+from trainkit.core.source import name_and_place
 from trainkit.data.reading import name_of
+from trainkit.data.sample_errors import base_of
 
 MAX_UNREADABLE = 10  # samples that may be skipped, or 1 % of the data set if that is more
 
@@ -26,16 +28,24 @@ def record_unreadable_sample(known: dict[int, str], dataset: Any, index: int, re
         )
 
 
-def unreadable_sample_error(dataset: Any, index: int, reason: str) -> DataError:
-    """Return the error for a sample that cannot be read and may not be skipped."""
+def unreadable_sample_error(key: str, dataset: Any, index: int, reason: str) -> DataError:
+    """Return the error for a sample of `key` that cannot be read and may not be skipped."""
     hint = "repair or delete it, or skip such samples: data.on_unreadable=skip"
-    return DataError(f"{name_of(dataset, index)}: {reason}", hint=hint)
+    return DataError(f"{key}: {name_of(dataset, index)}: {reason}{_reader_of(dataset)}", hint=hint)
 
 
-def unreadable_set_error(dataset: Any, index: int, reason: str) -> DataError:
+def unreadable_set_error(key: str, dataset: Any, index: int, reason: str) -> DataError:
     """Return the error for a data set without a readable sample."""
-    cause = f"no sample can be read: the first is {name_of(dataset, index)}: {reason}"
-    return DataError(cause, hint="repair the files of the data set")
+    sample = f"{name_of(dataset, index)}: {reason}{_reader_of(dataset)}"
+    return DataError(f"{key}: no sample can be read: the first is {sample}", hint="repair the files of the data set")
+
+
+def _reader_of(dataset: Any) -> str:
+    """Return which `__getitem__` reads the samples, if it is code of the user."""
+    base = base_of(dataset)
+    if type(base).__module__.partition(".")[0] in ("torch", "torchvision", "trainkit"):
+        return ""
+    return f" in __getitem__ of {name_and_place(type(base), '__getitem__')}"
 
 
 def unreadable_batch_error(known: dict[int, str]) -> DataError:

@@ -14,7 +14,7 @@ from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError
 from trainkit.core.pytree import describe
 from trainkit.core.source import name_and_place
-from trainkit.data.reading import UnequalSamplesError
+from trainkit.data.sample_errors import explain_sample_error
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop, step
 from trainkit.training.first_batch import WrongPartError
@@ -71,16 +71,14 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     if isinstance(error, WrongPartError):
         return ConfigError(f"{error.part}: {_part_name(session, error.part)}: {error.cause}", hint=error.hint)
     key, shapes = _find_owner(error, session)
-    if isinstance(error, UnequalSamplesError):
-        prefix = f"{UnequalSamplesError.__module__}.{UnequalSamplesError.__name__}: "  # added by a worker process
-        text = str(error).strip().splitlines()[-1].removeprefix(prefix)
-        return DataError(
-            f"{key}: {text}", hint="return samples of equal shape from the data set, or write batch_size=1"
-        )
+    explained = explain_sample_error(key, error)
+    if explained is not None:
+        return explained
     exit_code = 2 if state.progress.step == 0 or key == "scheduler" else 1
     if key.startswith("data.") and isinstance(error, OSError):  # an unreadable sample
         exit_code = DataError.exit_code
-    hint = next((hint for kind, text, hint in HINTS if isinstance(error, kind) and text in str(error)), "")
+    hints = [] if key.startswith("data.") else HINTS
+    hint = next((hint for kind, text, hint in hints if isinstance(error, kind) and text in str(error)), "")
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)
 
 

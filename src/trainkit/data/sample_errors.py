@@ -1,0 +1,85 @@
+"""Errors about samples. Messages have one line, because an error may have to leave a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Subset
+
+from trainkit.core.errors import ConfigError, DataError, TrainkitError
+from trainkit.core.pytree import structure_of
+from trainkit.core.source import name_and_place
+
+
+class RandomSampleError(Exception):
+    """Reading a sample drew random numbers."""
+
+
+class MixedTargetsError(Exception):
+    """Some samples have their inputs as target, and others do not."""
+
+
+class UnequalSamplesError(ValueError):
+    """Samples differ in shape, type or keys."""
+
+
+class NotAPairError(ValueError):
+    """A sample is not a pair (inputs, target)."""
+
+
+def base_of(dataset: Any) -> Any:
+    """Return the data set whose `__getitem__` makes the samples: that inside of torch's subsets."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def unequal_samples_error(dataset: Any, names: list[str], pairs: list[Any]) -> UnequalSamplesError:
+    """Return the error for two samples, their names and (inputs, target), that do not fit into one batch."""
+    shown = []
+    for name, (inputs, target) in zip(names, pairs, strict=True):
+        parts = [str(structure_of(part)).replace("'", "") for part in (inputs, target)]
+        inputs, target = (text if len(text) < 80 else f"{text[:77]}..." for text in parts)
+        shown.append(f"{name} is inputs {inputs}, target {target}")
+    whose = name_and_place(type(base_of(dataset)), "__getitem__")
+    return UnequalSamplesError(
+        f"the samples of a batch must have equal shapes, but those of {whose} differ: {'; '.join(shown)}"
+    )
+
+
+def not_a_pair_error(dataset: Any, sample: Any) -> NotAPairError:
+    """Return the error for a sample that is not a pair."""
+    whose = name_and_place(type(base_of(dataset)), "__getitem__")
+    return NotAPairError(
+        f"__getitem__ of {whose} returns {_describe(sample)}, and a sample must be a pair (inputs, target)"
+    )
+
+
+def _describe(sample: Any) -> str:
+    kind = type(sample).__name__
+    if sample is None:
+        return "None"
+    if isinstance(sample, Mapping):
+        keys = ", ".join(map(repr, list(sample)[:8])) + (", ..." if len(sample) > 8 else "")
+        return f"a {kind} with the keys {keys}"
+    if isinstance(sample, tuple | list):
+        return f"a {kind} of {len(sample)} value{'s' * (len(sample) != 1)}"
+    return f"a {kind} {structure_of(sample)}" if hasattr(sample, "shape") else f"a {kind}"
+
+
+def explain_sample_error(key: str, error: BaseException) -> TrainkitError | None:
+    """Return the error to show for samples that do not fit; None for any other error.
+
+    Args:
+        key: the config key of the data set.
+        error: may come from a worker process, whose traceback is then part of the message.
+    """
+    kind = type(error)
+    text = (str(error).strip().splitlines() or [""])[-1].removeprefix(f"{kind.__module__}.{kind.__name__}: ")
+    if isinstance(error, UnequalSamplesError):
+        hint = "pad the samples to one shape in __getitem__, or write batch_size=1"
+        return DataError(f"{key}: {text}", hint=hint)
+    if isinstance(error, NotAPairError):
+        return ConfigError(f"{key}: {text}", hint="write return inputs, target in __getitem__")
+    return None
