@@ -153,7 +153,7 @@ def test_a_data_set_without_items_is_a_config_error(name: str, sets: Path, forke
         assert done.stderr.startswith(f"error: data.train: sets.{name} {place(sets, name)} has no __getitem__(index)")
         assert ("IterableDataset" in done.stderr) == (name != "Abstract")
         assert "trainkit reads samples by their index" in done.stderr
-        assert "return a pair (inputs, target)" in done.stderr
+        assert "returns a pair (inputs, target)" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def check_dataset(dataset: Any, key: str) -> None:
         stream = ": it is an IterableDataset" if isinstance(dataset, IterableDataset) else ""
         raise ConfigError(
             f"{key}: {name} has no __getitem__(index){stream}, and trainkit reads samples by their index",
-            hint="write __len__ and __getitem__(index) -> return a pair (inputs, target), as in docs/extending.md",
+            hint="write __len__, and a __getitem__(index) that returns a pair (inputs, target)",
         )
     if not hasattr(dataset, "__len__"):
         raise ConfigError(
