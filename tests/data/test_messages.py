@@ -17,6 +17,8 @@ from tests.helpers import CPU, ItemDataset
 from trainkit.data.cache import make_store
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
+from trainkit.data.split import split
+from trainkit.data.store import Store
 
 SETS = """
 import numpy as np
@@ -242,6 +244,14 @@ class Lost(Base):
         open(f"lost/{index}.png")
 
 
+class HeldOut(Base):
+    def __getitem__(self, index):
+        with open("held_out.txt") as file:
+            if index in map(int, file.read().split()):
+                raise KeyError(index)
+        return super().__getitem__(index)
+
+
 class Lazy(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -308,6 +318,22 @@ def test_an_error_in_getitem_names_its_line_and_the_sample(way: str, samples: Pa
         'return IMAGES[index], {"a": 1}["b" if index == 7 else "a"]\n'
         "  fix that code, or change data.train; TRAINKIT_TRACEBACK=1 shows the whole traceback\n",
     )
+
+
+@pytest.mark.parametrize("way", ["streamed", "workers"])
+def test_an_error_in_a_validation_sample_names_the_set_that_holds_the_sample(
+    way: str, samples: Path, forked: Command
+) -> None:
+    dataset = ItemDataset(lambda index: (index, index), count=40)
+    dataset.targets = [index % 3 for index in range(40)]  # type: ignore[attr-defined]
+    held_out = split(Store.of(dataset), 0.25)[1].dataset.indices
+    (samples / "held_out.txt").write_text(" ".join(map(str, held_out)))
+    done = forked(*QUICK, "data.set=HeldOut", "data.split=0.25", *WAYS[way])
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"error: data.train: KeyError: {held_out[0]}\n  sample {held_out[0]} of 40 was read")
+    (samples / "held_out.txt").write_text("3")
+    done = forked(*QUICK, "data.set=Base", "data.val={_target_: sets.HeldOut}", *WAYS[way])
+    assert done.stderr.startswith("error: data.val: KeyError: 3\n  sample 3 of 40 was read")
 
 
 @pytest.mark.parametrize("way", list(WAYS))

@@ -25,6 +25,7 @@ from trainkit.data.sample_errors import (
     MixedTargetsError,
     RandomSampleError,
     UnequalSamplesError,
+    base_of,
     not_a_pair_error,
     unequal_samples_error,
 )
@@ -162,7 +163,7 @@ class SeededReader:
 
     def _note(self, index: int, error: Exception) -> str:
         """Return the line that an error's message adds: which sample raised the error."""
-        count = len(self.dataset)
+        count = len(base_of(self.dataset))
         note = f"{name_of(self.dataset, index)} of {count} was read"
         return f"{note}; {count} is the length that __len__ returns" if isinstance(error, IndexError) else note
 

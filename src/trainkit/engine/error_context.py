@@ -119,6 +119,6 @@ def _owners(session: Session) -> list[tuple[str, Any]]:
     if isinstance(objects.optimizer, ChainedOptimizer):
         owners += [(f"optim.{name}", optimizer) for name, optimizer in objects.optimizer.optimizers.items()]
     owners += [("scheduler", scheduler) for scheduler in objects.schedulers]
-    owners += [("data.train", session.train), ("data.val", session.val)]
+    owners += [("data.train", session.train), ("data.train" if session.held_out else "data.val", session.val)]
     owners += [(f"hooks.{name}", hook) for name, hook in session.hooks.items()]
     return owners
