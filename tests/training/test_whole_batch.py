@@ -352,7 +352,7 @@ def test_a_loss_between_samples_is_refused_before_the_first_step(name: str, size
     make_model, make_loss = REFUSED[name]
     state = make_state(make_model(), make_loss(), lr=0.1, micro_batch=size)
     before = copy.deepcopy(state.objects.model.state_dict())
-    with pytest.raises(ConfigError, match=f"micro_batch={size}: .*the loss of") as raised:
+    with pytest.raises(ConfigError, match=rf"micro_batch={size}: .*the loss of") as raised:
         fit(state, make_loader_of(inputs, targets, SAMPLES))
     assert "micro_batch=off" in str(raised.value)
     assert digest(before) == digest(state.objects.model.state_dict())
@@ -387,7 +387,7 @@ def test_a_declared_whole_batch_is_never_split(part: str) -> None:
     model = nn.Sequential(model, nn.Identity()) if part == "a part of the model" else model
     declaring: Any = {"loss": loss_fn, "model": model}.get(part) or model[1]
     declaring.whole_batch = True
-    with pytest.raises(ConfigError, match="micro_batch=8: .* has whole_batch = True"):
+    with pytest.raises(ConfigError, match=r"micro_batch=8: .* has whole_batch = True"):
         fit(make_state(model, loss_fn, micro_batch=8), make_loader_of(inputs, targets, SAMPLES))
     assert make_state(model, loss_fn, on_oom="split").settings.on_oom == "stop"
     assert make_state(model, loss_fn, on_oom="auto").settings.on_oom == "stop"

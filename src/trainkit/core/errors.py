@@ -115,7 +115,7 @@ class UserCodeError(TrainkitError):
             lines = [line for line in lines[last + 1 :] if not line.startswith("    ")] or lines[-1:]
         name = type(error).__name__
         self.first_line = lines[0] if lines[0].startswith(name) else f"{name}: {lines[0]}"
-        frames = _user_frames(error)
+        frames = user_frames(error)
         fix = f"fix that code, or change {key}" if frames else f"change {key}"
         hint = hint or _suggest_argument(error) or f"{fix}; TRAINKIT_TRACEBACK=1 shows the whole traceback"
         more = [line for line in (*lines[1:4], *notes, details, *frames) if line]
@@ -146,7 +146,7 @@ class Stopped(KeyboardInterrupt):
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)(?:\n    (.+))?', re.MULTILINE)
 
 
-def _user_frames(error: BaseException) -> list[str]:
+def user_frames(error: BaseException) -> list[str]:
     """Return the frames of the traceback that are in the user's code: not in trainkit, Python or a package."""
     foreign = (str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<")
     frames = [(f.filename, str(f.lineno), f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]

@@ -69,6 +69,7 @@ def describe(batch: Any) -> str:
     if isinstance(batch, Tensor):
         return f"{tuple(batch.shape)} {batch.dtype}".replace("torch.", "")
     kind = type(batch).__name__
+    kind = f"{'an' if kind[:1] in 'aeiouAEIOU' else 'a'} {kind}"
     if isinstance(batch, Mapping):
         parts = [f"{key}: {describe(value)}" for key, value in batch.items()]
     elif isinstance(batch, tuple | list):

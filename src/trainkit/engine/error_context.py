@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from trainkit.build.session import Session
 from trainkit.core.device import is_out_of_memory
-from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError
+from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError, user_frames
 from trainkit.core.pytree import describe
 from trainkit.core.source import name_and_place
 from trainkit.data.sample_errors import explain_sample_error
@@ -22,6 +22,26 @@ from trainkit.training.hooks import HookError
 
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
+    (
+        TypeError,
+        "required positional argument",
+        "trainkit calls model(inputs) and loss(outputs, targets): take all inputs as one argument",
+    ),
+    (
+        TypeError,
+        "must be Tensor, not",
+        "trainkit calls model(inputs) with the inputs of the batch as they are: take them apart in forward",
+    ),
+    (
+        RuntimeError,
+        "must have the same dtype",
+        "return float32 tensors from the data set, such as x.float()",
+    ),
+    (
+        RuntimeError,
+        "Found dtype Double but expected Float",
+        "return float32 tensors from the data set, such as x.float()",
+    ),
     (
         IndexError,
         "out of bounds",
@@ -79,6 +99,8 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
         exit_code = DataError.exit_code
     hints = [] if key.startswith("data.") else HINTS
     hint = next((hint for kind, text, hint in hints if isinstance(error, kind) and text in str(error)), "")
+    if key in ("model", "loss") and not user_frames(error):  # such as a call with a wrong number of arguments
+        shapes += f"\n  {_part_name(session, key)}"
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)
 
 

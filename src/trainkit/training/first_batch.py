@@ -203,7 +203,7 @@ def unscaled_images(loss_fn: nn.Module, targets: Any) -> str:
 def wrong_denominator(loss_fn: nn.Module, outputs: Any, targets: Any) -> str:
     """Return a note if a custom loss is not the mean that its denominators say, else ''.
 
-    The loss of the batch is compared with the losses of its halves.
+    The loss of the batch is compared with the losses of its parts.
     """
     if (
         type(loss_fn).forward.__module__.startswith("torch.nn.")
@@ -215,7 +215,7 @@ def wrong_denominator(loss_fn: nn.Module, outputs: Any, targets: Any) -> str:
         samples = batch_size_of(targets)
         if samples < 2:
             return ""
-        finding = compare(identity, loss_fn, outputs, targets, samples, -(-samples // 2))
+        finding = compare(identity, loss_fn, outputs, targets, samples, max(1, samples // 8))
         if finding.is_sum:
             return f"{name_and_place(loss_fn)} returns a sum over the batch: give it reduction = 'sum'"
         if finding.difference:

@@ -46,7 +46,7 @@ def denominator(loss_fn: nn.Module, targets: Any, samples: int) -> Tensor | int:
     if not isinstance(targets, Tensor):  # the loss itself refuses it
         return samples
     if targets.is_floating_point():  # for class probabilities, torch divides by their number
-        return samples * targets[0, 0].numel()
+        return samples * targets[0, 0].numel() if targets.dim() > 1 else samples
     counted = targets != loss_fn.ignore_index
     if loss_fn.weight is None:
         return counted.sum()
