@@ -107,3 +107,28 @@ def test_l1_and_mse_of_the_tutorial() -> None:
         state = make_state(nn.Identity(), loss_fn, optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
         metrics = evaluate(state, make_loader_of(outputs, targets, 2, seed=None))
         assert metrics["val/loss"] == pytest.approx(wanted, abs=5e-5)
+
+
+class Total(nn.Module):
+    """The sum of the squared errors of a batch, as a mean over a denominator of 1."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().sum()
+
+    def denominator(self, targets: Tensor) -> int:  # noqa: ARG002
+        return 1
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 5, 16])
+def test_a_denominator_of_1_makes_a_sum_whose_epoch_loss_is_the_mean_over_the_batches(micro_batch: int | None) -> None:
+    model, _, inputs, targets = loss_case("mse")
+    model, inputs, targets = model.double(), inputs.double(), targets.double()
+    batches = [(model(x) - y).square().sum() for x, y in zip(inputs.split(16), targets.split(16), strict=True)]
+    wanted = sum(batch.item() for batch in batches) / len(batches)
+    state = make_state(model, Total(), micro_batch=micro_batch)
+    loader = make_loader_of(inputs, targets, 16, seed=None)
+    assert train_epoch(state, loader, [])["train/loss"] == pytest.approx(wanted, rel=1e-12)
+    assert evaluate(state, loader)["val/loss"] == pytest.approx(wanted, rel=1e-12)
+    gradient = torch.autograd.grad(batches[-1], list(model.parameters()))
+    for param, expected in zip(model.parameters(), gradient, strict=True):
+        torch.testing.assert_close(param.grad, expected, rtol=1e-10, atol=1e-10)

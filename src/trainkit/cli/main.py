@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError
+from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
 from trainkit.core.spelling import nearest
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if Stopped.pending:
             return _stopped(Stopped.pending)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"error: {type(error).__name__}: {error}\n  at {frame.filename}, line {frame.lineno}; "
-        return _fail(text + "set TRAINKIT_TRACEBACK=1 to see the whole traceback", error, 1)
+        return _fail(describe_bug(error), error, 1)
 
 
 def dispatch(argv: list[str]) -> int:

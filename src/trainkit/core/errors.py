@@ -146,6 +146,13 @@ class Stopped(KeyboardInterrupt):
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)(?:\n    (.+))?', re.MULTILINE)
 
 
+def describe_bug(error: BaseException) -> str:
+    """Return the message for an error that is not a `TrainkitError`: its type, its text, and where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"error: {type(error).__name__}: {error}\n  at {frame.filename}, line {frame.lineno}; "
+    return f"{text}set TRAINKIT_TRACEBACK=1 to see the whole traceback"
+
+
 def user_frames(error: BaseException) -> list[str]:
     """Return the frames of the traceback that are in the user's code: not in trainkit, Python or a package."""
     foreign = (str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<")

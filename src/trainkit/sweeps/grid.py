@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from trainkit.config.compose import Job, Sweep
 from trainkit.config.replaced_targets import allow_new_arguments
 from trainkit.config.search_path import search_path
-from trainkit.core.errors import ConfigError, TrainkitError
+from trainkit.core.errors import ConfigError, TrainkitError, describe_bug
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
 from trainkit.engine.train import train
@@ -78,8 +78,8 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None
     redact_file(job.sweep_directory / "multirun.yaml", started.secrets)
     try:
         run = train(job.composed(config, config_dir))
-    except TrainkitError as error:  # the other jobs continue
-        print(error, file=sys.stderr)
+    except Exception as error:  # the other jobs continue
+        print(error if isinstance(error, TrainkitError) else describe_bug(error), file=sys.stderr)
         return None
     return math.nan if run.best is None else float(run.best["value"])
 
