@@ -117,7 +117,7 @@ class _ReplacedNode:
         if given and "lr" in dropped:
             dropped.remove("lr")
         if not given and not any("${lr}" in str(_raw(self.config, "optim", key)) for key in self.config.optim):
-            dropped[:0] = [] if "lr" in dropped or is_off(self.config.lr) else ["lr"]
+            dropped[:0] = [] if "lr" in dropped or is_off(_raw(self.config, "lr")) else ["lr"]
             self.config.lr = None
         return _set_learning_rate(self.config, self.path, given=given)
 
