@@ -34,6 +34,10 @@ class Broken(nn.Module):
         super().__init__()
         raise ValueError("no good")
 
+class NoInit(nn.Module):
+    def forward(self, x):
+        return x
+
 class Leaves(nn.Module):
     def __init__(self):
         super().__init__()
@@ -68,7 +72,17 @@ def imported(code: str, cwd: Path) -> set[str]:
     return set(done.stderr.splitlines()[-1].split()[1:])
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "--cfg job", "optim=sgdd lr=-1", "trian"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "--version",
+        "--cfg job",
+        "optim=sgdd lr=-1",
+        "trian",
+        "model=torchvision.models.resnet18 optim._target_=torch.optim.AdamW --cfg job",
+    ],
+)
 def test_commands_that_do_not_train_import_no_slow_package(command: str, tmp_path: Path) -> None:
     assert imported(repr(command.split()), tmp_path) == set()
 
@@ -189,6 +203,9 @@ def test_a_multirun_into_a_used_directory_is_an_error(forked: Command, tmp_path:
             ["optim=sgd?", "lr=-1", "model.chanels", "in_channels"],
         ),
         (["+model.num_clases=3", "+loss.weigth=1"], 2, ["model.num_classes?", "did you mean loss.weight?"]),
+        (["model=mymodels.NoInit", "model.width=3"], 2, ["model.width: mymodels.NoInit takes no arguments"]),
+        (["data=mydata.Birds"], 2, ["mydata.Birds", "write data.train._target_=mydata.Birds"]),
+        (["data.shuffle=off"], 2, ["data.shuffle", "the keys of data are: train, val"]),
         (["model.num_classes=ten"], 2, ["model.num_classes=ten", "type int"]),
         (["+hooks.h._target_=mymodels.Countre"], 2, ["hooks.h._target_", "did you mean mymodels.Counter?"]),
         (["watch=[fc2.wieght]"], 2, ["fc2.wieght", "did you mean fc2.weight?"]),

@@ -72,6 +72,14 @@ def test_lr_on_the_command_line_is_the_learning_rate_of_a_dotted_optimizer() -> 
     assert composed.notes == ()
 
 
+def test_a_dotted_scheduler_steps_every_epoch_unless_its_interval_is_given() -> None:
+    overrides = ["scheduler=torch.optim.lr_scheduler.ConstantLR", "scheduler.total_iters='${total_steps:}'", "epochs=7"]
+    settings = compose_run(overrides).settings.with_data(classes=10, steps_per_epoch=5)
+    assert settings.scheduler[""]["total_iters"] == 7
+    settings = compose_run([*overrides, "scheduler.interval=step"]).settings.with_data(classes=10, steps_per_epoch=5)
+    assert settings.scheduler[""]["total_iters"] == 35
+
+
 def test_without_lr_a_dotted_optimizer_uses_its_own_default_and_a_note_says_so() -> None:
     composed = compose_run(["optim=torch.optim.AdamW"])
     assert composed.settings.lr is None
@@ -125,7 +133,7 @@ def test_a_sweep_composes_dotted_choices() -> None:
     assert [len(job.settings.optim[""]) for job in sweep.jobs] == [6, 6, 2, 2]
 
 
-def test_cfg_shows_a_dotted_choice_without_torch(forked: Command) -> None:
+def test_cfg_shows_a_dotted_choice(forked: Command) -> None:
     done = forked("optim=torch.optim.AdamW", "optim.eps=1e-3", "--cfg", "job", "--package", "optim")
     assert (done.returncode, done.stdout) == (0, "_target_: torch.optim.AdamW\neps: 0.001\n"), done.stderr
     assert "note: lr is not given" in done.stderr

@@ -623,7 +623,13 @@ def test_no_file_contains_a_secret_however_it_is_written(override: str, own: Pat
         "        super().__init__(width)\n        self.rest = rest\n"
         "    def forward(self, x):\n        raise ValueError(f'refused: {self.rest}')\n"
     )
-    argv = [*BASE[:-1], "model._target_=anything.Anything", "+model.derived='${model.token}@x'", override]
+    argv = [
+        *BASE[:-1],
+        "model._target_=anything.Anything",
+        "model.width=8",
+        "+model.derived='${model.token}@x'",
+        override,
+    ]
     argv = [text for text in argv if "derived" not in text or "token" in override]
     sweep = ["-m", "hydra.sweep.dir=run"] if "," in override and "[" not in override and "{" not in override else []
     run = forks.start(*argv, *(sweep or ["hydra.run.dir=run"]), cwd=own, MINE="sEcret1")
