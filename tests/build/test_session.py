@@ -35,7 +35,7 @@ class WithoutClasses:
         return torch.zeros(3, 32, 32), index % 3
 
 class UnknownMethod:
-    def on_epoch_end(self, state, metrics): ...
+    def on_epoch_start(self, state, metrics): ...
 
 class NoMethods: ...
 
@@ -123,7 +123,7 @@ def test_lazy_layers_infer_their_shapes_from_the_data() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+hooks.h._target_=buildmodule.UnknownMethod"], ["hooks.h", "on_epoch_end", "did you mean on_epoch?"]),
+        (["+hooks.h._target_=buildmodule.UnknownMethod"], ["hooks.h", "on_epoch_start", "did you mean on_epoch?"]),
         (["+hooks.h._target_=buildmodule.NoMethods"], ["hooks.h", "add one of on_start"]),
         (["+param_groups.a={module: fc1, momentum: -3}"], ["param_groups.a", "Invalid momentum value"]),
         (["data=without_classes"], ["data.classes", "WithoutClasses does not give it", "data.classes=NUMBER"]),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trainkit.cli.main import main
+from trainkit.engine.train import train
 from trainkit.sweeps import grid
 
 
@@ -15,7 +16,6 @@ def test_a_job_with_an_unexpected_error_is_reported_in_two_lines_and_the_others_
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     started: list[float] = []
-    train = grid.train
 
     def fails_once(composed: Any) -> Any:
         started.append(composed.settings.lr)
