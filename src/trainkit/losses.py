@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,9 @@ MODULES = {
     functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
     functional.kl_div: nn.KLDivLoss,
 }
+
+REGRESSION_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+FLOAT_TARGET_LOSSES = (*REGRESSION_LOSSES, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
 class Identity(nn.Module):
@@ -43,7 +45,7 @@ class FunctionLoss(nn.Module):
 
     def __init__(self, function: Callable[..., Tensor], **arguments: Any) -> None:
         super().__init__()
-        self.function = function
+        self.wrapped_function = function
         self.arguments = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
         self.tensors = [name for name in arguments if name not in self.arguments]
         for name in self.tensors:
@@ -55,12 +57,10 @@ class FunctionLoss(nn.Module):
     def forward(self, outputs: Any, targets: Any) -> Tensor:
         """Return the loss of a batch."""
         tensors = {name: getattr(self, name) for name in self.tensors}
-        return self.function(outputs, targets, **self.arguments, **tensors)
+        return self.wrapped_function(outputs, targets, **self.arguments, **tensors)
 
 
 def loss_from_function(function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
-    """Return a function as a loss. A loss function of torch becomes its module, which has exact denominators."""
-    if isinstance(function, functools.partial):
-        return loss_from_function(function.func, {**function.keywords, **arguments})
+    """Return a function as a loss. The functions in `MODULES` become their modules, which have exact denominators."""
     module = MODULES.get(function)
     return FunctionLoss(function, **arguments) if module is None else module(**arguments)

@@ -123,7 +123,7 @@ def test_lazy_layers_infer_their_shapes_from_the_data() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+hooks.h._target_=buildmodule.UnknownMethod"], ["hooks.h", "on_epoch_start", "did you mean on_epoch?"]),
+        (["+hooks.h._target_=buildmodule.UnknownMethod"], ["hooks.h", "on_epoch_start", "did you mean on_start?"]),
         (["+hooks.h._target_=buildmodule.NoMethods"], ["hooks.h", "add one of on_start"]),
         (["+param_groups.a={module: fc1, momentum: -3}"], ["param_groups.a", "Invalid momentum value"]),
         (["data=without_classes"], ["data.classes", "WithoutClasses does not give it", "data.classes=NUMBER"]),

@@ -293,7 +293,7 @@ def test_image_targets_that_stay_uint8_are_a_note(mine: Path, forked: Command) -
     )
     result = forked(*command(f"{DATA}=images model=images.Net loss=mse"))
     assert result.returncode == 0, result.stderr
-    assert "the targets are uint8 (32, 1, 2, 2) with values up to 200, and stay so" in result.stderr
+    assert "the targets are uint8 (32, 1, 2, 2) with values up to 200, and are not scaled" in result.stderr
 
 
 def test_a_last_batch_of_one_sample_with_batch_norm_is_refused_before_the_first_step(

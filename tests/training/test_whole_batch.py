@@ -17,7 +17,7 @@ from trainkit.core.rng import rng_state
 from trainkit.runs.snapshot import digest
 from trainkit.training.loop import fit
 from trainkit.training.state import State
-from trainkit.training.whole_batch import Finding, check_split, compare_parts
+from trainkit.training.whole_batch import Finding, check_may_split, compare_loss_and_model
 
 SAMPLES, SIZE, OUTPUTS = 24, 7, 6
 
@@ -235,7 +235,7 @@ def test_losses_over_samples_may_be_split_with_any_model(model: str) -> None:
     for number, (loss, (make, targets)) in enumerate(LOSSES.items()):
         torch.manual_seed(number)
         state = make_state(MODELS[model](), make())
-        findings[loss] = compare_parts(state.objects, floats(32), targets(), SIZE)
+        findings[loss] = compare_loss_and_model(state.objects, floats(32), targets(), SIZE)
     assert findings == dict.fromkeys(LOSSES, Finding())
 
 
@@ -394,10 +394,11 @@ def test_a_declared_whole_batch_is_never_split(part: str) -> None:
     fit(make_state(model, loss_fn, micro_batch=SAMPLES), make_loader_of(inputs, targets, SAMPLES))
 
 
-def test_a_loss_that_declares_it_may_be_split_is_not_compared() -> None:
+@pytest.mark.parametrize("declares", ["loss", "model"])
+def test_a_loss_or_a_model_that_declares_it_may_be_split_is_not_compared(declares: str) -> None:
     inputs, targets = batch()
     loss_fn, model = Sum(), MODELS["linear"]()
-    loss_fn.whole_batch = model.whole_batch = False  # type: ignore[assignment]
+    {"loss": loss_fn, "model": model}[declares].whole_batch = False  # type: ignore[assignment]
     fit(make_state(model, loss_fn, micro_batch=8), make_loader_of(inputs, targets, SAMPLES))
 
 
@@ -421,7 +422,7 @@ def test_the_comparison_changes_no_state(model: str) -> None:
     state.objects.model.train()
     before = digest({"state": state.objects.state_dict(), "rng": rng_state()})
     modes = [module.training for module in state.objects.model.modules()]
-    check_split(state, inputs, targets, [])
+    check_may_split(state, inputs, targets, [])
     assert state.progress.split_checked
     assert digest({"state": state.objects.state_dict(), "rng": rng_state()}) == before
     assert [module.training for module in state.objects.model.modules()] == modes

@@ -10,6 +10,7 @@ import torch
 
 from trainkit.build.instantiate import call_target
 from trainkit.config.settings import Settings
+from trainkit.config.targets import locate
 from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.data.augment import Augment
@@ -20,8 +21,7 @@ from trainkit.data.prepare import Prepare
 from trainkit.data.sample_errors import explain_sample_error
 from trainkit.data.split import count_classes, split
 from trainkit.data.store import Store
-
-REGRESSION_LOSSES = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss", "BCEWithLogitsLoss")
+from trainkit.losses import FLOAT_TARGET_LOSSES, MODULES
 
 
 @dataclass
@@ -186,6 +186,7 @@ def build_prepare(settings: Settings, device: torch.device, *, train: bool) -> P
     augment = None
     if train and any(options.get(key) for key in ("flip", "crop_padding", "cutout", "mixup", "cutmix")):
         options["flip"] = "random" if options["flip"] is True else options["flip"]
-        regression = str(settings.loss.get("_target_")).rpartition(".")[2] in REGRESSION_LOSSES
-        augment = Augment(settings.seed, **options, classes=None if regression else settings.data.classes)
+        loss: Any = locate(settings.loss["_target_"])
+        has_float_targets = MODULES.get(loss, loss) in FLOAT_TARGET_LOSSES
+        augment = Augment(settings.seed, **options, classes=None if has_float_targets else settings.data.classes)
     return Prepare(device, mean, std, augment)

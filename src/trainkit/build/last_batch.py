@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -36,7 +37,7 @@ def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
             cause, hint = f"micro_batch={settings.micro_batch}", "write another micro_batch or batch_size"
         elif size > 1:
             cause = f"{train.samples} samples in batches of {size}"
-            hint = f"write batch_size={size + 1 if train.samples % (size + 1) != 1 else size - 1}"
+            hint = f"write batch_size={next(n for n in itertools.count(size + 1) if train.samples % n != 1)}"
         text = f"{cause}: a forward pass has one sample, which batch norm (model.{names[0]}) cannot normalize"
         raise ConfigError(text, hint=hint) from error
     except Exception:  # the first step reports it

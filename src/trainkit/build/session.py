@@ -25,13 +25,15 @@ from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
+from trainkit.losses import REGRESSION_LOSSES
 from trainkit.optim import groups as optim
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.params import named_params
 from trainkit.training.compile import compile_model, defer_dynamo
 from trainkit.training.hooks import EVENTS, arguments_of
-from trainkit.training.losses import whole_batch_part
+from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import LoopSettings, State, new_state
+from trainkit.training.whole_batch import declared_error
 
 
 @dataclass
@@ -175,10 +177,9 @@ def build_state(
         raise
     except Exception as error:
         raise UserCodeError("ema" if settings.ema else "training", error) from error
-    whole = whole_batch_part(model, loss_fn)
-    if whole is not None and settings.micro_batch is not None and settings.micro_batch < settings.batch_size:
-        cause = f"micro_batch={settings.micro_batch}: {name_and_place(whole)} has whole_batch = True"
-        raise ConfigError(cause, hint="write micro_batch=off, and a batch_size that fits into memory")
+    whole_batch = whole_batch_module(model, loss_fn)
+    if whole_batch is not None and settings.micro_batch is not None and settings.micro_batch < settings.batch_size:
+        raise declared_error(whole_batch, settings.micro_batch)
     if state.objects.scaler is not None and state.objects.needs_closure:
         cause = f"precision=fp16: {type(optimizer).__name__} evaluates the loss itself, so gradients cannot be scaled"
         raise ConfigError(cause, hint="write precision=bf16")
@@ -192,7 +193,7 @@ def choose_monitor(settings: Settings, loss_fn: nn.Module, val: Loader | None) -
         ConfigError: the training does not compute the metric.
     """
     metric = settings.monitor.metric
-    if metric == "val/accuracy" and isinstance(loss_fn, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss):
+    if metric == "val/accuracy" and isinstance(loss_fn, REGRESSION_LOSSES):
         raise ConfigError(
             f"monitor.metric={metric}: accuracy needs classes, which {type(loss_fn).__name__} does not have",
             hint="write monitor.metric=val/loss monitor.mode=min",
@@ -218,7 +219,7 @@ def build_hook(name: str, node: Node) -> Any:
         ConfigError: the hook has no method that the loop calls, or a method with an unknown name.
     """
     hook = call_target(node, f"hooks.{name}")
-    methods = [method for method in dir(hook) if method.startswith("on_")]
+    methods = [name for name in dir(hook) if name.startswith("on_") and callable(getattr(hook, name))]
     unknown = [method for method in methods if method not in EVENTS]
     if unknown:
         raise ConfigError(f"hooks.{name}: {unknown[0]} is never called", hint=did_you_mean(unknown[0], EVENTS))

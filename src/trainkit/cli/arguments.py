@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 
 from trainkit.config.compose import Composed, Unchecked, compose_run
-from trainkit.config.replaced_targets import allow_new_arguments
+from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.config.schema import RootKeys
 from trainkit.config.search_path import ignored_configs, search_path
 from trainkit.config.show import config_text, remove_secrets
@@ -149,7 +149,7 @@ def show(args: argparse.Namespace) -> bool:
 
     logging.raiseExceptions = False  # print no logging error if the reader closes the pipe early, as `| head` does
     hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
-    overrides = allow_new_arguments(args.overrides)
+    overrides = mark_new_arguments(args.overrides)
     if args.cfg:
         text = io.StringIO()
         with redirect_stdout(text):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
-from trainkit.config.replaced_targets import allow_new_arguments, as_typed, drop_replaced_arguments
+from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments, remove_added_plus_signs
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
@@ -111,7 +111,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         problems += error.problems
     OmegaConf.set_struct(whole, False)
     hydra = whole.pop("hydra")
-    written = allow_new_arguments(overrides)
+    written = mark_new_arguments(overrides)
     notes = drop_replaced_arguments(whole, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
     try:
         settings = read_settings(whole)
@@ -126,7 +126,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
 def _load(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
     """Return the config without the wrong overrides (None if a config file is wrong), and the problems."""
-    written = allow_new_arguments(overrides)
+    written = mark_new_arguments(overrides)
     try:
         return loader.load_configuration("config", written, RunMode.RUN), []
     except COMPOSITION_ERRORS as error:
@@ -147,7 +147,7 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     loader = make_loader(config_dir)
     problems: list[Problem] = []
     try:
-        whole = loader.load_configuration("config", allow_new_arguments(overrides), RunMode.MULTIRUN)
+        whole = loader.load_configuration("config", mark_new_arguments(overrides), RunMode.MULTIRUN)
         basic = "BasicSweeper" in str(whole.hydra.sweeper._target_)  # other sweepers choose jobs during the sweep
     except COMPOSITION_ERRORS:
         whole, basic = None, True
@@ -188,7 +188,7 @@ class Job:
         hydra: Any = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         directory, sweep_directory = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-        return cls(hydra.job.num, as_typed(list(map(str, overrides))), directory, sweep_directory, hydra)
+        return cls(hydra.job.num, remove_added_plus_signs(list(map(str, overrides))), directory, sweep_directory, hydra)
 
     def composed(self, config: DictConfig, config_dir: str | None = None) -> Composed:
         """Return the checked settings of the job.
@@ -201,7 +201,7 @@ class Job:
             ConfigError: everything that is wrong with the config.
         """
         OmegaConf.set_struct(config, False)
-        written, choices = allow_new_arguments(self.overrides), self.hydra.runtime.choices
+        written, choices = mark_new_arguments(self.overrides), self.hydra.runtime.choices
         notes = drop_replaced_arguments(
             config, written, choices, lambda texts: _load(make_loader(config_dir), texts)[0]
         )

@@ -11,7 +11,7 @@ from trainkit.core.spelling import did_you_mean
 
 CHOICES = {"model": "toy_cnn", "data": "digits", "loss": "cross_entropy", "optim": "sgd"}
 UNKNOWN = object()  # a value whose interpolation cannot be resolved, which is reported elsewhere
-BEST = {"train/loss": "min", "train/loss_sum": "min", "val/loss": "min", "val/accuracy": "max"}  # metric -> mode
+BEST_MODES = {"train/loss": "min", "train/loss_sum": "min", "val/loss": "min", "val/accuracy": "max"}  # metric -> mode
 EXAMPLES = {"lr": "for example lr=0.01", "data.split": "for example data.split=0.2"}
 
 
@@ -44,11 +44,11 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
         raw: the config with its interpolations as they are written.
     """
     data, loss = (_mapping(plain.get(key)) for key in ("data", "loss"))
-    if data.get("classes") == 1 and str(loss.get("_target_")).endswith("CrossEntropyLoss"):
+    if data.get("classes") == 1 and str(loss.get("_target_")).endswith(("CrossEntropyLoss", ".cross_entropy")):
         yield Problem("loss: cross entropy over one class is always 0", "choose a loss for numbers: loss=mse")
     augment = _mapping(data.get("augment"))
     mixing = [key for key in ("mixup", "cutmix") if not is_off(augment.get(key))]
-    if mixing and str(loss.get("_target_")).endswith("NLLLoss"):
+    if mixing and str(loss.get("_target_")).endswith(("NLLLoss", ".nll_loss")):
         cause = f"data.augment.{mixing[0]}: it mixes targets into probabilities, which NLLLoss does not accept"
         yield Problem(cause, "write loss=cross_entropy, with a model that does not end in log_softmax")
     if loss.get("reduction") == "none":
@@ -71,7 +71,7 @@ def _monitor(monitor: Mapping[str, Any], *, hooks_add_metrics: bool) -> Iterator
     if isinstance(metric, str) and metric not in METRICS and metric != "???" and not hooks_add_metrics:
         hint = f"{did_you_mean(metric, METRICS, 'monitor.metric=')}; a hook can add metrics"
         yield Problem(f"monitor.metric={metric}: trainkit does not compute {metric}", hint)
-    best = BEST.get(str(metric))
+    best = BEST_MODES.get(str(metric))
     if best and mode in ("min", "max") and mode != best:
         yield Problem(f"monitor: the best {metric} is its {best}", f"write monitor.mode={best}")
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.check import all_keys
-from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_path
+from trainkit.config.dotted_choices import is_dotted_choice, is_dotted_path
 from trainkit.config.hints import keys_of_sections
 from trainkit.config.renamed import renamed_problem
 from trainkit.core.errors import Problem
@@ -104,7 +104,7 @@ def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Proble
     if override.package is not None or (override.is_add() and value in options):
         return [Problem(f"{text}: {group} is already chosen in the defaults", f"write {group}={value}")]
     wrong = [choice for choice in (value if isinstance(value, list) else [value]) if choice not in options]
-    wrong = [choice for choice in wrong if group not in DOTTED_GROUPS or not is_dotted_path(choice)]
+    wrong = [choice for choice in wrong if not is_dotted_choice(group, choice)]
     off = [choice for choice in wrong if not isinstance(choice, str) or choice in ("off", "null")]
     if off and "none" in options:
         return [Problem(f"{text}: {group} has no such choice", f"write {group}=none")]

@@ -17,6 +17,11 @@ def is_dotted_path(name: object) -> bool:
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
+def is_dotted_choice(group: str, name: object) -> bool:
+    """Return whether a group accepts dotted paths, and the name of a choice is one."""
+    return group in DOTTED_GROUPS and is_dotted_path(name)
+
+
 class DottedPathSource(ConfigSource):
     """A source of configs, last on Hydra's search path, that makes a config for each dotted path."""
 
@@ -36,7 +41,7 @@ class DottedPathSource(ConfigSource):
     def is_config(self, config_path: str) -> bool:
         """Return whether a path such as `optim/torch.optim.AdamW` names a group and a dotted path."""
         group, _, name = config_path.partition("/")
-        return group in DOTTED_GROUPS and is_dotted_path(name)
+        return is_dotted_choice(group, name)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:  # noqa: ARG002
         """Return no choices, because every dotted path is a choice."""

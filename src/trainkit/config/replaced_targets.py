@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.check import references
 from trainkit.config.consistency import is_off
-from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_path
+from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_choice, is_dotted_path
 from trainkit.config.hints import hints_of
 from trainkit.config.schema import DataSettings, named_nodes
 
 NODES = (*DOTTED_GROUPS, "data.train", "data.val")  # that every config has
 
 
-def allow_new_arguments(overrides: Sequence[str]) -> list[str]:
+def mark_new_arguments(overrides: Sequence[str]) -> list[str]:
     """Return the overrides, with `++` before each argument of a `_target_` that the command line gives."""
     nodes = {node for text in overrides for node in _nodes_with_new_target(text)}
 
@@ -36,11 +36,11 @@ def allow_new_arguments(overrides: Sequence[str]) -> list[str]:
     return written
 
 
-def as_typed(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without the `++` that `allow_new_arguments` has added."""
+def remove_added_plus_signs(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without the `++` that `mark_new_arguments` has added."""
     typed = [text.removeprefix("++") for text in overrides]
-    again = allow_new_arguments(typed)
-    return [short if long == text else text for short, long, text in zip(typed, again, overrides, strict=True)]
+    rewritten = mark_new_arguments(typed)
+    return [short if long == text else text for short, long, text in zip(typed, rewritten, overrides, strict=True)]
 
 
 def drop_replaced_arguments(
@@ -53,7 +53,7 @@ def drop_replaced_arguments(
 
     Args:
         config: the composed config, without Hydra's node.
-        overrides: the overrides of the command line, from `allow_new_arguments`.
+        overrides: the overrides of the command line, from `mark_new_arguments`.
         choices: the choice of each group.
         compose_before: composes other overrides; used for the config before the new targets.
 
@@ -95,7 +95,7 @@ class _ReplacedNode:
         if self.path == "optim":
             dropped += self._drop_rules(dropped)
         if self.path == "data.train":
-            dropped += self._drop_facts()
+            dropped += self._drop_data_keys()
             more = self._note_validation_set()
         if not dropped:
             return more
@@ -121,7 +121,7 @@ class _ReplacedNode:
             self.config.lr = None
         return _set_learning_rate(self.config, self.path, given=given)
 
-    def _drop_facts(self) -> list[str]:
+    def _drop_data_keys(self) -> list[str]:
         """Drop the number of classes, and the keys of `data` that only the old training set used."""
         data, dropped = self.config.data, []
         if "data.classes" not in self.given and not is_off(_raw(self.config, "data", "classes")):
@@ -194,7 +194,7 @@ def _nodes_with_new_target(text: str) -> Iterator[str]:
     key, _, value = text.lstrip("+").partition("=")
     if key.endswith("._target_"):
         yield key.removesuffix("._target_")
-    chosen = key in DOTTED_GROUPS and any(is_dotted_path(name.strip()) for name in value.split(","))
+    chosen = any(is_dotted_choice(key, name.strip()) for name in value.split(","))
     if chosen or (value.startswith("{") and "_target_" in value):
         yield key
 

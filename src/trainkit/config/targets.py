@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from trainkit.core.errors import Problem, UserCodeError
@@ -66,7 +67,7 @@ def find_wrong_arguments(
         parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):  # compiled code may have no signature
         return []
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or _hides_any_keyword(call)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or _accepts_any_keyword(call)
     takes_any = takes_any and not _accepts_nothing(call)
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     keys = [str(key) for key in node if not str(key).startswith("_")]
@@ -110,15 +111,15 @@ def _accepts_nothing(call: Any) -> bool:
     return init == ("torch.nn.modules.module", "Module.__init__") and not getattr(call, "call_super_init", False)
 
 
-def _hides_any_keyword(call: Any) -> bool:
+def _accepts_any_keyword(call: Any) -> bool:
     """Return whether an object accepts any keyword, although its signature does not say so.
 
     `functools.wraps` and `__signature__` hide the parameters of a function.
     """
-    made = [call]
+    functions = [call]
     if inspect.isclass(call):
-        made = [f for f in (call.__new__, call.__init__) if f not in (object.__new__, object.__init__)]
-    codes = [getattr(getattr(function, "__func__", function), "__code__", None) for function in made]
+        functions = [f for f in (call.__new__, call.__init__) if f not in (object.__new__, object.__init__)]
+    codes = [getattr(getattr(function, "__func__", function), "__code__", None) for function in functions]
     return bool(codes) and all(code is not None and code.co_flags & inspect.CO_VARKEYWORDS for code in codes)
 
 
@@ -149,7 +150,8 @@ def find_wrong_targets(config: Any) -> list[Problem]:
             problems.append(Problem(cause, "write the dotted path of a class or a function"))
             continue
         if path == "loss" and is_loss_function(called, node):
-            given = tuple(_positional_parameters(called))[:2]
+            with suppress(TypeError, ValueError):  # a compiled function has no signature
+                given = tuple(_positional_parameters(called))[:2]
         own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
         problems += find_wrong_arguments(path, own, called, given)
     return problems

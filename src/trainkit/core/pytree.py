@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainkit.core.errors import DataError
@@ -48,6 +49,38 @@ def structure_of(sample: Any) -> Any:
     if hasattr(sample, "shape"):
         return f"{tuple(sample.shape)} {sample.dtype}".replace("torch.", "")
     return f"{sample.mode} {sample.size}" if hasattr(sample, "getbands") else type(sample).__name__  # a PIL image
+
+
+def take_rows_of_samples(batch: Any, samples: int, start: int, stop: int) -> Any:
+    """Return the rows of the samples from `start` to `stop`, of tensors with a multiple of `samples` rows.
+
+    Raises:
+        ValueError: the rows of a tensor are not a multiple of `samples`.
+    """
+    if any(not tensor.dim() or len(tensor) % samples for tensor in tensors_in(batch)):
+        raise ValueError(f"the rows are not a multiple of {samples} samples")
+    return map_tensors(batch, lambda t: t[start * (len(t) // samples) : stop * (len(t) // samples)])
+
+
+def join_rows(parts: Sequence[Any]) -> Any:
+    """Return the parts of a batch as one batch.
+
+    Raises:
+        ValueError: the parts have no rows, or differ in structure.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if any(not isinstance(p, Tensor) or not p.dim() or p.shape[1:] != first.shape[1:] for p in parts):
+            raise ValueError("tensors without rows, or of different shapes")
+        return torch.cat([*parts])
+    if type(first) is dict:
+        return {key: join_rows([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        joined = [join_rows(values) for values in zip(*parts, strict=True)]
+        return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
+    if first is None:
+        return None
+    raise ValueError(f"{type(first).__name__} has no rows")
 
 
 def batch_size_of(batch: Any) -> int:

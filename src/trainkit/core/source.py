@@ -29,8 +29,8 @@ def where_defined(obj: Any, method: str = "") -> str:
 
 def name_and_place(obj: Any, method: str = "forward") -> str:
     """Return the dotted name of an object's class, or of a function, with the place of its code in brackets."""
-    function = getattr(obj, "function", obj)  # a loss that wraps a function
-    named = function if isinstance(function, type) or inspect.isroutine(function) else type(function)
+    obj = getattr(obj, "wrapped_function", obj)  # of a `FunctionLoss`
+    named = obj if isinstance(obj, type) or inspect.isroutine(obj) else type(obj)
     place = where_defined(named, method) if isinstance(named, type) else where_defined(named)
     is_foreign = place.startswith((*site.getsitepackages(), str(Path(__file__).parents[1])))
     name = f"{named.__module__}.{named.__qualname__}"

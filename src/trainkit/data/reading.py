@@ -164,7 +164,7 @@ class SeededReader:
     def _note(self, index: int, error: Exception) -> str:
         """Return the line that an error's message adds: which sample raised the error."""
         count = len(base_of(self.dataset))
-        note = f"{name_of(self.dataset, index)} of {count} was read"
+        note = f"raised while {name_of(self.dataset, index)} of {count} was read"
         return f"{note}; {count} is the length that __len__ returns" if isinstance(error, IndexError) else note
 
     def _require_structure(self, samples: list[Any]) -> None:

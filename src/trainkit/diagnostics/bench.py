@@ -25,7 +25,7 @@ from trainkit.diagnostics.batches import FixedStepsLoader
 from trainkit.diagnostics.phases import run_trainkit_loop, time_phases
 from trainkit.optim.rules import OptimizerOptions
 from trainkit.training.state import State
-from trainkit.training.step import loss_in_parts
+from trainkit.training.step import accumulate_gradient
 
 ROUNDS = 5
 MIN_SECONDS = 0.01  # duration of a matrix product that is large enough to reach the limit of the machine
@@ -181,7 +181,7 @@ def count_flops(state: State, loader: FixedStepsLoader) -> int | None:
     state.objects.optimizer.zero_grad()
     try:
         with FlopCounterMode(display=False) as counter:
-            loss_in_parts(state, inputs, targets)
+            accumulate_gradient(state, inputs, targets)
     except Exception:  # the counter cannot look into compiled models
         return None
     return int(counter.get_total_flops()) or None

@@ -18,7 +18,7 @@ from trainkit.training.loop import train_step
 from trainkit.training.metrics import scalar_or_norm
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import State
-from trainkit.training.step import loss_in_parts
+from trainkit.training.step import accumulate_gradient
 
 REL_STEP = 1e-5  # of the finite difference, relative to the parameter; absolute for parameters below 1
 
@@ -52,7 +52,7 @@ def inspect_step(session: Session) -> dict[str, Any]:
     record_gradients("grad_before")
     for key in ("grad", "grad_twice"):
         with _preserve_torch_rng(objects.device):
-            loss = run_with_oom_split(loss_in_parts, state, inputs, targets, [])
+            loss, _ = run_with_oom_split(accumulate_gradient, state, inputs, targets, [])
         record_gradients(key)
     objects.optimizer.zero_grad()
     record_gradients("grad_after_zero")
@@ -98,7 +98,7 @@ def finite_differences(
         def loss_at(param: nn.Parameter, value: Tensor) -> float:
             with _preserve_torch_rng(device):
                 param.copy_(value)
-                loss = loss_in_parts(float64_state, *batch)
+                loss, _ = accumulate_gradient(float64_state, *batch)
             if loss.dtype != torch.float64:
                 raise TypeError("the loss is not float64")
             return loss.item()

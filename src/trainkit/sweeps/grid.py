@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from trainkit.config.compose import Job, Sweep
-from trainkit.config.replaced_targets import allow_new_arguments
+from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.config.search_path import search_path
 from trainkit.core.errors import ConfigError, TrainkitError, describe_bug
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
@@ -48,7 +48,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         update_latest_link(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
     own = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would contain secrets
-    given = [text for text in allow_new_arguments(overrides) if not text.lstrip("+").startswith("hydra.sweep.dir=")]
+    given = [text for text in mark_new_arguments(overrides) if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
         returned = app.multirun(
             "config", partial(sweep_job, config_dir=config_dir), [*given, *own], with_log_configuration=False

@@ -1,6 +1,6 @@
-"""Checks of the first batch: values that train without an error, but to wrong numbers.
+"""Checks of the first batch for mistakes that give wrong numbers, or an error that does not name its cause.
 
-They run in the first step of a new training, and cost the steps that follow nothing.
+They run in the first step of a new training. Later steps are not checked.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from trainkit.core.pytree import batch_size_of, describe
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
+from trainkit.losses import FLOAT_TARGET_LOSSES
 from trainkit.training.finite import gradient_values
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import is_sum
 from trainkit.training.state import State
-from trainkit.training.whole_batch import compare, identity, restored
+from trainkit.training.whole_batch import compare_loss, restored
 
-REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 CLASS_HINT = "return class numbers as int64, or choose a loss for numbers: loss=mse"
 
 
@@ -190,12 +190,12 @@ def unnormalized_probabilities(loss_fn: nn.Module, targets: Any) -> str:
 
 def unscaled_images(loss_fn: nn.Module, targets: Any) -> str:
     """Return a note if a loss for numbers gets uint8 images as targets, else ''."""
-    if not isinstance(loss_fn, REGRESSION) or not isinstance(targets, Tensor):
+    if not isinstance(loss_fn, FLOAT_TARGET_LOSSES) or not isinstance(targets, Tensor):
         return ""
     if targets.dtype != torch.uint8 or targets.dim() < 3:
         return ""
     return (
-        f"the targets are uint8 {tuple(targets.shape)} with values up to {int(targets.max())}, and stay so; "
+        f"the targets are uint8 {tuple(targets.shape)} with values up to {int(targets.max())}, and are not scaled; "
         "uint8 inputs become floats from 0 to 1"
     )
 
@@ -215,7 +215,7 @@ def wrong_denominator(loss_fn: nn.Module, outputs: Any, targets: Any) -> str:
         samples = batch_size_of(targets)
         if samples < 2:
             return ""
-        finding = compare(identity, loss_fn, outputs, targets, samples, max(1, samples // 8))
+        finding = compare_loss(loss_fn, outputs, targets, samples, [max(1, samples // 8)])
         if finding.is_sum:
             return f"{name_and_place(loss_fn)} returns a sum over the batch: give it reduction = 'sum'"
         if finding.difference:

@@ -21,11 +21,11 @@ from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
 from trainkit.training.last_step import last_step_metrics
-from trainkit.training.losses import denominator, is_sum, loss_of
+from trainkit.training.losses import denominator, is_sum
 from trainkit.training.metrics import Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
-from trainkit.training.step import before_update, micro_batches, train_step_in_parts
+from trainkit.training.step import before_update, forward_in_parts, train_step_in_parts
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
@@ -49,7 +49,7 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics = train_epoch(state, train, hooks)
         if val is not None:
             metrics |= evaluate(state, val, hooks)
-        metrics = epoch_metrics(state, metrics)
+        metrics = count_epoch(state, metrics)
         add_hook_metrics(hooks, state, metrics)
         finish_epoch(state, metrics)
         call_hooks(hooks, "on_epoch_end", state, metrics)
@@ -116,7 +116,7 @@ def training_metrics(state: State) -> Metrics:
     return metrics
 
 
-def epoch_metrics(state: State, metrics: Metrics) -> Metrics:
+def count_epoch(state: State, metrics: Metrics) -> Metrics:
     """Count the epoch; return its metrics with the epoch, the step, those of the last step, and the clocks."""
     progress = state.progress
     progress.epoch += 1
@@ -181,19 +181,16 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
 
 
 def evaluate_batch(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Any, list[tuple[Tensor, Tensor]]]:
-    """Return the loss of a batch, its denominator, and for each micro batch what `count_correct` returns, if any."""
+    """Return the loss of a batch, its denominator, and `count_correct` of each micro batch that has classes."""
     model, loss_fn = state.objects.evaluated
-    samples = batch_size_of(inputs)
-    weight = denominator(loss_fn, targets, samples)
+    batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
     total, counts = torch.zeros((), device=state.objects.device), []
-    for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
-        with state.objects.autocast:
-            outputs = model(part)
-            is_whole = batch_size_of(part) == samples
-            loss = loss_of(loss_fn, outputs, part_targets, batch_size_of(part), None if is_whole else weight)
+    parts = forward_in_parts(state, model, loss_fn, inputs, targets, batch_denominator)
+    for outputs, part_targets, loss in parts:
         total = total if loss is None else total + loss
-        counts.append(count_correct(loss_fn, outputs, part_targets))
-    return total, weight, [correct for correct in counts if correct is not None]
+        correct = count_correct(loss_fn, outputs, part_targets)
+        counts += [] if correct is None else [correct]
+    return total, batch_denominator, counts
 
 
 # -------------------------------------------------------------------------------------- signals

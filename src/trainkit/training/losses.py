@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def whole_batch_part(model: nn.Module, loss_fn: nn.Module) -> nn.Module | None:
+def whole_batch_module(model: nn.Module, loss_fn: nn.Module) -> nn.Module | None:
     """Return the loss or the model, or the module inside it, that declares `whole_batch = True`."""
     modules = (*loss_fn.modules(), *model.modules())
     return next((module for module in modules if getattr(module, "whole_batch", None) is True), None)
@@ -54,30 +54,34 @@ def denominator(loss_fn: nn.Module, targets: Any, samples: int) -> Tensor | int:
     return torch.where(counted, weights, 0).sum()
 
 
-def loss_of(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, whole: Tensor | int | None) -> Tensor | None:
-    """Return the loss of a batch, or what a micro batch adds to it; None if all of its targets are ignored.
+def loss_contribution(
+    loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, batch_denominator: Tensor | int | None
+) -> Tensor | None:
+    """Return what a micro batch adds to the loss of its batch, or None if all of its targets are ignored.
 
     Args:
         loss_fn: the loss.
         outputs: the outputs for the micro batch.
         targets: the targets of the micro batch.
         samples: the number of samples in the micro batch.
-        whole: the denominator of the whole batch; None: the micro batch is the whole batch.
+        batch_denominator: the denominator of the whole batch; None: the micro batch is the whole batch.
     """
-    if whole is None:
+    if batch_denominator is None:
         loss: Tensor = loss_fn(outputs, targets)
         return loss
-    own = denominator(loss_fn, targets, samples)
-    # The mean of such a part is 0 / 0. Only a custom loss synchronizes the device here.
-    if not supports_sum(loss_fn) and not is_sum(loss_fn) and own == 0:
+    own_denominator = denominator(loss_fn, targets, samples)
+    # The mean over ignored targets only is 0 / 0. Only a custom loss synchronizes the device here.
+    if not supports_sum(loss_fn) and not is_sum(loss_fn) and own_denominator == 0:
         return None
     with sum_reduction(loss_fn) as summed:
         loss = loss_fn(outputs, targets)
     if is_sum(loss_fn):
         return loss
     if not summed:
-        loss = loss * own
-    return loss / (torch.where(whole == 0, 1, whole) if isinstance(whole, Tensor) else whole)
+        loss = loss * own_denominator
+    if isinstance(batch_denominator, Tensor):
+        batch_denominator = torch.where(batch_denominator == 0, 1, batch_denominator)
+    return loss / batch_denominator
 
 
 def supports_sum(loss_fn: nn.Module) -> bool:

@@ -13,9 +13,9 @@ from trainkit.core.device import empty_cache, is_out_of_memory, peak_memory
 from trainkit.core.errors import NonFiniteError, OutOfMemoryError
 from trainkit.core.pytree import batch_size_of, describe
 from trainkit.training.hooks import call_hooks
-from trainkit.training.losses import whole_batch_part
+from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import Phase, State
-from trainkit.training.whole_batch import check_split
+from trainkit.training.whole_batch import check_may_split
 
 Result = TypeVar("Result")
 
@@ -32,7 +32,7 @@ def run_with_oom_split(
     """
     statistics = [(tensor, tensor.clone()) for tensor in state.objects.statistics]
     while True:
-        check_split(state, inputs, targets, hooks)
+        check_may_split(state, inputs, targets, hooks)
         try:
             return work(state, inputs, targets)
         except NonFiniteError:
@@ -50,6 +50,7 @@ def run_with_oom_split(
         _undo_step(state)
         _restore(statistics)
         empty_cache(state.objects.device)
+        check_may_split(state, inputs, targets, hooks)  # before the hooks report the split
         call_hooks(hooks, "on_split", state)
 
 
@@ -61,7 +62,7 @@ def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryEr
         else "the results do not change"
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
-    if whole_batch_part(objects.model, objects.loss_fn) is not None:
+    if size > 1 and whole_batch_module(objects.model, objects.loss_fn) is not None:
         hint = "lower batch_size: the loss needs the whole batch"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
     at_a_time = f"{size} sample{'s' * (size != 1)} at a time"

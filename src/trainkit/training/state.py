@@ -20,7 +20,7 @@ from trainkit.core.pytree import copy_to_cpu
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
-from trainkit.training.losses import is_sum, whole_batch_part
+from trainkit.training.losses import is_sum, whole_batch_module
 from trainkit.training.metrics import Mean, Metrics
 from trainkit.training.progress import Progress
 
@@ -284,7 +284,7 @@ def new_state(
     """
     trained = nn.ModuleDict({"model": model, "loss": loss_fn})
     layers = [module for module in model.modules() if takes_batch_statistics(module)]
-    if whole_batch_part(model, loss_fn) is not None:
+    if whole_batch_module(model, loss_fn) is not None:
         settings = replace(settings, on_oom="stop")
     if settings.on_oom == "auto":
         settings = replace(settings, on_oom="stop" if layers else "split")

@@ -12,7 +12,7 @@ from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
-from trainkit.training.losses import denominator, loss_of
+from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.state import Objects, Phase, State
 
 
@@ -23,15 +23,14 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     batch. If the optimizer evaluates the loss several times, the epoch's loss counts the first.
     """
     objects = state.objects
-    first: list[Tensor] = []
-    weight = denominator(objects.loss_fn, targets, batch_size_of(inputs))
+    evaluations: list[tuple[Tensor, Tensor | int]] = []
 
     def closure() -> Tensor:
         objects.optimizer.zero_grad()
-        total = loss_in_parts(state, inputs, targets)
-        before_update(state, total, weight, first=not first)
-        first.append(total)
-        return total
+        loss, weight = accumulate_gradient(state, inputs, targets)
+        before_update(state, loss, weight, first=not evaluations)
+        evaluations.append((loss, weight))
+        return loss
 
     if objects.needs_closure:
         state.phase = Phase.UPDATING
@@ -39,25 +38,37 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     else:
         closure()
         update(state)
-    state.progress.loss.update(first[0], weight=weight)
+    loss, weight = evaluations[0]
+    state.progress.loss.update(loss, weight=weight)
 
 
-def loss_in_parts(state: State, inputs: Any, targets: Any) -> Tensor:
-    """Return the loss of a batch from its micro batches; if gradients are enabled, accumulate the gradient."""
+def accumulate_gradient(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Tensor | int]:
+    """Return the loss of a batch and its denominator; if gradients are enabled, accumulate the gradient."""
     objects = state.objects
-    samples = batch_size_of(inputs)
-    weight = denominator(objects.loss_fn, targets, samples)
+    batch_denominator = denominator(objects.loss_fn, targets, batch_size_of(inputs))
     total = torch.zeros((), device=objects.device)
+    for _, _, loss in forward_in_parts(state, objects.model, objects.loss_fn, inputs, targets, batch_denominator):
+        if loss is None:
+            continue
+        if torch.is_grad_enabled():
+            (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
+        total = total + loss.detach()
+    return total, batch_denominator
+
+
+def forward_in_parts(
+    state: State, model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, batch_denominator: Tensor | int
+) -> Iterator[tuple[Any, Any, Tensor | None]]:
+    """Yield for each micro batch its outputs, its targets, and what `loss_contribution` returns."""
+    samples = batch_size_of(inputs)
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
-        is_whole = batch_size_of(part) == samples
-        with objects.autocast:
-            outputs = objects.model(part)
-            loss = loss_of(objects.loss_fn, outputs, part_targets, batch_size_of(part), None if is_whole else weight)
-        if loss is not None:
-            if torch.is_grad_enabled():
-                (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
-            total = total + loss.detach()
-    return total
+        count = batch_size_of(part)
+        with state.objects.autocast:
+            outputs = model(part)
+            whole = None if count == samples else batch_denominator
+            loss = loss_contribution(loss_fn, outputs, part_targets, count, whole)
+        yield outputs, part_targets, loss
+        del outputs, loss  # before the next forward pass needs memory
 
 
 def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:

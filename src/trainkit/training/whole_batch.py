@@ -1,41 +1,45 @@
 """Batches that may not be split, because their loss is not the sum of the losses of their parts.
 
-A contrastive loss, a maximum over the batch, or a mean over an undeclared number does not add up. A loss or a model
-declares this by `whole_batch = True`. Without a declaration, a comparison finds it before the first split.
+Contrastive losses, maxima over the batch and means over an undeclared number do not add up. A loss or a model declares
+this by `whole_batch = True`. Without a declaration, a comparison finds it before the first split.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, OutOfMemoryError
-from trainkit.core.pytree import batch_size_of, map_tensors, tensors_in
+from trainkit.core.pytree import batch_size_of, join_rows, map_tensors, take_rows_of_samples
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.training.hooks import call_hooks
-from trainkit.training.losses import denominator, loss_of, whole_batch_part
+from trainkit.training.losses import denominator, loss_contribution, whole_batch_module
 from trainkit.training.state import Objects, State
+from trainkit.training.step import micro_batches
 
 LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order differ by about 1e-6
 MODEL_TOLERANCE = 1e-3  # relative; the layers of a deep model amplify such differences
+DENOMINATOR_HINT = (
+    "a loss that is a mean over another number than samples needs denominator(targets): see docs/numbers.md"
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a comparison; without a difference and a reason, the losses add up.
+    """The result of a comparison. If both texts are empty, the losses add up.
 
     Args:
         difference: what differs, for messages.
         unknown: why the comparison is impossible, for messages.
-        is_sum: the loss is the plain sum of the losses of the parts.
+        is_sum: whether the loss is the plain sum of the losses of the parts.
     """
 
     difference: str = ""
@@ -43,11 +47,11 @@ class Finding:
     is_sum: bool = False
 
 
-def check_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any]) -> None:
-    """Check that a batch may be split if the micro batch in force splits it. Only the first check compares.
+def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any]) -> None:
+    """Raise an error if the micro batch in force splits a batch whose loss does not add up.
 
-    The check does not change weights, gradients, buffers and RNG states. `whole_batch = False` in the loss or the
-    model excludes that part from the comparison.
+    Only the first such call compares. The comparison does not change weights, gradients, buffers and RNG states.
+    `whole_batch = False` in the loss or the model turns the comparison off.
 
     Args:
         state: the state of the training.
@@ -63,39 +67,46 @@ def check_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any]) -
     size = progress.micro_batch
     if progress.split_checked or size is None or size >= batch_size_of(inputs):
         return
-    declared = whole_batch_part(objects.model, objects.loss_fn)
+    declared = whole_batch_module(objects.model, objects.loss_fn)
     if declared is not None:
-        raise _refusal(state, f"{name_and_place(declared)} has whole_batch = True")
+        raise declared_error(declared, size)
     progress.split_checked = True
+    if any(getattr(module, "whole_batch", None) is False for module in (objects.model, objects.loss_fn)):
+        return
     try:
-        finding = compare_parts(objects, inputs, targets, size)
+        finding = compare_loss_and_model(objects, inputs, targets, size)
     except Exception as error:  # the step that follows reports errors of the user's code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         finding = Finding(unknown="memory ran out" if is_out_of_memory(error) else text)
     if finding.difference:
-        raise _refusal(state, finding.difference, is_sum=finding.is_sum)
+        raise _split_error(state, finding)
     if finding.unknown:
         text = "note: it is unknown whether the losses of micro batches add up to the loss of their batch"
         advice = "a loss that compares samples of a batch needs whole_batch = True"
         call_hooks(hooks, "on_note", state, f"{text} ({finding.unknown}); {advice}")
 
 
-def _refusal(state: State, reason: str, *, is_sum: bool = False) -> ConfigError | OutOfMemoryError:
+def declared_error(module: nn.Module, micro_batch: int) -> ConfigError:
+    """Return the error for a `micro_batch` with a loss or a model that declares `whole_batch = True`."""
+    cause = f"micro_batch={micro_batch}: {name_and_place(module)} has whole_batch = True"
+    return ConfigError(cause, hint="write micro_batch=off, and a batch_size that fits into memory")
+
+
+def _split_error(state: State, finding: Finding) -> ConfigError | OutOfMemoryError:
     """Return the error for a batch that may not be split. The exit code is 2 if the config asked for it, else 8."""
-    declare = "a loss that is a mean over another number than samples needs denominator(targets): see docs/numbers.md"
-    declare = "a loss that sums over the batch needs reduction = 'sum'" if is_sum else declare
+    hint = "a loss that sums over the batch needs reduction = 'sum'" if finding.is_sum else DENOMINATOR_HINT
     asked = state.settings.micro_batch
     if state.progress.micro_batch == asked:
-        return ConfigError(f"micro_batch={asked}: {reason}", hint=f"write micro_batch=off; {declare}")
-    cause = f"{state.device} ran out of memory, and the batch may not be split: {reason}"
-    return OutOfMemoryError(cause, hint=f"lower batch_size; {declare}")
+        return ConfigError(f"micro_batch={asked}: {finding.difference}", hint=f"write micro_batch=off; {hint}")
+    cause = f"{state.device} ran out of memory, and the batch may not be split: {finding.difference}"
+    return OutOfMemoryError(cause, hint=f"lower batch_size; {hint}")
 
 
 # ------------------------------------------------------------------------------------ the comparison
 
 
 @torch.no_grad()
-def compare_parts(objects: Objects, inputs: Any, targets: Any, size: int) -> Finding:
+def compare_loss_and_model(objects: Objects, inputs: Any, targets: Any, size: int) -> Finding:
     """Compare the loss of a batch with the sum over its micro batches.
 
     The loss is compared first, on the same outputs, so batch norm and dropout have no effect. Then the model is
@@ -108,127 +119,95 @@ def compare_parts(objects: Objects, inputs: Any, targets: Any, size: int) -> Fin
         size: the number of samples in a micro batch.
     """
     model, loss_fn, samples = objects.model, objects.loss_fn, batch_size_of(inputs)
-    of_loss = Finding()
-    with preserve_rng(), restored(model, loss_fn), _eager(model):
-        if getattr(loss_fn, "whole_batch", None) is None:
-            with _evaluation_mode(model, only_torch=True):
-                outputs = [model(part) for part in split_rows(inputs, samples, size)]
-            try:
-                joined = join_rows(outputs)
-            except ValueError:  # such as a model that returns its own loss; the second comparison includes the loss
-                joined = None
-            for part in (size, max(2, size // 4)):  # one partition may add up by chance
-                if joined is not None and not of_loss.difference:
-                    of_loss = compare(identity, loss_fn, joined, targets, samples, part, LOSS_TOLERANCE)
-        if of_loss.difference or getattr(model, "whole_batch", None) is not None:
-            return of_loss
-        few = max(size, 2)
-        inputs, targets = (next(split_rows(batch, samples, few)) for batch in (inputs, targets))
-        of_model = Finding()
+    loss_finding = model_finding = Finding()
+    with preserve_rng(), restored(model, loss_fn), _without_compiled_code(model):
+        with _evaluation_mode(model, only_torch=True):
+            outputs = [model(part) for part, _ in micro_batches(inputs, targets, size)]
+        try:
+            joined = join_rows(outputs)
+        except ValueError:  # such as a model that returns its own loss, which the second comparison includes
+            joined = None
+        if joined is not None:
+            loss_finding = compare_loss(loss_fn, joined, targets, samples, (size, max(2, size // 4)))
+        if loss_finding.difference:
+            return loss_finding
+        inputs, targets = next(micro_batches(inputs, targets, max(size, 2)))
+        samples = batch_size_of(inputs)
         for only_torch in (True, False):  # custom random layers need the evaluation mode, too
             with _evaluation_mode(model, only_torch=only_torch):
-                of_model = compare(model, loss_fn, inputs, targets, few, -(-few // 2), MODEL_TOLERANCE)
-            if not of_model.unknown:
+                model_finding = _compare(
+                    "the model or its loss", model, loss_fn, (inputs, targets), samples, -(-samples // 2)
+                )
+            if not model_finding.unknown:
                 break
-    return of_model if of_model.difference or not of_loss.unknown else of_loss
+    return model_finding if model_finding.difference or not loss_finding.unknown else loss_finding
 
 
-def compare(
-    forward: Callable[[Any], Any],
-    loss_fn: nn.Module,
-    inputs: Any,
-    targets: Any,
-    samples: int,
-    size: int,
-    tolerance: float = LOSS_TOLERANCE,
-) -> Finding:
-    """Compare the loss of a batch with the sum over its parts. Gradients must be off. RNG states change.
+def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, sizes: Iterable[int]) -> Finding:
+    """Compare the loss of a batch of outputs with the sum over its parts. Gradients must be off. RNG states change.
 
     Args:
-        forward: makes outputs of inputs.
         loss_fn: the loss.
-        inputs: nested tensors with a multiple of `samples` rows.
-        targets: nested tensors with a multiple of `samples` rows.
+        outputs: nested tensors with a multiple of `samples` rows.
+        targets: the targets of the batch.
         samples: the number of samples in the batch.
-        size: the number of samples in a part.
-        tolerance: the largest relative difference that counts as equal.
+        sizes: the number of samples in a part. Several sizes, because the losses of one may add up by chance.
     """
+    for size in sizes:
+        finding = _compare(name_and_place(loss_fn), None, loss_fn, (outputs, targets), samples, size)
+        if finding != Finding():
+            return finding
+    return Finding()
 
-    def loss_of_whole(seed: int) -> float:
+
+def _compare(
+    name: str, model: nn.Module | None, loss_fn: nn.Module, batch: tuple[Any, Any], samples: int, size: int
+) -> Finding:
+    """Compare the loss of a batch with the sum over its parts; without a model, the inputs are outputs."""
+    inputs, targets = batch
+
+    def outputs_of(part: Any) -> Any:
+        return part if model is None else model(part)
+
+    def loss_of_batch(seed: int) -> float:
         torch.manual_seed(seed)
-        return float(loss_fn(forward(inputs), targets))
+        return float(loss_fn(outputs_of(inputs), targets))
 
+    batch_denominator = denominator(loss_fn, targets, samples)
+    contributions, values = [], []
     torch.manual_seed(0)
-    weight = denominator(loss_fn, targets, samples)
-    shares, plain = [], []
-    for start, part, part_targets in zip(
-        range(0, samples, size), split_rows(inputs, samples, size), split_rows(targets, samples, size), strict=True
-    ):
-        outputs, count = forward(part), min(size, samples - start)
-        share = loss_of(loss_fn, outputs, part_targets, count, weight)
-        shares.append(0.0 if share is None else float(share))
-        plain.append(float(loss_fn(outputs, part_targets)))
-    whole = loss_of_whole(0)
-    if _close(whole, shares, tolerance):
-        return Finding()
-    if whole != loss_of_whole(1):
-        return Finding(unknown=f"{name_and_place(loss_fn if forward is identity else forward)} draws random numbers")
-    cause = name_and_place(loss_fn) if forward is identity else "the model or its loss"
-    what = f"the loss of {samples} samples is {whole:.4f}, the losses of their parts add up to {sum(shares):.4f}"
-    is_sum = _close(whole, plain, tolerance)
-    verb = "sums over the batch" if is_sum else "is not the mean over the samples"
-    return Finding(f"{cause} {verb}: {what}", is_sum=is_sum)
-
-
-def identity(outputs: Any) -> Any:
-    """Return the outputs; a model for `compare` that leaves only the loss."""
-    return outputs
-
-
-def _close(whole: float, shares: Sequence[float], tolerance: float) -> bool:
-    """Return whether shares add up to the whole. The step reports a whole that is not finite."""
-    if not math.isfinite(whole):
-        return True
-    if not all(map(math.isfinite, shares)):
-        return False
-    return abs(whole - math.fsum(shares)) <= tolerance * max(abs(whole), math.fsum(map(abs, shares)))
-
-
-# ------------------------------------------------------------------------------------- rows and modes
-
-
-def split_rows(batch: Any, samples: int, size: int) -> Iterator[Any]:
-    """Yield the rows of a batch in parts of `size` samples.
-
-    Raises:
-        ValueError: the rows of a tensor are not a multiple of `samples`.
-    """
-    if any(not tensor.dim() or len(tensor) % samples for tensor in tensors_in(batch)):
-        raise ValueError(f"the rows are not a multiple of {samples} samples")
     for start in range(0, samples, size):
         stop = min(start + size, samples)
-        yield map_tensors(batch, lambda t, a=start, b=stop: t[a * (len(t) // samples) : b * (len(t) // samples)])  # type: ignore[misc]
+        outputs = outputs_of(take_rows_of_samples(inputs, samples, start, stop))
+        part_targets = map_tensors(targets, lambda t, a=start, b=stop: t[a:b])  # type: ignore[misc]  # as the step does
+        contribution = loss_contribution(loss_fn, outputs, part_targets, stop - start, batch_denominator)
+        contributions.append(0.0 if contribution is None else float(contribution))
+        values.append(float(loss_fn(outputs, part_targets)))
+    loss = loss_of_batch(0)
+    tolerance = LOSS_TOLERANCE if model is None else MODEL_TOLERANCE
+    if _adds_up(loss, contributions, tolerance):
+        return Finding()
+    if loss != loss_of_batch(1):
+        return Finding(unknown=f"{name} draws random numbers")
+    is_sum = _adds_up(loss, values, tolerance)
+    kind = "is not the mean over the samples" if model is None else "compares samples"
+    if callable(getattr(loss_fn, "denominator", None)) and model is None:
+        kind = "is not the mean that its denominator(targets) says"
+    kind = "sums over the batch" if is_sum else kind
+    found = f"the loss of {samples} samples is {loss:.4f}, the losses of their parts add up to {sum(contributions):.4f}"
+    return Finding(f"{name} {kind}: {found}", is_sum=is_sum)
 
 
-def join_rows(parts: Sequence[Any]) -> Any:
-    """Return the parts of a batch as one batch.
+def _adds_up(loss: float, contributions: Sequence[float], tolerance: float) -> bool:
+    """Return whether contributions add up to a loss. The step reports a loss that is not finite."""
+    if not math.isfinite(loss):
+        return True
+    if not all(map(math.isfinite, contributions)):
+        return False
+    return abs(loss - math.fsum(contributions)) <= tolerance * max(abs(loss), math.fsum(map(abs, contributions)))
 
-    Raises:
-        ValueError: the parts have no rows, or differ in structure.
-    """
-    first = parts[0]
-    if isinstance(first, Tensor):
-        if any(not isinstance(p, Tensor) or not p.dim() or p.shape[1:] != first.shape[1:] for p in parts):
-            raise ValueError("tensors without rows, or of different shapes")
-        return torch.cat([*parts])
-    if type(first) is dict:
-        return {key: join_rows([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple | list):
-        joined = [join_rows(values) for values in zip(*parts, strict=True)]
-        return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
-    if first is None:
-        return None
-    raise ValueError(f"{type(first).__name__} has no rows")
+
+# --------------------------------------------------------------------------------- state and modes
 
 
 @contextmanager
@@ -249,7 +228,7 @@ def restored(*modules: nn.Module) -> Iterator[None]:
             tensor.copy_(before)
 
 
-def _eager(model: nn.Module) -> AbstractContextManager[Any]:
+def _without_compiled_code(model: nn.Module) -> AbstractContextManager[Any]:
     """Turn compiled code off in the block: parts of other sizes would be compiled again."""
     return nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
 
@@ -269,7 +248,7 @@ def _evaluation_mode(model: nn.Module, *, only_torch: bool) -> Iterator[None]:
             if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
                 module.training = False
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                # Without running statistics, batch norm takes those of the batch in evaluation mode, too.
+                # Without running statistics, batch norm uses batch statistics in evaluation mode, too.
                 module.running_mean = torch.zeros(module.num_features, device=next(model.parameters()).device)
                 module.running_var = torch.ones_like(module.running_mean)
         yield
