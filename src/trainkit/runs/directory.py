@@ -18,16 +18,11 @@ from trainkit.config.settings import Settings
 from trainkit.core.atomic import atomic_write_text
 from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
 from trainkit.core.paths import display_path, storage_error
-from trainkit.core.redaction import (
-    environment_secrets,
-    find_secrets,
-    redact_by_key,
-    redact_command_line,
-    replace_secrets,
-)
+from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, redact_copies, replace_secrets
 from trainkit.runs.history import History
 from trainkit.runs.lock import Lock
 from trainkit.runs.provenance import now, process_facts
+from trainkit.runs.secrets import literal_secrets, secrets_of
 
 
 def find_run(name: str) -> Path:
@@ -192,6 +187,7 @@ class Run:
             StorageError: the directory cannot be written.
         """
         self._open_log()
+        self.secrets |= secrets_of(settings.source)
         resumed = [*self.info.get("resumed", []), {"at": now(), "command": self._redact(command), **at}]
         status = {"status": "running", "exit_code": None, "why": None, "ended": None}
         self.info |= {**status, **process_facts(), "resumed": resumed}
@@ -206,7 +202,7 @@ class Run:
         Raises:
             StorageError: the directory cannot be written.
         """
-        why = why and replace_secrets(why, self.secrets)
+        why = why and self.hide_secrets(why)
         self.info |= {"status": status, "exit_code": exit_code, "why": why, "ended": now()}
         try:
             try:
@@ -251,8 +247,10 @@ class Run:
             raise storage_error(self.directory, error) from error
         for name, node in files.items():
             plain = redact_by_key(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
-            # In the config a secret may be part of another value, which a resumed run needs unchanged.
-            node = plain if name == "config" else redact_command_line(plain, self.secrets)
+            if name == "config":  # a value that contains a secret must be given again, so it is replaced completely
+                node = redact_copies(plain, literal_secrets(config))
+            else:
+                node = redact_command_line(plain, self.secrets)
             self._write_text(f".hydra/{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(node)))
 
     def write_info(self) -> None:
@@ -269,6 +267,10 @@ class Run:
             self._history.append(metrics)
         self.info["best"] = best and dict(best)
         self.write_info()
+
+    def hide_secrets(self, text: str) -> str:
+        """Return the text of an error without the secrets of the run, also without the short ones."""
+        return replace_secrets(text, self.secrets, short=True)
 
     def log(self, line: str) -> None:
         """Add a line to `trainkit.log`, with the time."""
@@ -301,19 +303,6 @@ class Run:
 
     def _redact(self, words: Sequence[str]) -> list[str]:
         return [str(word) for word in redact_command_line(list(words), self.secrets)]
-
-
-def secrets_of(config: DictConfig) -> set[str]:
-    """Return the secrets that a config contains or refers to."""
-    try:
-        resolved: Any = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException:  # a value that only the data gives
-        resolved = {}
-    return {
-        *find_secrets(OmegaConf.to_container(config, resolve=False)),
-        *find_secrets(resolved),
-        *environment_secrets(OmegaConf.to_yaml(config)),
-    }
 
 
 def _to_json(content: Any) -> str:

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from trainkit.config.settings import Settings
-from trainkit.core.redaction import MIN_SECRET_LENGTH, find_secrets, redact_by_key
+from trainkit.core.redaction import MIN_SECRET_LENGTH, redact_by_key, redact_copies
+from trainkit.runs.secrets import literal_secrets
 
 # Keys that do not affect results: hardware, logging, and the length of the run.
 FREE_KEYS = {
@@ -48,11 +49,9 @@ def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, A
     if epochs is not None:
         config = config.copy()
         config.epochs = epochs
-    secrets = {
-        text for text in find_secrets(OmegaConf.to_container(config, resolve=False)) if len(text) >= MIN_SECRET_LENGTH
-    }
+    secrets = {text for text in literal_secrets(config) if len(text) >= MIN_SECRET_LENGTH}
     with _environment_as_names():
-        plain = redact_by_key(_resolved(config, secrets))
+        plain = redact_copies(redact_by_key(_resolved(config, secrets)), secrets)
     return {key: value for key, value in _leaves(plain) if not _is_free(key)}
 
 

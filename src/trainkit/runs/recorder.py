@@ -34,6 +34,8 @@ class Recorder:
     def log_unreadable(self, state: State) -> None:
         """Log each unreadable sample once."""
         if count_unreadable(state) > len(self.logged):  # a quick check, as this runs at each step
+            for known in state.progress.unreadable.values():  # in place: the checkpoints contain these lines too
+                known.update({index: self.run.hide_secrets(line) for index, line in known.items()})
             lines = [line for known in state.progress.unreadable.values() for line in known.values()]
             for line in dict.fromkeys(lines):
                 if line not in self.logged:
