@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
+from trainkit.core.signals import StopHandler
 from trainkit.core.spelling import nearest
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code."""
+    """Run a command line and return its exit code. The handlers of signals stay until the process has exited."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, _stop)
+    handler, previous = StopHandler(_raise_stop), sys.unraisablehook
     try:
-        # Last, so that `_target_: mymodels.Net` finds ./mymodels.py, but ./random.py does not shadow Python's module.
-        sys.path.append(str(Path.cwd()))
-        code = dispatch(argv)
-        if sys.stdout is not None:  # closed, as by `>&-`
-            sys.stdout.flush()
-        return code
+        try:
+            _install(handler)
+            return _run(argv)
+        finally:  # the exit code is decided
+            handler.close()
+            sys.unraisablehook = previous
     except KeyboardInterrupt as error:
         return _stopped(error)
     except TrainkitError as error:
@@ -47,6 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Stopped.pending:
             return _stopped(Stopped.pending)
         return _fail(describe_bug(error), error, 1)
+
+
+def _run(argv: list[str]) -> int:
+    """Run a command; return its exit code.
+
+    Raises:
+        Stopped: a signal stopped the command, also if a library has swallowed the interrupt.
+    """
+    # Last, so that `_target_: mymodels.Net` finds ./mymodels.py, but ./random.py does not shadow Python's module.
+    sys.path.append(str(Path.cwd()))
+    code = dispatch(argv)
+    if sys.stdout is not None:  # closed, as by `>&-`
+        sys.stdout.flush()
+    if Stopped.pending:
+        raise Stopped.pending
+    return code
 
 
 def dispatch(argv: list[str]) -> int:
@@ -81,10 +97,22 @@ def dispatch(argv: list[str]) -> int:
     return code
 
 
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-    Stopped.pending = Stopped(number)
-    raise Stopped.pending
+def _install(handler: StopHandler) -> None:
+    Stopped.pending = None
+    atexit.register(handler.ignore)  # registered first, so that it runs last
+    handler.install()
+    sys.unraisablehook = functools.partial(_skip_stopped, sys.unraisablehook)
+
+
+def _raise_stop(stop: Stopped) -> None:
+    Stopped.pending = stop
+    raise stop
+
+
+def _skip_stopped(previous: Callable[[Any], Any], unraisable: Any) -> None:
+    """Print no traceback if a signal interrupted a destructor, which cannot pass the error on."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        previous(unraisable)
 
 
 def _stopped(error: KeyboardInterrupt) -> int:

@@ -129,7 +129,7 @@ class Stopped(KeyboardInterrupt):
     128 + the signal's number. SIGUSR1 has 75, which asks a scheduler to start the job again.
 
     Attributes:
-        pending: the stop that a signal requested before the training began.
+        pending: the stop that a signal requested outside of a training.
         saved: where the training was saved, and the command that continues it.
     """
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainkit.core.device import free_memory
 from trainkit.core.errors import DataError
 from trainkit.core.pytree import leaves, map_tensors, structure_of, tensors_in
+from trainkit.core.signals import delay_signals
 from trainkit.data import disk_cache
 from trainkit.data.loaders import BatchOrder, StreamingLoader
 from trainkit.data.pairs import Pair, map_pair, tensors_in_pair
@@ -290,7 +291,9 @@ def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: 
     done = 0
     try:
         with _reasons_to_stream():
-            for batch in iter(streaming.loader):
+            with delay_signals():
+                fetched = iter(streaming.loader)  # starts the workers
+            for batch in fetched:
                 if batch.unreadable and not skip:
                     raise unreadable_sample_error(key, dataset, *batch.unreadable[0])
                 unreadable.update(batch.unreadable)

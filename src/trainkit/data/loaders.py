@@ -18,6 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.core.errors import UserCodeError
 from trainkit.core.pytree import batch_size_of, tensors_in
+from trainkit.core.signals import delay_signals
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, SeededReader, collate, epoch_seed, ignore_signals, name_of
@@ -277,7 +278,9 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader.batches`."""
         self.order.epoch, self.order.start = epoch, start
-        return self._prepared(iter(self.loader), epoch)  # starts the workers now, where no signal interrupts
+        with delay_signals():
+            fetched = iter(self.loader)  # starts the workers
+        return self._prepared(fetched, epoch)
 
     def _prepared(self, fetched: Iterator[CollatedBatch], epoch: int) -> Iterator[Batch]:
         for batch in fetched:

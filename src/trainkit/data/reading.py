@@ -20,6 +20,7 @@ from torch.utils.data import Subset, default_collate
 
 from trainkit.core.pytree import structure_of
 from trainkit.core.rng import GlobalGenerator, RngSnapshot
+from trainkit.core.signals import SIGNALS
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs
 from trainkit.data.sample_errors import (
     MixedTargetsError,
@@ -200,9 +201,10 @@ def ignore_signals(_: int) -> None:
     """Ignore signals in a worker process: its parent handles them, and its current step needs the data."""
     if sys.platform == "linux":  # a worker that ignores signals must still end with its parent
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see `delay_signals`
 
 
 @dataclass
