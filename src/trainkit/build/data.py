@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,7 @@ def store_samples(
             dataset,
             data.cache or "none",
             device,
-            limit=int(limit),
+            limit=int(min(limit, sys.maxsize)),
             workers=data.num_workers,
             skip=data.on_unreadable == "skip",
             partial=settings.limit_batches is not None,

@@ -18,8 +18,8 @@ from trainkit.build.model import build_loss, build_model
 from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.config.schema import Node
 from trainkit.config.settings import Settings
-from trainkit.core.device import disable_malloc_trim, select_device
-from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError
+from trainkit.core.device import disable_malloc_trim, is_out_of_memory, select_device
+from trainkit.core.errors import ConfigError, OutOfMemoryError, Problem, TrainkitError, UserCodeError
 from trainkit.core.rng import seed_all
 from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
@@ -78,8 +78,22 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
     Raises:
         ConfigError: wrong arguments, param groups or values.
         DataError: a data set cannot be read.
-        UserCodeError: code that a `_target_` names raised an error.
+        OutOfMemoryError: there is too little memory for an object.
+        UserCodeError: code that a `_target_` names raised another error.
     """
+    try:
+        return _build_session(settings, on_progress)
+    except Exception as error:
+        key, cause = (error.key, error.error) if isinstance(error, UserCodeError) else ("model", error)
+        if not is_out_of_memory(cause):
+            raise
+        hint = f"choose a smaller {key.partition('.')[0]} or another device"
+        hint += ", or write data.cache=none" if key.startswith("data.") else ""
+        text = f"{key}: memory ran out while it was built: {' '.join(str(cause).split()) or type(cause).__name__}"
+        raise OutOfMemoryError(text, hint=hint) from error
+
+
+def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> Session:
     problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)

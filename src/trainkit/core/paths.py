@@ -64,7 +64,10 @@ def update_latest_link(directory: Path, outputs: Path) -> None:
 
 def display_path(path: Path) -> str:
     """Return a path relative to the working directory if possible, as a user would type it."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was deleted
+        return str(path)
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return "./last" if text == "last" else text  # `last` alone means the newest run
 

@@ -212,8 +212,11 @@ def _cache_key(images: Any, size: int | str | None) -> tuple[str, str]:
     name = hashlib.sha256(f"{folder} {size}".encode()).hexdigest()[:16]
     listing = hashlib.sha256(f"PIL {PIL.__version__}, torchvision {torchvision.__version__}".encode())
     for file, target in images.samples:
-        facts = Path(file).stat()
-        times = f"{facts.st_mtime_ns} {facts.st_ctime_ns}"
-        seen = f"{os.path.relpath(file, images.root)} {target} {facts.st_size} {times}\n"
+        try:
+            facts = Path(file).stat()
+            state = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
+        except OSError:  # such as a link to a missing file: reported when the sample is read
+            state = "unreadable"
+        seen = f"{os.path.relpath(file, images.root)} {target} {state}\n"
         listing.update(seen.encode(errors="surrogateescape"))
     return f"{folder.name}-{name}", listing.hexdigest()
