@@ -99,6 +99,7 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "core/redaction",
         "core/source",
         "core/spelling",
+        "core/terminal",
         "display/live",
         "display/plots",
         "display/text",

@@ -22,6 +22,7 @@ from trainkit.config.search_path import ignored_configs, search_path
 from trainkit.config.show import config_text, remove_secrets
 from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.spelling import nearest
+from trainkit.core.terminal import printable
 
 REFUSED = {
     "config_name": "the root config is always trainkit's; choose experiment=NAME",
@@ -30,11 +31,12 @@ REFUSED = {
 }
 
 
-def parse(argv: Sequence[str], **flags: Any) -> argparse.Namespace:
+def parse(argv: Sequence[str], *, takes_directory: bool = False, **flags: Any) -> argparse.Namespace:
     """Parse a command line. Overrides and flags may come in any order.
 
     Args:
         argv: without the name of the command.
+        takes_directory: whether the command line names a directory.
         flags: the command's flags with their defaults; False for a flag without a value.
 
     Raises:
@@ -52,7 +54,8 @@ def parse(argv: Sequence[str], **flags: Any) -> argparse.Namespace:
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    problems = [_unknown_flag(word, known) for word in argv if _is_flag(word) and word.partition("=")[0] not in known]
+    unknown = [word for word in argv if _is_flag(word) and word.partition("=")[0] not in known]
+    problems = [_unknown_flag(word, known, takes_directory=takes_directory) for word in unknown]
     if problems:
         raise ConfigError(*problems)
     args = parser.parse_intermixed_args(list(argv))
@@ -71,11 +74,13 @@ def _is_flag(word: str) -> bool:
     return word.startswith("-") and not re.match(r"-[\d.]", word)
 
 
-def _unknown_flag(word: str, known: set[str]) -> Problem:
+def _unknown_flag(word: str, known: set[str], *, takes_directory: bool) -> Problem:
     flag, _, value = word.partition("=")
     key = flag.lstrip("-").replace("-", "_")
     close = None if key.partition(".")[0] in RootKeys.__annotations__ else nearest(flag, known)
     hint = f"did you mean {close}?" if close else f"keys have no dashes: write {key or 'KEY'}={value or 'VALUE'}"
+    if takes_directory and not value:
+        hint = f"write ./{word} if a directory has this name" + (f"; {hint}" if close else "")
     return Problem(f"{word}: there is no such flag", hint)
 
 
@@ -105,13 +110,13 @@ def only_answer_on_stdout(args: argparse.Namespace) -> Iterator[None]:
 def report_ignored_configs(args: argparse.Namespace) -> None:
     """Print which of the user's config files Hydra does not read."""
     for file, reason in ignored_configs(args.config_dir):
-        print(f"note: {file} is ignored: {reason}", file=sys.stderr)
+        print(printable(f"note: {file} is ignored: {reason}"), file=sys.stderr)
 
 
 def print_notes(composed: Composed) -> None:
     """Print the notes about a composed config."""
     for note in composed.notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
 
 
 def compose(args: argparse.Namespace) -> Composed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
 from trainkit.core.signals import StopHandler
 from trainkit.core.spelling import nearest
+from trainkit.core.terminal import printable
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
@@ -25,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. The handlers of signals stay until the process has exited."""
     argv = list(sys.argv[1:] if argv is None else argv)
     handler, previous = StopHandler(_raise_stop), sys.unraisablehook
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             _install(handler)
@@ -42,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         text = f"error: {error}\n  correct the cause, or run trainkit in another folder"
-        return _fail(text, error, StorageError.exit_code)
+        return _fail(printable(text), error, StorageError.exit_code)
     except Exception as error:
         if Stopped.pending:
             return _stopped(Stopped.pending)
@@ -118,7 +123,7 @@ def _skip_stopped(previous: Callable[[Any], Any], unraisable: Any) -> None:
 def _stopped(error: KeyboardInterrupt) -> int:
     stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
     saved = f", saved as {stopped.saved}" if stopped.saved else ""
-    return _fail(f"stopped by {stopped.name}{saved}", error, stopped.exit_code)
+    return _fail(printable(f"stopped by {stopped.name}{saved}"), error, stopped.exit_code)
 
 
 def _fail(text: str, error: BaseException, code: int) -> int:

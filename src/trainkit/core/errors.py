@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from trainkit.core.spelling import did_you_mean
+from trainkit.core.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"error: {self.cause}" + (f"\n  {self.hint}" if self.hint else "")
+        return printable(f"error: {self.cause}" + (f"\n  {self.hint}" if self.hint else ""))
 
 
 class TrainkitError(Exception):
@@ -150,7 +151,7 @@ def describe_bug(error: BaseException) -> str:
     """Return the message for an error that is not a `TrainkitError`: its type, its text, and where it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = f"error: {type(error).__name__}: {error}\n  at {frame.filename}, line {frame.lineno}; "
-    return f"{text}set TRAINKIT_TRACEBACK=1 to see the whole traceback"
+    return f"{printable(text)}set TRAINKIT_TRACEBACK=1 to see the whole traceback"
 
 
 def user_frames(error: BaseException) -> list[str]:

@@ -69,7 +69,8 @@ def display_path(path: Path) -> str:
     except FileNotFoundError:  # it was deleted
         return str(path)
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
-    return "./last" if text == "last" else text  # `last` alone means the newest run
+    # `last` alone means the newest run, and a dash begins a flag.
+    return f"./{text}" if text == "last" or text.startswith("-") else text
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

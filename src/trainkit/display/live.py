@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trainkit.core.terminal import printable
 from trainkit.display.text import epoch_line, nonfinite_line, oom_line, sparkline
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Plain(Silent):
 
     def print_line(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the metrics of the epoch."""
@@ -135,7 +136,7 @@ class Tqdm(Plain):
 
     def print_line(self, text: str) -> None:
         """Print a line above the bar."""
-        self.tqdm.write(text, file=sys.stderr)
+        self.tqdm.write(printable(text), file=sys.stderr)
 
     def on_step(self, state: State) -> None:
         """Advance the bar; refresh the running loss if `REFRESH` seconds have passed."""
@@ -192,7 +193,7 @@ class Rich(Plain):
 
     def print_line(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def on_start(self, state: State) -> None:
         """Show the bars."""

@@ -19,6 +19,7 @@ from trainkit.core.atomic import atomic_write_text
 from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
 from trainkit.core.paths import display_path, storage_error
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, redact_copies, replace_secrets
+from trainkit.core.terminal import printable
 from trainkit.runs.history import History
 from trainkit.runs.lock import Lock
 from trainkit.runs.provenance import now, process_facts
@@ -29,8 +30,11 @@ def find_run(name: str) -> Path:
     """Return the run directory that a command line names: a path, or `last`.
 
     Raises:
-        ConfigError: the directory does not exist, does not hold a run, or holds several runs; these are listed.
+        ConfigError: the name is empty, or the directory does not exist, does not hold a run, or holds several runs;
+            these are listed.
     """
+    if not name:  # as a path, it would be the working directory
+        raise ConfigError("the name of the run is empty", hint="name the directory of a run, or write last")
     directory = Path("outputs/latest") if name == "last" else Path(name)
     if not directory.is_dir():
         found = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
@@ -276,14 +280,14 @@ class Run:
         """Add a line to `trainkit.log`, with the time."""
         if self.log_file is not None:
             with self._storage_errors():
-                self.log_file.write(f"{now()} {replace_secrets(line, self.secrets)}\n")
+                self.log_file.write(f"{now()} {printable(replace_secrets(line, self.secrets))}\n")
                 self.log_file.flush()
 
     def _open_log(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         with self._storage_errors():
             descriptor = os.open(self.directory / "trainkit.log", flags, 0o644)
-            self.log_file = os.fdopen(descriptor, "a", encoding="utf-8")
+            self.log_file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def _write_text(self, name: str, text: str) -> None:
         with self._storage_errors():

@@ -19,6 +19,7 @@ from trainkit.config.search_path import search_path
 from trainkit.core.errors import ConfigError, TrainkitError, describe_bug
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
+from trainkit.core.terminal import printable, printable_lines
 from trainkit.engine.train import train
 from trainkit.runs.directory import Run
 from trainkit.sweeps.comparison import comparison_table
@@ -57,10 +58,10 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         raise ConfigError(f"the sweep cannot start: {error}", hint="check hydra/sweeper and hydra/launcher") from error
 
     runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
-    print("\n".join(comparison_table(runs)))
+    print(printable_lines(comparison_table(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
-        print(f"failed: {' '.join(run.overrides)}: {display_path(run.directory)}", file=sys.stderr)
+        print(printable(f"failed: {' '.join(run.overrides)}: {display_path(run.directory)}"), file=sys.stderr)
     lost = [job for batch in returned or [] for job in batch if job.return_value is None]
     return 10 if failed or lost else 0
 
@@ -72,7 +73,7 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None
         The best monitored value, NaN if no epoch has one, None if the run failed.
     """
     job = Job.current()
-    print(f"run {job.number}: {' '.join(redact_command_line(job.overrides, ()))}", file=sys.stderr)
+    print(printable(f"run {job.number}: {' '.join(redact_command_line(job.overrides, ()))}"), file=sys.stderr)
     started = Run(job.directory)
     started.write_config(config, job.overrides, job.hydra)  # the record of a run that fails before it starts
     redact_file(job.sweep_directory / "multirun.yaml", started.secrets)

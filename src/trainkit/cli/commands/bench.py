@@ -9,6 +9,7 @@ from typing import Any
 
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
+from trainkit.core.terminal import printable_lines
 from trainkit.display.live import ReadingProgress
 from trainkit.display.text import as_json, columns
 
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
             session = build_session(settings, on_progress)
         with closing(session), explained_errors(session):
             result = bench(session, settings, args.steps)
-    print(as_json(result) if args.json else "\n".join(result_lines(result, session.notes)))
+    print(as_json(result) if args.json else printable_lines(result_lines(result, session.notes)))
     return 0
 
 

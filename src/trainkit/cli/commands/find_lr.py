@@ -12,6 +12,7 @@ from typing import Any
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory, storage_error
+from trainkit.core.terminal import printable_lines
 from trainkit.display.live import make_display
 from trainkit.display.text import as_json, columns, count
 
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         plot_lr_curve(directory / "find_lr.png", result)
     except OSError as error:
         raise storage_error(directory, error) from error
-    print(as_json(result) if args.json else "\n".join(result_lines(result)))
+    print(as_json(result) if args.json else printable_lines(result_lines(result)))
     return 0
 
 

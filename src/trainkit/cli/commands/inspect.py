@@ -9,6 +9,7 @@ from typing import Any
 
 from trainkit.cli import arguments
 from trainkit.core.errors import NonFiniteError
+from trainkit.core.terminal import printable_lines
 from trainkit.display.text import as_json, columns, count, number
 
 COLUMNS = {  # of the table; the keys are those of `inspect_step`
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         session = build.build_session(composed.settings)
         with closing(session), explained_errors(session):
             step = inspect_step(session)
-    print(as_json(step) if args.json else "\n".join(step_table(step)))
+    print(as_json(step) if args.json else printable_lines(step_table(step)))
     if not math.isfinite(step["loss"]):
         raise NonFiniteError(f"the loss is {step['loss']}", hint="look for NaN in the data and the weights")
     return 0

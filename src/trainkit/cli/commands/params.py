@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainkit.cli import arguments
+from trainkit.core.terminal import printable_lines
 from trainkit.display.text import as_json, columns, count, option_value, shown_options
 
 
@@ -16,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
 
     with arguments.only_answer_on_stdout(args):
         params = build.build_session(composed.settings).params
-    print(as_json(params) if args.json else "\n".join(parameter_table(params)))
+    print(as_json(params) if args.json else printable_lines(parameter_table(params)))
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
+from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.directory import Run, find_run
 from trainkit.runs.reload import reload_config
@@ -13,19 +14,19 @@ from trainkit.runs.reload import reload_config
 
 def run(argv: Sequence[str]) -> int:
     """Check the config, restore the newest valid checkpoint, and continue the training."""
-    args = arguments.parse(argv)
+    args = arguments.parse(argv, takes_directory=True)
     if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
         hint = "write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory or the word last"
         raise ConfigError("resume takes a run and overrides, and no flag of Hydra", hint=hint)
     name, *overrides = args.overrides  # the first word names the run
     before = Run.load(find_run(name))
     if before.info.get("status") == "completed" and not overrides:
-        print("\n".join(finished_lines(before)))
+        print(printable_lines(finished_lines(before)))
         return 0
     reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
     from trainkit.engine.resume import continue_run
 
     run = continue_run(before, reloaded)
     was_finished = run.info.get("resumed") == before.info.get("resumed")  # each resume adds an entry
-    print("\n".join(finished_lines(run) if was_finished else result_lines(run)))
+    print(printable_lines(finished_lines(run) if was_finished else result_lines(run)))
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainkit.cli import arguments
 from trainkit.config.compose import compose_sweep
+from trainkit.core.terminal import printable_lines
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,5 +24,5 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.engine.summary import result_lines
     from trainkit.engine.train import train
 
-    print("\n".join(result_lines(train(composed))))
+    print(printable_lines(result_lines(train(composed))))
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory, display_path
+from trainkit.core.terminal import printable_lines
 from trainkit.display.text import as_json
 
 
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     result = verify_resume(overrides, args.kills, directory, lambda line: print(line, file=sys.stderr))
     if "failed" in result:
         return int(result["failed"]) % 256
-    print(as_json(result) if args.json else "\n".join(result_lines(result, directory)))
+    print(as_json(result) if args.json else printable_lines(result_lines(result, directory)))
     if result["equal"]:
         shutil.rmtree(directory)
     return 0 if result["equal"] else 1
