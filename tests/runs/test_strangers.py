@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
+import re
+import shutil
+import signal
+import socket
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import Command
 from tests.processes import Forks, Process
+from tests.runs.test_checkpoint import write_state
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.sweeps.comparison import comparison_table, load_run
 
 BASE = ["model=mlp", "model.hidden=[4]", "epochs=1", "limit_batches=2", "progress=off"]
 ESCAPE = "\x1b[31m"
@@ -109,3 +124,273 @@ def test_a_directory_that_begins_with_a_dash_is_named_with_a_dot(forks: Forks, t
     text = one_message(forks.start("resume", "-name", cwd=tmp_path), 2, "write ./-name if a directory has this name")
     assert "keys have no dashes" not in text
     assert "trainkit resume ./-name" in forks.run("resume", "./-name", cwd=tmp_path).stdout
+
+
+# ---------------------------------------------------------------------------------------------- odd files
+
+
+@dataclass
+class Ended:
+    """How a command ended, its message, and how much memory it took."""
+
+    code: int
+    stderr: str
+    seconds: float
+    peak: int  # bytes
+
+
+def ended(process: Process, limit: float = 30.0) -> Ended:
+    """Return how a command ended; kill it after `limit` seconds."""
+    began, peak, status = time.monotonic(), 0, Path(f"/proc/{process.pid}/status")
+    while "State:\tZ" not in (text := status.read_text()):
+        found = re.search(r"VmHWM:\s+(\d+) kB", text)
+        peak = max(peak, 1024 * int(found[1]) if found else 0)
+        if time.monotonic() - began > limit or peak > 2**30:
+            process.send(signal.SIGKILL)
+        time.sleep(0.01)
+    return Ended(process.wait(), process.stderr, time.monotonic() - began, peak)
+
+
+def assert_refused(process: Process, code: int, *words: str) -> None:
+    """Assert that a command ends soon, in little memory, with one message."""
+    found = ended(process)
+    assert found.code == code, found
+    assert found.stderr.count("error: ") == 1, found.stderr
+    assert len(found.stderr.splitlines()) <= 3, found.stderr
+    assert "TRAINKIT_TRACEBACK" not in found.stderr, found.stderr
+    for word in words:
+        assert word in found.stderr, found.stderr
+    assert found.seconds < 8, found  # less than 5 on a machine without other work
+    assert found.peak < 2**30, found
+
+
+@pytest.fixture
+def run(forks: Forks, tmp_path: Path) -> Path:
+    """Return the directory of a finished run, whose config needs Hydra's settings."""
+    argv = [*BASE, "scheduler=cosine", "+hooks.h._target_=anyhook.Hook", "+hooks.h.name=${hydra:runtime.choices.model}"]
+    (tmp_path / "anyhook.py").write_text(
+        "class Hook:\n    def __init__(self, name): ...\n    def on_end(self, s): ...\n"
+    )
+    forks.run(*argv, "hydra.run.dir=run", cwd=tmp_path)
+    return tmp_path / "run"
+
+
+def make_pipe(path: Path) -> None:
+    """Create a pipe that nobody writes to."""
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    """Create a socket."""
+    here = Path.cwd()
+    os.chdir(path.parent)  # the path of a socket is short
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def make_link(path: Path) -> None:
+    """Create a link to a file without an end."""
+    path.symlink_to("/dev/zero")
+
+
+FILES = ["run.json", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "history.jsonl"]
+
+
+@pytest.mark.parametrize("make", [make_pipe, Path.mkdir, make_socket, make_link])
+def test_only_regular_files_of_a_run_are_read(make: Callable[[Path], None], run: Path, forks: Forks) -> None:
+    for name in FILES:
+        copy = run.with_name("copy")
+        shutil.copytree(run, copy)
+        (copy / name).unlink()
+        make(copy / name)
+        words = f"copy/{name} cannot be read: ", "expected a regular file"
+        assert_refused(forks.start("resume", "copy", "epochs=2", cwd=run.parent), 3, *words)
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("make", [make_pipe, Path.mkdir, make_link])
+@pytest.mark.parametrize("name", [".lock", "trainkit.log"])
+def test_a_lock_or_log_that_is_not_a_regular_file_is_a_storage_error(
+    name: str, make: Callable[[Path], None], run: Path, forks: Forks
+) -> None:
+    (run / name).unlink()
+    make(run / name)
+    assert_refused(forks.start("resume", "run", "epochs=2", cwd=run.parent), 6, "run cannot be written: ")
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_socket, make_link])
+def test_an_image_that_is_not_a_regular_file_is_unreadable(
+    make: Callable[[Path], None], images: Path, forks: Forks
+) -> None:
+    make(images / "a" / "24.png")
+    stop = forks.start(*IMAGES, "data.on_unreadable=stop", "progress=off", cwd=images.parent)
+    assert_refused(stop, 5, "sample 12 (images/a/24.png): OSError: ")
+    assert ended(forks.start(*IMAGES, "hydra.run.dir=skip", cwd=images.parent)).code == 0
+    linked = images / "a" / "24.png"
+    linked.unlink()
+    linked.symlink_to("00.png")
+    assert ended(forks.start(*IMAGES, "data.on_unreadable=stop", "hydra.run.dir=x", cwd=images.parent)).code == 0
+
+
+def test_an_array_file_that_is_a_pipe_is_a_data_error(forks: Forks, tmp_path: Path) -> None:
+    make_pipe(tmp_path / "points.npz")
+    assert_refused(forks.start(*BASE, "data=arrays", "data.file=points.npz", cwd=tmp_path), 5, "not a regular file")
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n" for before, name in itertools.pairwise("abcdefghijk")
+)
+YAML_BOMBS: dict[str, str | bytes] = {
+    "aliases": BOMB,
+    "recursive": "a: &a [*a]\n",
+    "merge": "a: &a {x: 1}\nb: {<<: *a}\n",
+    "deep": "a: " + "[" * 50_000 + "]" * 50_000,
+    "wide": "a: [" + "1," * 200_000 + "]",
+    "large": "a: '" + "x" * 2**21 + "'",
+    "number": "a: 1" + ":00" * 100_000,
+    "not UTF-8": b"a: \xff",
+    "duplicate": "a: 1\na: 2\n",
+}
+
+
+@pytest.mark.parametrize("name", [".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"])
+def test_yaml_bombs_are_refused_at_once(name: str, run: Path, forks: Forks) -> None:
+    for kind, content in YAML_BOMBS.items():
+        copy = run.with_name(kind)
+        shutil.copytree(run, copy)
+        (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        process = forks.start("resume", kind, "epochs=2", cwd=run.parent)
+        if "overrides" in name:  # invalid YAML is ignored there
+            found = ended(process)
+            assert found.code in (0, 3), found
+            assert found.seconds < 8, found
+        else:
+            assert_refused(process, 3, f"{kind}/{name} cannot be read: " if kind != "large" else "more than 1,048,576")
+
+
+FORGED: list[dict[str, Any]] = [
+    {"resumed": 5},
+    {"resumed": [5]},
+    {"resumed": [{"allow": 5}]},
+    {"best": [1]},
+    {"best": {"metric": 5, "value": 1, "epoch": 1}},
+    {"best": {"metric": "val/loss", "value": "low", "epoch": 1}},
+    {"best": {"metric": "val/loss", "value": 0.5, "epoch": 1, "val/accuracy": []}},
+    {"best": {}},
+    {"status": 5},
+    {"folder": 5},
+    {"why": {}},
+    {"classes": "many"},
+    {"parameters": "many"},
+    {"device": []},
+]
+
+
+def test_forged_entries_of_run_json_are_refused(run: Path, forks: Forks) -> None:
+    file = run / "run.json"
+    info = json.loads(file.read_text())
+    for forged in FORGED:
+        file.write_text(json.dumps(info | forged))
+        for more in ([], ["epochs=2"]):
+            words = f"run.json is damaged: {next(iter(forged))} "
+            assert_refused(forks.start("resume", "run", *more, cwd=run.parent), 3, words)
+    for content in ("{}", '{"status": "completed"}', '{"status": "running"}'):
+        file.write_text(content)
+        found = ended(forks.start("resume", "run", cwd=run.parent))
+        assert found.code in (0, 3), found
+        assert "TRAINKIT_TRACEBACK" not in found.stderr, (content, found)
+
+
+def test_a_history_of_wrong_types_or_of_any_size_is_skipped_or_refused(run: Path, forks: Forks) -> None:
+    file = run / "history.jsonl"
+    good = file.read_text()
+    for line in ('{"epoch": true}', '{"epoch": "2"}', "[" * 50_000, '{"epoch": 1e999}', "9" * 5000):
+        file.write_text(f"{line}\n{good}")
+        assert ended(forks.start("resume", "run", cwd=run.parent)).code == 0
+    file.write_bytes(b"[]," * 2**24)
+    assert_refused(forks.start("resume", "run", "epochs=2", cwd=run.parent), 3, "history.jsonl has more than")
+
+
+# ---------------------------------------------------------------------------------- sweeps, checkpoints
+
+
+def test_a_damaged_run_hides_no_other_run_of_a_sweep(
+    run: Path, forks: Forks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        shutil.copytree(run, run.parent / "sweep" / str(number))
+    damaged = run.parent / "sweep" / "1" / "run.json"
+    for content in ("{", '{"best": [1]}'):
+        damaged.write_text(content)
+        process = forks.start("resume", "sweep", cwd=run.parent)
+        assert_refused(process, 2, "holds several runs (1 unfinished)", "trainkit resume sweep/1")
+        runs = [load_run(run.parent / "sweep" / str(number)) for number in range(3)]
+        assert "1/run.json is damaged: " in capsys.readouterr().err
+        assert [found.info.get("status") for found in runs] == ["completed", None, "completed"]
+        assert len(comparison_table(runs)) == 3
+
+
+def test_a_forged_scheduler_state_is_refused(run: Path, forks: Forks) -> None:
+    forge(run, lambda saved: saved["schedulers"].__setitem__(0, {}))
+    words = "the checkpoint does not fit this training: ", "lacks T_max, ", "last_epoch"
+    process = forks.start("resume", "run", "epochs=1", cwd=run.parent)
+    assert_refused(process, 3, *words)
+
+
+def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the content of the last checkpoint of a run, and delete the others."""
+    checkpoints = Checkpoints(run / "checkpoints")
+    for name in checkpoints.names()[1:]:
+        shutil.rmtree(checkpoints.directory / name)
+    folder = checkpoints.directory / checkpoints.names()[0]
+    saved = checkpoints.load(folder.name)
+    change(saved)
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    write_state(folder, buffer.getvalue())
+
+
+def lists_of_lists() -> list[Any]:
+    """Return 2**40 lists in little memory."""
+    lists: list[Any] = []
+    for _ in range(40):
+        lists = [lists, lists]
+    return lists
+
+
+def nested_lists() -> list[Any]:
+    """Return a list in a list, many times."""
+    nested: list[Any] = []
+    for _ in range(200):
+        nested = [nested]
+    return nested
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lists_of_lists(),
+        torch.zeros(1).expand(2**40),
+        [torch.zeros(2**20)] * 1000,
+        nested_lists(),
+    ],
+    ids=["lists", "expanded tensor", "shared tensors", "deep"],
+)
+def test_a_state_that_is_much_larger_than_its_file_is_refused(content: Any, run: Path, forks: Forks) -> None:
+    forge(run, lambda saved: saved["fingerprint"]["config"].__setitem__("seed", content))
+    assert_refused(forks.start("resume", "run", "epochs=2", cwd=run.parent), 3, "much larger than the file")
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(run: Path, forks: Forks) -> None:
+    forge(run, lambda saved: saved["model"].__setitem__("bomb", torch.zeros(2**26)))
+    folder = next((run / "checkpoints").glob("step-*"))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(folder / "state.pt") as plain, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    write_state(folder, buffer.getvalue())
+    assert len(buffer.getvalue()) < 2**20
+    assert_refused(forks.start("resume", "run", "epochs=2", cwd=run.parent), 3, "bytes and would be unpacked to 26")

@@ -76,13 +76,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_regular_file(path: Path) -> BufferedReader:
+def open_regular_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
     """Open a file for reading.
 
+    Args:
+        path: the file.
+        follow_links: accept a link, whose target may be anywhere.
+
     Raises:
-        OSError: the path is missing, a link (its target may be anywhere), or not a regular file.
+        OSError: the path is missing, a link, or not a regular file.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would block
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would block
+    flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

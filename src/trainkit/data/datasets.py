@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import DataError
 
 
@@ -69,6 +70,8 @@ def arrays(file: str, part: str = "train") -> TensorDataset | None:
     """
     names = ("X", "y") if part == "train" else ("X_val", "y_val")
     path = Path(file).expanduser()
+    if path.exists() and not path.is_file():
+        raise DataError(f"data.file={file}: this is not a regular file", hint="set data.file to an .npz file")
     try:
         with np.load(path, allow_pickle=False) as loaded:
             found = sorted(loaded.files)
@@ -166,7 +169,7 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
         return None
     resize = [v2.Resize(size), v2.CenterCrop(size)] if size and size != "off" else []
     try:
-        images = ImageFolder(folder, transform=v2.Compose(resize) if resize else None)
+        images = ImageFolder(folder, v2.Compose(resize) if resize else None, loader=_read_image)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: {str(error).splitlines()[0]}",
@@ -175,6 +178,14 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
     _number_classes(images, train)
     images.cache_as = _cache_key(images, size)
     return images
+
+
+def _read_image(path: str) -> Any:
+    """Return an image in RGB. Opening a pipe or a device would wait or read forever."""
+    from PIL import Image
+
+    with open_regular_file(Path(path), follow_links=True) as file:
+        return Image.open(file).convert("RGB")
 
 
 def _validation_folder(top: Path) -> Path | None:

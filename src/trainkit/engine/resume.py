@@ -13,7 +13,7 @@ from trainkit.core.errors import CheckpointError
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.display import live as display
 from trainkit.engine.changes import Changes, find_changes
-from trainkit.engine.train import make_saver, run_training, session_fingerprint, startup_notes
+from trainkit.engine.train import make_saver, run_training, session_facts, session_fingerprint, startup_notes
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run, find_run
 from trainkit.runs.reload import Reloaded, reload_config
@@ -69,6 +69,7 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
             return run
         check_last_batch(session.settings, session.state, session.train)
         progress = session.state.progress
+        run.info |= session_facts(session)  # run.json may have been emptied
         run.resume(
             reloaded.settings,
             command=sys.argv,

@@ -27,7 +27,7 @@ def result_lines(run: Run) -> list[str]:
         metrics = ", ".join(f"{name} {number(value)}" for name, value in run.best.items() if name in shown)
         epochs = count(len(run.history), "epoch")
         best = f"best of {epochs} by {run.best['metric']}: epoch {run.best['epoch']}: {metrics}"
-    early = [run.info["why"]] if run.info["why"] else []
+    early = [run.info["why"]] if run.info.get("why") else []
     return [*early, best, f"history and config: {display_path(run.directory)}"]
 
 

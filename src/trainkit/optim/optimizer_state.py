@@ -67,8 +67,16 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_op
 
 
 def restore_scheduler(scheduler: Any, saved: Mapping[str, Any]) -> None:
-    """Restore the state of a scheduler; plain containers get back the types that the scheduler uses."""
-    scheduler.load_state_dict(_with_types_of(scheduler.state_dict(), saved))
+    """Restore the state of a scheduler; plain containers get back the types that the scheduler uses.
+
+    Raises:
+        ValueError: an entry is missing. Private entries may be: they differ between versions of torch.
+    """
+    current = scheduler.state_dict()
+    lacking = [key for key, value in current.items() if key not in saved and key[:1] != "_" and not callable(value)]
+    if lacking:
+        raise ValueError(f"the state of {type(scheduler).__name__} lacks {', '.join(lacking)}")
+    scheduler.load_state_dict(_with_types_of(current, saved))
 
 
 def check_same_names(here: Iterable[Any], saved: Iterable[Any], what: str) -> None:

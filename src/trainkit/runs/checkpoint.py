@@ -19,6 +19,7 @@ from trainkit.core.paths import display_path
 from trainkit.runs.checkpoint_files import (
     STATE,
     DamagedError,
+    check_containers,
     checksum,
     read_manifest,
     verified_state,
@@ -138,12 +139,14 @@ class Checkpoints:
         """
         path = self.directory / name
         with verified_state(path) as file:
+            size = os.fstat(file.fileno()).st_size
             try:
                 saved = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # torch and pickle raise errors of many types
                 wanted = re.search(r"Unsupported (?:global|class|operand)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
                 found = f" ({wanted[1]})" if wanted else ""
                 raise DamagedError(f"{STATE} contains more than tensors and plain containers{found}") from error
+        check_containers(saved, size)
         if not isinstance(saved, dict):
             raise DamagedError(f"{STATE} does not contain a dict")
         if type(saved.get("format")) is not int or saved["format"] != FORMAT:

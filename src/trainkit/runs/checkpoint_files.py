@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from trainkit.core.atomic import open_regular_file, sync, sync_directory
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 16
+MAX_ITEMS, MAX_DEPTH = 5_000_000, 100  # of the containers in a state
+MAX_SHARED = 16  # how often the tensors of a state may share their storages, on average
+MIN_MEMORY = 1 << 28  # bytes; tensors may take this much in any case
 
 
 class DamagedError(Exception):
@@ -81,7 +86,50 @@ def verified_state(folder: Path) -> Iterator[BufferedReader]:
         except OSError as error:
             raise DamagedError(f"{STATE} cannot be read: {error.strerror or error}") from error
         file.seek(0)
+        _check_archive(file, found)
+        file.seek(0)
         yield file
+
+
+def check_containers(content: Any, size: int) -> None:
+    """Raise `DamagedError` if loaded content is much larger than its file.
+
+    A list that contains a list twice, which contains another list twice and so on, takes any time to read. Tensors
+    that share a storage, or repeat its values, take any memory to copy.
+
+    Args:
+        content: what `torch.load` returned.
+        size: of the file, in bytes.
+    """
+    items = memory = 0
+    pending = [(content, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, Tensor):
+            memory += value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            pending += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list | tuple):
+            pending += [(item, depth + 1) for item in value]
+        items += 1
+        if items + len(pending) > MAX_ITEMS or depth > MAX_DEPTH or memory > MAX_SHARED * size + MIN_MEMORY:
+            raise DamagedError(f"the content of {STATE} is much larger than the file")
+
+
+def _check_archive(file: BufferedReader, size: int) -> None:
+    """Raise `DamagedError` if an archive would be unpacked to more bytes than it has.
+
+    `torch.save` does not compress.
+    """
+    if file.read(4) != b"PK\3\4":  # the format of torch.save before 1.6, which it can load too
+        raise DamagedError(f"{STATE} contains more than tensors and plain containers: it is not an archive")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged directory of the archive
+        raise DamagedError(f"{STATE} is not a readable archive") from error
+    if unpacked > size:
+        raise DamagedError(f"{STATE} has {size:,} bytes and would be unpacked to {unpacked:,}")
 
 
 def checksum(content: Mapping[str, Any]) -> str:

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.settings import Settings
 from trainkit.core.atomic import atomic_write_text
@@ -24,6 +22,7 @@ from trainkit.runs.history import History
 from trainkit.runs.lock import Lock
 from trainkit.runs.provenance import now, process_facts
 from trainkit.runs.secrets import literal_secrets, secrets_of
+from trainkit.runs.untrusted import HINT, read_info, read_overrides, read_yaml
 
 
 def find_run(name: str) -> Path:
@@ -43,7 +42,7 @@ def find_run(name: str) -> Path:
     if (directory / "run.json").exists():
         return directory.resolve() if name == "last" else directory
     inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
-    unfinished = [run for run in inside if Run.load(run).info.get("status") != "completed"]
+    unfinished = [run for run in inside if _status(run) != "completed"]
     if unfinished:
         commands = [f"trainkit resume {shlex.quote(display_path(run))}" for run in unfinished[:8]]
         hint = "resume them one by one: " + "; ".join(commands)
@@ -52,6 +51,14 @@ def find_run(name: str) -> Path:
         hint = f"to train one of them longer: trainkit resume {shlex.quote(display_path(inside[0]))} epochs=N"
         raise ConfigError(f"{directory} holds several runs, and all that started are finished", hint=hint)
     raise ConfigError(f"{directory} does not hold a run: no training started there", hint="start a run: trainkit …")
+
+
+def _status(directory: Path) -> Any:
+    """Return the status of a run; `damaged` if its `run.json` cannot be read."""
+    try:
+        return Run.load(directory).info.get("status")
+    except CheckpointError:
+        return "damaged"
 
 
 class Run:
@@ -77,15 +84,7 @@ class Run:
             CheckpointError: `run.json` is damaged.
         """
         run = cls(directory, lock)
-        path = directory / "run.json"
-        if path.exists():
-            try:
-                run.info = json.loads(path.read_text(encoding="utf-8"))
-                if not isinstance(run.info, dict):
-                    raise ValueError("the file does not contain a JSON object")
-            except (ValueError, RecursionError) as error:
-                hint = "repair the file, or write {} into it"
-                raise CheckpointError(f"{path} is damaged: {error}", hint=hint) from error
+        run.info = read_info(directory / "run.json")
         return run
 
     @property
@@ -96,25 +95,18 @@ class Run:
             CheckpointError: the file is missing or damaged.
         """
         path = self.directory / ".hydra" / "config.yaml"
-        hint = "restore the file, or start a new run"
         try:
-            config = OmegaConf.load(path)
-        except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-            text = " ".join(str(error).split())
-            raise CheckpointError(f"{path} cannot be read: {text}", hint=hint) from error
+            config = read_yaml(path)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} is missing", hint=HINT) from error
         if not isinstance(config, DictConfig):
-            raise CheckpointError(f"{path} is not a config", hint=hint)
+            raise CheckpointError(f"{path} is not a config", hint=HINT)
         return config
 
     @property
     def overrides(self) -> list[str]:
         """The overrides of the command line that started the run."""
-        path = self.directory / ".hydra" / "overrides.yaml"
-        try:  # read by yaml: overrides may contain interpolations, which belong to the config
-            listed = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            return []
-        return list(map(str, listed)) if isinstance(listed, list) else []
+        return read_overrides(self.directory / ".hydra" / "overrides.yaml")
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -285,6 +277,7 @@ class Run:
 
     def _open_log(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        flags |= getattr(os, "O_NONBLOCK", 0)  # opening a pipe would block
         with self._storage_errors():
             descriptor = os.open(self.directory / "trainkit.log", flags, 0o644)
             self.log_file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.core.atomic import atomic_write_text
+from trainkit.runs.untrusted import MAX_HISTORY_BYTES, read_bytes
 
 
 class History:
@@ -49,7 +50,10 @@ class History:
     def _valid_lines(self) -> list[tuple[str, dict[str, Any]]]:
         """Return each valid line with its metrics. The last line is incomplete if the process was killed."""
         found: list[tuple[str, dict[str, Any]]] = []
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        try:
+            text = read_bytes(self.path, MAX_HISTORY_BYTES).decode(errors="replace")
+        except FileNotFoundError:
+            return []
         for line in text.splitlines():
             try:
                 row = json.loads(line)
@@ -57,6 +61,6 @@ class History:
                 continue
             epoch = row.get("epoch") if isinstance(row, dict) else None
             last = found[-1][1]["epoch"] if found else 0
-            if isinstance(epoch, int) and epoch > last:  # skip an epoch that a resume trained again
+            if type(epoch) is int and epoch > last:  # skip an epoch that a resume trained again
                 found.append((line, row))
         return found

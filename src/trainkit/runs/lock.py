@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,11 @@ class Lock:
         if self.path in _held:
             raise self._in_use({"pid": os.getpid(), "host": socket.gethostname()})
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        file = os.fdopen(os.open(self.path, flags, 0o644), "r+", encoding="utf-8")
+        descriptor = os.open(self.path, flags, 0o644)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # reading a pipe would block
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, f"{self.path.name} is not a regular file")
+        file = os.fdopen(descriptor, "r+", encoding="utf-8")
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
+from trainkit.runs.untrusted import read_yaml
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ def reload(
     loader = make_loader()
     if "${hydra:" in OmegaConf.to_yaml(config):
         whole = loader.load_configuration("config", [], RunMode.RUN)
-        if hydra is not None and hydra.is_file():
+        if hydra is not None and os.path.lexists(hydra):
             OmegaConf.set_struct(whole, False)
-            whole.merge_with(OmegaConf.load(hydra))
+            whole.merge_with(read_yaml(hydra))
         HydraConfig.instance().set_config(whole)
     OmegaConf.set_struct(config, True)
     allow: list[str] = []

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
 from trainkit.display.text import SHOWN_METRICS, columns, number
 from trainkit.runs.directory import Run
+
+
+def load_run(directory: Path) -> Run:
+    """Return a run of a sweep. A damaged `run.json` is reported, and the run counts as failed."""
+    try:
+        return Run.load(directory)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return Run(directory)
 
 
 def comparison_table(runs: list[Run]) -> list[str]:
@@ -21,5 +34,8 @@ def comparison_table(runs: list[Run]) -> list[str]:
     rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
     shown = [name for name in SHOWN_METRICS if name in rows[0][1]]
     table = [[f"best by {metric}", *shown, "directory"]]
-    table += [[name, *(number(best[key]) for key in shown), directory] for name, best, directory in rows]
+    table += [
+        [name, *(number(best[key]) if key in best else "" for key in shown), directory]
+        for name, best, directory in rows
+    ]
     return columns(table)

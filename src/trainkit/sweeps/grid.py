@@ -22,7 +22,7 @@ from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_
 from trainkit.core.terminal import printable, printable_lines
 from trainkit.engine.train import train
 from trainkit.runs.directory import Run
-from trainkit.sweeps.comparison import comparison_table
+from trainkit.sweeps.comparison import comparison_table, load_run
 
 
 def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = None) -> int:
@@ -57,7 +57,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     except (HydraException, RuntimeError) as error:
         raise ConfigError(f"the sweep cannot start: {error}", hint="check hydra/sweeper and hydra/launcher") from error
 
-    runs = [Run.load(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
+    runs = [load_run(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
     print(printable_lines(comparison_table(runs)))
     failed = [run for run in runs if run.info.get("status") != "completed"]
     for run in failed:
