@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
 from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments, remove_added_plus_signs
-from trainkit.config.search_path import CONF, make_loader
+from trainkit.config.search_path import CONF, make_loader, make_sweep_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
 from trainkit.core.errors import ConfigError, Problem
@@ -76,6 +76,7 @@ class Sweep:
     more_jobs: bool  # whether there are jobs that were not checked
     directory: Path
     directory_given: bool
+    loader: ConfigLoaderImpl  # holds what the jobs have in common
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
@@ -99,7 +100,11 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     Raises:
         ConfigError: everything that is wrong with the config; `error.composed` is `Unchecked` or None.
     """
-    loader = make_loader(config_dir)
+    return _compose(make_loader(config_dir), overrides)
+
+
+def _compose(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed:
+    """See `compose_run`."""
     whole, problems = _load(loader, overrides)
     if whole is None:
         raise ConfigError(*problems)
@@ -144,7 +149,7 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     Raises:
         ConfigError: everything that is wrong with any of these jobs.
     """
-    loader = make_loader(config_dir)
+    loader = make_sweep_loader(config_dir)
     problems: list[Problem] = []
     try:
         whole = loader.load_configuration("config", mark_new_arguments(overrides), RunMode.MULTIRUN)
@@ -161,7 +166,7 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     jobs: list[Composed] = []
     for job in itertools.islice(combinations, MAX_CHECKED_JOBS):
         try:
-            jobs.append(compose_run(job, config_dir))
+            jobs.append(_compose(loader, job))
         except ConfigError as error:
             problems += error.problems
     if whole is None and not problems:
@@ -169,7 +174,8 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     if problems or whole is None:
         raise ConfigError(*dict.fromkeys(problems))
     given = _given_directory(whole, overrides, "sweep")
-    return Sweep(jobs, next(combinations, None) is not None, given or Path(whole.hydra.sweep.dir), given is not None)
+    more_jobs = next(combinations, None) is not None
+    return Sweep(jobs, more_jobs, given or Path(whole.hydra.sweep.dir), given is not None, loader)
 
 
 @dataclass(frozen=True)

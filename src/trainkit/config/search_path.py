@@ -64,3 +64,10 @@ def make_loader(config_dir: str | None = None) -> ConfigLoaderImpl:
     hydra_version.setbase("1.3")
     setup_globals()
     return ConfigLoaderImpl(search_path(config_dir))
+
+
+def make_sweep_loader(config_dir: str | None = None) -> ConfigLoaderImpl:
+    """Return the loader for the jobs of a sweep, see `SweepLoader`."""
+    from trainkit.config.sweep_loader import SweepLoader
+
+    return SweepLoader(make_loader(config_dir).get_search_path())

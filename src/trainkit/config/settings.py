@@ -64,7 +64,8 @@ def read_settings(config: DictConfig) -> Settings:
     Raises:
         ConfigError: everything that is wrong with the config.
     """
-    source: DictConfig = copy.deepcopy(OmegaConf.create(config))
+    is_root = OmegaConf.is_config(config) and config._get_parent() is None
+    source: DictConfig = copy.deepcopy(config if is_root else OmegaConf.create(config))
     problems = find_problems(source)
     if problems:
         raise ConfigError(*problems)

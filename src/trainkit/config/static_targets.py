@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainkit.config.renamed import current_target
 from trainkit.core.errors import Problem
@@ -86,30 +87,54 @@ def _names_in(source: Path, module: str, seen: set[Path]) -> set[str] | None:
     """Return the names that a module defines; None if only an import can answer (`__getattr__`, `globals()`)."""
     seen.add(source)
     try:
-        tree = ast.parse(source.read_text(encoding="utf-8"))
+        facts = source.stat()
+        found = _parse(source, facts.st_mtime_ns, facts.st_size)
     except (OSError, SyntaxError, ValueError):
         return None
+    if found is None:
+        return None
+    names = set(found.names)
+    for level, star in found.stars:
+        package = module.split(".") if source.stem == "__init__" else module.split(".")[:-1]
+        above = package[: len(package) - level + 1] if level else []
+        imported = ".".join([*above, *([star] if star else [])])
+        inner = _source_of(imported)
+        more = _names_in(inner, imported, seen) if inner and inner not in seen else set() if inner else None
+        if more is None:
+            return None
+        names |= more
+    return None if "__getattr__" in names else names
+
+
+class _Names(NamedTuple):
+    """The names that a module defines itself, and the level and the module of each `from … import *`."""
+
+    names: frozenset[str]
+    stars: tuple[tuple[int, str | None], ...]
+
+
+@functools.cache
+def _parse(source: Path, mtime: int, size: int) -> _Names | None:  # noqa: ARG001  # a changed file is parsed again
+    """Return the names in a source file; None if only an import can answer.
+
+    Raises:
+        OSError, SyntaxError, ValueError: the file is not Python code that can be read.
+    """
     names: set[str] = set()
-    for node in _top_level(tree):
+    stars: list[tuple[int, str | None]] = []
+    for node in _top_level(ast.parse(source.read_text(encoding="utf-8"))):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
                 names.add(name)
             case ast.ImportFrom(names=[ast.alias(name="*")]):
-                package = module.split(".") if source.stem == "__init__" else module.split(".")[:-1]
-                above = package[: len(package) - node.level + 1] if node.level else []
-                star = ".".join([*above, *([node.module] if node.module else [])])
-                inner = _source_of(star)
-                found = _names_in(inner, star, seen) if inner and inner not in seen else set() if inner else None
-                if found is None:
-                    return None
-                names |= found
+                stars.append((node.level, node.module))
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 names |= {alias.asname or alias.name.partition(".")[0] for alias in aliases}
             case ast.Name(id=name, ctx=ast.Store()):
                 names.add(name)
             case ast.Call(func=ast.Name(id="globals")):
                 return None
-    return None if "__getattr__" in names else names
+    return _Names(frozenset(names), tuple(stars))
 
 
 def _top_level(node: ast.AST) -> Iterator[ast.AST]:

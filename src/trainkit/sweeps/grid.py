@@ -48,6 +48,7 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     if not checked.directory_given:
         update_latest_link(directory, Path("outputs"))
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
+    app.config_loader = checked.loader
     own = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would contain secrets
     given = [text for text in mark_new_arguments(overrides) if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
