@@ -134,6 +134,7 @@ def plant(number: int, draw: random.Random) -> Planting:
         lambda: literal(digits, key=f"{part}.n{number}.password", secrets=(digits,)),
         lambda: literal(f"'https://user:{secret}@host/path'", key=plain),
         lambda: literal(f"'see postgres://u:{secret}@host:5432/db and https://host'", key=plain),
+        lambda: literal(f"'https://{secret}@host/path'", key=plain),
         lambda: literal(f"'https://host/path?a=1&api_key={secret}&b=2'", key=plain),
         lambda: Planting(
             [secret],

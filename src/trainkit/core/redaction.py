@@ -25,13 +25,14 @@ _NODE = r"\$\{\s*[\w.]+\s*\}"  # ${other.key}
 _NAME = rf"""(?:{_NODE}|'[\w.]+'|"[\w.]+"|[\w.]+)"""
 # An interpolation without a literal value: ${other.key}, ${oc.env:NAME}, ${oc.env:${other.key}}.
 REFERENCE = re.compile(rf"{_NODE}|\$\{{\s*[\w.]+\s*:\s*{_NAME}\s*\}}")
-ASSIGNMENT = re.compile(r"([\w.]+)['\"]?\s*[=:]\s*")  # KEY=VALUE or KEY: VALUE, up to the value
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+ASSIGNMENT = re.compile(r"(?<![\w.])([\w.]+)['\"]?\s*[=:]\s*")  # KEY=VALUE or KEY: VALUE, up to the value
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 _WORD = rf"(?:null|true|false|['\"]?(?:{REFERENCE.pattern}|{re.escape(REDACTED)})['\"]?)"
 _END = r"\s*(?:$|[}\]]|,\s*['\"]?[\w.]+['\"]?\s*:)"  # of a value: the end of the text or the next key
 NOT_SECRET_VALUE = re.compile(rf"\[?(?:{_NUMBER}|{_WORD})(?:\s*,\s*(?:{_NUMBER}|{_WORD}))*\]?{_END}", re.IGNORECASE)
 NOT_PASSWORD_VALUE = re.compile(rf"{_WORD}{_END}", re.IGNORECASE)
 URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s]+)(?=@)")
+URL_TOKEN = re.compile(r"(https?://)([^/\s:@]+)(?=@)")  # a token as the user, such as that of GitHub
 URL_PARAMETER = re.compile(r"(?<=[?&;])([\w.-]+)=([^&#\s'\"]+)")
 
 
@@ -146,7 +147,7 @@ def _is_secret_value(value: Any, kinds: tuple[type, ...]) -> bool:
 def _url_secrets(text: str) -> Iterator[str]:
     """Yield the passwords and secret parameters of the URLs in a text, also without their percent codes."""
     text = REFERENCE.sub("", text)
-    found = [match[2] for match in URL_PASSWORD.finditer(text)]
+    found = [match[2] for pattern in (URL_PASSWORD, URL_TOKEN) for match in pattern.finditer(text)]
     found += [match[2] for match in URL_PARAMETER.finditer(text) if is_secret(match[1])]
     for secret in found:
         if secret != REDACTED:
@@ -165,7 +166,10 @@ def _redact_assignment(text: str) -> str:
             if not harmless.match(text, match.end()):
                 text = text[: match.end()] + REDACTED + ("\n" if text.endswith("\n") else "")
                 break
-    return URL_PASSWORD.sub(lambda url: url[0] if REFERENCE.fullmatch(url[2]) else f"{url[1]}{REDACTED}", text)
+    for secret in sorted(_url_secrets(text), key=len, reverse=True):
+        short = len(secret) < MIN_SECRET_LENGTH
+        text = re.sub(rf"(?<=[:/]){re.escape(secret)}(?=@)" if short else re.escape(secret), REDACTED, text)
+    return text
 
 
 def _spellings(secret: str) -> set[str]:

@@ -61,6 +61,7 @@ class History:
                 continue
             epoch = row.get("epoch") if isinstance(row, dict) else None
             last = found[-1][1]["epoch"] if found else 0
-            if type(epoch) is int and epoch > last:  # skip an epoch that a resume trained again
+            is_flat = isinstance(row, dict) and not any(isinstance(value, dict | list) for value in row.values())
+            if is_flat and type(epoch) is int and epoch > last:  # skip an epoch that a resume trained again
                 found.append((line, row))
         return found
