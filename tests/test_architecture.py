@@ -105,6 +105,8 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "display/text",
         "engine/summary",
         "runs/directory",
+        "runs/secrets",
+        "runs/untrusted",
     ],
 )
 def test_modules_of_start_up_do_not_import_torch(name: str) -> None:

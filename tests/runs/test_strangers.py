@@ -160,7 +160,7 @@ def assert_refused(process: Process, code: int, *words: str) -> None:
     assert "TRAINKIT_TRACEBACK" not in found.stderr, found.stderr
     for word in words:
         assert word in found.stderr, found.stderr
-    assert found.seconds < 8, found  # less than 5 on a machine without other work
+    assert found.seconds < 15, found  # less than 5 on a machine without other work
     assert found.peak < 2**30, found
 
 
@@ -266,7 +266,7 @@ def test_yaml_bombs_are_refused_at_once(name: str, run: Path, forks: Forks) -> N
         if "overrides" in name:  # invalid YAML is ignored there
             found = ended(process)
             assert found.code in (0, 3), found
-            assert found.seconds < 8, found
+            assert found.seconds < 15, found
         else:
             assert_refused(process, 3, f"{kind}/{name} cannot be read: " if kind != "large" else "more than 1,048,576")
 
