@@ -43,6 +43,14 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 def name_of(dataset: Any, index: int) -> str:
     """Return the name of a sample: its number in the whole data set, and its file if the data set lists files."""
+    file = file_of(dataset, index)
+    while isinstance(dataset, Subset):
+        index, dataset = dataset.indices[index], dataset.dataset
+    return f"sample {index}" if file is None else f"sample {index} ({file})"
+
+
+def file_of(dataset: Any, index: int) -> str | PathLike[str] | None:
+    """Return the file of a sample if the data set lists files, else None."""
     while isinstance(dataset, Subset):
         index, dataset = dataset.indices[index], dataset.dataset
     for attribute in ("samples", "imgs", "files", "paths"):
@@ -50,8 +58,8 @@ def name_of(dataset: Any, index: int) -> str:
         if isinstance(listed, list | tuple) and index < len(listed):
             entry = listed[index]
             path = entry[0] if isinstance(entry, list | tuple) and entry else entry
-            return f"sample {index} ({path})" if isinstance(path, str | PathLike) else f"sample {index}"
-    return f"sample {index}"
+            return path if isinstance(path, str | PathLike) else None
+    return None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 from trainkit.config.renamed import upgrade_fingerprint
 from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, Problem
+from trainkit.data.contents import differing_facts
 from trainkit.runs.fingerprint import differences, fingerprint, is_allowed
 
 
@@ -48,7 +49,7 @@ def find_changes(
     found = differences(upgrade_fingerprint(saved["config"]), same_length)
     by_epochs = differences(same_length, current["config"])
     found |= {key: values for key, values in by_epochs.items() if not key.startswith("scheduler.")}
-    found |= {f"data ({key})": values for key, values in differences(saved["data"], current["data"]).items()}
+    found |= {f"data ({key})": values for key, values in differing_facts(saved["data"], current["data"]).items()}
     if "lr" in found:  # keys that only follow the root's lr are not listed
         found = {k: v for k, v in found.items() if k == "lr" or not (k.endswith(".lr") and v == found["lr"])}
     _refuse({key: values for key, values in found.items() if not is_allowed(_key_of(key), allow)}, allow)
@@ -71,7 +72,10 @@ def _refuse(refused: Mapping[str, tuple[Any, Any]], allow: Sequence[str]) -> Non
 
 
 def _key_of(key: str) -> str:
-    return key.partition(" (")[0]
+    """Return the config key of a difference, such as data.val for `data (validation samples)`."""
+    name, _, fact = key.partition(" (")
+    part = {"training": ".train", "validation": ".val"}.get(fact.partition(" ")[0], "")
+    return f"{name}{part}"
 
 
 def _section_of(key: str) -> str:

@@ -18,6 +18,7 @@ from trainkit.config.compose import Composed
 from trainkit.config.settings import read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
+from trainkit.data.contents import data_facts
 from trainkit.display import live as display
 from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
@@ -147,7 +148,8 @@ def session_fingerprint(session: Session) -> dict[str, Any]:
     return {
         "config": fingerprint(session.settings),
         "epochs": state.settings.epochs,
-        "data": {"training samples": session.train.samples},
+        "data": data_facts(session.train, "training")
+        | ({} if session.val is None else data_facts(session.val, "validation")),
         "machine": {
             "device": state.objects.device.type,
             "threads": torch.get_num_threads(),
