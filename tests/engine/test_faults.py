@@ -22,7 +22,8 @@ from tests.conftest import Command
 from tests.helpers import read_history
 from tests.processes import Forks, Process, until
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.snapshot import CLOCKS, digest
+from trainkit.runs.snapshot import digest
+from trainkit.training.metrics import CLOCKS
 
 MODULE = '''
 import os

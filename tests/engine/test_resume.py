@@ -21,7 +21,8 @@ from trainkit.config.settings import read_settings
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
-from trainkit.runs.snapshot import CLOCKS, digest
+from trainkit.runs.snapshot import digest
+from trainkit.training.metrics import CLOCKS
 from trainkit.training.state import State
 
 MODULE = '''
@@ -444,7 +445,7 @@ def test_with_another_batch_size_a_step_scheduler_continues_at_the_same_epoch(ow
 def test_a_finished_run_is_not_changed(own: Path) -> None:
     run = trained(own)
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run.directory.rglob("*") if file.is_file()}
-    for overrides in ([], ["epochs=2"], ["epochs=3"]):
+    for overrides in ([], ["epochs=3"]):
         assert trainkit.resume(run, overrides).history == run.history
     assert {
         file: (file.read_bytes(), file.stat().st_mtime_ns)
@@ -508,12 +509,33 @@ def test_hydra_interpolations_have_their_old_values_at_a_resume(own: Path) -> No
     assert len(trainkit.resume(run, ["epochs=4"]).history) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000])
-def test_a_damaged_run_json_is_an_error(content: str, own: Path) -> None:
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "{}", "[" * 100_000, '{"status": "completed"}', None])
+def test_a_damaged_run_json_is_rebuilt_from_the_checkpoint_and_the_run_says_so(
+    content: str | None, own: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = trained(own)
-    (run.directory / "run.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
-        trainkit.resume(run.directory)
+    wanted = json.loads((run.directory / "run.json").read_text())
+    (run.directory / "run.json").unlink()
+    if content is not None:
+        (run.directory / "run.json").write_text(content)
+    rebuilt = trainkit.resume(run.directory, ["progress=plain"])
+    text = capfd.readouterr().err
+    assert "run.json" in text
+    assert "it is rebuilt from the checkpoint" in text
+    found = json.loads((run.directory / "run.json").read_text())
+    for key in (
+        "status",
+        "exit_code",
+        "best",
+        "parameters",
+        "train_samples",
+        "val_samples",
+        "device",
+        "history_sha256",
+    ):
+        assert found[key] == wanted[key], key
+    assert len(rebuilt.history) == 3
+    assert len(trainkit.resume(run.directory, ["epochs=4"]).history) == 4
 
 
 def test_damaged_files_that_a_resume_does_not_need_are_ignored(own: Path) -> None:
@@ -523,9 +545,83 @@ def test_damaged_files_that_a_resume_does_not_need_are_ignored(own: Path) -> Non
         file.write(b"\xff\xfe\n" + b'{"epoch": 1}\n{"epoch": -5}\n')
     run = trainkit.resume(run, ["epochs=4"])
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
-    history = run.directory / "history.jsonl"
-    history.write_text(history.read_text().replace('{"epoch": 2', "{torn"))
-    assert [row["epoch"] for row in trainkit.resume(run, ["epochs=5"]).history] == [1, 3, 4, 5]
+
+
+def _drop_first(text: str) -> str:
+    return text.partition("\n")[2]
+
+
+def _change_a_digit(text: str) -> str:
+    place = text.index('"train/loss": ') + len('"train/loss": ') + 3
+    return text[:place] + ("7" if text[place] != "7" else "3") + text[place + 1 :]
+
+
+HISTORY_DAMAGE: dict[str, Any] = {
+    "deleted": None,
+    "empty": lambda _: "",
+    "a line less": _drop_first,
+    "a torn line": lambda text: text.replace('{"epoch": 2', "{torn"),
+    "a changed digit": _change_a_digit,
+    "lines in another order": lambda text: "".join(reversed(text.splitlines(keepends=True))),
+}
+
+
+@pytest.mark.parametrize("epochs", [[], ["epochs=4"]])
+@pytest.mark.parametrize("damage", HISTORY_DAMAGE)
+def test_a_damaged_history_is_restored_from_the_checkpoint_and_the_run_says_so(
+    damage: str, epochs: list[str], own: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(own)
+    history, wanted = run.directory / "history.jsonl", (run.directory / "history.jsonl").read_text()
+    change = HISTORY_DAMAGE[damage]
+    history.unlink() if change is None else history.write_text(change(wanted))
+    run = trainkit.resume(run.directory, [*epochs, "progress=plain"])
+    assert "history.jsonl is damaged" in capfd.readouterr().err
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4][: 3 + len(epochs)]
+    assert history.read_text().startswith(wanted)
+
+
+def test_fewer_epochs_than_done_are_refused_and_change_nothing(own: Path) -> None:
+    run = trained(own)
+    before = {file: file.read_bytes() for file in run.directory.rglob("*") if file.is_file() and file.name != ".lock"}
+    with pytest.raises(ConfigError, match="epochs=2: the run has begun epoch 3") as raised:
+        trainkit.resume(run, ["epochs=2"])
+    assert "epochs=3 or more" in str(raised.value)
+    assert {file: file.read_bytes() for file in before} == before
+    assert len(trainkit.resume(run, ["epochs=4"]).history) == 4
+
+
+def test_fewer_epochs_than_begun_are_refused(own: Path) -> None:
+    crashed([*BASE, "epochs=9"], own / "run", "CrashAt, step: 12")  # of 8 steps per epoch
+    with pytest.raises(ConfigError, match="epochs=1: the run has begun epoch 2"):
+        trainkit.resume(own / "run", ["epochs=1", "~hooks.crash"])
+
+
+def test_a_run_that_an_older_version_continued_with_fewer_epochs_can_be_resumed(own: Path) -> None:
+    from tests.runs.test_checkpoint import write_state
+
+    run = trained(own)
+    folder = run.directory / "checkpoints" / "step-00000024"
+    saved = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(saved | {"fingerprint": saved["fingerprint"] | {"epochs": 1}}, own / "state")
+    write_state(folder, (own / "state").read_bytes())
+    assert len(trainkit.resume(run, ["epochs=5"]).history) == 5
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_no_longer_the_best(
+    own: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(own, "checkpoint.keep=9")
+    checkpoints = run.directory / "checkpoints"
+    best = (checkpoints / "best").read_text().strip()
+    state = checkpoints / best / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    trainkit.resume(run, ["epochs=4", "progress=plain"])
+    assert f"the weights of the best epoch, {best}, are damaged" in capfd.readouterr().err
+    pointer = checkpoints / "best"
+    assert not pointer.exists() or pointer.read_text().strip() != best
 
 
 @pytest.mark.parametrize(
@@ -621,7 +717,7 @@ def test_load_returns_the_model_with_the_best_weights_in_evaluation_mode(own: Pa
             self.weights: dict[str, torch.Tensor] = {}
 
         def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:
-            if state.progress.best is metrics:
+            if state.progress.best is not None and state.progress.best["epoch"] == metrics["epoch"]:
                 model, _ = state.objects.evaluated
                 self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainkit.core.errors import RunDirectoryInUseError, StorageError
 
-RUN_FILES = ("run.json", "multirun.yaml", "find_lr.json")  # of a run, a sweep, and find-lr
+RUN_FILES = ("run.json", "checkpoints", "history.jsonl", "multirun.yaml", "find_lr.json")  # of runs and sweeps
 
 
 def claim_directory(path: Path, *, exact: bool = False) -> Path:

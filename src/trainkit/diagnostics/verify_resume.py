@@ -17,7 +17,8 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.redaction import redact_command_line
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
-from trainkit.runs.snapshot import CLOCKS, digest
+from trainkit.runs.snapshot import digest
+from trainkit.training.metrics import CLOCKS
 from trainkit.training.state import State
 
 HOOK = "hooks.killed_for_verification"

@@ -48,15 +48,16 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 def as_json(content: Any) -> str:
     """Return strict JSON: non-finite numbers become null."""
+    return json.dumps(finite_or_null(content), indent=2, default=str)
 
-    def strict(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: strict(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [strict(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(strict(content), indent=2, default=str)
+def finite_or_null(value: Any) -> Any:
+    """Return plain containers in which non-finite numbers are None, because JSON has no such numbers."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------ lines of a training

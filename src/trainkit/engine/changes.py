@@ -43,7 +43,7 @@ def find_changes(
         CheckpointError: differences that change the mathematics and are not allowed, each with both values.
     """
     sections = ("config", "data", "machine")
-    if not all(isinstance(saved.get(key), dict) for key in sections) or not saved.get("epochs"):
+    if not all(isinstance(saved.get(key), dict) for key in sections) or type(saved.get("epochs")) is not int:
         raise CheckpointError("the checkpoint does not contain its config", hint="start a new run")
     same_length = fingerprint(settings, epochs=saved["epochs"])
     found = differences(upgrade_fingerprint(saved["config"]), same_length)

@@ -9,13 +9,14 @@ from typing import Any
 
 from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
-from trainkit.core.errors import CheckpointError
+from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.display import live as display
 from trainkit.engine.changes import Changes, find_changes
 from trainkit.engine.train import make_saver, run_training, session_facts, session_fingerprint, startup_notes
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run, find_run
+from trainkit.runs.recorder import best_epoch
 from trainkit.runs.reload import Reloaded, reload_config
 from trainkit.runs.saver import Restorer
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
@@ -39,22 +40,17 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         CheckpointError: no checkpoint can be used, or the config differs from the one in the checkpoint.
         RunDirectoryInUseError: another process uses the directory.
     """
-    run = Run.load(run.directory if isinstance(run, Run) else find_run(str(run)))
-    if is_finished(run, overrides):
+    run = Run.recover(run.directory if isinstance(run, Run) else find_run(str(run)))
+    if run.is_finished and not overrides:
         return run
     return continue_run(run, reload_config(run, overrides))
-
-
-def is_finished(run: Run, overrides: Sequence[str] = ()) -> bool:
-    """Return whether nothing is left to do in a run, judged by its files."""
-    return run.info.get("status") == "completed" and not overrides
 
 
 def continue_run(run: Run, reloaded: Reloaded) -> Run:
     """Continue a run with settings from `reload_config`; see `resume`."""
     run.acquire()
     try:
-        run = Run.load(run.directory, lock=run.lock)  # another process may have changed it before the lock
+        run = Run.recover(run.directory, lock=run.lock)  # another process may have changed it before the lock
         name, saved, notes = newest_checkpoint(run)
         allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
         with display.ReadingProgress(reloaded.settings.progress) as on_progress:
@@ -65,16 +61,20 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
             notes += more
             if changes.keys:  # the saved state is no longer the state to restore
                 saved = copy_to_cpu(capture_state(session.state, {}))
-        if session.state.done and run.info.get("status") == "completed":
+        refuse_fewer_epochs(session)
+        notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()
+        progress = session.state.progress
+        history, note = run.recover_history(progress.epoch, saved and saved.get("history"))
+        notes += [note] if note else []
+        if session.state.done and run.is_finished:
             return run
         check_last_batch(session.settings, session.state, session.train)
-        progress = session.state.progress
-        run.info |= session_facts(session)  # run.json may have been emptied
         run.resume(
             reloaded.settings,
             command=sys.argv,
             overrides=_merge_overrides(run.overrides, reloaded.overrides),
-            epoch=progress.epoch,
+            history=history,
+            facts={**session_facts(session), "best": best_epoch(session.state)},
             at={
                 "checkpoint": name,
                 "sha256": Checkpoints(run.directory / "checkpoints").checksum_of(name) if name else "",
@@ -83,13 +83,23 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
                 "allow": allow,
             },
         )
-        notes = [_where(session, name), *notes, *startup_notes(session)]
+        damaged = [f"note: {run.damage}; it is rebuilt from the checkpoint"] if run.damage else []
+        notes = [_where(session, name), *damaged, *notes, *startup_notes(session)]
         restorer = Restorer(saved) if saved is not None else None
         saver = make_saver(run, session, first=bool(changes.keys) or saved is None)
         del saved  # the restorer frees its memory
         return run_training(run, session, notes, saver, restorer)
     finally:
         run.lock.release()
+
+
+def refuse_fewer_epochs(session: Session) -> None:
+    """Raise `ConfigError` if the run has begun more epochs than `epochs`."""
+    progress, epochs = session.state.progress, session.settings.epochs
+    begun = progress.epoch + (progress.batch > 0)
+    if epochs < begun:
+        cause = f"epochs={epochs}: the run has begun epoch {begun}"
+        raise ConfigError(cause, hint=f"write epochs={begun} or more; nothing was changed")
 
 
 def newest_checkpoint(run: Run) -> tuple[str | None, dict[str, Any] | None, list[str]]:

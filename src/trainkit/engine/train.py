@@ -84,7 +84,7 @@ def run_training(
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
     recorder = Recorder(run, session.params)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
-    hooks.append(FirstBatch(hooks, session.settings.data.classes))
+    hooks.append(FirstBatch(hooks))
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:
@@ -139,7 +139,7 @@ def make_saver(run: Run, session: Session, *, first: bool) -> Saver | None:
     if options is None:
         return None
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, options, session_fingerprint(session), first=first, log=run.log)
+    return Saver(checkpoints, options, session_fingerprint(session), run, first=first)
 
 
 def session_fingerprint(session: Session) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
     if any(not param.requires_grad for layer in layers for param in layer.parameters(recurse=False)):
         notes.append("note: frozen batch norm layers still update their running statistics")
     ema = session.settings.ema
-    if ema is not None:
+    if ema is not None and session.val is not None:
         notes.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")
     groups = param_group_table(session.params, [group.name for group in session.groups])
     return [*session.notes, *groups, *notes]

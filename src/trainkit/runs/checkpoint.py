@@ -119,6 +119,15 @@ class Checkpoints:
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
+    def drop_damaged_best(self) -> list[str]:
+        """Remove the pointer `best` if its checkpoint is damaged; return a note about it."""
+        name = self.read_pointer("best")
+        if name is None or self.is_valid(name):
+            return []
+        (self.directory / "best").unlink(missing_ok=True)
+        text = f"the weights of the best epoch, {name}, are damaged"
+        return [f"note: {text}; `best` is missing until a better epoch"]
+
     def read_pointer(self, pointer: str) -> str | None:
         """Return the checkpoint that `last` or `best` names, or None."""
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +12,21 @@ from typing import Any, TextIO
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.settings import Settings
-from trainkit.core.atomic import atomic_write_text
+from trainkit.core.atomic import atomic_write_text, sync_directory
 from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
 from trainkit.core.paths import display_path, storage_error
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, redact_copies, replace_secrets
 from trainkit.core.terminal import printable
-from trainkit.runs.history import History
+from trainkit.display.text import as_json
+from trainkit.runs.history import History, digest_of, history_line
 from trainkit.runs.lock import Lock
 from trainkit.runs.provenance import now, process_facts
 from trainkit.runs.secrets import literal_secrets, secrets_of
 from trainkit.runs.untrusted import HINT, read_info, read_overrides, read_yaml
+
+# Entries of run.json that a resume reads. Without them it is rebuilt.
+REQUIRED_INFO = {"status", "device", "parameters", "trainable_parameters", "train_samples", "val_samples"}
+MAX_EPOCH = 2**53
 
 
 def find_run(name: str) -> Path:
@@ -39,7 +43,7 @@ def find_run(name: str) -> Path:
         found = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
         hint = f"the newest here is {found[-1]}" if found else "name the directory of a run; outputs/ holds none"
         raise ConfigError(f"{directory}: this directory does not exist", hint=hint)
-    if (directory / "run.json").exists():
+    if (directory / "run.json").exists() or (directory / "checkpoints").is_dir():
         return directory.resolve() if name == "last" else directory
     inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
     unfinished = [run for run in inside if _status(run) != "completed"]
@@ -75,6 +79,8 @@ class Run:
         self.lock = lock or Lock(directory)
         self.log_file: TextIO | None = None
         self.secrets: set[str] = set()  # texts that no file may contain
+        self.history_text = ""  # the lines of the history, as this process wrote or verified them
+        self.damage = ""  # what is wrong with run.json, if it must be rebuilt
 
     @classmethod
     def load(cls, directory: Path, lock: Lock | None = None) -> Run:
@@ -86,6 +92,26 @@ class Run:
         run = cls(directory, lock)
         run.info = read_info(directory / "run.json")
         return run
+
+    @classmethod
+    def recover(cls, directory: Path, lock: Lock | None = None) -> Run:
+        """Return the run in a directory. If `run.json` is missing or damaged, `info` is empty until `resume`."""
+        try:
+            run = cls.load(directory, lock)
+        except CheckpointError as error:
+            run = cls(directory, lock)
+            run.damage = error.problems[0].cause
+        if not run.damage and not run.info.keys() >= REQUIRED_INFO:
+            missing = ", ".join(sorted(REQUIRED_INFO - run.info.keys()))
+            run.damage = f"{directory / 'run.json'} is missing" if not run.info else f"run.json lacks {missing}"
+        return run
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is completed, and the files that a result is read from are intact."""
+        recorded = self.info.get("history_sha256")
+        intact = recorded is None or recorded == digest_of(self._history.text_until(MAX_EPOCH))
+        return self.info.get("status") == "completed" and not self.damage and intact
 
     @property
     def config(self) -> DictConfig:
@@ -166,18 +192,27 @@ class Run:
             **(facts or {}),
         }
         self.write_info()
+        self._sync_names()
 
     def resume(
-        self, settings: Settings, *, command: Sequence[str], overrides: Sequence[str], epoch: int, at: Mapping[str, Any]
+        self,
+        settings: Settings,
+        *,
+        command: Sequence[str],
+        overrides: Sequence[str],
+        history: str,
+        at: Mapping[str, Any],
+        facts: Mapping[str, Any],
     ) -> None:
-        """Write that the run continues. The directory is locked already.
+        """Write that the run continues. The directory is locked already. A damaged `run.json` is rebuilt.
 
         Args:
             settings: the settings of the run from now on.
             command: `sys.argv`.
             overrides: the overrides of all command lines so far.
-            epoch: the last epoch to keep in the history.
+            history: the lines of the history up to the checkpoint.
             at: the checkpoint that the run continues from, an entry of `resumed` in `run.json`.
+            facts: the entries of `run.json` that the session and the checkpoint give.
 
         Raises:
             StorageError: the directory cannot be written.
@@ -185,12 +220,35 @@ class Run:
         self._open_log()
         self.secrets |= secrets_of(settings.source)
         resumed = [*self.info.get("resumed", []), {"at": now(), "command": self._redact(command), **at}]
+        rebuilt: dict[str, Any] = {"command": [], "started": None, "folder": str(Path.cwd())}
         status = {"status": "running", "exit_code": None, "why": None, "ended": None}
-        self.info |= {**status, **process_facts(), "resumed": resumed}
+        recorded = {**status, **process_facts(), **facts, "resumed": resumed, "history_sha256": digest_of(history)}
+        self.info = {**rebuilt, **self.info, **recorded}
         self.write_info()  # before the config: it lists what may differ from the checkpoint
         self.write_config(settings.source, overrides)
+        self.write_history(history)
+        self._sync_names()
+
+    def recover_history(self, epoch: int, saved: Any) -> tuple[str, str]:
+        """Return the lines of the history up to an epoch, and a note if the file differs from the checkpoint's copy.
+
+        Args:
+            epoch: the last epoch of the checkpoint.
+            saved: the copy of the history in the checkpoint; None: the checkpoint of an older version has no copy.
+        """
+        found = self._history.text_until(epoch)
+        if not isinstance(saved, str) or saved == found:
+            return found, ""
+        wanted, lines = saved.splitlines(), set(found.splitlines())
+        wrong = sum(line not in lines for line in wanted)
+        text = f"{wrong} of {len(wanted)} lines are missing or changed" if wrong else "it has other lines"
+        return saved, f"note: history.jsonl is damaged ({text}); it is restored from the checkpoint"
+
+    def write_history(self, text: str) -> None:
+        """Replace the lines of the history."""
         with self._storage_errors():
-            self._history.truncate(epoch)
+            self._history.write(text)
+        self.history_text = text
 
     def finish(self, status: str, exit_code: int, why: str | None = None) -> None:
         """Write how the run ended (completed, stopped or failed), and unlock the directory.
@@ -198,6 +256,9 @@ class Run:
         Raises:
             StorageError: the directory cannot be written.
         """
+        if not self.lock.is_intact:  # another process may write to the directory
+            self._close()
+            return
         why = why and self.hide_secrets(why)
         self.info |= {"status": status, "exit_code": exit_code, "why": why, "ended": now()}
         try:
@@ -205,15 +266,18 @@ class Run:
                 self.write_info()
             except StorageError:  # a full disk may still have room in the old file
                 with contextlib.suppress(OSError):
-                    (self.directory / "run.json").write_text(_to_json(self.info), encoding="utf-8")
+                    (self.directory / "run.json").write_text(as_json(self.info) + "\n", encoding="utf-8")
                 raise
             self.log(f"{status}" + (f": {why}" if why else ""))
         finally:
-            if self.log_file is not None:
-                with contextlib.suppress(OSError):
-                    self.log_file.close()
-                self.log_file = None
-            self.lock.release()
+            self._close()
+
+    def _close(self) -> None:
+        if self.log_file is not None:
+            with contextlib.suppress(OSError):
+                self.log_file.close()
+            self.log_file = None
+        self.lock.release()
 
     def acquire(self) -> None:
         """Lock the directory until `finish`.
@@ -255,13 +319,16 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file into the directory, completely or not at all."""
-        self._write_text(name, _to_json(content))
+        self._write_text(name, as_json(content) + "\n")
 
     def append_epoch(self, metrics: Mapping[str, Any], best: Mapping[str, Any] | None) -> None:
         """Add the metrics of an epoch to the history, and the best epoch to `run.json`."""
+        self.lock.check()
+        line = history_line(metrics)
         with self._storage_errors():
-            self._history.append(metrics)
-        self.info["best"] = best and dict(best)
+            self._history.append(line)
+        self.history_text += line
+        self.info |= {"best": best and dict(best), "history_sha256": digest_of(self.history_text)}
         self.write_info()
 
     def hide_secrets(self, text: str) -> str:
@@ -282,6 +349,12 @@ class Run:
             descriptor = os.open(self.directory / "trainkit.log", flags, 0o644)
             self.log_file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
+    def _sync_names(self) -> None:
+        """Wait until the disk has the names of the directory and of its files."""
+        with self._storage_errors():
+            sync_directory(self.directory)
+            sync_directory(self.directory.parent)
+
     def _write_text(self, name: str, text: str) -> None:
         with self._storage_errors():
             atomic_write_text(self.directory / name, text)
@@ -300,7 +373,3 @@ class Run:
 
     def _redact(self, words: Sequence[str]) -> list[str]:
         return [str(word) for word in redact_command_line(list(words), self.secrets)]
-
-
-def _to_json(content: Any) -> str:
-    return json.dumps(content, indent=2, default=str) + "\n"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.core.atomic import atomic_write_text
+from trainkit.core.atomic import atomic_write_text, sync_directory
+from trainkit.display.text import finite_or_null
 from trainkit.runs.untrusted import MAX_HISTORY_BYTES, read_bytes
+
+NOT_FINITE = "not_finite"  # the entry of a row that names its NaN and infinite metrics, which JSON does not have
 
 
 class History:
@@ -27,25 +32,31 @@ class History:
         """The metrics of each epoch, in order."""
         return [row for _, row in self._valid_lines()]
 
-    def append(self, metrics: Mapping[str, Any]) -> None:
-        """Add the metrics of an epoch, and wait until they are on the disk.
+    def append(self, line: str) -> None:
+        """Add the line of an epoch, and wait until it is on the disk.
 
         Raises:
             OSError: the file cannot be written.
         """
+        is_new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync_directory(self.path.parent)
 
-    def truncate(self, epoch: int) -> None:
-        """Drop the epochs after `epoch`: a resumed run trains them again.
+    def text_until(self, epoch: int) -> str:
+        """Return the lines of the epochs up to `epoch`."""
+        return "".join(f"{line}\n" for line, row in self._valid_lines() if row["epoch"] <= epoch)
+
+    def write(self, text: str) -> None:
+        """Replace all lines.
 
         Raises:
             OSError: the file cannot be written.
         """
-        kept = [line for line, row in self._valid_lines() if row["epoch"] <= epoch]
-        atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
+        atomic_write_text(self.path, text)
 
     def _valid_lines(self) -> list[tuple[str, dict[str, Any]]]:
         """Return each valid line with its metrics. The last line is incomplete if the process was killed."""
@@ -61,7 +72,26 @@ class History:
                 continue
             epoch = row.get("epoch") if isinstance(row, dict) else None
             last = found[-1][1]["epoch"] if found else 0
-            is_flat = isinstance(row, dict) and not any(isinstance(value, dict | list) for value in row.values())
-            if is_flat and type(epoch) is int and epoch > last:  # skip an epoch that a resume trained again
-                found.append((line, row))
+            if type(epoch) is int and epoch > last:  # skip an epoch that a resume trained again
+                found.append((line, _restore_non_finite(row)))
         return found
+
+
+def history_line(metrics: Mapping[str, Any]) -> str:
+    """Return the line of an epoch. NaN and infinite metrics are null, and named in the entry `not_finite`."""
+    floats = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    special = {name: str(value) for name, value in floats.items() if not math.isfinite(value)}
+    return json.dumps(finite_or_null({**metrics, NOT_FINITE: special} if special else metrics)) + "\n"
+
+
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of the lines of a history, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _restore_non_finite(row: dict[str, Any]) -> dict[str, Any]:
+    special = row.pop(NOT_FINITE, None)
+    for name, value in special.items() if isinstance(special, dict) else ():
+        if name in row and value in ("nan", "inf", "-inf"):
+            row[name] = float(value)
+    return row

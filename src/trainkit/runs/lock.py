@@ -60,13 +60,36 @@ class Lock:
             owner = self._owner(file)
             if _may_run(owner):
                 file.close()
-                raise self._in_use(owner) from None
+                raise self._in_use(owner, f"; if it has ended, delete {self.path}") from None
         file.seek(0)
         file.truncate()
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
         self.file = file
         _held.add(self.path)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the lock file is the one that this process has locked, or this process has none."""
+        if self.file is None:
+            return True
+        try:
+            found, held = self.path.stat(), os.fstat(self.file.fileno())
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
+    def check(self) -> None:
+        """Check that this process still has the directory for itself, before it writes.
+
+        Raises:
+            RunDirectoryInUseError: the lock file was deleted or replaced, so another process may use the directory.
+        """
+        if not self.is_intact:
+            raise RunDirectoryInUseError(
+                f"{self.path} was deleted or replaced while this process used the directory",
+                hint="another process may have resumed the run, so this one stops without writing",
+            )
 
     def release(self) -> None:
         """Release the lock. The file stays: another process may have opened it already."""
@@ -83,11 +106,11 @@ class Lock:
         except ValueError:
             return {}
 
-    def _in_use(self, owner: dict[str, Any]) -> RunDirectoryInUseError:
+    def _in_use(self, owner: dict[str, Any], advice: str = "") -> RunDirectoryInUseError:
         process = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
         return RunDirectoryInUseError(
             f"{self.path.parent}: {process} uses this directory",
-            hint=f"wait until it ends, or stop it; if it has certainly ended, delete {self.path}",
+            hint=f"wait until it ends, or stop it{advice}",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainkit.core.errors import NonFiniteError
+from trainkit.core.redaction import redact_by_key
 from trainkit.display import text
 from trainkit.runs.directory import Run
 from trainkit.training.state import State
@@ -24,7 +25,7 @@ class Recorder:
 
     def on_start(self, state: State) -> None:
         """Write the parameters. Do not log unreadable samples that were logged before the resume."""
-        self.run.write_json("params.json", self.params)
+        self.run.write_json("params.json", redact_by_key(self.params))
         self.logged = {line for known in state.progress.unreadable.values() for line in known.values()}
 
     def on_step(self, state: State) -> None:
@@ -45,9 +46,6 @@ class Recorder:
     def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:
         """Add the epoch to the history."""
         self.log_unreadable(state)
-        unreadable = count_unreadable(state)
-        if unreadable:
-            metrics["unreadable"] = unreadable
         self.run.append_epoch(metrics, best_epoch(state))
         self.run.log(text.epoch_line(state.settings.epochs, metrics, state.settings.monitor))
 
@@ -75,4 +73,5 @@ def best_epoch(state: State) -> dict[str, Any] | None:
     if best is None:
         return None
     shown = {name: value for name, value in best.items() if name.startswith(("train/loss", "val/")) or name == monitor}
-    return {"metric": monitor, "value": best[monitor], "epoch": best["epoch"]} | shown
+    chosen = {"metric": monitor, "mode": state.settings.mode, "value": best[monitor], "epoch": best["epoch"]}
+    return chosen | shown

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from trainkit.config.schema import CheckpointSettings
 from trainkit.core.errors import CheckpointError, NonFiniteError
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.checkpoint_files import DamagedError
+from trainkit.runs.directory import Run
 from trainkit.runs.snapshot import capture_state, restore_state, restore_weights
 from trainkit.training.finite import nonfinite_metric
 from trainkit.training.state import State
@@ -43,8 +44,8 @@ class Saver:
         checkpoints: the checkpoints of the run.
         options: the `checkpoint` settings.
         fingerprint: what the numbers of the run depend on.
+        run: the run of the checkpoints.
         first: save at the start: the run is new, or its config has changed.
-        log: writes a line into the log.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class Saver:
         checkpoints: Checkpoints,
         options: CheckpointSettings,
         fingerprint: Mapping[str, Any],
+        run: Run,
         *,
         first: bool = True,
-        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.checkpoints, self.options, self.fingerprint = checkpoints, options, fingerprint
-        self.first, self.log = first, log
+        self.run, self.first = run, first
         self.saved_at = time.monotonic()
 
     def on_start(self, state: State) -> None:
@@ -86,8 +87,9 @@ class Saver:
         """Save if it is time, if the epoch is the best so far, or if it is the last one."""
         if nonfinite_metric(state, metrics) is not None:  # the training is about to end with an error
             return
-        every = self.options.every_epochs
-        planned = state.progress.best is metrics or state.done or self.step_is_planned(state)
+        every, best = self.options.every_epochs, state.progress.best
+        is_best = best is not None and best["epoch"] == metrics["epoch"]
+        planned = is_best or state.done or self.step_is_planned(state)
         planned |= every is not None and state.progress.epoch % every == 0
         if planned or self.minutes_are_over():
             self.save(state, planned=planned)
@@ -106,7 +108,7 @@ class Saver:
         """Point `best` at the checkpoint of the best epoch, if it exists."""
         if state.progress.best is not None:
             name = checkpoint_name(state.progress.best["step"])
-            if name in self.checkpoints.names():
+            if name in self.checkpoints.names() and self.checkpoints.is_valid(name):
                 self.checkpoints.set_pointer("best", name)
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:  # noqa: ARG002
@@ -116,13 +118,19 @@ class Saver:
             restore_weights(state, saved)
             self.checkpoints.delete_after(name)  # a resume would continue from a discarded step
             skipped = "".join(f"; skipped {reason}" for reason in damaged)
-            self.log(f"note: back to the weights of {name}{skipped}")
+            self.run.log(f"note: back to the weights of {name}{skipped}")
 
     def save(self, state: State, *, planned: bool = True) -> str:
-        """Write a checkpoint now; return its name."""
-        name = self.checkpoints.write(capture_state(state, self.fingerprint), planned=planned)
+        """Write a checkpoint now, with a copy of the history; return its name.
+
+        Raises:
+            RunDirectoryInUseError: another process may use the directory.
+        """
+        self.run.lock.check()
+        saved = {**capture_state(state, self.fingerprint), "history": self.run.history_text}
+        name = self.checkpoints.write(saved, planned=planned)
         self.point_to_best(state)
         self.checkpoints.prune(self.options.keep)
         self.saved_at = time.monotonic()
-        self.log(f"saved {name}")
+        self.run.log(f"saved {name}")
         return name

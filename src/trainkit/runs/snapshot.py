@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit.core.errors import CheckpointError
 from trainkit.core.rng import rng_state, set_rng_state
+from trainkit.training.metrics import CLOCKS
 from trainkit.training.progress import Progress
 from trainkit.training.state import State
 
@@ -40,7 +41,6 @@ KEYS = (
 MODULE_KEYS = ("model", "loss", "ema")
 RATE_KEYS = {"lr", "optim", "param_groups", "scheduler"}  # config keys that plan the learning rates
 ORDER_KEYS = {"batch_size", "seed", "data", "limit_batches"}  # config keys that decide the batches of an epoch
-CLOCKS = ("seconds", "samples_per_second")
 LOSS_ARGUMENTS = {"weight", "pos_weight"}  # arguments that torch stores as buffers
 # Entries of a plateau scheduler's state: its counts, and those that depend on the monitored metric.
 PLATEAU_COUNTS = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch"}
@@ -163,7 +163,7 @@ def _restore_plateau(scheduler: ReduceLROnPlateau, number: int, saved: Mapping[s
 
 
 def digest(saved: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a captured state without its fingerprint and clocks, in hexadecimal."""
+    """Return the SHA-256 of a captured state without its fingerprint, history and clocks, in hexadecimal."""
     whole = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -183,7 +183,7 @@ def digest(saved: Mapping[str, Any]) -> str:
         else:
             whole.update(f"{type(value).__name__} {value!r};".encode())
 
-    add({key: value for key, value in saved.items() if key != "fingerprint"})
+    add({key: value for key, value in saved.items() if key not in ("fingerprint", "history")})
     return whole.hexdigest()
 
 
@@ -240,9 +240,6 @@ def check_types(saved: Mapping[str, Any]) -> None:
     Progress.check_state_dict(saved)
     if not isinstance(saved["fingerprint"], dict):
         raise ValueError("fingerprint has the wrong type")
-    epochs = saved["fingerprint"].get("epochs")
-    if epochs is not None and saved["epoch"] > epochs:
-        raise ValueError(f"it has done {saved['epoch']} of {epochs} epochs")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import CheckpointError
+from trainkit.display.text import SHOWN_METRICS
 
 MAX_BYTES = 2**20  # of a config, and of its overrides
 MAX_INFO_BYTES = 2**24  # of run.json: each resume adds an entry
@@ -148,7 +149,7 @@ def _check_info(info: dict[str, Any]) -> None:
             raise ValueError(f"resumed contains {str(entry)[:80]!r}, expected an entry of a resume")
     best = info.get("best")
     if best is not None:
-        numbers = {name: value for name, value in best.items() if name != "metric"}
+        numbers = {name: value for name, value in best.items() if name in ("value", "epoch", *SHOWN_METRICS)}
         bad = [name for name, value in numbers.items() if type(value) not in (int, float)]
         if bad or not isinstance(best.get("metric"), str) or not {"value", "epoch"} <= set(numbers):
             raise ValueError(f"best is {str(best)[:80]!r}, expected the metrics of an epoch")

@@ -19,8 +19,8 @@ def run(argv: Sequence[str]) -> int:
         hint = "write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory or the word last"
         raise ConfigError("resume takes a run and overrides, and no flag of Hydra", hint=hint)
     name, *overrides = args.overrides  # the first word names the run
-    before = Run.load(find_run(name))
-    if before.info.get("status") == "completed" and not overrides:
+    before = Run.recover(find_run(name))
+    if before.is_finished and not overrides:
         print(printable_lines(finished_lines(before)))
         return 0
     reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
