@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +45,7 @@ class FunctionLoss(nn.Module):
         arguments: further arguments of the function; tensors among them become buffers.
     """
 
-    def __init__(self, function: Callable[..., Tensor], **arguments: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor], /, **arguments: Any) -> None:
         super().__init__()
         self.wrapped_function = function
         self.arguments = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
@@ -62,5 +64,10 @@ class FunctionLoss(nn.Module):
 
 def loss_from_function(function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
     """Return a function as a loss. The functions in `MODULES` become their modules, which have exact denominators."""
+    if isinstance(function, functools.partial) and function.func in MODULES and not function.args:
+        return loss_from_function(function.func, {**function.keywords, **arguments})
     module = MODULES.get(function)
-    return FunctionLoss(function, **arguments) if module is None else module(**arguments)
+    if module is None or not arguments.keys() <= inspect.signature(module).parameters.keys():
+        return FunctionLoss(function, **arguments)
+    loss: nn.Module = module(**arguments)
+    return loss

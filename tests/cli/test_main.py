@@ -213,7 +213,7 @@ def test_a_multirun_into_a_used_directory_is_an_error(forked: Command, tmp_path:
         (["model=broken"], 2, ["no good", "mymodels.py", "model: "]),
         (["model=breaks_later"], 2, ["missing thing", "in helper", "model: "]),
         (["model=linear"], 2, ["model: ", "inputs (32, 3, 32, 32)"]),
-        (["loss=mse"], 2, ["loss: ", "target size"]),
+        (["loss=mse"], 2, ["data.train: ", "needs the same shape", "choose loss=cross_entropy"]),
         (["device=cuda"], 2, ["device=cuda", "device=auto"]),
         (
             ["lr=1e9", "epochs=2"],

@@ -64,7 +64,7 @@ MISTAKES = [
     ("monitor.metric=val/acc", "val/acc", "did you mean monitor.metric=val/accuracy?"),
     ("monitor.metric=val/miou monitor.mode=max", "does not compute val/miou", "a hook can add metrics"),
     ("monitor.metric=3", "monitor.metric=3", "must be a word"),
-    ("monitor.metric=train/loss_sum monitor.mode=max", "is its min", "write monitor.mode=min"),
+    ("monitor.metric=train/loss_sum monitor.mode=max", "is best at its min", "write monitor.mode=min"),
     ("monitor.mode=mx", "mx", "did you mean monitor.mode=max?"),
     ("progress=rcih", "rcih", "did you mean progress=rich?"),
     ("watch=weight", "watch=weight", "write watch=[weight]"),
@@ -85,7 +85,7 @@ MISTAKES = [
     ("optim=sgd,adam", "several values", "-m"),
     ("~optimm", "optimm", "did you mean optim?"),
     ("data=arrays", "data.file", "it must be given"),
-    ("monitor.metric=val/accuracy", "max", "write monitor.mode=max"),
+    ("monitor.metric=val/accuracy monitor.mode=min", "is best at its max", "write monitor.mode=max"),
     ("data=line", "cross entropy", "loss=mse"),
     ("+model=mlp", "model", "write model=mlp"),
     ("model@x=mlp", "model", "write model=mlp"),
@@ -139,8 +139,14 @@ def test_hooks_may_add_the_monitored_metric() -> None:
     hook = "+hooks.h._target_=collections.Counter"
     settings = compose_run([hook, "monitor.metric=val/miou", "monitor.mode=max"]).settings
     assert (settings.monitor.metric, settings.monitor.mode) == ("val/miou", "max")
-    (problem,) = problems_of(hook, "monitor.metric=val/accuracy")
-    assert "write monitor.mode=max" in problem
+    (problem,) = problems_of(hook, "monitor.metric=val/miou")
+    assert "monitor.mode: auto does not cover val/miou" in problem
+    assert "write monitor.mode=min or monitor.mode=max" in problem
+
+
+def test_the_mode_of_a_known_metric_is_found_automatically() -> None:
+    for metric, mode in (("val/loss", "min"), ("train/loss", "min"), ("val/accuracy", "max")):
+        assert compose_run([f"monitor.metric={metric}"]).settings.monitor.mode == mode
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

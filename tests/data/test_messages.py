@@ -313,7 +313,7 @@ def test_an_error_in_getitem_names_its_line_and_the_sample(way: str, samples: Pa
     assert (done.returncode, done.stderr) == (
         2,
         "error: data.train: KeyError: 'b'\n"
-        "  sample 7 of 40 was read\n"
+        "  raised while sample 7 of 40 was read\n"
         f"  {samples / 'sets.py'}, line {line}, in __getitem__: "
         'return IMAGES[index], {"a": 1}["b" if index == 7 else "a"]\n'
         "  fix that code, or change data.train; TRAINKIT_TRACEBACK=1 shows the whole traceback\n",
@@ -330,10 +330,12 @@ def test_an_error_in_a_validation_sample_names_the_set_that_holds_the_sample(
     (samples / "held_out.txt").write_text(" ".join(map(str, held_out)))
     done = forked(*QUICK, "data.set=HeldOut", "data.split=0.25", *WAYS[way])
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith(f"error: data.train: KeyError: {held_out[0]}\n  sample {held_out[0]} of 40 was read")
+    assert done.stderr.startswith(
+        f"error: data.train: KeyError: {held_out[0]}\n  raised while sample {held_out[0]} of 40 was read"
+    )
     (samples / "held_out.txt").write_text("3")
     done = forked(*QUICK, "data.set=Base", "data.val={_target_: sets.HeldOut}", *WAYS[way])
-    assert done.stderr.startswith("error: data.val: KeyError: 3\n  sample 3 of 40 was read")
+    assert done.stderr.startswith("error: data.val: KeyError: 3\n  raised while sample 3 of 40 was read")
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -343,7 +345,7 @@ def test_a_length_beyond_the_last_sample_is_named(name: str, way: str, samples: 
     assert done.returncode == 2, done.stderr
     first, second, third, hint = done.stderr.splitlines()
     assert first.startswith("error: data.train: IndexError: ")
-    assert re.fullmatch(r"  sample \d+ of 40 was read; 40 is the length that __len__ returns", second)
+    assert re.fullmatch(r"  raised while sample \d+ of 40 was read; 40 is the length that __len__ returns", second)
     assert third.startswith(f"  {samples / 'sets.py'}, line ")
     assert hint.startswith("  fix that code, or change data.train")
 

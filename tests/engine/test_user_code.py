@@ -56,6 +56,47 @@ class Normed(Net):
         return self.linear(self.norm(x))
 
 
+class Softmax(Net):
+    def forward(self, x):
+        return self.linear(x).softmax(1)
+
+
+class Column(Net):
+    def forward(self, x):
+        return self.linear(x)[:, 0]
+
+
+def squares(outputs, targets):
+    return (outputs - targets).square().mean()
+
+
+def squares_of_outputs(outputs):
+    return outputs.square().mean()
+
+
+class Async:
+    async def on_epoch(self, state, metrics):
+        pass
+
+
+class Returns:
+    def on_epoch(self, state, metrics):
+        return {"mine/score": 1.0}
+
+
+class Names:
+    def on_epoch(self, state, metrics):
+        metrics[3] = 1.0
+
+
+class Denominator(nn.Module):
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs, targets)
+
+    def denominator(self, targets):
+        return targets > 3
+
+
 class Constant(Net):
     def forward(self, x):
         return self.linear(x) * 0
@@ -64,9 +105,11 @@ class Constant(Net):
 class Loss(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.kind = kind
+        self.kind, self.calls = kind, []
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, outputs, targets):
+        self.calls.append(len(self.calls))
         losses = F.cross_entropy(outputs, targets, reduction="none")
         return {
             "dict": lambda: {"ce": losses.mean(), "count": len(losses)},
@@ -78,6 +121,7 @@ class Loss(nn.Module):
             "view": lambda: outputs.t().view(-1).square().mean(),
             "none": lambda: None,
             "sum": lambda: losses.sum(),
+            "saved": lambda: (losses * self.scale).mean(),
             "masked": lambda: (losses * (targets > 3)).sum() / (targets > 3).sum(),
             "centered": lambda: ((losses - losses.mean()) ** 2).mean(),
         }[self.kind]()
@@ -111,6 +155,8 @@ class Points:
             "unequal": lambda: (x[: 3 + index % 4], label),
             "alone": lambda: x,
             "missing": lambda: {}[index],
+            "ignored": lambda: (x, label - 1),
+            "tens": lambda: (x, torch.tensor([float(label)])),
             "soft": lambda: (x, torch.full((10,), 0.3)),
             "images": lambda: (x, torch.full((1, 2, 2), 200, dtype=torch.uint8)),
         }[self.kind]()
@@ -213,6 +259,19 @@ CASES = {
     ),
     "a removed metric": Case("hooks=Removes", "hooks.h", "removes the metric grad_norm", "add it as", "def on_epoch"),
     "a metric of lists": Case("hooks=Lists", "hooks.h", "mine/f1 is a list", "as numbers", "def on_epoch"),
+    "an async hook": Case("hooks=Async", "hooks.h", "is async", "without async", "async def on_epoch"),
+    "returned metrics": Case(
+        "hooks=Returns", "hooks.h", "returns metrics, which are ignored", "metrics.upd", "def on_epoch"
+    ),
+    "a metric named 3": Case("hooks=Names", "hooks.h", "a metric is named 3", "names are strings", "def on_epoch"),
+    "a denominator per sample": Case(
+        "loss=mine.Denominator", "loss", "returns (32,)", "expected one number", "def forward"
+    ),
+    "a class to ignore": Case(f"{DATA}=ignored", "data.train", "class -1", "loss.ignore_index=-1", GETITEM),
+    "flat targets": Case(f"{DATA}=numbers model=mine.Flat loss=mse", "data.train", "(32, 1)", "(32,)", GETITEM),
+    "classes for bce": Case(
+        f"{DATA}=tens loss=bce +model.out=1", "data.train", "a target is 9", "from 0 to 1", GETITEM
+    ),
     "a hook that fails": Case("hooks=Fails", "hooks.h", "no 'metrics'", "fix that code", "state.metrics", 1),
     "an optimizer": Case("optim=mine.Sgd", "optim", "KeyError: 'learning_rate'", "fix that code", '"learning_rate"'),
     "a scheduler": Case("scheduler=mine.Decay", "scheduler", "no attribute 'gamma'", "fix that code", "self.gamma"),
@@ -259,6 +318,9 @@ def test_a_mistake_is_reported_with_its_key_its_line_and_what_was_expected(
 NOTES = {
     "more outputs than classes": ("+model.out=1000", "the model has 1,000 outputs, and the data has 10 classes"),
     "no probabilities": (f"{DATA}=soft", "those of a sample add up to 3 to 3, not to 1"),
+    "probabilities for logits": ("model=mine.Softmax", "CrossEntropyLoss applies softmax itself"),
+    "logits for log-probabilities": ("loss=nll", "which NLLLoss needs: end the model in log_softmax"),
+    "a broadcast": (f"{DATA}=numbers loss=mine.squares +model.out=1 model=mine.Column", "may broadcast to each other"),
     "a constant model": ("model=mine.Constant", "the gradient of the first batch is exactly 0"),
     "an undeclared sum": (f"{LOSS}=sum", "returns a sum over the batch: give it reduction = 'sum'"),
     "a masked mean": (f"{LOSS}=masked", "define denominator(targets)"),
@@ -284,6 +346,12 @@ def test_numbers_with_cross_entropy_over_one_output_are_refused(mine: Path, fork
     assert "loss=mse" in result.stderr
     assert forked(*command(f"{DATA}=numbers +model.out=1 loss=mse hydra.run.dir=other")).returncode == 0
     assert (mine / "other" / "history.jsonl").exists()
+
+
+def test_a_loss_of_one_argument_is_a_config_error_that_says_how_a_loss_is_called(mine: Path, forked: Command) -> None:  # noqa: ARG001
+    result = forked(*command("loss=mine.squares_of_outputs"))
+    assert result.returncode == 2
+    assert "mine.squares_of_outputs takes (outputs), and a loss is called with (outputs, targets)" in result.stderr
 
 
 def test_image_targets_that_stay_uint8_are_a_note(mine: Path, forked: Command) -> None:
@@ -319,6 +387,12 @@ def test_batch_norm_after_a_convolution_accepts_a_last_batch_of_one_image(tmp_pa
     overrides = ["data=synthetic", "data.train.size=65", "data.split=off", "epochs=1", "progress=off"]
     result = forked("model=maps.net", *overrides, "batch_size=16", "hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
+
+
+def test_a_loss_whose_buffer_is_saved_for_the_backward_pass_trains(mine: Path, forked: Command) -> None:  # noqa: ARG001
+    result = forked(*command(f"{LOSS}=saved"))
+    assert result.returncode == 0, result.stderr
+    assert "note: mine" not in result.stderr
 
 
 def test_the_default_run_prints_no_new_note(forked: Command) -> None:

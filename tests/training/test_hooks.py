@@ -155,7 +155,7 @@ def test_the_history_the_best_checkpoint_and_the_result_agree_on_a_hooks_metric(
 ) -> None:
     (tmp_path / "scores.py").write_text(MODULE)
     result = forked(
-        "+hooks.score._target_=scores.Score", "monitor.metric=mine/score", "model=mlp", "epochs=4",
+        "+hooks.score._target_=scores.Score", "monitor.metric=mine/score", "monitor.mode=min", "model=mlp", "epochs=4",
         "progress=plain", "hydra.run.dir=run",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -235,7 +235,7 @@ def test_losses_over_samples_may_be_split_with_any_model(model: str) -> None:
     for number, (loss, (make, targets)) in enumerate(LOSSES.items()):
         torch.manual_seed(number)
         state = make_state(MODELS[model](), make())
-        findings[loss] = compare_loss_and_model(state.objects, floats(32), targets(), SIZE)
+        findings[loss] = compare_loss_and_model(state.objects.model, state.objects.loss_fn, floats(32), targets(), SIZE)
     assert findings == dict.fromkeys(LOSSES, Finding())
 
 
@@ -432,10 +432,11 @@ def test_the_comparison_changes_no_state(model: str) -> None:
 
 def test_the_comparison_runs_once_and_only_if_a_batch_is_split() -> None:
     class Counts(nn.Module):
+        sizes: list[int] = []  # noqa: RUF012  # of all copies of the model
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(32, OUTPUTS)
-            self.sizes: list[int] = []
 
         def forward(self, inputs: Tensor) -> Tensor:
             self.sizes.append(len(inputs))
@@ -445,6 +446,7 @@ def test_the_comparison_runs_once_and_only_if_a_batch_is_split() -> None:
     inputs, targets = batch()
     for micro_batch, calls in ((None, 6), (12, 6), (6, 2 * 6)):
         model = Counts()
+        Counts.sizes = []
         state = make_state(model, nn.CrossEntropyLoss(), epochs=3, micro_batch=micro_batch)
         state.objects.loss_fn.register_forward_hook(lambda *_: None)
         fit(state, make_loader_of(inputs, targets, 12))
@@ -475,3 +477,108 @@ def test_a_comparison_that_is_impossible_is_reported_and_the_training_continues(
     assert "Random" in notes.seen[0]
     assert "draws random numbers" in notes.seen[0]
     assert "whole_batch = True" in notes.seen[0]
+
+
+class Stateful(nn.Module):
+    """A model with state in every place: a parameter, buffers, a list, an attribute and a private generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, OUTPUTS)
+        self.slow = nn.Parameter(torch.zeros(OUTPUTS), requires_grad=False)
+        self.register_buffer("count", torch.zeros(()))
+        self.seen: list[float] = []
+        self.last = torch.zeros(())
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(inputs)
+        with torch.no_grad():
+            self.slow.mul_(0.9).add_(outputs.mean(0))
+            self.count.add_(1)
+            self.seen.append(float(outputs.mean()))
+            self.last = outputs.mean().detach()
+            torch.rand((), generator=self.generator)
+        inputs.mul_(0)  # in place
+        return outputs
+
+
+def test_the_comparison_changes_nothing_of_a_model_that_changes_itself() -> None:
+    inputs, targets = batch()
+    state = make_state(Stateful(), nn.CrossEntropyLoss(), micro_batch=SIZE)
+    model: Any = state.objects.model
+    before, unchanged = digest({"state": model.state_dict(), "rng": model.generator.get_state()}), inputs.clone()
+    check_may_split(state, inputs, targets, [])
+    assert state.progress.split_checked
+    assert digest({"state": model.state_dict(), "rng": model.generator.get_state()}) == before
+    assert model.seen == []
+    assert float(model.last) == 0
+    torch.testing.assert_close(inputs, unchanged, rtol=0, atol=0)
+
+
+def test_a_comparison_without_enough_memory_is_repeated_for_a_smaller_micro_batch() -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = MODELS["linear"]()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if len(inputs) > 6:
+                raise torch.OutOfMemoryError("out of memory")
+            outputs: Tensor = self.model(inputs)
+            return outputs
+
+    inputs, targets = batch()
+    state, notes = make_state(Small(), NTXent(), on_oom="split"), Notes()
+    with pytest.raises(OutOfMemoryError, match="may not be split"):
+        fit(state, make_loader_of(inputs, targets, SAMPLES), hooks=[notes])
+    assert state.progress.micro_batch == 6
+    assert all("memory ran out" in note for note in notes.seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_outputs_of_low_precision_are_no_difference(dtype: torch.dtype) -> None:
+    class Low(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = MODELS["linear"]()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.model(inputs).to(dtype)
+            return outputs
+
+    class Squares(nn.Module):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return (outputs - targets.to(outputs.dtype)).square().mean()
+
+    inputs, _ = batch()
+    assert compare_loss_and_model(Low(), Squares(), inputs, floats(OUTPUTS), 8) == Finding()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-5, 1e-8])
+def test_a_tiny_loss_is_no_difference(scale: float) -> None:
+    inputs, _ = batch()
+    model = MODELS["linear"]()
+    targets = model(inputs).detach() * (1 + scale * torch.randn(SAMPLES, OUTPUTS))
+    for size in range(2, SAMPLES):
+        assert compare_loss_and_model(model, nn.MSELoss(), inputs, targets, size) == Finding()
+
+
+@pytest.mark.parametrize("steps", [8, 16, 24, 7])
+def test_outputs_with_the_time_first_are_not_joined_along_the_time(steps: int) -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, steps * 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.linear(inputs).view(len(inputs), steps, 3).transpose(0, 1)
+            return outputs
+
+    class OfLastDimension(nn.Module):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return functional.cross_entropy(outputs.flatten(0, 1), targets.T.flatten())
+
+    inputs, _ = batch()
+    targets = torch.randint(0, 3, (SAMPLES, steps))
+    assert compare_loss_and_model(TimeFirst(), OfLastDimension(), inputs, targets, 8) == Finding()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -13,7 +14,6 @@ from trainkit.core.pytree import map_tensors
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.state import State, takes_batch_statistics
-from trainkit.training.whole_batch import restored
 
 
 def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
@@ -25,10 +25,10 @@ def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
     names = [name for name, module in model.named_modules() if takes_batch_statistics(module)]
     if not names or 1 not in forward_sizes(train.samples, size, settings.micro_batch):
         return
-    model.train()
     try:
-        with torch.no_grad(), preserve_rng(), restored(model):
-            model(map_tensors(train.example()[0], lambda tensor: tensor[:1]))
+        with torch.no_grad(), preserve_rng():
+            copied = copy.deepcopy(model).train()  # the forward pass may change buffers and attributes
+            copied(map_tensors(train.example()[0], lambda tensor: tensor[:1]))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             return

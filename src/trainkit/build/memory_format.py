@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import warnings
 from contextlib import redirect_stdout
 
 import torch
@@ -89,7 +90,8 @@ def supports_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader,
 
     try:
         inputs, targets = loader.example()
-        with preserve_rng(), redirect_stdout(io.StringIO()):
+        with preserve_rng(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the training repeats them
             return accepts(torch.channels_last) or not accepts(torch.contiguous_format)
     except Exception:  # the model cannot be copied, or a sample cannot be read (the training reports that)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -70,11 +71,16 @@ def build_loss(node: Node) -> nn.Module:
         if isinstance(value, list | int | float):
             tensors[key] = torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1)
     target = locate(node["_target_"])
+    if isinstance(target, nn.Module):  # a loss that a module holds
+        return target
     if not is_loss_function(target, node):
-        return _check_module(call_target(node, "loss", **tensors), "loss")
+        loss = call_target(node, "loss", **tensors)
+        is_function = callable(loss) and not isinstance(loss, nn.Module | type)
+        return loss_from_function(loss, {}) if is_function else _check_module(loss, "loss")
+    given = functools.partial(target).keywords  # of a partial function, which Hydra repeats
 
-    def build(**arguments: Any) -> nn.Module:
-        return loss_from_function(target, arguments)
+    def build(*_: Any, **arguments: Any) -> nn.Module:
+        return loss_from_function(target, {key: value for key, value in arguments.items() if key not in given})
 
     return _check_module(call_target(node, "loss", build, **tensors), "loss")
 

@@ -176,6 +176,7 @@ def build_state(
         mode=settings.monitor.mode,
         patience=settings.early_stop.patience if settings.early_stop else None,
         min_delta=settings.early_stop.min_delta if settings.early_stop else 0.0,
+        classes=settings.data.classes,
     )
     try:
         state = new_state(
@@ -239,6 +240,9 @@ def build_hook(name: str, node: Node) -> Any:
         raise ConfigError(f"hooks.{name}: {unknown[0]} is never called", hint=did_you_mean(unknown[0], EVENTS))
     for method in methods:
         arguments = arguments_of(method)
+        if inspect.iscoroutinefunction(getattr(hook, method)):
+            cause = f"hooks.{name}: {name_and_place(hook, method)}: {method} is async, and would never run"
+            raise ConfigError(cause, hint=f"write def {method}, without async")
         try:
             inspect.signature(getattr(hook, method)).bind(*arguments)
         except TypeError as error:

@@ -72,8 +72,10 @@ def _monitor(monitor: Mapping[str, Any], *, hooks_add_metrics: bool) -> Iterator
         hint = f"{did_you_mean(metric, METRICS, 'monitor.metric=')}; a hook can add metrics"
         yield Problem(f"monitor.metric={metric}: trainkit does not compute {metric}", hint)
     best = BEST_MODES.get(str(metric))
+    if mode == "auto" and isinstance(metric, str) and best is None and (metric in METRICS or hooks_add_metrics):
+        yield Problem(f"monitor.mode: auto does not cover {metric}", "write monitor.mode=min or monitor.mode=max")
     if best and mode in ("min", "max") and mode != best:
-        yield Problem(f"monitor: the best {metric} is its {best}", f"write monitor.mode={best}")
+        yield Problem(f"monitor.mode={mode}: {metric} is best at its {best}", f"write monitor.mode={best}")
 
 
 def _learning_rates(lr: Any, optim: Any, raw: Any) -> Iterator[Problem]:

@@ -165,6 +165,8 @@ def _set_learning_rate(config: DictConfig, path: str, *, given: bool) -> list[st
     if given:
         node["lr"] = "${lr}"
         return []
+    if any("lr" in str(key) or "rate" in str(key) for key in node):  # another name of a learning rate
+        return []
     return [f"note: lr is not given, so {node['_target_']} uses its own default learning rate"]
 
 
@@ -194,7 +196,7 @@ def _nodes_with_new_target(text: str) -> Iterator[str]:
     key, _, value = text.lstrip("+").partition("=")
     if key.endswith("._target_"):
         yield key.removesuffix("._target_")
-    chosen = any(is_dotted_choice(key, name.strip()) for name in value.split(","))
+    chosen = any(is_dotted_choice(key, name.strip(" '\"()")) for name in value.removeprefix("choice").split(","))
     if chosen or (value.startswith("{") and "_target_" in value):
         yield key
 

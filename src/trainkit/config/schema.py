@@ -75,7 +75,7 @@ class MonitorSettings:
     """The metric that decides the best epoch."""
 
     metric: str  # of `METRICS`, or a metric that a hook adds
-    mode: Literal["min", "max"]
+    mode: Literal["auto", "min", "max"]
 
 
 @dataclass(frozen=True)

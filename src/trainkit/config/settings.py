@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.check import find_problems
-from trainkit.config.consistency import is_off
+from trainkit.config.consistency import BEST_MODES, is_off
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_one_or_named
 from trainkit.config.resolvers import set_steps_per_epoch
 from trainkit.config.schema import Node, RootKeys, named_nodes
@@ -71,6 +71,8 @@ def read_settings(config: DictConfig) -> Settings:
         raise ConfigError(*problems)
     OmegaConf.set_struct(source, False)
     _turn_off(source, RootKeys)
+    if source.monitor.mode == "auto":
+        source.monitor.mode = BEST_MODES[source.monitor.metric]
     OmegaConf.set_struct(source, True)
     return _from_source(source)
 

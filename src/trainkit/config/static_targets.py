@@ -48,7 +48,7 @@ def find_missing_target(dotted: Any) -> Problem | None:
         return None
     hint = did_you_mean(rest[0], {n for n in names | submodules if not n.startswith("_")}, f"{module}.")
     local_files = [Path.cwd() / f"{top}.py", Path.cwd() / top / "__init__.py"]
-    if source not in local_files and any(file.is_file() for file in local_files):
+    if spec.origin and Path(spec.origin) not in local_files and any(file.is_file() for file in local_files):
         hint = f"your {top} is shadowed by {source}; rename it"
     return Problem(f"there is no {rest[0]!r} in {module}", hint)
 

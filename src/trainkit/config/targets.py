@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -77,6 +78,10 @@ def find_wrong_arguments(
             problems += _wrong_type(f"{path}.{key}", node[key], named[key].annotation)
         elif not takes_any:
             hint = did_you_mean(key, set(named) - {"self", *given}, f"{path}.")
+            if key == "lr" and path.partition(".")[0] == "optim":  # from the root's lr
+                hint = f"remove lr=VALUE, and give the optimizer's own argument: {path}.NAME=VALUE"
+                problems.append(Problem(f"lr: {node['_target_']} has no argument 'lr'", hint))
+                continue
             remove = f"to remove it write ~{path}.{key}"
             found = f"has no argument {key!r}" if named else "takes no arguments"
             cause = f"{path}.{key}: {node['_target_']} {found}"
@@ -100,15 +105,15 @@ def _how_to_add(path: str, name: str) -> str:
 def _accepts_nothing(call: Any) -> bool:
     """Return whether a class has no own `__init__`, and inherits one that accepts no arguments.
 
-    The signature of `torch.nn.Module.__init__` accepts any arguments, but the function raises an error. It is compared
-    by name, because torch may not be imported yet.
+    The signature of `torch.nn.Module.__init__` accepts any arguments, but the function raises an error.
     """
     if not inspect.isclass(call) or call.__new__ is not object.__new__ or type(call).__call__ is not type.__call__:
         return False
     if call.__init__ is object.__init__:
         return True
-    init = tuple(getattr(call.__init__, name, None) for name in ("__module__", "__qualname__"))
-    return init == ("torch.nn.modules.module", "Module.__init__") and not getattr(call, "call_super_init", False)
+    torch = sys.modules.get("torch")  # a subclass of its Module has imported it
+    is_module = torch is not None and call.__init__ is torch.nn.Module.__init__
+    return is_module and not getattr(call, "call_super_init", False)
 
 
 def _accepts_any_keyword(call: Any) -> bool:
@@ -149,6 +154,10 @@ def find_wrong_targets(config: Any) -> list[Problem]:
             cause = f"{path}._target_={node['_target_']}: the object cannot be called"
             problems.append(Problem(cause, "write the dotted path of a class or a function"))
             continue
+        if path == "loss" and (name := _only_parameter(called, node)):
+            cause = f"loss: {node['_target_']} takes ({name}), and a loss is called with (outputs, targets)"
+            problems.append(Problem(cause, f"add a parameter; a function that makes a loss needs +loss.{name}=VALUE"))
+            continue
         if path == "loss" and is_loss_function(called, node):
             with suppress(TypeError, ValueError):  # a compiled function has no signature
                 given = tuple(_positional_parameters(called))[:2]
@@ -178,6 +187,17 @@ def is_loss_function(target: Any, node: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):  # a compiled function has no signature
         return True
     return bool(node.get("_partial_")) or len([name for name in required if name not in node]) >= 2
+
+
+def _only_parameter(target: Any, node: Mapping[str, Any]) -> str:
+    """Return the name of the only parameter of a function that the config does not give, else ''."""
+    if isinstance(target, type) or node.get("_args_"):
+        return ""
+    try:
+        names = [n for n, p in _positional_parameters(target).items() if p.default is p.empty and n not in node]
+    except (TypeError, ValueError):  # a compiled function has no signature
+        return ""
+    return names[0] if len(names) == 1 else ""
 
 
 def _positional_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -19,9 +19,25 @@ from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop, step
 from trainkit.training.first_batch import WrongPartError
 from trainkit.training.hooks import HookError
+from trainkit.training.losses import denominator
 
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
+    (
+        TypeError,
+        "denominator() missing",
+        "trainkit calls denominator(targets), a method of the loss",
+    ),
+    (
+        TypeError,
+        "object is not callable",
+        "if it is the loss's denominator: define a method denominator(self, targets)",
+    ),
+    (
+        RuntimeError,
+        "does not require grad",
+        "validation runs without gradients: write `with torch.enable_grad():` in the model and the loss",
+    ),
     (
         TypeError,
         "required positional argument",
@@ -127,6 +143,8 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
         if in_step and {"inputs", "targets"} <= frame.f_locals.keys():
             shapes = f"inputs {describe(frame.f_locals['inputs'])}, targets {describe(frame.f_locals['targets'])}"
         owner = frame.f_locals.get("self")
+        if frame.f_code is denominator.__code__:
+            owner = frame.f_locals["loss_fn"]
         key = next((name for name, built in owners if owner is built and built is not None), key)
         if key != "training":
             break

@@ -21,7 +21,7 @@ def opening_lines(run: Run) -> list[str]:
 
 def result_lines(run: Run) -> list[str]:
     """Return the reason of an early stop, the metrics of the best epoch, and the run directory."""
-    best = "no epoch has a finite loss"
+    best = "no epoch has a finite value of the monitored metric"
     if run.best is not None:
         shown = {*SHOWN_METRICS, run.best["metric"]}
         metrics = ", ".join(f"{name} {number(value)}" for name, value in run.best.items() if name in shown)

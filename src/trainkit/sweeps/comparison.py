@@ -31,8 +31,9 @@ def comparison_table(runs: list[Run]) -> list[str]:
     if not rows:
         return []
     metric = rows[0][1]["metric"]
-    rows.sort(key=lambda row: row[1]["value"], reverse=metric == "val/accuracy")
-    shown = [name for name in SHOWN_METRICS if name in rows[0][1]]
+    mode = rows[0][1].get("mode", "max" if metric == "val/accuracy" else "min")  # version 0.2 did not write the mode
+    rows.sort(key=lambda row: row[1]["value"], reverse=mode == "max")
+    shown = [name for name in dict.fromkeys([*SHOWN_METRICS, metric]) if name in rows[0][1]]
     table = [[f"best by {metric}", *shown, "directory"]]
     table += [
         [name, *(number(best[key]) if key in best else "" for key in shown), directory]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainkit.core.pytree import batch_size_of, describe
+from trainkit.core.pytree import batch_size_of, describe, tensors_in
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.losses import FLOAT_TARGET_LOSSES
@@ -20,7 +20,7 @@ from trainkit.training.finite import gradient_values
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import is_sum
 from trainkit.training.state import State
-from trainkit.training.whole_batch import compare_loss, restored
+from trainkit.training.whole_batch import compare_loss
 
 CLASS_HINT = "return class numbers as int64, or choose a loss for numbers: loss=mse"
 
@@ -44,19 +44,18 @@ class FirstBatch:
 
     Args:
         hooks: the hooks of the training, whose `on_note` is called.
-        classes: the number of classes in the data; None: unknown.
     """
 
-    def __init__(self, hooks: Sequence[Any], classes: int | None) -> None:
-        self.hooks, self.classes = hooks, classes
+    def __init__(self, hooks: Sequence[Any]) -> None:
+        self.hooks = hooks
         self.handles: list[Any] = []
         self.done = False
 
     def on_start(self, state: State) -> None:
         """Register the checks of a new training."""
         self.done = state.progress.step > 0
-        if not self.done:
-            loss_fn = state.objects.loss_fn
+        loss_fn = state.objects.loss_fn
+        if not self.done and not isinstance(loss_fn, torch.jit.ScriptModule):  # which takes no hooks
             self.handles.append(loss_fn.register_forward_pre_hook(check_arguments))
             self.handles.append(loss_fn.register_forward_hook(lambda *call: self.check_loss(state, *call)))
 
@@ -68,9 +67,10 @@ class FirstBatch:
         outputs, targets = arguments
         check_loss_value(loss)
         notes = (
-            more_outputs_than_classes(loss_fn, outputs, self.classes),
+            more_outputs_than_classes(loss_fn, outputs, state.settings.classes),
             unnormalized_probabilities(loss_fn, targets),
             unscaled_images(loss_fn, targets),
+            probabilities_or_logits(loss_fn, outputs),
             wrong_denominator(loss_fn, outputs, targets),
         )
         for text in filter(None, notes):
@@ -84,7 +84,7 @@ class FirstBatch:
         self.remove()
         gradients = [param.grad for param in state.objects.parameters if param.grad is not None]
         if gradients and not state.objects.needs_closure and not any(bool(gradient_values(g).any()) for g in gradients):
-            text = "note: the gradient of the first batch is exactly 0 in every parameter, so the step changes nothing"
+            text = "note: the gradient of the first batch is exactly 0 in every parameter, so the loss changes nothing"
             call_hooks(self.hooks, "on_note", state, f"{text}; check the loss and the targets")
 
     def remove(self) -> None:
@@ -110,6 +110,14 @@ def check_arguments(loss_fn: nn.Module, arguments: tuple[Any, ...]) -> None:
         raise WrongPartError("data.train", f"the targets are {describe(targets)}, and {name} needs a tensor", hint)
     if isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
         check_classes(loss_fn, outputs, targets)
+    elif isinstance(loss_fn, FLOAT_TARGET_LOSSES) and targets.shape != outputs.shape:
+        hint = f"return targets of shape {tuple(outputs.shape[1:])} from the data set, or reshape the outputs"
+        hint = hint if targets.is_floating_point() else "choose loss=cross_entropy for class numbers"
+        cause = f"the targets are {describe(targets)}, and {name} of outputs {describe(outputs)} needs the same shape"
+        raise WrongPartError("data.train", cause, hint)
+    elif isinstance(loss_fn, nn.BCEWithLogitsLoss) and bool((targets < 0).any() | (targets > 1).any()):
+        cause = f"a target is {float(targets.max()):.4g}, and {name} needs targets from 0 to 1"
+        raise WrongPartError("data.train", cause, "choose loss=cross_entropy for class numbers")
 
 
 def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, targets: Tensor) -> None:
@@ -134,6 +142,8 @@ def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, ta
         return
     if tuple(targets.shape) != expected:
         hint = f"return targets of shape {expected[1:] or '()'} from the data set"
+        if targets.dim() > 1 and outputs.shape[:-1] in (targets.shape, (targets.numel(),)):
+            hint = "return outputs (N, classes, ...) from the model, such as outputs.transpose(1, 2)"
         raise WrongPartError("data.train", f"{found}, and {name} of outputs {shape} needs {expected}", hint)
     if targets.dtype not in (torch.int64, torch.uint8):
         hint = "return int(target), or a tensor of dtype torch.int64"
@@ -143,6 +153,7 @@ def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, ta
         wrong = int(counted.max()) if counted.max() >= outputs.shape[1] else int(counted.min())
         cause = f"a target is class {wrong}, and the model has {outputs.shape[1]} outputs: classes 0 to"
         hint = "number the classes from 0, and give the model an output for each: see data.classes"
+        hint = f"if it marks targets to ignore, write loss.ignore_index={wrong}; else {hint}" if wrong < 0 else hint
         raise WrongPartError("data.train", f"{cause} {outputs.shape[1] - 1}", hint)
 
 
@@ -200,6 +211,24 @@ def unscaled_images(loss_fn: nn.Module, targets: Any) -> str:
     )
 
 
+def probabilities_or_logits(loss_fn: nn.Module, outputs: Any) -> str:
+    """Return a note if a loss of classes gets probabilities for logits or log-probabilities, else ''."""
+    if (
+        not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss)
+        or not isinstance(outputs, Tensor)
+        or outputs.dim() < 2
+    ):
+        return ""
+    values = outputs.detach().float()
+    if isinstance(loss_fn, nn.NLLLoss):
+        if bool((values.exp().sum(dim=1) - 1).abs().max() <= 0.01):
+            return ""
+        return "the outputs are not log-probabilities, which NLLLoss needs: end the model in log_softmax"
+    if bool(values.min() < 0) or bool((values.sum(dim=1) - 1).abs().max() > 0.001):
+        return ""
+    return "the outputs are probabilities, and CrossEntropyLoss applies softmax itself: let the model return logits"
+
+
 def wrong_denominator(loss_fn: nn.Module, outputs: Any, targets: Any) -> str:
     """Return a note if a custom loss is not the mean that its denominators say, else ''.
 
@@ -211,13 +240,18 @@ def wrong_denominator(loss_fn: nn.Module, outputs: Any, targets: Any) -> str:
         or getattr(loss_fn, "whole_batch", None) is not None
     ):
         return ""
-    with suppress(Exception), torch.no_grad(), preserve_rng(), restored(loss_fn):
+    with suppress(Exception), torch.no_grad(), preserve_rng():
         samples = batch_size_of(targets)
-        if samples < 2:
+        in_second = any(t.dim() > 1 and t.shape[1] == samples for t in tensors_in(outputs))
+        if samples < 2 or in_second:  # it is unknown which dimension is that of the samples
             return ""
         finding = compare_loss(loss_fn, outputs, targets, samples, [max(1, samples // 8)])
         if finding.is_sum:
             return f"{name_and_place(loss_fn)} returns a sum over the batch: give it reduction = 'sum'"
         if finding.difference:
-            return f"{finding.difference}; declare whole_batch = True, or define denominator(targets)"
+            fix = "define denominator(targets), or declare whole_batch = True if the loss compares samples"
+            shapes = {tuple(part.shape) for part in (outputs, targets) if isinstance(part, Tensor)}
+            if len(shapes) == 2 and targets.is_floating_point():
+                fix = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} may broadcast to each other"
+            return f"{finding.difference}; {fix}"
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainkit.training.metrics import Metrics, plain_metric
@@ -55,13 +55,17 @@ def add_hook_metrics(hooks: Sequence[Any], state: Any, metrics: Metrics) -> None
             history cannot store.
     """
     for hook in hooks:
-        before = dict(metrics)
-        call_hooks([hook], "on_epoch", state, metrics)
-        for name, value in before.items():
-            if name not in metrics or metrics[name] is not value:
+        before = {name: (value, repr(value)) for name, value in metrics.items()}
+        returned = hook.on_epoch(state, metrics) if hasattr(hook, "on_epoch") else None
+        if isinstance(returned, Mapping):
+            raise HookError(hook, "on_epoch returns metrics, which are ignored", "write metrics.update(...) instead")
+        for name, (value, text) in before.items():
+            if name not in metrics or metrics[name] is not value or repr(value) != text:  # a list may change in place
                 change = "changes" if name in metrics else "removes"
                 raise HookError(hook, f"on_epoch {change} the metric {name}", f"add it as hooks/{name} instead")
         for name in metrics.keys() - before.keys():
+            if not isinstance(name, str):
+                raise HookError(hook, f"a metric is named {name!r}, and names are strings", "name it mine/loss")
             try:
                 metrics[name] = plain_metric(metrics[name])
             except (TypeError, ValueError):

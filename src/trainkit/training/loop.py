@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
 from trainkit.training.last_step import last_step_metrics
 from trainkit.training.losses import denominator, is_sum
-from trainkit.training.metrics import Mean, Metrics, count_correct
+from trainkit.training.metrics import CLOCKS, Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
 from trainkit.training.step import before_update, forward_in_parts, train_step_in_parts
@@ -52,7 +53,8 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         metrics = count_epoch(state, metrics)
         add_hook_metrics(hooks, state, metrics)
         finish_epoch(state, metrics)
-        call_hooks(hooks, "on_epoch_end", state, metrics)
+        for hook in hooks:
+            call_hooks([hook], "on_epoch_end", state, copy.deepcopy(metrics))  # the metrics are final
         check_finite(state, metrics)
     check_scale(state)
     call_hooks(hooks, "on_end", state)
@@ -120,8 +122,11 @@ def count_epoch(state: State, metrics: Metrics) -> Metrics:
     """Count the epoch; return its metrics with the epoch, the step, those of the last step, and the clocks."""
     progress = state.progress
     progress.epoch += 1
+    counts = {"epoch": progress.epoch, "step": progress.step}
     clocks = {"seconds": progress.elapsed, "samples_per_second": metrics.pop("samples_per_second")}
-    return {"epoch": progress.epoch, "step": progress.step, **metrics, **last_step_metrics(state), **clocks}
+    unreadable = sum(map(len, progress.unreadable.values()))
+    skipped = {"unreadable": unreadable} if unreadable else {}
+    return {**counts, **metrics, **last_step_metrics(state), **clocks, **skipped}
 
 
 def finish_epoch(state: State, metrics: Metrics) -> None:
@@ -133,9 +138,9 @@ def finish_epoch(state: State, metrics: Metrics) -> None:
     progress, monitor = state.progress, state.settings.monitor
     value = metrics.get(monitor)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        numbers = ", ".join(name for name, number in metrics.items() if isinstance(number, float))
+        choices = [name for name, number in metrics.items() if isinstance(number, float) and name not in CLOCKS]
         cause = f"is {value!r}, not a number" if monitor in metrics else "this run has no such metric"
-        raise ConfigError(f"monitor.metric={monitor}: {cause}", hint=f"choose from {numbers}")
+        raise ConfigError(f"monitor.metric={monitor}: {cause}", hint=f"choose from {', '.join(choices)}")
     if _improves(state, value, (progress.best or {}).get(monitor)):
         progress.best = metrics
     if _improves(state, value, progress.patience_reference, by=state.settings.min_delta):
@@ -188,7 +193,7 @@ def evaluate_batch(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Any
     parts = forward_in_parts(state, model, loss_fn, inputs, targets, batch_denominator)
     for outputs, part_targets, loss in parts:
         total = total if loss is None else total + loss
-        correct = count_correct(loss_fn, outputs, part_targets)
+        correct = count_correct(loss_fn, outputs, part_targets, state.settings.classes)
         counts += [] if correct is None else [correct]
     return total, batch_denominator, counts
 

@@ -38,8 +38,10 @@ def denominator(loss_fn: nn.Module, targets: Any, samples: int) -> Tensor | int:
         A number, or a scalar tensor on the device of `targets` (to read it would synchronize the device).
     """
     custom = getattr(loss_fn, "denominator", None)
-    if callable(custom):
+    if custom is not None:
         result: Tensor | int = custom(targets)
+        if isinstance(result, Tensor) and result.numel() != 1:
+            raise ValueError(f"denominator(targets) returns {tuple(result.shape)}, expected one number")
         return result
     if is_sum(loss_fn) or not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
         return samples

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Metrics = dict[str, Any]
+CLOCKS = ("seconds", "samples_per_second")  # metrics that differ between equal runs
 
 
 class Mean:
@@ -67,11 +68,20 @@ class Mean:
         return float((numerator / denominator).item())
 
 
-def count_correct(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+def count_correct(
+    loss_fn: nn.Module, outputs: Any, targets: Any, classes: int | None = None
+) -> tuple[Tensor, Tensor] | None:
     """Return the number of correct predictions and the number of predictions; None if the loss has no classes.
 
     The prediction of class outputs (N, C, ...) is the largest output; ignored targets do not count. The prediction
-    of a binary cross entropy is whether the probability is over 0.5.
+    of a binary cross entropy is whether the probability is over 0.5. A custom loss has classes if the model has an
+    output for each class.
+
+    Args:
+        loss_fn: the loss.
+        outputs: the outputs of the model.
+        targets: the targets of the batch.
+        classes: the number of classes in the data; None: unknown.
     """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return None
@@ -84,6 +94,9 @@ def count_correct(loss_fn: nn.Module, outputs: Any, targets: Any) -> tuple[Tenso
             return None
         targets = targets.argmax(dim=1)
     if outputs.dim() != targets.dim() + 1 or outputs.dim() < 2 or outputs.shape[1] < 2:
+        return None
+    is_custom = not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss)
+    if is_custom and classes is not None and outputs.shape[1] != classes:  # such as one output per threshold
         return None
     counted = targets != getattr(loss_fn, "ignore_index", -100)
     return ((outputs.argmax(dim=1) == targets) & counted).sum(), counted.sum()
@@ -104,6 +117,6 @@ def plain_metric(value: Any) -> Any:
         ValueError: the value contains itself.
     """
     if hasattr(value, "item") and getattr(value, "size", None) is not None and getattr(value, "ndim", 1) == 0:
-        return value.item()
+        value = value.item()
     json.dumps(value)
     return value

@@ -41,6 +41,7 @@ class LoopSettings:
     mode: str = "min"  # min or max
     patience: int | None = None  # epochs without a new best before an early stop
     min_delta: float = 0.0  # smallest improvement that counts for patience
+    classes: int | None = None  # number of classes in the data; None: unknown
     # Check the loss and gradient of each step before the update. On an accelerator the check synchronizes the
     # device, so the default (None) checks there only if `on_nonfinite` needs it.
     check_steps: bool | None = None

@@ -6,27 +6,29 @@ this by `whole_batch = True`. Without a declaration, a comparison finds it befor
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, OutOfMemoryError
-from trainkit.core.pytree import batch_size_of, join_rows, map_tensors, take_rows_of_samples
+from trainkit.core.pytree import batch_size_of, join_rows, map_tensors, take_rows_of_samples, tensors_in
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import denominator, loss_contribution, whole_batch_module
-from trainkit.training.state import Objects, State
+from trainkit.training.state import State
 from trainkit.training.step import micro_batches
 
 LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order differ by about 1e-6
 MODEL_TOLERANCE = 1e-3  # relative; the layers of a deep model amplify such differences
+SMALLEST = 1e-7  # absolute; smaller losses consist of rounding errors
 DENOMINATOR_HINT = (
     "a loss that is a mean over another number than samples needs denominator(targets): see docs/numbers.md"
 )
@@ -74,10 +76,11 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
     if any(getattr(module, "whole_batch", None) is False for module in (objects.model, objects.loss_fn)):
         return
     try:
-        finding = compare_loss_and_model(objects, inputs, targets, size)
+        finding = compare_loss_and_model(objects.model, objects.loss_fn, inputs, targets, size)
     except Exception as error:  # the step that follows reports errors of the user's code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         finding = Finding(unknown="memory ran out" if is_out_of_memory(error) else text)
+        progress.split_checked = not is_out_of_memory(error)  # a smaller micro batch may have the memory
     if finding.difference:
         raise _split_error(state, finding)
     if finding.unknown:
@@ -95,6 +98,7 @@ def declared_error(module: nn.Module, micro_batch: int) -> ConfigError:
 def _split_error(state: State, finding: Finding) -> ConfigError | OutOfMemoryError:
     """Return the error for a batch that may not be split. The exit code is 2 if the config asked for it, else 8."""
     hint = "a loss that sums over the batch needs reduction = 'sum'" if finding.is_sum else DENOMINATOR_HINT
+    hint += "; whole_batch = False in the model or the loss allows the split"
     asked = state.settings.micro_batch
     if state.progress.micro_batch == asked:
         return ConfigError(f"micro_batch={asked}: {finding.difference}", hint=f"write micro_batch=off; {hint}")
@@ -106,45 +110,46 @@ def _split_error(state: State, finding: Finding) -> ConfigError | OutOfMemoryErr
 
 
 @torch.no_grad()
-def compare_loss_and_model(objects: Objects, inputs: Any, targets: Any, size: int) -> Finding:
-    """Compare the loss of a batch with the sum over its micro batches.
+def compare_loss_and_model(model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, size: int) -> Finding:
+    """Compare the loss of a batch with the sum over its micro batches. It works on copies, so no state changes.
 
     The loss is compared first, on the same outputs, so batch norm and dropout have no effect. Then the model is
     compared: one micro batch with its two halves. No forward pass is larger than a micro batch or two samples.
 
     Args:
-        objects: the objects of the training.
+        model: the model.
+        loss_fn: the loss.
         inputs: the inputs of the batch.
         targets: the targets of the batch.
         size: the number of samples in a micro batch.
     """
-    model, loss_fn, samples = objects.model, objects.loss_fn, batch_size_of(inputs)
     loss_finding = model_finding = Finding()
-    with preserve_rng(), restored(model, loss_fn), _without_compiled_code(model):
-        with _evaluation_mode(model, only_torch=True):
-            outputs = [model(part) for part, _ in micro_batches(inputs, targets, size)]
+    with preserve_rng(), _slow_attention():
+        copied = _in_evaluation_mode(copy.deepcopy(model), only_torch=True)
+        outputs = [(copied(_clone(part)), batch_size_of(part)) for part, _ in micro_batches(inputs, targets, size)]
+        del copied
         try:
-            joined = join_rows(outputs)
+            joined = _join(outputs)
         except ValueError:  # such as a model that returns its own loss, which the second comparison includes
             joined = None
         if joined is not None:
-            loss_finding = compare_loss(loss_fn, joined, targets, samples, (size, max(2, size // 4)))
+            loss_finding = compare_loss(loss_fn, joined, targets, batch_size_of(inputs), (size, max(2, size // 4)))
         if loss_finding.difference:
             return loss_finding
         inputs, targets = next(micro_batches(inputs, targets, max(size, 2)))
-        samples = batch_size_of(inputs)
         for only_torch in (True, False):  # custom random layers need the evaluation mode, too
-            with _evaluation_mode(model, only_torch=only_torch):
-                model_finding = _compare(
-                    "the model or its loss", model, loss_fn, (inputs, targets), samples, -(-samples // 2)
-                )
+            model_finding = _compare_model(
+                model, loss_fn, inputs, targets, only_torch=only_torch, loss_adds_up=joined is not None
+            )
             if not model_finding.unknown:
                 break
     return model_finding if model_finding.difference or not loss_finding.unknown else loss_finding
 
 
 def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, sizes: Iterable[int]) -> Finding:
-    """Compare the loss of a batch of outputs with the sum over its parts. Gradients must be off. RNG states change.
+    """Compare the loss of a batch of outputs with the sum over its parts.
+
+    It works on copies of the loss, the outputs and the targets. Gradients must be off. RNG states change.
 
     Args:
         loss_fn: the loss.
@@ -153,48 +158,81 @@ def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, s
         samples: the number of samples in the batch.
         sizes: the number of samples in a part. Several sizes, because the losses of one may add up by chance.
     """
+    outputs = map_tensors(outputs, lambda t: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t)
+
+    def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
+        torch.manual_seed(seed)
+        part = take_rows_of_samples(outputs, samples, start, stop)
+        return copy.deepcopy(loss_fn), _clone(part), _clone(_rows(targets, start, stop))
+
     for size in sizes:
-        finding = _compare(name_and_place(loss_fn), None, loss_fn, (outputs, targets), samples, size)
+        finding = _compare(name_and_place(loss_fn), evaluate, targets, samples, size, LOSS_TOLERANCE)
         if finding != Finding():
             return finding
     return Finding()
 
 
-def _compare(
-    name: str, model: nn.Module | None, loss_fn: nn.Module, batch: tuple[Any, Any], samples: int, size: int
+def _compare_model(
+    model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, *, only_torch: bool, loss_adds_up: bool
 ) -> Finding:
-    """Compare the loss of a batch with the sum over its parts; without a model, the inputs are outputs."""
-    inputs, targets = batch
+    """Compare the loss of a micro batch with the sum over its halves.
 
-    def outputs_of(part: Any) -> Any:
-        return part if model is None else model(part)
+    Args:
+        model: the model.
+        loss_fn: the loss.
+        inputs: the inputs of the micro batch.
+        targets: the targets of the micro batch.
+        only_torch: see `_in_evaluation_mode`.
+        loss_adds_up: the losses of equal outputs add up, so equal outputs mean that there is no difference.
+    """
+    samples = batch_size_of(inputs)
+    half = -(-samples // 2)
+    outputs: dict[tuple[int, int], Any] = {}
 
-    def loss_of_batch(seed: int) -> float:
+    def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
         torch.manual_seed(seed)
-        return float(loss_fn(outputs_of(inputs), targets))
+        copied, copied_loss = copy.deepcopy((model, loss_fn))
+        outputs[start, stop] = _in_evaluation_mode(copied, only_torch=only_torch)(_clone(_rows(inputs, start, stop)))
+        return copied_loss, outputs[start, stop], _clone(_rows(targets, start, stop))
 
-    batch_denominator = denominator(loss_fn, targets, samples)
+    precision = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
+    tolerance = max(MODEL_TOLERANCE, 16 * precision)
+    finding = _compare("the model or its loss", evaluate, targets, samples, half, tolerance)
+    with suppress(ValueError):
+        joined = _join([(outputs[0, half], half), (outputs[half, samples], samples - half)])
+        whole, parts = tensors_in(outputs[0, samples]), tensors_in(joined)
+        if loss_adds_up and all(_is_close(a, b, tolerance) for a, b in zip(whole, parts, strict=True)):
+            return Finding()  # a tiny loss, whose rounding errors are large
+    return finding
+
+
+Evaluate = Callable[..., tuple[nn.Module, Any, Any]]  # (start, stop, seed) -> the loss, the outputs and the targets
+
+
+def _compare(name: str, evaluate: Evaluate, targets: Any, samples: int, size: int, tolerance: float) -> Finding:
+    """Compare the loss of a batch with the sum over its parts."""
     contributions, values = [], []
-    torch.manual_seed(0)
     for start in range(0, samples, size):
         stop = min(start + size, samples)
-        outputs = outputs_of(take_rows_of_samples(inputs, samples, start, stop))
-        part_targets = map_tensors(targets, lambda t, a=start, b=stop: t[a:b])  # type: ignore[misc]  # as the step does
+        loss_fn, outputs, part_targets = evaluate(start, stop)
+        batch_denominator = denominator(loss_fn, targets, samples)
         contribution = loss_contribution(loss_fn, outputs, part_targets, stop - start, batch_denominator)
         contributions.append(0.0 if contribution is None else float(contribution))
-        values.append(float(loss_fn(outputs, part_targets)))
-    loss = loss_of_batch(0)
-    tolerance = LOSS_TOLERANCE if model is None else MODEL_TOLERANCE
+        if contribution is not None:
+            loss_fn, outputs, part_targets = evaluate(start, stop)
+            values.append(float(loss_fn(outputs, part_targets)))
+    loss_fn, outputs, part_targets = evaluate(0, samples)
+    loss = float(loss_fn(outputs, part_targets))
     if _adds_up(loss, contributions, tolerance):
         return Finding()
-    if loss != loss_of_batch(1):
+    loss_fn, outputs, part_targets = evaluate(0, samples, seed=1)
+    if loss != float(loss_fn(outputs, part_targets)):
         return Finding(unknown=f"{name} draws random numbers")
     is_sum = _adds_up(loss, values, tolerance)
-    kind = "is not the mean over the samples" if model is None else "compares samples"
-    if callable(getattr(loss_fn, "denominator", None)) and model is None:
-        kind = "is not the mean that its denominator(targets) says"
-    kind = "sums over the batch" if is_sum else kind
-    found = f"the loss of {samples} samples is {loss:.4f}, the losses of their parts add up to {sum(contributions):.4f}"
+    has_denominator = callable(getattr(loss_fn, "denominator", None))
+    mean = "that its denominator(targets) says" if has_denominator else "over the samples"
+    kind = "sums over the batch" if is_sum else f"is not the mean {mean}"
+    found = f"the loss of {samples} samples is {loss:.4g}, the losses of their parts add up to {sum(contributions):.4g}"
     return Finding(f"{name} {kind}: {found}", is_sum=is_sum)
 
 
@@ -204,55 +242,63 @@ def _adds_up(loss: float, contributions: Sequence[float], tolerance: float) -> b
         return True
     if not all(map(math.isfinite, contributions)):
         return False
-    return abs(loss - math.fsum(contributions)) <= tolerance * max(abs(loss), math.fsum(map(abs, contributions)))
+    scale = max(abs(loss), math.fsum(map(abs, contributions)))
+    return abs(loss - math.fsum(contributions)) <= tolerance * scale + SMALLEST
 
 
-# --------------------------------------------------------------------------------- state and modes
+# ---------------------------------------------------------------------------------- rows and modes
 
 
-@contextmanager
-def restored(*modules: nn.Module) -> Iterator[None]:
-    """Restore the buffers and the attributes of modules at the end of the block."""
-    inner = [module for outer in modules for module in outer.modules()]
-    attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in inner]
-    values = [(tensor, tensor.clone()) for outer in modules for tensor in outer.buffers()]
-    try:
-        yield
-    finally:
-        for module, content, buffers in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(content)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for tensor, before in values:
-            tensor.copy_(before)
+def _rows(batch: Any, start: int, stop: int) -> Any:
+    return map_tensors(batch, lambda tensor: tensor[start:stop])  # as `micro_batches` does
 
 
-def _without_compiled_code(model: nn.Module) -> AbstractContextManager[Any]:
-    """Turn compiled code off in the block: parts of other sizes would be compiled again."""
-    return nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
+def _clone(batch: Any) -> Any:
+    """Return a copy, because a model or a loss may change its arguments in place."""
+    return map_tensors(batch, lambda tensor: tensor.detach().clone())
 
 
-@contextmanager
-def _evaluation_mode(model: nn.Module, *, only_torch: bool) -> Iterator[None]:
-    """Set layers to evaluation mode in the block: all layers, or torch's layers such as batch norm and dropout.
+def _join(outputs: Sequence[tuple[Any, int]]) -> Any:
+    """Return the outputs of several parts, each with its number of samples, as those of one batch.
 
-    Torch's fast path of attention is off, because it changes the shapes of padded sequences. Use it in `restored`.
+    Raises:
+        ValueError: the rows of a tensor are not a multiple of the samples, or the samples may be in dimension 1.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    tensors = [(tensor, samples) for part, samples in outputs for tensor in tensors_in(part)]
+    rows = {len(tensor) / samples if tensor.dim() else 0.5 for tensor, samples in tensors}
+    in_second = any(tensor.dim() > 1 and 1 < samples == tensor.shape[1] for tensor, samples in tensors)
+    if in_second or not all(number.is_integer() for number in rows) or len(rows) > len(tensors) // len(outputs):
+        raise ValueError("it is unknown which dimension of the outputs is that of the samples")
+    return join_rows([part for part, _ in outputs])
+
+
+def _is_close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    if one.shape != other.shape:
+        return False
+    if not one.is_floating_point():
+        return one.equal(other)
+    return bool((one - other).abs().max() <= tolerance * one.abs().max())
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Turn torch's fast path of attention off in the block, because it changes the shapes of padded sequences."""
+    before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        for module, _ in modes:
-            norm_or_dropout = isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
-            if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
-                module.training = False
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                # Without running statistics, batch norm uses batch statistics in evaluation mode, too.
-                module.running_mean = torch.zeros(module.num_features, device=next(model.parameters()).device)
-                module.running_var = torch.ones_like(module.running_mean)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _in_evaluation_mode(model: nn.Module, *, only_torch: bool) -> nn.Module:
+    """Set layers of a copied model to evaluation mode: all, or torch's layers such as batch norm and dropout."""
+    for module in model.modules():
+        norm_or_dropout = isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
+        if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
+            module.training = False
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            # Without running statistics, batch norm uses batch statistics in evaluation mode, too.
+            module.running_mean = torch.zeros(module.num_features, device=next(model.parameters()).device)
+            module.running_var = torch.ones_like(module.running_mean)
+    return model
