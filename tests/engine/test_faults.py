@@ -535,6 +535,22 @@ def test_one_of_two_simultaneous_starts_gets_the_directory_that_both_name(own: P
     assert json.loads((own / "run" / "run.json").read_text())["status"] == "completed"
 
 
+def test_a_process_whose_lock_file_is_deleted_stops_and_the_run_that_replaced_it_is_right(
+    own: Path, forks: Forks
+) -> None:
+    first = forks.start(*BASE, "+data.train.wait=0.01", "epochs=99", cwd=own)
+    until(has_saved(own / "run", 8))
+    (own / "run" / ".lock").unlink()
+    epochs = saved(own / "run")["epoch"] + 2
+    second = forks.start("resume", "run", f"epochs={epochs}", cwd=own)
+    message_of(first, 7, ".lock was deleted or replaced", "stops without writing")
+    assert second.wait() == 0, second.stderr
+    assert [row["epoch"] for row in read_history(own / "run")] == list(range(1, epochs + 1))
+    straight = forks.start(*BASE[:-1], "+data.train.wait=0.01", f"epochs={epochs}", "hydra.run.dir=straight", cwd=own)
+    assert straight.wait() == 0
+    assert final(own / "run") == final(own / "straight")
+
+
 # --------------------------------------------------------------------------------------------- the command
 
 

@@ -60,3 +60,15 @@ def test_regression_and_single_logits_have_no_accuracy() -> None:
     assert count_correct(nn.SoftMarginLoss(), torch.rand(3, 1), torch.tensor([0, 1, 1])) is None
     assert count_correct(nn.L1Loss(), {"boxes": torch.rand(3, 1)}, torch.rand(3)) is None
     assert count_correct(nn.MSELoss(), torch.rand(3, 1), torch.rand(3, 1)) is None
+
+
+def test_a_custom_loss_has_an_accuracy_only_with_an_output_per_class() -> None:
+    class Ordinal(nn.Module):
+        """One output per threshold between two classes."""
+
+    outputs, targets = torch.eye(4), torch.arange(4)
+    assert count_correct(Ordinal(), outputs, targets, classes=5) is None
+    for loss_fn, classes in ((Ordinal(), 4), (Ordinal(), None), (nn.CrossEntropyLoss(), 5)):
+        correct = count_correct(loss_fn, outputs, targets, classes)
+        assert correct is not None
+        assert [int(number) for number in correct] == [4, 4]
