@@ -581,6 +581,17 @@ def test_a_damaged_history_is_restored_from_the_checkpoint_and_the_run_says_so(
     assert history.read_text().startswith(wanted)
 
 
+def test_a_deleted_history_is_restored_although_the_scheduler_covers_more_epochs(
+    own: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(own, "scheduler=cosine")
+    wanted = (run.directory / "history.jsonl").read_text()
+    (run.directory / "history.jsonl").unlink()
+    run = trainkit.resume(run.directory, ["epochs=4", "progress=plain"])
+    assert "history.jsonl is damaged" in capfd.readouterr().err
+    assert (run.directory / "history.jsonl").read_text().startswith(wanted)
+
+
 def test_fewer_epochs_than_done_are_refused_and_change_nothing(own: Path) -> None:
     run = trained(own)
     before = {file: file.read_bytes() for file in run.directory.rglob("*") if file.is_file() and file.name != ".lock"}

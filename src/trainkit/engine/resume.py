@@ -56,6 +56,7 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
         with display.ReadingProgress(reloaded.settings.progress) as on_progress:
             session = build_session(reloaded.settings, on_progress)
         changes = Changes(set(), [])
+        saved_history = saved and saved.get("history")
         if saved is not None:
             changes, more = restore_session(session, saved, allow)
             notes += more
@@ -64,7 +65,7 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
         refuse_fewer_epochs(session)
         notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()
         progress = session.state.progress
-        history, note = run.recover_history(progress.epoch, saved and saved.get("history"))
+        history, note = run.recover_history(progress.epoch, saved_history)
         notes += [note] if note else []
         if session.state.done and run.is_finished:
             return run

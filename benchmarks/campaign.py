@@ -1,0 +1,350 @@
+"""Kill runs, damage their files and fuzz their readers; report every end that is silent or wrong.
+
+    python -m benchmarks.campaign --kills 200 --corruptions 300 --fuzz-seconds 120 --seed 0
+
+A killed run must end with the same bits as an unbroken run. A damaged run must end with the same bits as an undamaged
+one, or with a note or a refusal. The exit code is 1 if anything else happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.damage import DAMAGES, damage_file, files_of
+from benchmarks.fuzz import fuzz_in_process, mutate
+from tests.processes import Forks, Process, until
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.directory import Run
+from trainkit.runs.snapshot import digest
+from trainkit.training.metrics import CLOCKS
+
+MODULE = '''
+import random, time
+import numpy as np
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.first, self.last, self.dropout = nn.Linear(8, width), nn.Linear(width, 3), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.last(self.dropout(torch.relu(self.first(x))))
+
+class Points:
+    """Random samples; the inputs of the sample `bad` are not finite."""
+
+    classes = ["a", "b", "c"]
+
+    def __init__(self, size=64, wait=0.0, bad=None):
+        self.size, self.wait, self.bad = size, wait, bad
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        time.sleep(self.wait)
+        noise = torch.randn(8) + float(np.random.rand()) + random.random()
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index)) + 0.1 * noise
+        return (x * float("nan") if index == self.bad else x), index % 3
+
+class Size:
+    """A hook that adds the norm of the weights as a metric."""
+
+    def on_epoch(self, state, metrics):
+        metrics["size"] = sum(float(p.detach().square().sum()) for p in state.model.parameters())
+'''
+POINTS = "train: {_target_: campaignmodule.Points, wait: 0.0005}\nval: {_target_: campaignmodule.Points, size: 16}\n"
+NET = "_target_: campaignmodule.Net\nwidth: 16\n"
+REFUSALS = (2, 3, 5, 6, 7)
+HARMLESS = ("trainkit.log", ".lock", "params.json")  # damage to these files must not be noticed
+LIMIT = 20.0  # seconds of a command
+Final = tuple[str, list[dict[str, Any]], Any, Any]  # hash of the state, history, best epoch, best checkpoint
+
+
+class Campaign:
+    """The folder, the server of forks, the random generator and the outcomes of a campaign.
+
+    Args:
+        folder: the working directory of all commands.
+        draw: the source of every random decision.
+    """
+
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self.folder, self.draw = folder, draw
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.failures: list[str] = []
+        (folder / "campaignmodule.py").write_text(MODULE)
+        for name, text in (("model/net", NET), ("data/points", POINTS)):
+            (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "conf" / f"{name}.yaml").write_text(text)
+        (folder / "commands").mkdir()
+        self.forks = Forks(folder / "commands")
+        self.run("--help", limit=120)  # returns once the server has imported torch, so the next times are those of runs
+
+    def run(self, *argv: str, limit: float = LIMIT) -> tuple[int | None, Process]:
+        """Run a command to its end; return its exit code, or None if it takes more than `limit` seconds."""
+        process = self.forks.start(*argv, cwd=self.folder)
+        hung = threading.Event()
+
+        def end() -> None:
+            hung.set()
+            os.kill(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(limit, end)
+        timer.start()
+        code = process.wait()
+        timer.cancel()
+        return None if hung.is_set() else code, process
+
+    def train(self, argv: list[str], name: str) -> Path:
+        """Train without a break; return the directory of the run."""
+        code, process = self.run(*argv, f"hydra.run.dir={name}", limit=120)
+        if code != 0:
+            raise RuntimeError(f"trainkit {' '.join(argv)} ended with {code}: {process.stderr}")
+        return self.folder / name
+
+    def count(self, part: str, outcome: str) -> None:
+        """Count an outcome that is allowed."""
+        self.outcomes[part, outcome] += 1
+
+    def fail(self, part: str, outcome: str, details: str) -> None:
+        """Count an outcome that is not allowed."""
+        self.outcomes[part, f"WRONG: {outcome}"] += 1
+        self.failures.append(f"{part}: {outcome}: {details}")
+        print(self.failures[-1], file=sys.stderr, flush=True)
+
+
+def final_of(run: Path) -> Final:
+    """Return the hash of the final state, the history without times, the best epoch and its checkpoint."""
+    checkpoints, info = Checkpoints(run / "checkpoints"), Run.load(run)
+    history = [{key: value for key, value in row.items() if key not in CLOCKS} for row in info.history]
+    return digest(checkpoints.newest()[1]), history, info.best, checkpoints.read_pointer("best")
+
+
+def differences_of(found: Final, wanted: Final) -> str:
+    """Return the names of the parts in which two final states differ."""
+    names = ("state", "history", "best epoch", "best checkpoint")
+    return ", ".join(name for name, one, other in zip(names, found, wanted, strict=True) if repr(one) != repr(other))
+
+
+# ---------------------------------------------------------------------------------------------- kills
+
+
+def draw_config(draw: random.Random) -> list[str]:
+    """Return the overrides of a random small training."""
+    argv = ["model=net", "data=points", "batch_size=8", "progress=off", f"seed={draw.randrange(99)}"]
+    argv += [f"epochs={draw.randint(2, 4)}", f"optim={draw.choice(['sgd', 'adamw', 'rmsprop', 'nadam', 'adagrad'])}"]
+    argv += [f"scheduler={draw.choice(['none', 'onecycle', 'cosine', 'plateau', 'step', 'warmup_cosine'])}"]
+    argv += [f"ema={draw.choice(['off', '0.9'])}", f"micro_batch={draw.choice(['off', '3'])}"]
+    argv += [f"checkpoint.every_steps={draw.choice(['off', '1', '3'])}", f"checkpoint.keep={draw.randint(1, 3)}"]
+    argv += [f"data.num_workers={draw.choice([0, 0, 2])}", f"data.cache={draw.choice(['auto', 'none'])}"]
+    argv += [f"precision={draw.choice(['fp32', 'bf16'])}", f"clip_norm={draw.choice(['off', '1'])}"]
+    nonfinite = draw.choice(["stop", "skip", "rollback"])
+    argv += [f"on_nonfinite={nonfinite}"] + ([f"+data.train.bad={draw.randrange(64)}"] if nonfinite != "stop" else [])
+    if draw.random() < 0.4:
+        argv += ["+hooks.size._target_=campaignmodule.Size", "monitor.metric=size", "monitor.mode=min"]
+    return argv
+
+
+def kill_runs(campaign: Campaign, kills: int, runs_per_config: int = 8) -> None:
+    """Kill random runs at random moments and resume them until they are completed."""
+    done = number = 0
+    while done < kills:
+        argv, number = draw_config(campaign.draw), number + 1
+        began = time.monotonic()
+        wanted = final_of(campaign.train(argv, f"straight{number}"))
+        length = time.monotonic() - began
+        for attempt in range(runs_per_config):
+            if done >= kills:
+                break
+            run = campaign.folder / f"killed{number}-{attempt}"
+            done += kill_run(campaign, argv, run, wanted, length)
+            shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(campaign.folder / f"straight{number}")
+
+
+def kill_run(campaign: Campaign, argv: list[str], run: Path, wanted: Final, length: float) -> int:
+    """Train a run, kill it up to 3 times, and compare its end with an unbroken run; return the number of kills."""
+    kills = 0
+    while True:
+        started = (run / "run.json").exists() or (run / "checkpoints").exists()
+        command = ["resume", run.name] if started else [*argv, f"hydra.run.dir={run.name}"]
+        process = campaign.forks.start(*command, cwd=campaign.folder)
+        if kills < 3:
+            if campaign.draw.random() < 0.3:  # while files are written
+                with contextlib.suppress(TimeoutError):
+                    until(lambda: has_temporary_file(run), timeout=length, interval=0.0002)
+            else:
+                time.sleep(campaign.draw.uniform(0, length))
+            with contextlib.suppress(ProcessLookupError):
+                process.send(signal.SIGKILL)
+        code = process.wait()
+        if code != -signal.SIGKILL:
+            break
+        kills += 1
+    if code != 0:
+        campaign.fail("kill", f"exit code {code}", f"{' '.join(argv)}: {process.stderr}")
+        return kills
+    different = differences_of(final_of(run), wanted)
+    if different or Run.load(run).info["status"] != "completed":
+        campaign.fail("kill", f"another {different or 'status'}", " ".join(argv))
+    else:
+        campaign.outcomes["kill", "same bits"] += kills
+    return kills
+
+
+def has_temporary_file(run: Path) -> bool:
+    """Return whether a file of a run is being written."""
+    return bool(next(run.glob("checkpoints/.*.new*"), None) or next(run.glob(".*.new*"), None))
+
+
+# ----------------------------------------------------------------------------------------- corruption
+
+
+def make_victims(campaign: Campaign, count: int) -> list[tuple[Path, dict[str, Final]]]:
+    """Return run directories, each with the ends of its undamaged continuations by the checkpoint they start from."""
+    victims = []
+    for number in range(count):
+        argv = [*draw_config(campaign.draw), "epochs=2", "checkpoint.keep=2", "checkpoint.every_steps=5"]
+        run = campaign.train(argv, f"victim{number}")
+        if number % 2:  # a run that was killed within its second epoch
+            shutil.rmtree(run)
+            argv += ["+hooks.kill={_target_: trainkit.diagnostics.verify_resume.Kill, step: 13}"]
+            campaign.run(*argv, f"hydra.run.dir={run.name}")
+            config = run / ".hydra" / "config.yaml"
+            config.write_text(config.read_text().replace("step: 13", "step: 999"))
+        ends = {}
+        for skipped, name in enumerate(Checkpoints(run / "checkpoints").names()):
+            copy = campaign.folder / "continued"
+            shutil.copytree(run, copy, symlinks=True)
+            for newer in Checkpoints(run / "checkpoints").names()[:skipped]:
+                (copy / "checkpoints" / newer / "state.pt").write_bytes(b"")  # damaged, as the victim may be
+            code, process = campaign.run("resume", copy.name, "epochs=3", "progress=plain")
+            if code == 0:
+                ends[name] = final_of(copy)
+            elif skipped == 0:
+                raise RuntimeError(f"an undamaged run cannot be resumed: {process.stderr}")
+            shutil.rmtree(copy)
+        victims.append((run, ends))
+    return victims
+
+
+def corrupt_runs(campaign: Campaign, corruptions: int) -> None:
+    """Damage a random file of a copied run and resume the copy."""
+    victims = make_victims(campaign, 4 if corruptions > 50 else 2)
+    for _ in range(corruptions):
+        run, ends = campaign.draw.choice(victims)
+        copy = campaign.folder / "damaged"
+        shutil.copytree(run, copy, symlinks=True)
+        path = campaign.draw.choice(files_of(copy))
+        kind = campaign.draw.choice(DAMAGES)
+        details = damage_file(campaign.draw, copy, path, kind)
+        judge_damaged(campaign, copy, ends, path.relative_to(copy), f"{run.name}: {details}")
+        shutil.rmtree(copy)
+
+
+def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], path: Path, details: str) -> None:
+    """Resume a damaged run and count its end."""
+    code, process = campaign.run("resume", run.name, "epochs=3", "progress=plain")
+    text = process.stderr
+
+    def fail(outcome: str) -> None:
+        campaign.fail("corruption", outcome, f"{details}\n{text[-1500:]}")
+
+    if code is None or "Traceback" in text:
+        fail("a hang" if code is None else "a traceback")
+    elif code in REFUSALS and "error: " in text:
+        harmless = path.name in HARMLESS
+        fail("refused for a file that does not matter") if harmless else campaign.count(
+            "corruption", f"refused ({code})"
+        )
+    elif code != 0:
+        fail(f"exit code {code}")
+    else:
+        name = next((line.split()[2].rstrip(":") for line in text.splitlines() if line.startswith("resumed from ")), "")
+        newest, notes = next(iter(ends)), [line for line in text.splitlines() if line.startswith("note: ")]
+        wanted, noted = ends.get(name), any("damaged" in note or "skipped step" in note for note in notes)
+        found = final_of(run)
+        different = differences_of(found, wanted) if wanted else f"state: it resumed from {name!r}"
+        if different == "best checkpoint" and found[3] is None and noted:
+            campaign.count("corruption", "same bits, the damaged best checkpoint is reported")
+        elif different:
+            fail(f"another {different}")
+        elif name != newest and not noted:
+            fail("an older checkpoint without a note")
+        else:
+            campaign.count("corruption", f"same bits{', with a note' if noted else ''}")
+
+
+# ----------------------------------------------------------------------------------------------- fuzz
+
+
+def fuzz(campaign: Campaign, seconds: float) -> None:
+    """Mutate the text files of a run and call everything that reads them; now and then run the command."""
+    argv = [*draw_config(campaign.draw), "epochs=2", "checkpoint.keep=2"]
+    run = campaign.train(argv, "fuzzed")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        folder, seed = campaign.folder / "mutated", campaign.draw.randrange(2**32)
+        count, problems = fuzz_in_process(run, folder, seed, calls=49, seconds=max(1.0, deadline - time.monotonic()))
+        campaign.outcomes["fuzz", "read or refused"] += count - len(problems)
+        for problem in problems:
+            campaign.fail("fuzz", problem.partition(":")[0], problem)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(run, folder, symlinks=True)
+        changed = mutate(campaign.draw, folder)
+        code, process = campaign.run("resume", folder.name, "epochs=3")
+        if code in (0, *REFUSALS) and "Traceback" not in process.stderr:
+            campaign.count("fuzz", f"command ended with {code}")
+        else:
+            name = "a hang of the command" if code is None else f"command ended with {code}"
+            campaign.fail("fuzz", name, f"{changed}\n{process.stderr[-1500:]}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    """Run the campaign and print a table of its outcomes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--corruptions", type=int, default=100)
+    parser.add_argument("--fuzz-seconds", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    parts: list[tuple[Callable[[Campaign, Any], None], float]] = [
+        (kill_runs, options.kills),
+        (corrupt_runs, options.corruptions),
+        (fuzz, options.fuzz_seconds),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(Path(folder), random.Random(options.seed))
+        with contextlib.suppress(KeyboardInterrupt):  # print the outcomes so far
+            for part, amount in parts:
+                if amount > 0:
+                    part(campaign, amount)
+        campaign.forks.close()
+    print("| part | outcome | number |\n| --- | --- | ---: |")
+    for (part_name, outcome), number in sorted(campaign.outcomes.items()):
+        print(f"| {part_name} | {outcome} | {number:,} |")
+    print(f"seed {options.seed}: {len(campaign.failures)} failures")
+    return 1 if campaign.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
