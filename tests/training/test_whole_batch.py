@@ -582,3 +582,45 @@ def test_outputs_with_the_time_first_are_not_joined_along_the_time(steps: int) -
     inputs, _ = batch()
     targets = torch.randint(0, 3, (SAMPLES, steps))
     assert compare_loss_and_model(TimeFirst(), OfLastDimension(), inputs, targets, 8) == Finding()
+
+
+def test_batch_norm_and_dropout_in_a_loss_are_no_difference() -> None:
+    class Perceptual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Linear(OUTPUTS, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            difference: Tensor = self.features(outputs) - self.features(targets)
+            return difference.square().mean()
+
+    inputs, _ = batch()
+    assert compare_loss_and_model(MODELS["linear"](), Perceptual(), inputs, floats(OUTPUTS), 8) == Finding()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_model_with_batch_norm_is_no_difference() -> None:
+    inputs, targets = batch()
+    model = torch.jit.script(nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Linear(8, OUTPUTS)))
+    before = digest(model.state_dict())
+    assert compare_loss_and_model(model, nn.CrossEntropyLoss(), inputs, targets, 8) == Finding()
+    assert digest(model.state_dict()) == before
+
+
+def test_a_model_whose_hooks_hold_itself_is_not_compared_and_not_changed() -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.kept = nn.Linear(32, OUTPUTS), []  # type: ignore[var-annotated]
+            self.linear.register_forward_hook(lambda *call: self.kept.append(call[2]))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.linear(inputs)
+            kept: Tensor = self.kept.pop()
+            assert not self.kept
+            return outputs + kept
+
+    inputs, targets = batch()
+    state, notes = make_state(Hooked(), nn.CrossEntropyLoss(), micro_batch=8), Notes()
+    fit(state, make_loader_of(inputs, targets, SAMPLES), hooks=[notes])
+    assert "a forward hook of Linear holds objects" in notes.seen[0]

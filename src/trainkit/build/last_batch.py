@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 
@@ -14,6 +13,7 @@ from trainkit.core.pytree import map_tensors
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.state import State, takes_batch_statistics
+from trainkit.training.whole_batch import copy_module
 
 
 def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
@@ -27,7 +27,7 @@ def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
         return
     try:
         with torch.no_grad(), preserve_rng():
-            copied = copy.deepcopy(model).train()  # the forward pass may change buffers and attributes
+            copied = copy_module(model).train()  # the forward pass may change buffers and attributes
             copied(map_tensors(train.example()[0], lambda tensor: tensor[:1]))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

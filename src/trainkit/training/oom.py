@@ -47,6 +47,7 @@ def run_with_oom_split(
                 raise _oom_error(state, inputs, int(size), half) from error
         # Outside of the except block, because the error keeps the tensors of its frames alive.
         state.progress.micro_batch = half
+        state.progress.split_checked = False  # memory may have run out in the comparison, too
         _undo_step(state)
         _restore(statistics)
         empty_cache(state.objects.device)

@@ -80,7 +80,6 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
     except Exception as error:  # the step that follows reports errors of the user's code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         finding = Finding(unknown="memory ran out" if is_out_of_memory(error) else text)
-        progress.split_checked = not is_out_of_memory(error)  # a smaller micro batch may have the memory
     if finding.difference:
         raise _split_error(state, finding)
     if finding.unknown:
@@ -125,7 +124,7 @@ def compare_loss_and_model(model: nn.Module, loss_fn: nn.Module, inputs: Any, ta
     """
     loss_finding = model_finding = Finding()
     with preserve_rng(), _slow_attention():
-        copied = _in_evaluation_mode(copy.deepcopy(model), only_torch=True)
+        copied = _in_evaluation_mode(copy_module(model), only_torch=True)
         outputs = [(copied(_clone(part)), batch_size_of(part)) for part, _ in micro_batches(inputs, targets, size)]
         del copied
         try:
@@ -163,7 +162,8 @@ def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, s
     def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
         torch.manual_seed(seed)
         part = take_rows_of_samples(outputs, samples, start, stop)
-        return copy.deepcopy(loss_fn), _clone(part), _clone(_rows(targets, start, stop))
+        copied = _in_evaluation_mode(copy_module(loss_fn), only_torch=True)
+        return copied, _clone(part), _clone(_rows(targets, start, stop))
 
     for size in sizes:
         finding = _compare(name_and_place(loss_fn), evaluate, targets, samples, size, LOSS_TOLERANCE)
@@ -191,8 +191,9 @@ def _compare_model(
 
     def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
         torch.manual_seed(seed)
-        copied, copied_loss = copy.deepcopy((model, loss_fn))
-        outputs[start, stop] = _in_evaluation_mode(copied, only_torch=only_torch)(_clone(_rows(inputs, start, stop)))
+        both = copy_module(nn.ModuleList([model, loss_fn]))  # together, because they may share modules
+        copied, copied_loss = _in_evaluation_mode(both, only_torch=only_torch).children()
+        outputs[start, stop] = copied(_clone(_rows(inputs, start, stop)))
         return copied_loss, outputs[start, stop], _clone(_rows(targets, start, stop))
 
     precision = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
@@ -249,6 +250,19 @@ def _adds_up(loss: float, contributions: Sequence[float], tolerance: float) -> b
 # ---------------------------------------------------------------------------------- rows and modes
 
 
+def copy_module(module: nn.Module) -> nn.Module:
+    """Return a copy of a module whose calls do not change the module.
+
+    Raises:
+        ValueError: a forward hook is a function that may hold the module itself. A copy would share it.
+    """
+    for inner in module.modules():
+        for hook in (*inner._forward_hooks.values(), *inner._forward_pre_hooks.values()):
+            if getattr(hook, "__closure__", None) and hook.__module__ != "trainkit.training.first_batch":
+                raise ValueError(f"a forward hook of {type(inner).__name__} holds objects that a copy would share")
+    return copy.deepcopy(module)
+
+
 def _rows(batch: Any, start: int, stop: int) -> Any:
     return map_tensors(batch, lambda tensor: tensor[start:stop])  # as `micro_batches` does
 
@@ -294,6 +308,8 @@ def _slow_attention() -> Iterator[None]:
 def _in_evaluation_mode(model: nn.Module, *, only_torch: bool) -> nn.Module:
     """Set layers of a copied model to evaluation mode: all, or torch's layers such as batch norm and dropout."""
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            module.eval()
         norm_or_dropout = isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
         if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
             module.training = False
