@@ -73,7 +73,7 @@ class Size:
 POINTS = "train: {_target_: campaignmodule.Points, wait: 0.0005}\nval: {_target_: campaignmodule.Points, size: 16}\n"
 NET = "_target_: campaignmodule.Net\nwidth: 16\n"
 REFUSALS = (2, 3, 5, 6, 7)
-HARMLESS = ("trainkit.log", ".lock", "params.json")  # damage to these files must not be noticed
+HARMLESS = {"trainkit.log", ".lock", "params.json"}  # damage to these files must not be noticed
 LIMIT = 20.0  # seconds of a command
 Final = tuple[str, list[dict[str, Any]], Any, Any]  # hash of the state, history, best epoch, best checkpoint
 
@@ -255,12 +255,12 @@ def corrupt_runs(campaign: Campaign, corruptions: int) -> None:
         shutil.copytree(run, copy, symlinks=True)
         path = campaign.draw.choice(files_of(copy))
         kind = campaign.draw.choice(DAMAGES)
-        details = damage_file(campaign.draw, copy, path, kind)
-        judge_damaged(campaign, copy, ends, path.relative_to(copy), f"{run.name}: {details}")
+        details, names = damage_file(campaign.draw, copy, path, kind)
+        judge_damaged(campaign, copy, ends, f"{run.name}: {details}", harmless=names <= HARMLESS)
         shutil.rmtree(copy)
 
 
-def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], path: Path, details: str) -> None:
+def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], details: str, *, harmless: bool) -> None:
     """Resume a damaged run and count its end."""
     code, process = campaign.run("resume", run.name, "epochs=3", "progress=plain")
     text = process.stderr
@@ -271,7 +271,6 @@ def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], path: P
     if code is None or "Traceback" in text:
         fail("a hang" if code is None else "a traceback")
     elif code in REFUSALS and "error: " in text:
-        harmless = path.name in HARMLESS
         fail("refused for a file that does not matter") if harmless else campaign.count(
             "corruption", f"refused ({code})"
         )

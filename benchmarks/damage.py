@@ -13,31 +13,36 @@ def files_of(run: Path) -> list[Path]:
     return sorted(path for path in run.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def damage_file(draw: random.Random, run: Path, path: Path, kind: str) -> str:
-    """Damage a file; return a description with everything that repeats the damage."""
-    content, name = path.read_bytes(), path.relative_to(run)
+def damage_file(draw: random.Random, run: Path, path: Path, kind: str) -> tuple[str, set[str]]:
+    """Damage a file; return a description that allows to repeat the damage, and the names of the damaged files."""
+    if kind == "swap":
+        other = draw.choice([file for file in files_of(run) if file != path])
+        content = path.read_bytes()
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        return f"{path.relative_to(run)}: swapped with {other.relative_to(run)}", {path.name, other.name}
+    return f"{path.relative_to(run)}: {_damage_alone(draw, path, kind)}", {path.name}
+
+
+def _damage_alone(draw: random.Random, path: Path, kind: str) -> str:
+    content = path.read_bytes()
     if kind == "flip" and content:
         bit = draw.randrange(8 * len(content))
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(changed))
         around = slice(max(0, bit // 8 - 30), bit // 8 + 30)
-        return f"{name}: bit {bit} is flipped: {content[around]!r} -> {bytes(changed[around])!r}"
+        return f"bit {bit} is flipped: {content[around]!r} -> {bytes(changed[around])!r}"
     if kind == "truncate" and content:
         length = draw.randrange(len(content))
         path.write_bytes(content[:length])
-        return f"{name}: truncated to {length} of {len(content)} bytes"
+        return f"truncated to {length} of {len(content)} bytes"
     if kind == "delete":
         path.unlink()
-        return f"{name}: deleted"
-    if kind == "swap":
-        other = draw.choice([file for file in files_of(run) if file != path])
-        path.write_bytes(other.read_bytes())
-        other.write_bytes(content)
-        return f"{name}: swapped with {other.relative_to(run)}"
+        return "deleted"
     if kind == "append":
         garbage = draw.randbytes(draw.randint(1, 300))
         path.write_bytes(content + garbage)
-        return f"{name}: {garbage!r} is appended"
+        return f"{garbage!r} is appended"
     path.write_bytes(b"")
-    return f"{name}: emptied"
+    return "emptied"

@@ -93,6 +93,7 @@ MISTAKES = [
     ("scheduler=null", "scheduler", "write scheduler=none"),
     ("optim.lr=0.5", "optim.lr=0.5", "write lr=0.5"),
     ("lr=inf", "lr=inf", "at least 0"),
+    (f"lr=1{'0' * 400}", "lr=1000", "at least 0"),
     ("lr=off", "the optimizer needs a value", "for example lr=0.01"),
     ("lr=${oc.env:NO_SUCH_THING} optim.lr=1", "NO_SUCH_THING", "${oc.env:NO_SUCH_THING,VALUE}"),
     ("monitor=val/loss", "monitor=val/loss", "write monitor.metric=val/loss"),

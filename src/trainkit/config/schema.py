@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ class Range:
     below: float | None = None
 
     def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and (
+        return abs(value) <= sys.float_info.max and (
             (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
