@@ -97,6 +97,16 @@ class Denominator(nn.Module):
         return targets > 3
 
 
+class Steps(Net):
+    def forward(self, x):
+        return self.linear(x)[:, None].repeat(1, 4, 1)
+
+
+class FlatSteps(Net):
+    def forward(self, x):
+        return self.linear(x).repeat(4, 1)
+
+
 class Constant(Net):
     def forward(self, x):
         return self.linear(x) * 0
@@ -147,6 +157,7 @@ class Points:
             "vectors": lambda: (x, x),
             "negative": lambda: (x, torch.full((10,), -1.0)),
             "int32": lambda: (x, torch.tensor(label, dtype=torch.int32)),
+            "steps": lambda: (x, torch.full((4,), label)),
             "columns": lambda: (x, torch.tensor([label])),
             "beyond": lambda: (x, label + 5),
             "numbers": lambda: (x, torch.tensor([float(label)])),
@@ -231,7 +242,13 @@ CASES = {
     "float vectors": Case(f"{DATA}=vectors", "data.train", "(32, 8) float32", "or probabilities (32, 10)", GETITEM),
     "negative": Case(f"{DATA}=negative", "data.train", "values down to -1", "needs probabilities", GETITEM),
     "int32 targets": Case(f"{DATA}=int32", "data.train", "(32,) int32", "needs int64", GETITEM),
-    "columns": Case(f"{DATA}=columns", "data.train", "(32, 1) int64", "needs (32,)", GETITEM),
+    "columns": Case(f"{DATA}=columns", "data.train", "(32, 1) int64", "return targets of shape ()", GETITEM),
+    "classes last": Case(
+        f"{DATA}=steps model=mine.Steps", "data.train", "(32, 4, 10)", "outputs.transpose(1, 2)", GETITEM
+    ),
+    "flat steps": Case(
+        f"{DATA}=steps model=mine.FlatSteps", "data.train", "(128, 10)", "outputs.transpose(1, 2)", GETITEM
+    ),
     "beyond": Case(f"{DATA}=beyond", "data.train", "class 14", "10 outputs: classes 0 to 9", GETITEM),
     "regression": Case(f"{DATA}=numbers", "data.train", "(32, 1) float32", "choose a loss for numbers", GETITEM),
     "doubles": Case(f"{DATA}=doubles", "model", "inputs (32, 8) float64", "return float32", "self.linear(x)"),

@@ -142,7 +142,8 @@ def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, ta
         return
     if tuple(targets.shape) != expected:
         hint = f"return targets of shape {expected[1:] or '()'} from the data set"
-        if targets.dim() > 1 and outputs.shape[:-1] in (targets.shape, (targets.numel(),)):
+        is_flat = len(outputs) == targets.numel() != len(targets)
+        if (outputs.dim() > 2 and outputs.shape[:-1] == targets.shape) or is_flat:
             hint = "return outputs (N, classes, ...) from the model, such as outputs.transpose(1, 2)"
         raise WrongPartError("data.train", f"{found}, and {name} of outputs {shape} needs {expected}", hint)
     if targets.dtype not in (torch.int64, torch.uint8):
