@@ -27,55 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.damage import DAMAGES, damage_file, files_of
 from benchmarks.fuzz import fuzz_in_process, mutate
+from benchmarks.random_training import Final, differences_of, draw_config, final_of, write_project
 from tests.processes import Forks, Process, until
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
-from trainkit.runs.snapshot import digest
-from trainkit.training.metrics import CLOCKS
 
-MODULE = '''
-import random, time
-import numpy as np
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, width=16):
-        super().__init__()
-        self.first, self.last, self.dropout = nn.Linear(8, width), nn.Linear(width, 3), nn.Dropout(0.3)
-
-    def forward(self, x):
-        return self.last(self.dropout(torch.relu(self.first(x))))
-
-class Points:
-    """Random samples; the inputs of the sample `bad` are not finite."""
-
-    classes = ["a", "b", "c"]
-
-    def __init__(self, size=64, wait=0.0, bad=None):
-        self.size, self.wait, self.bad = size, wait, bad
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        time.sleep(self.wait)
-        noise = torch.randn(8) + float(np.random.rand()) + random.random()
-        x = torch.randn(8, generator=torch.Generator().manual_seed(index)) + 0.1 * noise
-        return (x * float("nan") if index == self.bad else x), index % 3
-
-class Size:
-    """A hook that adds the norm of the weights as a metric."""
-
-    def on_epoch(self, state, metrics):
-        metrics["size"] = sum(float(p.detach().square().sum()) for p in state.model.parameters())
-'''
-POINTS = "train: {_target_: campaignmodule.Points, wait: 0.0005}\nval: {_target_: campaignmodule.Points, size: 16}\n"
-NET = "_target_: campaignmodule.Net\nwidth: 16\n"
 REFUSALS = (2, 3, 5, 6, 7)
-HARMLESS = {"trainkit.log", ".lock", "params.json"}  # damage to these files must not be noticed
+HARMLESS = ("trainkit.log", ".lock", "params.json")  # damage to these files must not be noticed
 LIMIT = 20.0  # seconds of a command
-Final = tuple[str, list[dict[str, Any]], Any, Any]  # hash of the state, history, best epoch, best checkpoint
 
 
 class Campaign:
@@ -90,10 +49,7 @@ class Campaign:
         self.folder, self.draw = folder, draw
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.failures: list[str] = []
-        (folder / "campaignmodule.py").write_text(MODULE)
-        for name, text in (("model/net", NET), ("data/points", POINTS)):
-            (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "conf" / f"{name}.yaml").write_text(text)
+        write_project(folder)
         (folder / "commands").mkdir()
         self.forks = Forks(folder / "commands")
         self.run("--help", limit=120)  # returns once the server has imported torch, so the next times are those of runs
@@ -131,36 +87,7 @@ class Campaign:
         print(self.failures[-1], file=sys.stderr, flush=True)
 
 
-def final_of(run: Path) -> Final:
-    """Return the hash of the final state, the history without times, the best epoch and its checkpoint."""
-    checkpoints, info = Checkpoints(run / "checkpoints"), Run.load(run)
-    history = [{key: value for key, value in row.items() if key not in CLOCKS} for row in info.history]
-    return digest(checkpoints.newest()[1]), history, info.best, checkpoints.read_pointer("best")
-
-
-def differences_of(found: Final, wanted: Final) -> str:
-    """Return the names of the parts in which two final states differ."""
-    names = ("state", "history", "best epoch", "best checkpoint")
-    return ", ".join(name for name, one, other in zip(names, found, wanted, strict=True) if repr(one) != repr(other))
-
-
 # ---------------------------------------------------------------------------------------------- kills
-
-
-def draw_config(draw: random.Random) -> list[str]:
-    """Return the overrides of a random small training."""
-    argv = ["model=net", "data=points", "batch_size=8", "progress=off", f"seed={draw.randrange(99)}"]
-    argv += [f"epochs={draw.randint(2, 4)}", f"optim={draw.choice(['sgd', 'adamw', 'rmsprop', 'nadam', 'adagrad'])}"]
-    argv += [f"scheduler={draw.choice(['none', 'onecycle', 'cosine', 'plateau', 'step', 'warmup_cosine'])}"]
-    argv += [f"ema={draw.choice(['off', '0.9'])}", f"micro_batch={draw.choice(['off', '3'])}"]
-    argv += [f"checkpoint.every_steps={draw.choice(['off', '1', '3'])}", f"checkpoint.keep={draw.randint(1, 3)}"]
-    argv += [f"data.num_workers={draw.choice([0, 0, 2])}", f"data.cache={draw.choice(['auto', 'none'])}"]
-    argv += [f"precision={draw.choice(['fp32', 'bf16'])}", f"clip_norm={draw.choice(['off', '1'])}"]
-    nonfinite = draw.choice(["stop", "skip", "rollback"])
-    argv += [f"on_nonfinite={nonfinite}"] + ([f"+data.train.bad={draw.randrange(64)}"] if nonfinite != "stop" else [])
-    if draw.random() < 0.4:
-        argv += ["+hooks.size._target_=campaignmodule.Size", "monitor.metric=size", "monitor.mode=min"]
-    return argv
 
 
 def kill_runs(campaign: Campaign, kills: int, runs_per_config: int = 8) -> None:
@@ -255,13 +182,16 @@ def corrupt_runs(campaign: Campaign, corruptions: int) -> None:
         shutil.copytree(run, copy, symlinks=True)
         path = campaign.draw.choice(files_of(copy))
         kind = campaign.draw.choice(DAMAGES)
-        details, names = damage_file(campaign.draw, copy, path, kind)
-        judge_damaged(campaign, copy, ends, f"{run.name}: {details}", harmless=names <= HARMLESS)
+        details, damaged = damage_file(campaign.draw, copy, path, kind)
+        harmless = all(file.name in HARMLESS for file in damaged)
+        refused = judge_damaged(campaign, copy, ends, f"{run.name}: {details}", harmless=harmless)
+        if refused:
+            restore_and_resume(campaign, copy, run, damaged, ends)
         shutil.rmtree(copy)
 
 
-def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], details: str, *, harmless: bool) -> None:
-    """Resume a damaged run and count its end."""
+def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], details: str, *, harmless: bool) -> bool:
+    """Resume a damaged run and count its end; return whether the resume was refused."""
     code, process = campaign.run("resume", run.name, "epochs=3", "progress=plain")
     text = process.stderr
 
@@ -270,10 +200,9 @@ def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], details
 
     if code is None or "Traceback" in text:
         fail("a hang" if code is None else "a traceback")
-    elif code in REFUSALS and "error: " in text:
-        fail("refused for a file that does not matter") if harmless else campaign.count(
-            "corruption", f"refused ({code})"
-        )
+    elif code in REFUSALS and "error: " in text and not harmless:
+        campaign.count("corruption", f"refused ({code})")
+        return True
     elif code != 0:
         fail(f"exit code {code}")
     else:
@@ -290,6 +219,17 @@ def judge_damaged(campaign: Campaign, run: Path, ends: dict[str, Final], details
             fail("an older checkpoint without a note")
         else:
             campaign.count("corruption", f"same bits{', with a note' if noted else ''}")
+    return False
+
+
+def restore_and_resume(campaign: Campaign, copy: Path, run: Path, damaged: set[Path], ends: dict[str, Final]) -> None:
+    """Restore the damaged files of a run whose resume was refused: the run must continue as if undamaged."""
+    for file in damaged:
+        shutil.copy2(run / file, copy / file)
+    code, process = campaign.run("resume", copy.name, "epochs=3", "progress=plain")
+    different = differences_of(final_of(copy), next(iter(ends.values()))) if code == 0 else f"exit code {code}"
+    if different:
+        campaign.fail("corruption", f"a refusal that changed the run: {different}", f"{damaged}\n{process.stderr}")
 
 
 # ----------------------------------------------------------------------------------------------- fuzz

@@ -13,15 +13,16 @@ def files_of(run: Path) -> list[Path]:
     return sorted(path for path in run.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def damage_file(draw: random.Random, run: Path, path: Path, kind: str) -> tuple[str, set[str]]:
-    """Damage a file; return a description that allows to repeat the damage, and the names of the damaged files."""
+def damage_file(draw: random.Random, run: Path, path: Path, kind: str) -> tuple[str, set[Path]]:
+    """Damage a file; return a description of the damage, and the damaged files, relative to the run."""
+    name = path.relative_to(run)
     if kind == "swap":
         other = draw.choice([file for file in files_of(run) if file != path])
         content = path.read_bytes()
         path.write_bytes(other.read_bytes())
         other.write_bytes(content)
-        return f"{path.relative_to(run)}: swapped with {other.relative_to(run)}", {path.name, other.name}
-    return f"{path.relative_to(run)}: {_damage_alone(draw, path, kind)}", {path.name}
+        return f"{name}: swapped with {other.relative_to(run)}", {name, other.relative_to(run)}
+    return f"{name}: {_damage_alone(draw, path, kind)}", {name}
 
 
 def _damage_alone(draw: random.Random, path: Path, kind: str) -> str:

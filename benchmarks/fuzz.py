@@ -73,7 +73,9 @@ def text_files(run: Path) -> list[Path]:
 def mutate(draw: random.Random, run: Path) -> str:
     """Mutate one or two text files of a run; return their names and the changed content."""
     changed = []
-    for path in draw.sample(text_files(run), draw.choice([1, 1, 2])):
+    files = text_files(run)
+    weights = [3 if path.name in ("run.json", "history.jsonl", "config.yaml") else 1 for path in files]
+    for path in dict.fromkeys(draw.choices(files, weights, k=draw.choice([1, 1, 2]))):
         content = path.read_bytes()
         structured = _mutate_structure(draw, path, content) if draw.random() < 0.6 else None
         path.write_bytes(_mutate_bytes(draw, content) if structured is None else structured)

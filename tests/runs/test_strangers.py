@@ -286,6 +286,8 @@ FORGED: list[dict[str, Any]] = [
     {"best": {"metric": 5, "value": 1, "epoch": 1}},
     {"best": {"metric": "val/loss", "value": "low", "epoch": 1}},
     {"best": {"metric": "val/loss", "value": 0.5, "epoch": 1, "val/accuracy": []}},
+    {"best": {"metric": "size", "value": 0.5, "epoch": 1, "size": [7]}},
+    {"best": {"metric": "val/loss", "value": 10**400, "epoch": 1}},
     {"best": {}},
     {"status": 5},
     {"folder": 5},

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,15 @@ def _check_info(info: dict[str, Any]) -> None:
             raise ValueError(f"resumed contains {str(entry)[:80]!r}, expected an entry of a resume")
     best = info.get("best")
     if best is not None:
-        numbers = {name: value for name, value in best.items() if name in ("value", "epoch", *SHOWN_METRICS)}
-        bad = [name for name, value in numbers.items() if type(value) not in (int, float)]
+        names = ("value", "epoch", *SHOWN_METRICS, best.get("metric"))
+        numbers = {name: value for name, value in best.items() if name in names}
+        bad = [name for name, value in numbers.items() if not _is_number(value)]
         if bad or not isinstance(best.get("metric"), str) or not {"value", "epoch"} <= set(numbers):
             raise ValueError(f"best is {str(best)[:80]!r}, expected the metrics of an epoch")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _name_of(kind: Any) -> str:
