@@ -102,7 +102,7 @@ def test_arguments_of_a_class_without_an_own_init_are_refused(call: type) -> Non
 
 def test_a_class_with_an_own_new_is_compared_with_it() -> None:
     assert problems(OwnNew, width=3) == []
-    assert len(problems(OwnNew, widht=3)) == 1
+    assert len(problems(OwnNew, wide=3)) == 1
 
 
 def test_a_plain_dataclass_refuses_unknown_arguments() -> None:
@@ -110,7 +110,7 @@ def test_a_plain_dataclass_refuses_unknown_arguments() -> None:
     class Plain:
         width: int = 1
 
-    assert "did you mean model.width?" in str(problems(Plain, widht=3)[0].hint)
+    assert "did you mean model.width?" in str(problems(Plain, wide=3)[0].hint)
 
 
 def test_arguments_of_a_class_without_an_own_init_are_reported_with_the_other_errors() -> None:
