@@ -320,7 +320,14 @@ def test_verify_resume_gives_secrets_again(own: Path, forks: Forks) -> None:
         "from faultmodule import Net\nclass Keyed(Net):\n"
         "    def __init__(self, width, api_key):\n        super().__init__(width)\n"
     )
-    argv = ["model=net", "model._target_=keyed.Keyed", "+model.api_key=abc123", "data=points", "epochs=1"]
+    argv = [
+        "model=net",
+        "model._target_=keyed.Keyed",
+        "model.width=32",
+        "+model.api_key=abc123",
+        "data=points",
+        "epochs=1",
+    ]
     done = forks.start("verify-resume", *argv, "--kills", "1", cwd=own)
     assert done.wait() == 0, done.stderr
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,12 @@ def has_no_traceback(text: str) -> bool:
     return not any(word in text for word in ("Traceback", "Exception ignored", "Error in"))
 
 
+def is_delivered(pid: int) -> bool:
+    """Return whether a process has no pending signal. The kernel delivers pending signals by their number."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return all(int(pending, 16) == 0 for pending in re.findall(r"(?:Sig|Shd)Pnd:\s*([0-9a-f]+)", status))
+
+
 def test_the_same_signal_twice_within_a_second_keeps_the_exit_code(own: Path) -> None:
     run = start(own, *ARGV, "+model.wait=0.1")
     until((own / "in a step").exists)
@@ -105,6 +112,7 @@ def test_a_burst_of_signals_until_the_process_has_exited_keeps_the_first_exit_co
     run = start(own, *ARGV, "+model.wait=0.05", "+hooks.exit._target_=stopmodule.Exit")
     until((own / "in a step").exists)
     run.send_signal(signal.SIGUSR1)
+    until(lambda: is_delivered(run.pid))
     began = time.monotonic()
     for number in itertools.cycle(CODES):
         if run.poll() is not None or time.monotonic() - began > 0.95:
@@ -117,6 +125,7 @@ def test_a_burst_of_signals_until_the_process_has_exited_keeps_the_first_exit_co
     assert has_no_traceback(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(CODES, 2)))
 def test_the_signal_that_arrives_first_sets_the_exit_code(
     first: signal.Signals, second: signal.Signals, own: Path, forks: Forks
@@ -126,7 +135,7 @@ def test_the_signal_that_arrives_first_sets_the_exit_code(
     until((own / "in a step").exists)
     time.sleep(0.01)
     run.send(first)
-    time.sleep(0.01)
+    until(lambda: is_delivered(run.pid))
     run.send(second)
     assert run.wait() == CODES[first], run.stderr
     assert f"stopped by {first.name}, saved as step-" in run.stderr

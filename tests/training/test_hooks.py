@@ -102,6 +102,15 @@ def test_a_hook_may_not_replace_a_metric_of_trainkit(name: str, change: str) -> 
         trained([Score(), Replaces()])
 
 
+def test_a_hook_may_return_the_metrics_that_it_has_changed() -> None:
+    class Returns(Score):
+        def on_epoch(self, state: State, metrics: Metrics) -> Metrics:  # type: ignore[override]
+            super().on_epoch(state, metrics)
+            return metrics
+
+    assert trained([Returns()], mode="max").progress.best["mine/score"] == 5.0
+
+
 def test_a_hook_may_not_replace_a_metric_of_another_hook() -> None:
     with pytest.raises(HookError, match="changes the metric mine/score"):
         trained([Score(), Score([0.0] * 6)])

@@ -57,7 +57,7 @@ def add_hook_metrics(hooks: Sequence[Any], state: Any, metrics: Metrics) -> None
     for hook in hooks:
         before = {name: (value, repr(value)) for name, value in metrics.items()}
         returned = hook.on_epoch(state, metrics) if hasattr(hook, "on_epoch") else None
-        if isinstance(returned, Mapping):
+        if isinstance(returned, Mapping) and returned is not metrics:
             raise HookError(hook, "on_epoch returns metrics, which are ignored", "write metrics.update(...) instead")
         for name, (value, text) in before.items():
             if name not in metrics or metrics[name] is not value or repr(value) != text:  # a list may change in place
