@@ -155,7 +155,7 @@ def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, s
         outputs: nested tensors with a multiple of `samples` rows.
         targets: the targets of the batch.
         samples: the number of samples in the batch.
-        sizes: the number of samples in a part. Several sizes, because the losses of one may add up by chance.
+        sizes: numbers of samples in a part. Several sizes are tried, because one partition may add up by chance.
     """
     outputs = map_tensors(outputs, lambda t: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t)
 
@@ -273,7 +273,7 @@ def _clone(batch: Any) -> Any:
 
 
 def _join(outputs: Sequence[tuple[Any, int]]) -> Any:
-    """Return the outputs of several parts, each with its number of samples, as those of one batch.
+    """Join the outputs of the parts of a batch. Each part is given with its number of samples.
 
     Raises:
         ValueError: the rows of a tensor are not a multiple of the samples, or the samples may be in dimension 1.
