@@ -25,7 +25,7 @@ from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run, find_run
 from trainkit.runs.history import History
 from trainkit.runs.reload import reload_config
-from trainkit.sweeps.comparison import comparison_table, load_run
+from trainkit.sweeps.comparison import comparison_lines
 
 CALL_SECONDS = 5
 MAX_MEMORY = 2**20  # KiB that a process may use
@@ -144,7 +144,7 @@ def readers(run: Path) -> list[Callable[[], Any]]:
         lambda: History(run / "history.jsonl").text_until(1),
         lambda: Checkpoints(run / "checkpoints").newest(planned=True),
         lambda: [Checkpoints(run / "checkpoints").read_pointer(name) for name in ("last", "best")],
-        lambda: comparison_table([load_run(run), load_run(run)]),
+        lambda: comparison_lines(run),
         lambda: reload_config(Run(run), ["epochs=3"]),
     ]
 

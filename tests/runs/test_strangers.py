@@ -25,7 +25,8 @@ from tests.conftest import Command
 from tests.processes import Forks, Process
 from tests.runs.test_checkpoint import write_state
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.sweeps.comparison import comparison_table, load_run
+from trainkit.sweeps.collect import collect
+from trainkit.sweeps.comparison import comparison_lines
 
 BASE = ["model=mlp", "model.hidden=[4]", "epochs=1", "limit_batches=2", "progress=off"]
 ESCAPE = "\x1b[31m"
@@ -328,9 +329,7 @@ def test_a_history_of_wrong_types_or_of_any_size_is_skipped_or_refused(run: Path
 # ---------------------------------------------------------------------------------- sweeps, checkpoints
 
 
-def test_a_damaged_run_hides_no_other_run_of_a_sweep(
-    run: Path, forks: Forks, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_run_hides_no_other_run_of_a_sweep(run: Path, forks: Forks) -> None:
     for number in range(3):
         shutil.copytree(run, run.parent / "sweep" / str(number))
     damaged = run.parent / "sweep" / "1" / "run.json"
@@ -338,10 +337,10 @@ def test_a_damaged_run_hides_no_other_run_of_a_sweep(
         damaged.write_text(content)
         process = forks.start("resume", "sweep", cwd=run.parent)
         assert_refused(process, 2, "holds several runs (1 unfinished)", "trainkit resume sweep/1")
-        runs = [load_run(run.parent / "sweep" / str(number)) for number in range(3)]
-        assert "1/run.json is damaged: " in capsys.readouterr().err
-        assert [found.info.get("status") for found in runs] == ["completed", None, "completed"]
-        assert len(comparison_table(runs)) == 3
+        runs = collect([run.parent / "sweep"]).runs
+        assert "1/run.json is damaged: " in runs[1].why
+        assert [found.status for found in runs] == ["completed", "unreadable", "completed"]
+        assert len(comparison_lines(run.parent / "sweep")) == 2  # the header, and one row for two equal runs
 
 
 def test_a_forged_scheduler_state_is_refused(run: Path, forks: Forks) -> None:

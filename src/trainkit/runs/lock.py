@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import RunDirectoryInUseError
 
 try:
@@ -114,6 +115,19 @@ class Lock:
         )
 
 
+def may_be_locked(directory: Path) -> bool:
+    """Return whether a running process may hold the lock of a directory. The lock itself is not touched.
+
+    On another host, the recorded process counts as running.
+    """
+    try:
+        with open_regular_file(directory / ".lock") as file:
+            owner = json.loads(file.read(1000) or b"{}")
+    except (OSError, ValueError):
+        return False
+    return isinstance(owner, dict) and _may_run(owner)
+
+
 def _may_run(owner: dict[str, Any]) -> bool:
     """Return whether the process that wrote the lock may be running. On another host it may."""
     if not isinstance(owner.get("pid"), int):
@@ -122,7 +136,7 @@ def _may_run(owner: dict[str, Any]) -> bool:
         return True
     try:
         os.kill(owner["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

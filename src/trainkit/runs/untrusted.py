@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import CheckpointError
@@ -25,7 +24,7 @@ MAX_YAML_NODES = 25_000
 MAX_YAML_DEPTH = 40
 MAX_NUMBER_LENGTH = 1000  # characters; YAML's numbers of base 60 take quadratic time
 HINT = "restore the file, or start a new run"
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Types of the entries of run.json that trainkit reads again.
 INFO_TYPES: dict[str, Any] = {
@@ -70,10 +69,12 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: the file is missing.
         CheckpointError: the file cannot be read, is too large or is not valid.
     """
+    from omegaconf import OmegaConf  # its import takes longer than the reading of many runs
+
     content = read_bytes(path)
-    with _reported(path):
+    with reported(path):
         text = content.decode()
-        _check_yaml(text)
+        check_yaml(text)
         return OmegaConf.load(io.StringIO(text))
 
 
@@ -85,9 +86,9 @@ def read_overrides(path: Path) -> list[str]:
     """
     try:
         text = read_bytes(path).decode()
-        _check_yaml(text)
+        check_yaml(text)
         # Read by yaml: overrides may contain interpolations, which belong to the config.
-        listed = yaml.load(text, Loader=_Loader)  # a safe loader
+        listed = yaml.load(text, Loader=YamlLoader)  # a safe loader
     except (FileNotFoundError, ValueError, yaml.YAMLError):
         return []
     return list(map(str, listed)) if isinstance(listed, list) else []
@@ -114,7 +115,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
     """Raise a `CheckpointError` for any error of the block that the content of the file causes."""
     try:
         yield
@@ -123,13 +124,13 @@ def _reported(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read: {text}", hint=HINT) from error
 
 
-def _check_yaml(text: str) -> None:
+def check_yaml(text: str) -> None:
     """Raise `ValueError` if a text has anchors, or more nodes or levels than a config.
 
     An alias of an alias of an alias can take any time and memory.
     """
     nodes = depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=YamlLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise ValueError("it has YAML anchors, which trainkit does not write")
         nodes += isinstance(event, yaml.NodeEvent)
