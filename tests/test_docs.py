@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainkit.cli import arguments
+from trainkit.cli.commands import compare
 from trainkit.cli.main import COMMANDS
 from trainkit.config.compose import compose_run, compose_sweep
 
@@ -79,6 +80,9 @@ def test_every_command_of_the_readme_composes(line: str, here: Path) -> None:
 
     words = shlex.split(line)[1:]
     command = words.pop(0) if words[0] in COMMANDS else "train"
+    if command == "compare":  # it takes no overrides
+        assert compare.parse(words).paths
+        return
     if command == "resume":
         assert not words.pop(0).startswith("-")  # the run
     words = [word for word in words if word not in COMMAND_FLAGS]

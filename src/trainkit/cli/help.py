@@ -37,10 +37,14 @@ FLAGS = {
     "--version": "print the version of trainkit",
 }
 COMMAND_FLAGS = {
-    "--json": "bench, find-lr, inspect, params, verify-resume: print JSON",
+    "--json": "bench, compare, find-lr, inspect, params, verify-resume: print JSON",
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
     "--steps N": "bench: number of timed steps per loop (50)",
+    "--sort [-]KEY, --reverse, --top N": "compare: the order of the rows (-KEY: descending), and how many",
+    "--group-by KEY,…": "compare: fold the runs that have equal values of these keys",
+    "--csv, --markdown, --latex": "compare: the format of the table",
+    "--plot FILE, --x KEY": "compare: plot the learning curves, or the metric against a number, to a .png or .svg",
     "--kills N": "verify-resume: number of kills of the second training (3)",
 }
 EXAMPLES = {
@@ -48,6 +52,7 @@ EXAMPLES = {
     "trainkit model=toy_cnn optim=adam lr=0.001": "choose the optimizer and the learning rate",
     "trainkit experiment=line_fit": "run a recorded experiment",
     "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer with its default learning rate",
+    "trainkit compare outputs": "one table over all runs, the best first",
     "trainkit resume last epochs=40": "resume the newest run, for more epochs than planned",
 }
 

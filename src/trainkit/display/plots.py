@@ -3,9 +3,91 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainkit.core.terminal import printable
+
+LOG_Y_RATIO = 100.0  # positive values that span more than this ratio get a log axis
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve with a band.
+
+    Attributes:
+        label: for the legend.
+        x: the horizontal positions, ascending.
+        mean: the curve. NaN makes a gap.
+        std: half the width of the band; 0 for no band.
+    """
+
+    label: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def plot_curves(
+    path: Path,
+    curves: Sequence[Curve],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+    points: bool = False,
+) -> None:
+    """Plot curves with bands of one standard deviation. The vertical axis is logarithmic if the values need it.
+
+    Args:
+        path: the PNG or SVG file to write.
+        curves: at least one.
+        xlabel: what the horizontal axis shows.
+        ylabel: what the vertical axis shows.
+        log_x: make the horizontal axis logarithmic.
+        points: mark each value.
+    """
+    figure, axes = _new_figure()
+    for curve in curves:
+        marker = "o" if points or len(curve.x) == 1 else None
+        (line,) = axes.plot(curve.x, curve.mean, marker=marker, markersize=4, label=_legend_text(curve.label))
+        if any(curve.std):
+            low = [mean - std for mean, std in zip(curve.mean, curve.std, strict=True)]
+            high = [mean + std for mean, std in zip(curve.mean, curve.std, strict=True)]
+            axes.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    values = [value for curve in curves for value in curve.mean if abs(value) < float("inf")]
+    if values and min(values) > 0 and max(values) / min(values) > LOG_Y_RATIO:
+        axes.set_yscale("log")
+    if log_x:
+        axes.set_xscale("log")
+    elif all(float(x).is_integer() for curve in curves for x in curve.x):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel=printable(xlabel), ylabel=printable(ylabel))
+    legend = axes.legend(frameon=False, fontsize="small")
+    for text in (axes.xaxis.label, axes.yaxis.label, *legend.get_texts()):
+        text.set_parse_math(False)  # a name may contain $
+    axes.grid(alpha=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a font without the characters of a name
+        figure.savefig(path, dpi=150)
+
+
+def _legend_text(label: str) -> str:
+    """Return a label that appears in the legend: matplotlib leaves out labels that begin with an underscore."""
+    text = printable(label)
+    return f" {text}" if text.startswith("_") else text
+
+
+def _new_figure() -> tuple[Any, Any]:
+    """Return a figure that needs no window, and its axes."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook sets a backend that may not be installed; a file needs none
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    return figure, figure.subplots()
 
 
 def plot_lr_curve(path: Path, result: Mapping[str, Any]) -> None:
@@ -16,11 +98,7 @@ def plot_lr_curve(path: Path, result: Mapping[str, Any]) -> None:
         result: what `RangeTest.result` returns.
     """
     rates, smoothed, suggestion = result["rates"], result["smoothed"], result["suggestion"]
-    os.environ.pop("MPLBACKEND", None)  # a notebook sets a backend that may not be installed; a file needs none
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _new_figure()
     axes.plot(rates, result["losses"], color="0.75", linewidth=1, label="loss of each step")
     axes.plot(rates, smoothed, color="C0", label="smoothed")
     if suggestion is not None:

@@ -2,122 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import sys
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.errors import CheckpointError, ConfigError, Problem
+from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.paths import display_path
 from trainkit.core.spelling import did_you_mean
-from trainkit.display.tables import plain_table
-from trainkit.display.text import SHOWN_METRICS, number
+from trainkit.display.text import count
 from trainkit.sweeps.axes import MISSING, SEED, Axis, identity
 from trainkit.sweeps.collect import Collection, RunRecord, collect, read_record
+from trainkit.sweeps.table import COUNT, Row, Statistic, Table, sort_key
+from trainkit.sweeps.table_text import table_lines
 
 if TYPE_CHECKING:
     from trainkit.runs.directory import Run
 
-COUNT = "n"  # the column with the number of runs
-HIDDEN_METRICS = {"train/loss_sum", "train/samples"}  # follow from other columns
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A metric over the runs of a row.
-
-    Attributes:
-        mean: NaN if a value is NaN.
-        std: the sample standard deviation (n - 1); NaN for a single run.
-        count: the number of runs that have the metric.
-    """
-
-    mean: float
-    std: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ only in the seed, or that `group_by` puts together.
-
-    Attributes:
-        values: the name of each axis with its value; `MISSING` if the config does not have the key.
-        runs: the run with the best monitored value first.
-    """
-
-    values: dict[str, Any]
-    runs: list[RunRecord]
-
-    @property
-    def count(self) -> int:
-        """The number of runs."""
-        return len(self.runs)
-
-    @property
-    def seeds(self) -> list[Any]:
-        """The seeds of the runs, sorted."""
-        return sorted((run.seed for run in self.runs), key=_sort_key)
-
-    @cached_property
-    def metrics(self) -> dict[str, Statistic]:
-        """The metrics of the best epochs. A run without a finite monitored value has NaN for all of them."""
-        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
-        names |= dict.fromkeys(run.metric for run in self.runs if run.metric)
-        found = {}
-        for name in names:
-            values = [run.metrics.get(name, math.nan) for run in self.runs if name in run.metrics or not run.best]
-            found[name] = statistic(values)
-        return found
-
-
-@dataclass(frozen=True)
-class Table:
-    """A comparison.
-
-    Attributes:
-        axes: the columns that describe a row.
-        rows: sorted.
-        metric: the monitored metric; None if no run has one.
-        mode: `min` or `max`.
-        others: the runs that are not completed; they are in no row.
-        hidden: how many rows `top` has removed.
-        notes: what a reader should know about the rows.
-    """
-
-    axes: list[Axis]
-    rows: list[Row]
-    metric: str | None
-    mode: str
-    others: list[RunRecord]
-    hidden: int
-    notes: list[str]
-
-    @property
-    def all_metrics(self) -> list[str]:
-        """The names of all metrics: the losses and the accuracy first."""
-        names = {name for row in self.rows for name in row.metrics}
-        return [name for name in dict.fromkeys([*SHOWN_METRICS, *sorted(names)]) if name in names]
-
-    @property
-    def metrics(self) -> list[str]:
-        """The names of the metrics that get a column."""
-        return [name for name in self.all_metrics if name not in HIDDEN_METRICS or name == self.metric]
-
-
-def statistic(values: Sequence[float]) -> Statistic:
-    """Return mean, sample standard deviation and number of values; the sums are exact."""
-    count = len(values)
-    if not all(map(math.isfinite, values)) or not values:
-        return Statistic(sum(values) if values else math.nan, math.nan, count)
-    mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1)) if count > 1 else math.nan
-    return Statistic(mean, deviation, count)
+__all__ = ["Row", "Statistic", "Table", "compare", "comparison_lines", "find_axis"]
 
 
 def compare(
@@ -140,7 +43,9 @@ def compare(
     Raises:
         ConfigError: a name is unknown.
     """
-    axes = collection.axes if group_by is None else [find_axis(collection, name) for name in group_by]
+    axes = collection.axes
+    if group_by is not None:
+        axes = list({axis.key: axis for axis in (find_axis(collection, name) for name in group_by)}.values())
     metric, mode = collection.metric, collection.mode
     groups: dict[tuple[Hashable, ...], list[RunRecord]] = {}
     for run in collection.completed:
@@ -149,15 +54,15 @@ def compare(
     for runs in groups.values():
         runs.sort(key=lambda run: _rank(run.metrics.get(metric or ""), descending=run.mode == "max"))
         rows.append(Row({axis.name: axis.value(runs[0]) for axis in axes}, runs))
-    descending = mode == "max"
-    key = metric or ""
-    if sort is not None:
-        descending = sort.startswith("-")
-        key = _column(rows, axes, sort.removeprefix("-"))
-    rows.sort(key=lambda row: _rank(_cell(row, key), descending=descending != reverse))
+    _sort(rows, metric or "", descending=(mode == "max") != (reverse and sort is None))
+    if sort is not None:  # equal values stay in the order of the monitored metric
+        column = _column(rows, axes, sort.removeprefix("-"))
+        _sort(rows, column, descending=sort.startswith("-") != reverse)
     shown = rows if top is None else rows[:top]
-    notes = list(_notes(collection, rows))
-    return Table(axes, shown, metric, mode, collection.others, len(rows) - len(shown), notes)
+    notes = list(_notes(collection, rows, same_config=group_by is None))
+    return Table(
+        axes, shown, metric, mode, collection.others, len(rows) - len(shown), notes, sort or "reverse" * reverse
+    )
 
 
 def find_axis(collection: Collection, name: str) -> Axis:
@@ -190,119 +95,21 @@ def comparison_lines(directory: Path) -> list[str]:
         table = compare(collect([directory]))
     except ConfigError:  # no run has started
         return []
-    return plain_table(*cells(table)) if table.rows else []
+    return table_lines(table) if table.rows else []
 
 
-def cells(table: Table, *, directories: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a table as texts for people.
-
-    Args:
-        table: from `compare`.
-        directories: add a column with the directory of the best run.
-    """
-    folded = any(row.count > 1 for row in table.rows)
-    header = [*(axis.name for axis in table.axes), *[COUNT] * folded, *table.metrics]
-    header += ["best run" if folded else "directory"] * directories
-    rows = []
-    for row in table.rows:
-        texts = [value_text(row.values[axis.name]) for axis in table.axes]
-        texts += [str(row.count)] * folded
-        texts += [statistic_text(row.metrics[name]) if name in row.metrics else "" for name in table.metrics]
-        rows.append(texts + [display_path(row.runs[0].directory)] * directories)
-    return header, rows
-
-
-def exact_cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a table as texts for programs: exact numbers, a column for each of them."""
-    header = [*(axis.name for axis in table.axes), COUNT]
-    header += [column for name in table.all_metrics for column in (name, f"{name} std")]
-    rows = []
-    for row in table.rows:
-        texts = [value_text(row.values[axis.name], missing="") for axis in table.axes]
-        texts.append(str(row.count))
-        for name in table.all_metrics:
-            found = row.metrics.get(name)
-            texts += ["", ""] if found is None else [repr(found.mean), repr(found.std) if found.count > 1 else ""]
-        rows.append([*texts, str(row.runs[0].directory)])
-    return [*header, "directory"], rows
-
-
-def as_dict(table: Table) -> dict[str, Any]:
-    """Return a table as plain values for JSON, with the runs that are in no row."""
-    rows = [
-        {
-            "axes": {name: plain_value(value) for name, value in row.values.items()},
-            "count": row.count,
-            "seeds": row.seeds,
-            "metrics": {name: dataclasses.asdict(found) for name, found in row.metrics.items()},
-            "directories": [str(run.directory) for run in row.runs],
-        }
-        for row in table.rows
-    ]
-    others = [
-        {
-            "status": run.status,
-            "why": run.why,
-            "axes": {axis.name: plain_value(axis.value(run)) for axis in table.axes if run.config},
-            "seed": run.seed,
-            "overrides": list(run.overrides),
-            "best": run.best,
-            "directory": str(run.directory),
-        }
-        for run in table.others
-    ]
-    axes = [{"name": axis.name, "key": axis.key} for axis in table.axes]
-    about = {"metric": table.metric, "mode": table.mode, "axes": axes}
-    return {**about, "rows": rows, "hidden_rows": table.hidden, "others": others, "notes": table.notes}
-
-
-def other_lines(table: Table, runs: Sequence[RunRecord]) -> list[str]:
-    """Return a line for each run that is in no row: its status, what it is, the cause, and its directory.
-
-    Args:
-        table: from `compare`.
-        runs: all runs of the collection.
-    """
-    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
-    lines = []
-    for run in table.others:
-        name = " ".join(override for override in run.overrides if override not in shared)
-        why = " ".join(run.why.split())
-        lines.append(": ".join(part for part in (run.status, name, why, display_path(run.directory)) if part))
-    return lines
-
-
-def value_text(value: Any, missing: str = "-") -> str:
-    """Return the value of an axis as a user writes it."""
-    if value is MISSING:
-        return missing
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def plain_value(value: Any) -> Any:
-    """Return the value of an axis for JSON."""
-    return None if value is MISSING else value
-
-
-def statistic_text(found: Statistic) -> str:
-    """Return a mean with its deviation, such as `0.1285 ± 0.0031`."""
-    return number(found.mean) + (f" ± {number(found.std)}" if found.count > 1 else "")
-
-
-def _notes(collection: Collection, rows: Sequence[Row]) -> Iterable[str]:
+def _notes(collection: Collection, rows: Sequence[Row], *, same_config: bool) -> Iterable[str]:
     """Yield what a reader should know about the rows."""
     monitors = collection.monitors
     if len(monitors) > 1:
-        listed = ", ".join(f"{metric} ({count} run{'s' * (count != 1)})" for metric, count in monitors.items())
-        yield f"the runs monitor different metrics: {listed}; each has its own best epoch"
+        listed = ", ".join(f"{metric} ({count(runs, 'run')})" for metric, runs in monitors.items())
+        yield f"the runs monitor different metrics: {listed}; the best rows by {collection.metric} are first"
     for row in rows:
-        lost = [run for run in row.runs if run.best is None]
-        for run in lost:
-            yield f"no epoch has a finite {run.metric or 'monitored metric'}: {run.directory}"
+        for run in row.runs:
+            if run.best is None:
+                yield f"no epoch has a finite {run.metric or 'monitored metric'}: {display_path(run.directory)}"
     equal = sum(row.count - len({identity(run.seed) for run in row.runs}) for row in rows)
-    if equal:
+    if equal and same_config:
         yield f"runs with the same seed as another run in their row: {equal}"
 
 
@@ -319,8 +126,13 @@ def _column(rows: Sequence[Row], axes: Sequence[Axis], name: str) -> str:
     matches = matches or [metric for metric in metrics if metric.endswith(f"/{name}")]
     if len(matches) == 1 or not rows:
         return matches[0] if matches else name
+    cause = "several columns have this name" if matches else "the table has no such column"
     hint = f"choose from: {', '.join(matches)}" if matches else did_you_mean(name, columns)
-    raise ConfigError(Problem(f"--sort {name}: the table has no such column", hint))
+    raise ConfigError(f"--sort {name}: {cause}", hint=hint)
+
+
+def _sort(rows: list[Row], column: str, *, descending: bool) -> None:
+    rows.sort(key=lambda row: _rank(_cell(row, column), descending=descending))
 
 
 def _cell(row: Row, column: str) -> Any:
@@ -336,16 +148,10 @@ def _rank(value: Any, *, descending: bool) -> tuple[bool, Any]:
     """Return a key to sort by. Missing values and NaN are last in both directions."""
     if value is None or value is MISSING or value != value:
         return (True, ())
-    kind, number, text = _sort_key(value)
+    kind, number, text = sort_key(value)
     if descending:
         return (False, (-kind, -number, _Descending(text)))
     return (False, (kind, number, text))
-
-
-def _sort_key(value: Any) -> tuple[int, float, str]:
-    """Return a key that sorts numbers before texts."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, value, "") if is_number else (1, 0, str(value))
 
 
 @dataclass(frozen=True)
@@ -361,7 +167,7 @@ class _Descending:
 def comparison_table(runs: Sequence[Run]) -> list[str]:
     """Return the table of some runs as lines. The table of a sweep is `comparison_lines`."""
     table = compare(Collection([read_record(run.directory) for run in runs]))
-    return plain_table(*cells(table)) if table.rows else []
+    return table_lines(table) if table.rows else []
 
 
 def load_run(directory: Path) -> Run:
