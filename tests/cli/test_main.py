@@ -161,10 +161,11 @@ def test_a_multirun_trains_each_optimizer_in_a_separate_directory(trainkit: Comm
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "outputs" / "sweeps").glob("*/*/*/history.jsonl"))
     assert [read_history(run.parent)[0]["lr/default"] for run in runs] == [0.01, 0.001, 1.0]
-    table = done.stdout.splitlines()
-    assert len(table) == 4
-    assert "epochs=2" not in done.stdout  # equal in all runs
-    assert {row.split()[0] for row in table[1:]} == {"optim=sgd", "optim=adam", "optim=adadelta"}
+    header, *rows, order = done.stdout.splitlines()
+    assert header.split() == ["optim", "train/loss", "val/loss", "val/accuracy", "directory"]  # epochs are equal
+    assert {row.split()[0] for row in rows} == {"sgd", "adam", "adadelta"}
+    assert len(rows) == 3
+    assert order == "the best by val/loss is first (lower is better)"
 
 
 def test_a_failed_run_does_not_stop_the_other_runs_of_a_multirun(forked: Command, tmp_path: Path) -> None:

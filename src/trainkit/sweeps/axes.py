@@ -9,8 +9,8 @@ from typing import Any, Protocol
 SEED = "seed"
 RESERVED = (SEED, "n", "directory")  # names of other columns
 MISSING = object()  # the value of a run that does not have the key
-# Keys that change only what is shown and saved.
-UNCOMPARED = ("progress", "checkpoint", "logger", "report")
+# Keys that change only what is shown and saved, or follow from another key.
+UNCOMPARED = ("progress", "checkpoint", "logger", "report", "monitor.mode")
 # The root keys that a choice of a group may set. Any other group may set every key, as experiments do.
 OWNED = {
     "model": ("model",),
