@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from trainkit.core.terminal import printable
 
+LEGEND_WIDTH = 90  # characters
 LOG_Y_RATIO = 100.0  # positive values that span more than this ratio get a log axis
 
 
@@ -50,10 +52,12 @@ def plot_curves(
         log_x: make the horizontal axis logarithmic.
         points: mark each value.
     """
-    figure, axes = _new_figure()
-    for curve in curves:
+    labels = [_legend_text(curve.label) for curve in curves]
+    legend_columns = max(1, min(len(labels), LEGEND_WIDTH // (max(map(len, labels)) + 6)))
+    figure, axes = _new_figure(4.5 + 0.2 * math.ceil(len(labels) / legend_columns))
+    for curve, label in zip(curves, labels, strict=True):
         marker = "o" if points or len(curve.x) == 1 else None
-        (line,) = axes.plot(curve.x, curve.mean, marker=marker, markersize=4, label=_legend_text(curve.label))
+        (line,) = axes.plot(curve.x, curve.mean, marker=marker, markersize=4, label=label)
         if any(curve.std):
             low = [mean - std for mean, std in zip(curve.mean, curve.std, strict=True)]
             high = [mean + std for mean, std in zip(curve.mean, curve.std, strict=True)]
@@ -66,7 +70,7 @@ def plot_curves(
     elif all(float(x).is_integer() for curve in curves for x in curve.x):
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=printable(xlabel), ylabel=printable(ylabel))
-    legend = axes.legend(frameon=False, fontsize="small")
+    legend = figure.legend(loc="outside lower left", ncols=legend_columns, frameon=False, fontsize="small")
     for text in (axes.xaxis.label, axes.yaxis.label, *legend.get_texts()):
         text.set_parse_math(False)  # a name may contain $
     axes.grid(alpha=0.3)
@@ -76,17 +80,18 @@ def plot_curves(
 
 
 def _legend_text(label: str) -> str:
-    """Return a label that appears in the legend: matplotlib leaves out labels that begin with an underscore."""
+    """Return a label that fits into the legend. matplotlib leaves out labels that begin with an underscore."""
     text = printable(label)
+    text = text if len(text) <= LEGEND_WIDTH else f"{text[: LEGEND_WIDTH - 1]}…"
     return f" {text}" if text.startswith("_") else text
 
 
-def _new_figure() -> tuple[Any, Any]:
-    """Return a figure that needs no window, and its axes."""
+def _new_figure(height: float = 4.5) -> tuple[Any, Any]:
+    """Return a figure of a height in inches that needs no window, and its axes."""
     os.environ.pop("MPLBACKEND", None)  # a notebook sets a backend that may not be installed; a file needs none
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, height), layout="constrained")
     return figure, figure.subplots()
 
 

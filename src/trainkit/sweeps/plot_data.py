@@ -45,7 +45,7 @@ def plot(
         raise ConfigError("--plot: no run is completed", hint="see the list of runs without --plot")
     if x is None:
         rows = compare(collection, group_by=group_by, top=top).rows
-        curves = [learning_curve(row, metric) for row in rows]
+        curves = [learning_curve(row, metric, _differing(rows)) for row in rows]
         log_x, label = False, "epoch"
     else:
         axis = find_axis(collection, x)
@@ -63,15 +63,21 @@ def plot(
     return [f"the plot shows the first {limit} curves and leaves out {count(hidden, 'curve')}"] if hidden > 0 else []
 
 
-def learning_curve(row: Row, metric: str) -> Curve:
-    """Return mean and deviation of a metric in each epoch. Epochs that some runs do not have use the other runs."""
+def learning_curve(row: Row, metric: str, names: Sequence[str] = ()) -> Curve:
+    """Return mean and deviation of a metric in each epoch. Epochs that some runs do not have use the other runs.
+
+    Args:
+        row: of a table.
+        metric: the name of the metric.
+        names: the axes that the label of the curve shows.
+    """
     values: dict[int, list[float]] = {}
     for run in row.runs:
         for epoch in run.history:
             value = epoch.get(metric)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 values.setdefault(epoch["epoch"], []).append(value)
-    return _curve(_label(row, list(row.values)), {float(epoch): values[epoch] for epoch in sorted(values)}, row.count)
+    return _curve(_label(row, names), {float(epoch): values[epoch] for epoch in sorted(values)}, row.count)
 
 
 def axis_curves(rows: Sequence[Row], metric: str, axis: Axis, others: Sequence[Axis]) -> list[Curve]:
@@ -110,6 +116,12 @@ def is_logarithmic(values: set[float]) -> bool:
         return False
     constant = math.isclose(min(ratios), max(ratios), rel_tol=0.05)
     return ordered[-1] / ordered[0] > LOG_RANGE or (constant and (len(ordered) > 2 or ratios[0] >= LOG_RANGE * 0.999))
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """Return the axes whose values differ between rows. With `top` or `group_by`, an axis may have one value."""
+    names = rows[0].values if rows else ()
+    return [name for name in names if len({identity(row.values[name]) for row in rows}) > 1]
 
 
 def _curve(label: str, values: dict[float, list[float]], runs: int) -> Curve:
