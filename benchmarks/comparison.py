@@ -9,7 +9,7 @@ It trains one tiny run, copies its files into 200 run directories with other val
 from __future__ import annotations
 
 import json
-import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -30,12 +30,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_runs(folder, runs)
-        starts = time_command(folder, "--version")
+        starts, _ = time_command(folder, "--version")
         for words in (["compare", "runs"], ["compare", "runs", "--json"]):
-            times = time_command(folder, *words)
+            walls, processors = time_command(folder, *words)
             print(
-                f"trainkit {' '.join(words)}: {runs} runs in {statistics.median(times):.3f} s "
-                f"(median of {REPEATS}; {min(times):.3f} to {max(times):.3f}); "
+                f"trainkit {' '.join(words)}: {runs} runs in {statistics.median(walls):.3f} s "
+                f"(median of {REPEATS}; {min(walls):.3f} to {max(walls):.3f}), "
+                f"processor {statistics.median(processors):.3f} s; "
                 f"trainkit --version: {statistics.median(starts):.3f} s"
             )
 
@@ -62,14 +63,21 @@ def make_runs(folder: Path, runs: int) -> None:
     shutil.rmtree(folder / "first")
 
 
-def time_command(folder: Path, *words: str) -> list[float]:
-    """Return the wall time of each repetition of a command, after one that is not counted."""
-    times = []
+def time_command(folder: Path, *words: str) -> tuple[list[float], list[float]]:
+    """Return the wall times and the processor times of a command, without its first repetition."""
+    walls, processors = [], []
     for _ in range(REPEATS + 1):
-        began = time.perf_counter()
-        subprocess.run([SCRIPT, *words], cwd=folder, env=dict(os.environ), check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-    return times[1:]
+        began, used = time.perf_counter(), children_time()
+        subprocess.run([SCRIPT, *words], cwd=folder, check=True, capture_output=True)
+        walls.append(time.perf_counter() - began)
+        processors.append(children_time() - used)
+    return walls[1:], processors[1:]
+
+
+def children_time() -> float:
+    """Return the processor time of all processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tests.sweeps.made_runs import OPTIM, make_run, random_history
 from trainkit.core.errors import ConfigError
 from trainkit.sweeps.collect import collect
 from trainkit.sweeps.comparison import Table, compare, comparison_lines
+from trainkit.sweeps.table import statistic
 
 METRICS = ("train/loss", "val/loss", "val/accuracy")
 MODULE = """
@@ -89,6 +90,18 @@ def test_the_rows_of_a_trained_sweep_equal_numpy_on_the_histories(tmp_path: Path
     assert [axis.name for axis in table.axes] == ["optim", "lr"]
     assert_equals_numpy(table, tmp_path / "sweep")
     assert len([line for line in result.stdout.splitlines() if "±" in line]) == 6
+
+
+@pytest.mark.parametrize(
+    "values", [[1e308, 1e308], [1e308, -1e308], [math.inf, 1.0], [math.nan, 1.0], [2.0], [1, 2, 4], [1e-320, 3e-320]]
+)
+def test_statistics_of_extreme_values_equal_numpy(values: list[float]) -> None:
+    found = statistic(values)
+    with np.errstate(all="ignore"):
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    wide = np.array(values, dtype=np.longdouble)  # the sum of float64 overflows
+    assert found.mean == pytest.approx(float(wide.mean()), nan_ok=True)
+    assert found.std == pytest.approx(deviation, nan_ok=True, rel=1e-12, abs=1e-300)
 
 
 def test_a_single_run_has_no_deviation(tmp_path: Path) -> None:

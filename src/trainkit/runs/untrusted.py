@@ -153,12 +153,13 @@ def _check_info(info: dict[str, Any]) -> None:
     if best is not None:
         names = ("value", "epoch", *SHOWN_METRICS, best.get("metric"))
         numbers = {name: value for name, value in best.items() if name in names}
-        bad = [name for name, value in numbers.items() if not _is_number(value)]
+        bad = [name for name, value in numbers.items() if not is_number(value)]
         if bad or not isinstance(best.get("metric"), str) or not {"value", "epoch"} <= set(numbers):
             raise ValueError(f"best is {str(best)[:80]!r}, expected the metrics of an epoch")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number that fits into a float, and not a bool."""
     return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 

@@ -150,7 +150,9 @@ def _assigned(run: HasConfig, key: str) -> str | None:
 
 
 def _differs(axis: Axis, runs: Sequence[HasConfig]) -> bool:
-    return len({identity(axis.value(run)) for run in runs}) > 1
+    first = axis.value(runs[0])
+    values = (axis.value(run) for run in runs)
+    return any(value is not first and identity(value) != identity(first) for value in values)
 
 
 def _follows(axis: Axis, chosen: Sequence[Axis], runs: Sequence[HasConfig]) -> bool:

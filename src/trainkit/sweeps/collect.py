@@ -17,7 +17,7 @@ from trainkit.core.spelling import nearest
 from trainkit.runs.history import History
 from trainkit.runs.lock import may_be_locked
 from trainkit.runs.saved_config import read_choices, read_saved_config
-from trainkit.runs.untrusted import read_info, read_overrides
+from trainkit.runs.untrusted import is_number, read_info, read_overrides
 from trainkit.sweeps.axes import Axis, find_axes
 from trainkit.sweeps.ledger import JobRecord, is_sweep, read_ledger
 
@@ -86,7 +86,11 @@ class RunRecord:
             return {}
         found = {name: value for name, value in best.items() if name not in NOT_METRICS}
         found.setdefault(str(best["metric"]), best["value"])
-        return {name: float("nan") if value is None else value for name, value in found.items() if _is_metric(value)}
+        return {
+            name: float("nan") if value is None else value
+            for name, value in found.items()
+            if value is None or is_number(value)
+        }
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -273,7 +277,3 @@ def _natural(path: Path) -> list[list[tuple[int, int, str]]]:
         [(0, int(text), "") if text.isdecimal() and len(text) < 19 else (1, 0, text) for text in re.split(r"(\d+)", p)]
         for p in path.parts
     ]
-
-
-def _is_metric(value: Any) -> bool:
-    return value is None or type(value) in (int, float)

@@ -6,10 +6,12 @@ import math
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from trainkit.core.errors import ConfigError
 from trainkit.display.plots import Curve, plot_curves
 from trainkit.display.text import count
+from trainkit.runs.untrusted import is_number
 from trainkit.sweeps.axes import Axis, identity
 from trainkit.sweeps.collect import Collection
 from trainkit.sweeps.comparison import compare, find_axis
@@ -74,10 +76,12 @@ def learning_curve(row: Row, metric: str, names: Sequence[str] = ()) -> Curve:
     values: dict[int, list[float]] = {}
     for run in row.runs:
         for epoch in run.history:
-            value = epoch.get(metric)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                values.setdefault(epoch["epoch"], []).append(value)
-    return _curve(_label(row, names), {float(epoch): values[epoch] for epoch in sorted(values)}, row.count)
+            value: Any = epoch.get(metric)
+            if is_number(value):
+                values.setdefault(epoch["epoch"], []).append(float(value))
+    return _curve(
+        _label(row, names), {float(epoch): values[epoch] for epoch in sorted(values) if is_number(epoch)}, row.count
+    )
 
 
 def axis_curves(rows: Sequence[Row], metric: str, axis: Axis, others: Sequence[Axis]) -> list[Curve]:
@@ -89,7 +93,7 @@ def axis_curves(rows: Sequence[Row], metric: str, axis: Axis, others: Sequence[A
     groups: dict[Hashable, list[Row]] = {}
     for row in rows:
         value = row.values[axis.name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_number(value) or not math.isfinite(value):
             hint = "name an axis whose values are numbers"
             raise ConfigError(f"--x {axis.name}: {value_text(value)} is not a number", hint=hint)
         groups.setdefault(tuple(identity(row.values[other.name]) for other in others), []).append(row)

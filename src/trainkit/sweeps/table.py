@@ -105,10 +105,13 @@ def statistic(values: Sequence[float]) -> Statistic:
     """Return mean, sample standard deviation and number of values; the sums are exact."""
     count = len(values)
     if not all(map(math.isfinite, values)) or not values:
-        return Statistic(sum(values) if values else math.nan, math.nan, count)
-    mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1)) if count > 1 else math.nan
-    return Statistic(mean, deviation, count)
+        return Statistic(sum(map(float, values)) / count if values else math.nan, math.nan, count)
+    try:
+        mean = math.fsum(values) / count
+        squares = math.fsum((value - mean) ** 2 for value in values)
+    except OverflowError:  # numbers near the largest float
+        return Statistic(sum(value / count for value in values), math.inf, count)
+    return Statistic(mean, math.sqrt(squares / (count - 1)) if count > 1 else math.nan, count)
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
