@@ -35,9 +35,11 @@ format: .venv/tests
 	$(INSTALL) --group dev
 	@touch $@
 
-# Pins for every platform, without addresses of any package index.
+# Pins for every platform, without addresses of any package index. The extra `ray` is not pinned: it needs an older
+# python-dateutil.
+EXTRAS := $(addprefix --extra ,tensorboard wandb mlflow trackio joblib submitit)
 constraints: .venv/trains
-	$(BIN)/uv pip compile --universal --no-header --no-annotate --upgrade --quiet --group dev pyproject.toml -o constraints.txt
+	$(BIN)/uv pip compile --universal --no-header --no-annotate --upgrade --quiet --group dev $(EXTRAS) pyproject.toml -o constraints.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
