@@ -50,14 +50,3 @@ def test_reading_by_hand_and_with_trainkit_gives_the_same_losses() -> None:
     rows = table_rows("reading", "--samples", "200", "--epochs", "2", "--kinds", "mappings", "streamed")
     assert len(rows) == 8
     assert all(float(difference) < 1e-4 for *_, difference in rows)
-
-
-def test_the_comparison_of_runs_is_timed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.comparison", "10"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line.partition(" runs")[0] for line in done.stdout.splitlines()] == [
-        "trainkit compare runs: 10",
-        "trainkit compare runs --json: 10",
-    ]

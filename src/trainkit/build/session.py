@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from trainkit.build.data import build_loaders
 from trainkit.build.instantiate import call_target
+from trainkit.build.loggers import build_logger
 from trainkit.build.memory_format import apply_memory_format, choose_memory_format
 from trainkit.build.model import build_loss, build_model
 from trainkit.build.optim import build_optimizers, build_schedulers
@@ -52,6 +53,7 @@ class Session:
     train: Loader
     val: Loader | None
     hooks: dict[str, Any]
+    loggers: dict[str, Any]
     groups: list[optim.Group]
     params: list[dict[str, Any]]
     named: dict[str, nn.Parameter]
@@ -124,9 +126,10 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
     if settings.compile:  # last: the averaged model must stay uncompiled
         compile_model(model, "default" if settings.compile is True else settings.compile)
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
+    loggers = {name: build_logger(name, node) for name, node in settings.logger.items()}
     notes = [*data.notes, *([format_note] if format_note else []), *_notes(settings, device)]
     params = {p.name: p.tensor for p in named}
-    return Session(settings, state, train, val, hooks, groups, table, params, data.held_out, notes)
+    return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
 
 
 def _prepare_process(settings: Settings) -> torch.device:

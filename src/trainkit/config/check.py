@@ -13,7 +13,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config import resolvers
-from trainkit.config.consistency import CHOICES, EXAMPLES, UNKNOWN, find_contradictions, find_missing_targets, is_off
+from trainkit.config.consistency import (
+    CHOICES,
+    EXAMPLES,
+    UNKNOWN,
+    find_contradictions,
+    find_missing_packages,
+    find_missing_targets,
+    is_off,
+)
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, options_of
 from trainkit.config.renamed import RENAMED_VALUES, renamed_problem
 from trainkit.config.schema import RootKeys
@@ -34,7 +42,7 @@ def find_problems(config: DictConfig) -> list[Problem]:
         problem = find_missing_target(node["_target_"])
         if problem:
             problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.hint))
-    problems += [*find_missing_targets(plain), *find_contradictions(plain, raw)]
+    problems += [*find_missing_targets(plain), *find_missing_packages(plain), *find_contradictions(plain, raw)]
     return list(dict.fromkeys(problems))
 
 

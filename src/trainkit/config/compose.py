@@ -59,8 +59,11 @@ class Unchecked:
             return []
 
     def _has_user_files(self) -> bool:
-        choices = self.hydra.runtime.choices.items()
-        return any(not (CONF / str(g) / f"{name}.yaml").is_file() for g, name in choices if "/" not in str(g))
+        for group, choice in self.hydra.runtime.choices.items():
+            names = choice if OmegaConf.is_list(choice) else [choice]
+            if "/" not in str(group) and not all((CONF / str(group) / f"{name}.yaml").is_file() for name in names):
+                return True
+        return False
 
     def _adds_arguments(self) -> bool:
         nodes = [text.lstrip("+").partition("=")[0].rpartition(".")[0] for text in self.overrides if text[:1] == "+"]

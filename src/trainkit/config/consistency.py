@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,10 @@ from trainkit.core.spelling import did_you_mean
 CHOICES = {"model": "toy_cnn", "data": "digits", "loss": "cross_entropy", "optim": "sgd"}
 UNKNOWN = object()  # a value whose interpolation cannot be resolved, which is reported elsewhere
 BEST_MODES = {"train/loss": "min", "train/loss_sum": "min", "val/loss": "min", "val/accuracy": "max"}  # metric -> mode
+# The loggers whose package is an extra of the same name.
+LOGGER_EXTRAS = {
+    f"trainkit.runs.logger_backends.{name}": name.lower() for name in ("TensorBoard", "WandB", "MLflow", "Trackio")
+}
 EXAMPLES = {"lr": "for example lr=0.01", "data.split": "for example data.split=0.2"}
 
 
@@ -24,6 +29,7 @@ def find_missing_targets(plain: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield each node that needs a `_target_` and has none."""
     nodes = {"loss": plain.get("loss"), **_paths("optim", plain.get("optim"))}
     nodes |= {f"hooks.{name}": node for name, node in _mapping(plain.get("hooks")).items()}
+    nodes |= {f"logger.{name}": node for name, node in _mapping(plain.get("logger")).items() if not is_off(node)}
     nodes |= {f"data.{part}": _mapping(plain.get("data")).get(part) for part in ("train", "val")}
     if isinstance(plain.get("model"), dict):
         nodes |= _paths("model", plain["model"])
@@ -34,6 +40,17 @@ def find_missing_targets(plain: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         hint = f"choose one: {path}={CHOICES[path]}" if path in CHOICES else f"add +{path}._target_=a.dotted.Path"
         yield Problem(f"{path}: it has no _target_, so nothing can be built from it", hint)
+
+
+def find_missing_packages(plain: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield each logger whose package is not installed. A folder of the package's name does not count."""
+    for name, node in _mapping(plain.get("logger")).items():
+        package = LOGGER_EXTRAS.get(str(_mapping(node).get("_target_")))
+        if package is not None:
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                hint = f"install it: pip install {package}"
+                yield Problem(f"logger.{name}: the package {package} is not installed", hint)
 
 
 def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ RENAMED_KEYS = {
     "data.on_error": "data.on_unreadable",
     "data.augment.crop": "data.augment.crop_padding",
 }
+NEW_KEYS: dict[str, Any] = {"logger": {}}  # that older versions did not have
 RENAMED_VALUES = {"data.cache_limit": "auto"}  # key -> the value that was written as off
 
 
@@ -32,7 +33,7 @@ def renamed_problem(key: str, written: str, value: str = "VALUE") -> Problem | N
 
 def upgrade_saved_config(config: DictConfig) -> None:
     """Replace old names of keys, values and modules in the config of a saved run, in place."""
-    plain: Any = OmegaConf.to_container(config, resolve=False)
+    plain: Any = {**NEW_KEYS, **OmegaConf.to_container(config, resolve=False)}  # type: ignore[dict-item]
     for old, new in RENAMED_KEYS.items():
         *above, leaf = old.split(".")
         node = plain

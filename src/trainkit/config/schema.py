@@ -142,6 +142,7 @@ class RootKeys:
     optim: Annotated[dict[str, Node], OneOrNamed()]
     scheduler: Annotated[dict[str, Node], OneOrNamed(optional=True)]
     param_groups: dict[str, Node]
+    logger: dict[str, Node]
     lr: Annotated[float, Range(minimum=0)] | None
     epochs: Count
     batch_size: Count

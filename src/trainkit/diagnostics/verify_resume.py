@@ -81,7 +81,7 @@ def verify_resume(
 
 def _trainkit(*argv: str) -> int:
     """Run trainkit in a new process; show only its errors; return its exit code."""
-    command = [sys.executable, "-m", "trainkit", *argv, "progress=off"]
+    command = [sys.executable, "-m", "trainkit", *argv, "progress=off", "logger=none"]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
 
 

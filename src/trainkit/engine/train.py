@@ -26,12 +26,13 @@ from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
-from trainkit.runs.fingerprint import fingerprint
+from trainkit.runs.fingerprint import fingerprint, redacted_values
+from trainkit.runs.loggers import Loggers
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
 from trainkit.training.loop import fit
-from trainkit.training.state import takes_batch_statistics
+from trainkit.training.state import LoopSettings, takes_batch_statistics
 
 
 def train(config: DictConfig | Composed, *, directory: Path | str | None = None) -> Run:
@@ -80,36 +81,51 @@ def run_training(
         TrainkitError: see `train`.
         Stopped: see `train`.
     """
-    state = session.state
+    state, recorder = session.state, Recorder(run, session.params)
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
-    recorder = Recorder(run, session.params)
-    hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen) if hook is not None]
+
+    def report(line: str) -> None:
+        screen.print_line(line)
+        run.log(line)
+
+    config = redacted_values(session.settings.source) if session.loggers else {}
+    loggers = Loggers(run, session.loggers, config, report)
+    hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen, loggers) if hook is not None]
     hooks.append(FirstBatch(hooks))
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:
-                screen.print_line(line)
-                run.log(line)
+                report(line)
             _fit(run, session, hooks, saver)
         except KeyboardInterrupt as error:
             recorder.log_unreadable(state)
-            run.finish("stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
+            _finish(run, loggers, "stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
             raise
         except BaseException as error:
             explained = error if isinstance(error, TrainkitError) else explain_error(error, session)
             try:
                 recorder.log_unreadable(state)
-                run.finish("failed", explained.exit_code, explained.problems[0].cause)
+                _finish(run, loggers, "failed", explained.exit_code, explained.problems[0].cause)
             except StorageError as second:  # report both, the first cause first
                 explained.problems += [problem for problem in second.problems if problem not in explained.problems]
             raise explained from error
         finally:
             screen.close()
             session.close()
-        patience = count(state.settings.patience or 0, "epoch")
-        early = f"stopped early: no better {state.settings.monitor} for {patience}"
-        run.finish("completed", 0, early if state.stopped_early else None)
+        _finish(run, loggers, "completed", 0, _why_early(state.settings) if state.stopped_early else None)
     return run
+
+
+def _finish(run: Run, loggers: Loggers, status: str, exit_code: int, why: str | None) -> None:
+    """Write how the run ended. The loggers come first, because `Run.finish` unlocks the directory."""
+    try:
+        loggers.finish(status, why)
+    finally:
+        run.finish(status, exit_code, why)
+
+
+def _why_early(settings: LoopSettings) -> str:
+    return f"stopped early: no better {settings.monitor} for {count(settings.patience or 0, 'epoch')}"
 
 
 def _fit(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> None:

@@ -28,6 +28,7 @@ FREE_KEYS = {
     "checkpoint",
     "watch",
     "hooks",
+    "logger",
     "progress",
     "data.num_workers",
     "data.cache",
@@ -49,10 +50,15 @@ def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, A
     if epochs is not None:
         config = config.copy()
         config.epochs = epochs
+    return {key: value for key, value in redacted_values(config).items() if not _is_free(key)}
+
+
+def redacted_values(config: DictConfig) -> dict[str, Any]:
+    """Return the dotted keys of a config with their resolved values, without secrets."""
     secrets = {text for text in literal_secrets(config) if len(text) >= MIN_SECRET_LENGTH}
     with _environment_as_names():
         plain = redact_copies(redact_by_key(_resolved(config, secrets)), secrets)
-    return {key: value for key, value in _leaves(plain) if not _is_free(key)}
+    return dict(_leaves(plain))
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

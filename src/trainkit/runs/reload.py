@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainkit.config.diagnose import key_problem
+from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose, key_problem
 from trainkit.config.renamed import upgrade_saved_config
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
@@ -116,6 +116,12 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
     if key == "scheduler" and value in ("none", "off"):
         config.scheduler = None
         return []
+    if key == "logger" and isinstance(value, str | list):  # the only group that a resume may choose anew
+        try:
+            config.logger = loader.load_configuration("config", [text], RunMode.RUN).logger
+            return []
+        except COMPOSITION_ERRORS as error:
+            return diagnose(loader, [text], error)[1]
     if loader.get_group_options(key) and isinstance(value, str):
         hint = f"override single keys of {key}, or start a new run with {text}"
         return [Problem(f"{text}: a resumed run keeps its {key}", hint)]
