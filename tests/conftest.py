@@ -55,3 +55,10 @@ def forked(forks: Forks, tmp_path: Path) -> Command:
         return subprocess.CompletedProcess(args, code, process.stdout, process.stderr)
 
     return run
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without charts: matplotlib takes a tenth of a second for each."""
+    monkeypatch.setattr("trainkit.display.report_parts.draw_svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr("trainkit.engine.report.draw_png", lambda _: b"")

@@ -83,7 +83,7 @@ def test_every_command_of_the_readme_composes(line: str, here: Path) -> None:
     if command == "compare":  # it takes no overrides
         assert compare.parse(words).paths
         return
-    if command == "resume":
+    if command in ("resume", "report"):
         assert not words.pop(0).startswith("-")  # the run
     words = [word for word in words if word not in COMMAND_FLAGS]
     args = arguments.parse(words)

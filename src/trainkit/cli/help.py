@@ -37,7 +37,7 @@ FLAGS = {
     "--version": "print the version of trainkit",
 }
 COMMAND_FLAGS = {
-    "--json": "bench, compare, find-lr, inspect, params, verify-resume: print JSON",
+    "--json": "bench, compare, find-lr, inspect, params, report, verify-resume: print JSON",
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
     "--steps N": "bench: number of timed steps per loop (50)",

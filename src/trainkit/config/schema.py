@@ -162,6 +162,7 @@ class RootKeys:
     watch: list[str]
     hooks: dict[str, Node]
     progress: Literal["auto", "rich", "tqdm", "plain", "off"]
+    report: Literal["auto", "on", True] | None
     monitor: MonitorSettings
     early_stop: EarlyStopSettings | None
     checkpoint: CheckpointSettings | None

@@ -20,7 +20,7 @@ def opening_lines(run: Run) -> list[str]:
 
 
 def result_lines(run: Run) -> list[str]:
-    """Return the reason of an early stop, the metrics of the best epoch, and the run directory."""
+    """Return the reason of an early stop, the metrics of the best epoch, the report, and the run directory."""
     best = "no epoch has a finite value of the monitored metric"
     if run.best is not None:
         shown = {*SHOWN_METRICS, run.best["metric"]}
@@ -28,7 +28,8 @@ def result_lines(run: Run) -> list[str]:
         epochs = count(len(run.history), "epoch")
         best = f"best of {epochs} by {run.best['metric']}: epoch {run.best['epoch']}: {metrics}"
     early = [run.info["why"]] if run.info.get("why") else []
-    return [*early, best, f"history and config: {display_path(run.directory)}"]
+    report = [f"report: {display_path(run.report)}"] if run.report else []
+    return [*early, best, *report, f"history and config: {display_path(run.directory)}"]
 
 
 def finished_lines(run: Run) -> list[str]:

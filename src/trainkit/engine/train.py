@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainkit.data.contents import data_facts
 from trainkit.display import live as display
 from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
+from trainkit.engine.report import report_at_end
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
 from trainkit.runs.checkpoint import Checkpoints
@@ -81,7 +83,7 @@ def run_training(
         TrainkitError: see `train`.
         Stopped: see `train`.
     """
-    state, recorder = session.state, Recorder(run, session.params)
+    state, recorder, started = session.state, Recorder(run, session.params), time.monotonic()
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
 
     def report(line: str) -> None:
@@ -113,6 +115,7 @@ def run_training(
             screen.close()
             session.close()
         _finish(run, loggers, "completed", 0, _why_early(state.settings) if state.stopped_early else None)
+    report_at_end(run, session.settings, started)
     return run
 
 

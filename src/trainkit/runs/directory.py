@@ -80,6 +80,7 @@ class Run:
         self.log_file: TextIO | None = None
         self.secrets: set[str] = set()  # texts that no file may contain
         self.history_text = ""  # the lines of the history, as this process wrote or verified them
+        self.report: Path | None = None  # the report that this process wrote
         self.damage = ""  # what is wrong with run.json, if it must be rebuilt
 
     @classmethod

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from trainkit.config.settings import Settings
+from trainkit.core.leaves import leaves
 from trainkit.core.redaction import MIN_SECRET_LENGTH, redact_by_key, redact_copies
 from trainkit.runs.secrets import literal_secrets
 
@@ -30,6 +31,7 @@ FREE_KEYS = {
     "hooks",
     "logger",
     "progress",
+    "report",
     "data.num_workers",
     "data.cache",
     "data.cache_limit",
@@ -58,7 +60,7 @@ def redacted_values(config: DictConfig) -> dict[str, Any]:
     secrets = {text for text in literal_secrets(config) if len(text) >= MIN_SECRET_LENGTH}
     with _environment_as_names():
         plain = redact_copies(redact_by_key(_resolved(config, secrets)), secrets)
-    return dict(_leaves(plain))
+    return dict(leaves(plain))
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -76,15 +78,6 @@ def _is_free(key: str) -> bool:
     top, last = key.partition(".")[0], key.rpartition(".")[2]
     is_free = (top == "data" and last in PATH_KEYS) or (top == "optim" and last in FREE_OPTIONS)
     return key.startswith("_") or is_allowed(key, FREE_KEYS) or is_free
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each leaf. Lists and empty mappings are leaves."""
-    if isinstance(node, Mapping) and (node or not path):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _resolved(node: Any, secrets: set[str]) -> Any:

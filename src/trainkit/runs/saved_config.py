@@ -6,7 +6,6 @@ The configs of a sweep share most of their lines. So a file is split at its root
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from trainkit.core.errors import CheckpointError
+from trainkit.core.leaves import leaves
 from trainkit.runs.untrusted import HINT, YamlLoader, check_yaml, read_bytes, reported
 
 ROOT_KEY = re.compile(r"(?m)^(?=[^\s#-])")  # the start of a line with a root key
@@ -39,10 +39,10 @@ def read_saved_config(directory: Path) -> dict[str, Any]:
     with reported(path):
         text = content.decode()
         try:
-            leaves = [leaf for part in ROOT_KEY.split(text) for leaf in _parse(part)]
+            found = [leaf for part in ROOT_KEY.split(text) for leaf in _parse(part)]
         except (ValueError, yaml.YAMLError):  # trainkit did not write the file: a part alone may be no YAML
-            leaves = list(_leaves_of(text))
-        return dict(leaves)
+            found = list(_leaves_of(text))
+        return dict(found)
 
 
 def read_choices(directory: Path) -> dict[str, str]:
@@ -79,12 +79,4 @@ def _leaves_of(text: str) -> tuple[Leaf, ...]:
         return ()
     if not isinstance(node, dict):
         raise ValueError("it is not a mapping")
-    return tuple(_leaves(node))
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[Leaf]:
-    if isinstance(node, Mapping) and (node or not path):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
+    return tuple(leaves(node))

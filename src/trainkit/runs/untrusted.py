@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,25 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     if len(content) > limit:
         raise CheckpointError(f"{path} has more than {limit:,} bytes", hint=HINT)
     return content
+
+
+def read_end(path: Path, limit: int = MAX_BYTES) -> str:
+    """Return the text of a regular file, or its last complete lines if it has more than `limit` bytes.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        CheckpointError: it is not a regular file, or it cannot be read.
+    """
+    try:
+        with open_regular_file(path) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - limit)
+            file.seek(start)
+            text = file.read(limit).decode(errors="replace")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}", hint=HINT) from error
+    return text.partition("\n")[2] if start else text
 
 
 def read_yaml(path: Path) -> Any:
