@@ -25,6 +25,8 @@ class Process:
     pid: int
     out: Path
     code: int | None = None
+    seconds: float = 0.0  # of CPU time, once the process has ended
+    peak: int = 0  # bytes of memory, once the process has ended
 
     def send(self, number: int) -> None:
         """Send a signal."""
@@ -33,7 +35,9 @@ class Process:
     def wait(self) -> int:
         """Wait for the end of the process; return its exit code, negative for a signal."""
         if self.code is None:
-            self.code = int(self.forks.ask({"wait": self.pid})["code"])
+            ended = self.forks.ask({"wait": self.pid})
+            self.code, self.seconds, self.peak = ended["code"], ended["seconds"], ended["peak"]
+        assert self.code is not None
         return self.code
 
     @property
@@ -113,7 +117,9 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+            _, status, usage = os.wait4(request["wait"], 0)
+            seconds, code = usage.ru_utime + usage.ru_stime, os.waitstatus_to_exitcode(status)
+            answer = {"code": code, "seconds": seconds, "peak": 1024 * usage.ru_maxrss}
         else:
             pid = os.fork()
             if pid == 0:

@@ -24,6 +24,7 @@ from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
+from trainkit.runs.interpolations import check_interpolations
 from trainkit.runs.untrusted import read_yaml
 
 
@@ -70,6 +71,7 @@ def reload(
 
     Raises:
         ConfigError: everything that is wrong with the config.
+        CheckpointError: its interpolations resolve to too much.
     """
     upgrade_saved_config(config)
     loader = make_loader()
@@ -79,6 +81,7 @@ def reload(
             OmegaConf.set_struct(whole, False)
             whole.merge_with(read_yaml(hydra))
         HydraConfig.instance().set_config(whole)
+    check_interpolations(config)
     OmegaConf.set_struct(config, True)
     allow: list[str] = []
     changes: list[str] = []
@@ -90,6 +93,7 @@ def reload(
         else:
             changes.append(text)
             problems += _change(config, text, loader)
+    check_interpolations(config)  # an override may give a value that was missing
     for key in (key for key in allow if key.partition(".")[0] not in config):
         near = did_you_mean(key, map(str, config))
         problems.append(Problem(f"resume.allow={key}: this key does not exist", near))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ MAX_HISTORY_BYTES = 2**25
 MAX_YAML_NODES = 25_000
 MAX_YAML_DEPTH = 40
 MAX_NUMBER_LENGTH = 1000  # characters; YAML's numbers of base 60 take quadratic time
+MAX_INTERPOLATED = 20_000  # characters of all values with interpolations; OmegaConf's parser is slow
 HINT = "restore the file, or start a new run"
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -149,7 +151,7 @@ def check_yaml(text: str) -> None:
 
     An alias of an alias of an alias can take any time and memory.
     """
-    nodes = depth = 0
+    nodes = depth = interpolated = 0
     for event in yaml.parse(text, Loader=YamlLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise ValueError("it has YAML anchors, which trainkit does not write")
@@ -157,8 +159,18 @@ def check_yaml(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if nodes > MAX_YAML_NODES or depth > MAX_YAML_DEPTH:
             raise ValueError(f"it has more than {MAX_YAML_NODES:,} values or {MAX_YAML_DEPTH} levels")
-        if isinstance(event, yaml.ScalarEvent) and re.fullmatch(rf"[-+\d_:.]{{{MAX_NUMBER_LENGTH},}}", event.value):
+        if not isinstance(event, yaml.ScalarEvent):
+            continue
+        if re.fullmatch(rf"[-+\d_:.]{{{MAX_NUMBER_LENGTH},}}", event.value):
             raise ValueError(f"it has a number of more than {MAX_NUMBER_LENGTH:,} characters")
+        if "${" in event.value:
+            interpolated += len(event.value)
+            brackets = itertools.accumulate((char in "{[") - (char in "}]") for char in event.value)
+            if interpolated > MAX_INTERPOLATED or max(brackets) > MAX_YAML_DEPTH:
+                raise ValueError(
+                    f"its interpolations have more than {MAX_INTERPOLATED:,} characters "
+                    f"or more than {MAX_YAML_DEPTH} levels"
+                )
 
 
 def _check_info(info: dict[str, Any]) -> None:
