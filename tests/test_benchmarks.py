@@ -50,3 +50,13 @@ def test_reading_by_hand_and_with_trainkit_gives_the_same_losses() -> None:
     rows = table_rows("reading", "--samples", "200", "--epochs", "2", "--kinds", "mappings", "streamed")
     assert len(rows) == 8
     assert all(float(difference) < 1e-4 for *_, difference in rows)
+
+
+def test_the_comparison_of_runs_is_timed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.comparison", "10"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("trainkit compare runs: 10 runs in ")
+    assert second.startswith("trainkit compare runs --json: 10 runs in ")

@@ -14,6 +14,7 @@ import pytest
 
 from tests.sweeps.made_runs import make_run
 from trainkit.core.errors import ConfigError
+from trainkit.runs.lock import Lock
 from trainkit.sweeps.collect import collect
 from trainkit.sweeps.ledger import Ledger
 
@@ -63,16 +64,27 @@ def test_each_status_has_a_cause(tmp_path: Path) -> None:
     make_run(tmp_path / "strange", status="paused")
     lock(tmp_path / "running", os.getpid())
     lock(tmp_path / "killed", dead_pid())
-    best = json.loads((tmp_path / "running" / "run.json").read_text())["best"]["epoch"]
+    best = json.loads((tmp_path / "running" / "run.json").read_text())["best"]
+    so_far = f"best epoch so far: {best['epoch']}, val/loss {best['value']:.4f}"
     assert statuses(tmp_path) == {
         "completed": ("completed", ""),
         "failed": ("failed", "the loss is NaN"),
         "stopped": ("stopped", "SIGINT"),
-        "running": ("running", f"best epoch so far: {best}"),
+        "running": ("running", so_far),
         "killed": ("failed", "its process ended without writing a cause"),
         "unstarted": ("failed", "no training started: run.json is missing"),
         "strange": ("unreadable", "run.json: the status 'paused' is not known"),
     }
+
+
+def test_a_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
+    make_run(tmp_path, status="running")
+    held = Lock(tmp_path)
+    held.acquire()
+    assert [run.status for run in collect([tmp_path]).runs] == ["running"]
+    held.check()  # the lock is not touched
+    held.release()
+    assert [run.status for run in collect([tmp_path]).runs] == ["failed"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +148,7 @@ def test_the_ledger_adds_jobs_without_a_directory_and_causes(tmp_path: Path) -> 
     lock(tmp_path, os.getpid())
     found = statuses(tmp_path)
     assert found["2"] == ("queued", "it has not started")
-    assert found["3"] == ("running", "no epoch has ended")
+    assert found["3"] == ("running", "no epoch with a finite monitored value has ended")
     assert [list(run.overrides) for run in collect([tmp_path]).runs] == [["lr=0"], ["lr=1"], ["lr=2"], ["lr=3"]]
 
 

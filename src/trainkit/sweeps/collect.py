@@ -14,6 +14,7 @@ from typing import Any
 from trainkit.core.errors import CheckpointError, ConfigError, Problem
 from trainkit.core.paths import display_path
 from trainkit.core.spelling import nearest
+from trainkit.display.text import number
 from trainkit.runs.history import History
 from trainkit.runs.lock import may_be_locked
 from trainkit.runs.saved_config import read_choices, read_saved_config
@@ -23,6 +24,7 @@ from trainkit.sweeps.ledger import JobRecord, is_sweep, read_ledger
 
 NOT_METRICS = {"metric", "mode", "value", "epoch", "step"}  # entries of the best epoch that are no metrics
 ATTEMPTS = "attempts"  # the folder of a sweep with the failed attempts of its jobs
+NO_EPOCH = "no epoch with a finite monitored value has ended"
 MAX_DEPTH = 32  # folders below a path
 
 
@@ -205,11 +207,12 @@ def _status(directory: Path, info: Mapping[str, Any], job: JobRecord | None, *, 
         return status, info.get("why") or ""
     if may_be_locked(directory):
         best = info.get("best")
-        return "running", f"best epoch so far: {best['epoch']}" if best else "no epoch has ended"
+        text = f"best epoch so far: {best['epoch']}, {best['metric']} {number(best['value'])}" if best else NO_EPOCH
+        return "running", text
     if job is not None and job.status == "queued":
         return "queued", "it has not started" if sweep_runs else "the sweep ended before it started"
     if job is not None and job.status == "running" and sweep_runs:
-        return "running", "no epoch has ended"
+        return "running", NO_EPOCH
     if status in ("failed", "stopped"):
         return status, why or "run.json gives no cause"
     if status == "running":
