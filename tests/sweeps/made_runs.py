@@ -31,7 +31,14 @@ CONFIG: dict[str, Any] = {
     "param_groups": {},
     "data": {"train": {"_target_": "trainkit.data.synthetic", "seed": 0}, "classes": 10},
 }
-CHOICES = {"experiment": "none", "optim": "sgd", "data": "digits", "model": "mlp", "hydra/launcher": "basic"}
+CHOICES = {
+    "experiment": "none",
+    "optim": "sgd",
+    "data": "digits",
+    "model": "mlp",
+    "logger": "none",
+    "hydra/launcher": "basic",
+}
 
 
 def make_run(directory: Path, *overrides: str, hydra: bool = True, **info: Any) -> list[dict[str, Any]]:

@@ -75,8 +75,8 @@ def test_without_hydras_settings_the_overrides_say_what_was_chosen(tmp_path: Pat
     assert names_and_values(collection) == {"optim": ["sgd", "adam"]}
 
 
-def test_seed_and_progress_are_no_axes_but_another_seed_is(tmp_path: Path) -> None:
-    collection = collection_of(tmp_path, "seed=0", "seed=1 progress=rich", "seed=0 data.train.seed=3")
+def test_seed_progress_and_loggers_are_no_axes_but_another_seed_is(tmp_path: Path) -> None:
+    collection = collection_of(tmp_path, "seed=0", "seed=1 progress=rich logger=csv", "seed=0 data.train.seed=3")
     assert names_and_values(collection) == {"train.seed": [0, 0, 3]}
 
 

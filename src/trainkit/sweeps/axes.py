@@ -125,7 +125,7 @@ def _group_names(runs: Sequence[HasConfig]) -> list[str]:
         if not run.choices:
             roots = {key.partition(".")[0] for key in run.config if "." in key}
             names |= dict.fromkeys(key for key in map(_key_of, run.overrides) if key in roots or key in OWNED)
-    return list(names)
+    return [name for name in names if name not in UNCOMPARED]
 
 
 def _overridden(runs: Sequence[HasConfig], groups: Sequence[str]) -> dict[str, int]:
