@@ -309,7 +309,7 @@ def test_interpolations_that_resolve_to_any_size_are_refused_before_they_are_res
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"bomb": INTERPOLATION_BOMBS[kind]}, width=10**7))
-    with pytest.raises(CheckpointError, match="its interpolations|interpolations of the saved"):
+    with pytest.raises(CheckpointError, match=r"its interpolations|interpolations of the saved"):
         check_interpolations(read_yaml(file))
 
 
