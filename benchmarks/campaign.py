@@ -157,6 +157,9 @@ def make_victims(campaign: Campaign, count: int) -> list[tuple[Path, dict[str, F
             campaign.run(*argv, f"hydra.run.dir={run.name}")
             config = run / ".hydra" / "config.yaml"
             config.write_text(config.read_text().replace("step: 13", "step: 999"))
+            edited = Run.load(run)
+            edited.info["config_sha256"] = [edited.config_digest]
+            edited.write_info()
         ends = {}
         for skipped, name in enumerate(Checkpoints(run / "checkpoints").names()):
             copy = campaign.folder / "continued"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +23,7 @@ from trainkit.runs.history import History, digest_of, history_line
 from trainkit.runs.lock import Lock
 from trainkit.runs.provenance import now, process_facts
 from trainkit.runs.secrets import literal_secrets, secrets_of
-from trainkit.runs.untrusted import HINT, read_info, read_overrides, read_yaml
+from trainkit.runs.untrusted import HINT, read_bytes, read_info, read_overrides, read_yaml
 
 # Entries of run.json that a resume reads. Without them it is rebuilt.
 REQUIRED_INFO = {"status", "device", "parameters", "trainable_parameters", "train_samples", "val_samples"}
@@ -131,6 +132,25 @@ class Run:
         return config
 
     @property
+    def config_digest(self) -> str:
+        """The SHA-256 of the saved config; "" if it cannot be read."""
+        try:
+            return sha256(read_bytes(self.directory / ".hydra" / "config.yaml")).hexdigest()
+        except (FileNotFoundError, CheckpointError):
+            return ""
+
+    def check_config(self) -> None:
+        """Raise `CheckpointError` if the saved config is not the one that the run wrote.
+
+        `run.json` of an older version does not contain the SHA-256.
+        """
+        recorded = self.info.get("config_sha256")
+        if recorded is not None and self.config_digest not in recorded:
+            cause = f"{self.directory / '.hydra/config.yaml'} is damaged or was edited: run.json has another SHA-256"
+            hint = "restore the file, or use it as it is from here on: resume.allow=[config]"
+            raise CheckpointError(cause, hint=hint)
+
+    @property
     def overrides(self) -> list[str]:
         """The overrides of the command line that started the run."""
         return read_overrides(self.directory / ".hydra" / "overrides.yaml")
@@ -178,7 +198,8 @@ class Run:
         if (self.directory / "run.json").exists():
             self.lock.release()
             raise RunDirectoryInUseError(f"{self.directory} holds a run already", hint="choose another directory")
-        self.write_config(settings.source, overrides, hydra)
+        files = self._config_files(settings.source, overrides, hydra)
+        self._write_config_files(files)
         self._open_log()
         self.info = {
             "status": "running",
@@ -189,6 +210,7 @@ class Run:
             "ended": None,
             "best": None,
             "folder": str(Path.cwd()),
+            "config_sha256": [digest_of(files["config"])],
             **process_facts(),
             **(facts or {}),
         }
@@ -219,14 +241,18 @@ class Run:
             StorageError: the directory cannot be written.
         """
         self._open_log()
-        self.secrets |= secrets_of(settings.source)
+        files = self._config_files(settings.source, overrides)
+        digest = digest_of(files["config"])
         resumed = [*self.info.get("resumed", []), {"at": now(), "command": self._redact(command), **at}]
         rebuilt: dict[str, Any] = {"command": [], "started": None, "folder": str(Path.cwd())}
         status = {"status": "running", "exit_code": None, "why": None, "ended": None}
         recorded = {**status, **process_facts(), **facts, "resumed": resumed, "history_sha256": digest_of(history)}
+        # A kill between the next two writes leaves the config as it is now.
+        recorded["config_sha256"] = [*dict.fromkeys([self.config_digest, digest])]
         self.info = {**rebuilt, **self.info, **recorded}
         self.write_info()  # before the config: it lists what may differ from the checkpoint
-        self.write_config(settings.source, overrides)
+        self._write_config_files(files)
+        self.info["config_sha256"] = [digest]  # on the disk with the next epoch
         self.write_history(history)
         self._sync_names()
 
@@ -296,23 +322,36 @@ class Run:
 
     def write_config(self, config: DictConfig, overrides: Sequence[str], hydra: DictConfig | None = None) -> None:
         """Write the config, the overrides and Hydra's settings into `.hydra/`, without secrets."""
+        self._write_config_files(self._config_files(config, overrides, hydra))
+
+    def _config_files(
+        self, config: DictConfig, overrides: Sequence[str], hydra: DictConfig | None = None
+    ) -> dict[str, str]:
+        """Return the contents of the files in `.hydra/` by their names."""
         self.secrets |= secrets_of(config)
+        nodes: dict[str, Any] = {"config": config, "overrides": self._redact(overrides)}
         if hydra is not None:
             self.secrets |= set(find_secrets(OmegaConf.to_container(hydra, resolve=False)))
-        files: dict[str, Any] = {"config": config, "overrides": self._redact(overrides)}
-        if hydra is not None:
-            files["hydra"] = {"hydra": hydra}
-        try:
-            (self.directory / ".hydra").mkdir(exist_ok=True)
-        except OSError as error:
-            raise storage_error(self.directory, error) from error
-        for name, node in files.items():
+            nodes["hydra"] = {"hydra": hydra}
+        texts = {}
+        for name, node in nodes.items():
             plain = redact_by_key(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
             if name == "config":  # a value that contains a secret must be given again, so it is replaced completely
                 node = redact_copies(plain, literal_secrets(config))
             else:
                 node = redact_command_line(plain, self.secrets)
-            self._write_text(f".hydra/{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(node)))
+            texts[name] = OmegaConf.to_yaml(OmegaConf.create(node))
+        return texts
+
+    def _write_config_files(self, texts: Mapping[str, str]) -> None:
+        try:
+            (self.directory / ".hydra").mkdir(exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.directory, error) from error
+        for name, text in texts.items():
+            self._write_text(f".hydra/{name}.yaml", text)
+        with self._storage_errors():
+            sync_directory(self.directory / ".hydra")
 
     def write_info(self) -> None:
         """Write `run.json`."""

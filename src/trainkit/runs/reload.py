@@ -27,6 +27,9 @@ from trainkit.runs.directory import Run
 from trainkit.runs.interpolations import check_interpolations
 from trainkit.runs.untrusted import read_yaml
 
+ALLOW = "resume.allow="
+SAVED_CONFIG = "config"  # in resume.allow: use the saved config although it is not the one that the run wrote
+
 
 @dataclass(frozen=True)
 class Reloaded:
@@ -48,9 +51,13 @@ def reload_config(run: Run, overrides: Sequence[str], secrets_under: str = "") -
     Raises:
         ConfigError: everything that is wrong with the config. It names the folder where the run started, if that is
             another folder.
+        CheckpointError: the saved config is damaged or was edited, and `resume.allow` does not contain `config`.
     """
+    config = run.config
+    if SAVED_CONFIG not in allowed_keys(overrides):
+        run.check_config()
     try:
-        return reload(run.config, overrides, run.directory / ".hydra" / "hydra.yaml", secrets_under)
+        return reload(config, overrides, run.directory / ".hydra" / "hydra.yaml", secrets_under)
     except ConfigError as error:
         folder = run.info.get("folder")
         if isinstance(folder, str) and Path(folder) != Path.cwd():
@@ -83,19 +90,12 @@ def reload(
         HydraConfig.instance().set_config(whole)
     check_interpolations(config)
     OmegaConf.set_struct(config, True)
-    allow: list[str] = []
-    changes: list[str] = []
-    problems: list[Problem] = []
-    for text in overrides:
-        if text.startswith("resume.allow="):
-            names = text.partition("=")[2].strip("[]'\"").split(",")
-            allow += [name.strip() for name in names if name.strip()]
-        else:
-            changes.append(text)
-            problems += _change(config, text, loader)
+    allow = allowed_keys(overrides)
+    changes = [text for text in overrides if not text.startswith(ALLOW)]
+    problems = [problem for text in changes for problem in _change(config, text, loader)]
     check_interpolations(config)  # an override may give a value that was missing
-    for key in (key for key in allow if key.partition(".")[0] not in config):
-        near = did_you_mean(key, map(str, config))
+    for key in (key for key in allow if key.partition(".")[0] not in config and key != SAVED_CONFIG):
+        near = did_you_mean(key, [*map(str, config), SAVED_CONFIG])
         problems.append(Problem(f"resume.allow={key}: this key does not exist", near))
     redacted_keys = _redacted_keys(OmegaConf.to_container(config, resolve=False))
     for key in (key for key in redacted_keys if key.startswith(secrets_under)):
@@ -108,6 +108,12 @@ def reload(
     except ConfigError as error:
         problems += error.problems
     raise ConfigError(*dict.fromkeys(problems))
+
+
+def allowed_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys in the overrides `resume.allow=[KEY,…]`."""
+    texts = [text.removeprefix(ALLOW).strip("[]'\"").split(",") for text in overrides if text.startswith(ALLOW)]
+    return [name.strip() for names in texts for name in names if name.strip()]
 
 
 def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Problem]:

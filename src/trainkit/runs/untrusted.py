@@ -36,6 +36,7 @@ INFO_TYPES: dict[str, Any] = {
     "status": str,
     "why": str | None,
     "folder": str,
+    "config_sha256": list,
     "classes": int | None,
     "resumed": list,
     "best": dict | None,
