@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
+from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import StopHandler
 from trainkit.core.spelling import nearest
 from trainkit.core.terminal import printable
@@ -41,17 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(error)
     except TrainkitError as error:
         # A library may have turned the interrupt into its own error.
-        return _stopped(Stopped.pending) if Stopped.pending else _fail(str(error), error, error.exit_code)
+        if Stopped.pending:
+            return _stopped(Stopped.pending)
+        return _fail(hide_arguments(str(error), argv), error, error.exit_code)
     except BrokenPipeError:  # the reader of stdout stopped early, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
         text = f"error: {error}\n  correct the cause, or run trainkit in another folder"
-        return _fail(printable(text), error, StorageError.exit_code)
+        return _fail(printable(hide_arguments(text, argv)), error, StorageError.exit_code)
     except Exception as error:
         if Stopped.pending:
             return _stopped(Stopped.pending)
-        return _fail(describe_bug(error), error, 1)
+        return _fail(hide_arguments(describe_bug(error), argv), error, 1)
 
 
 def _run(argv: list[str]) -> int:

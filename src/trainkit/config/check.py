@@ -29,6 +29,7 @@ from trainkit.config.search_path import CONF
 from trainkit.config.static_targets import find_missing_target
 from trainkit.config.targets import nodes_with_target
 from trainkit.core.errors import Problem
+from trainkit.core.redaction import find_secrets
 from trainkit.core.spelling import did_you_mean
 
 
@@ -43,7 +44,8 @@ def find_problems(config: DictConfig) -> list[Problem]:
         if problem:
             problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.hint))
     problems += [*find_missing_targets(plain), *find_missing_packages(plain), *find_contradictions(plain, raw)]
-    return list(dict.fromkeys(problems))
+    secrets = {*find_secrets(plain), *find_secrets(raw)}
+    return list(dict.fromkeys(problem.without(secrets) for problem in problems))
 
 
 def all_keys(config: DictConfig) -> list[str]:

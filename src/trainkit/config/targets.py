@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from trainkit.core.errors import Problem, UserCodeError
+from trainkit.core.redaction import find_secrets
 from trainkit.core.spelling import did_you_mean
 
 NOT_STRINGS = ("int", "float", "bool")
@@ -163,7 +164,8 @@ def find_wrong_targets(config: Any) -> list[Problem]:
                 given = tuple(_positional_parameters(called))[:2]
         own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
         problems += find_wrong_arguments(path, own, called, given)
-    return problems
+    secrets = set(find_secrets(config))
+    return [problem.without(secrets) for problem in problems]
 
 
 def arguments_given_by_trainkit(path: str) -> tuple[str, ...]:

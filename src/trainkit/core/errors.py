@@ -7,10 +7,12 @@ import signal
 import site
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trainkit.core.redaction import hide_secrets
 from trainkit.core.spelling import did_you_mean
 from trainkit.core.terminal import printable
 
@@ -24,6 +26,10 @@ class Problem:
 
     def __str__(self) -> str:
         return printable(f"error: {self.cause}" + (f"\n  {self.hint}" if self.hint else ""))
+
+    def without(self, secrets: Iterable[str]) -> Problem:
+        """Return the problem with each secret replaced."""
+        return Problem(hide_secrets(self.cause, secrets), hide_secrets(self.hint, secrets))
 
 
 class TrainkitError(Exception):

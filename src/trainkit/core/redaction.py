@@ -31,6 +31,9 @@ _WORD = rf"(?:null|true|false|['\"]?(?:{REFERENCE.pattern}|{re.escape(REDACTED)}
 _END = r"\s*(?:$|[}\]]|,\s*['\"]?[\w.]+['\"]?\s*:)"  # of a value: the end of the text or the next key
 NOT_SECRET_VALUE = re.compile(rf"\[?(?:{_NUMBER}|{_WORD})(?:\s*,\s*(?:{_NUMBER}|{_WORD}))*\]?{_END}", re.IGNORECASE)
 NOT_PASSWORD_VALUE = re.compile(rf"{_WORD}{_END}", re.IGNORECASE)
+ENVIRONMENT = re.compile(r"""oc\.env\s*:\s*['"]?(\w+)""")  # the variable in ${oc.env:NAME}
+NEXT_KEY = re.compile(r",\s*['\"]?[\w.]+['\"]?\s*:")
+PUNCTUATION = " \t\n,;'\"[](){}"
 URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s]+)(?=@)")
 URL_TOKEN = re.compile(r"(https?://)([^/\s:@]+)(?=@)")  # a token as the user, such as that of GitHub
 URL_PARAMETER = re.compile(r"(?<=[?&;])([\w.-]+)=([^&#\s'\"]+)")
@@ -108,6 +111,46 @@ def replace_secrets(text: str, secrets: Iterable[str], *, short: bool = False) -
         elif len(secret) >= MIN_SECRET_LENGTH or short:
             text = re.sub(rf"(?<!\w)(?<!\d\.){re.escape(secret)}(?!\w|\.\d)", REDACTED, text)
     return text
+
+
+def hide_secrets(text: str, secrets: Iterable[str]) -> str:
+    """Return a message without secrets. A short secret is replaced only where a value begins, as after `=`."""
+    secrets = set(secrets) - {REDACTED}
+    text = replace_secrets(text, secrets)
+    short = sorted((secret for secret in secrets if 0 < len(secret) < MIN_SECRET_LENGTH), key=len, reverse=True)
+    for secret in short:
+        text = re.sub(rf"""([=:/,'"\[({{]\s*){re.escape(secret)}(?!\w)""", rf"\1{REDACTED}", text)
+    return text
+
+
+def hide_arguments(text: str, words: Iterable[str]) -> str:
+    """Return a message about a command line without the secrets in its words.
+
+    A message may quote a word as a whole, one of its values, or a value of the environment that the word refers to.
+    """
+    words = list(words)
+    secrets = set(environment_secrets())
+    for word, clean in sorted(zip(words, redact_command_line(words, ()), strict=True), key=lambda pair: -len(pair[0])):
+        secrets |= {os.environ[name] for name in ENVIRONMENT.findall(word) if name in os.environ}
+        if clean == REDACTED:
+            secrets.add(word)
+        elif clean != word:
+            text = text.replace(word, clean)
+            secrets |= {*_url_secrets(word), *_assigned_secrets(word)}
+    return hide_secrets(text, secrets)
+
+
+def _assigned_secrets(word: str) -> Iterator[str]:
+    """Yield the values under secret keys in a command-line word, whole and in parts: items of a list and words."""
+    for match in ASSIGNMENT.finditer(word):
+        if is_secret(match[1]):
+            text = word[match.end() :]
+            following = NEXT_KEY.search(text)
+            if following and not text.startswith("{"):  # the keys of a mapping are as secret as the mapping
+                text = text[: following.start()]
+            words = [part for part in re.split(rf"[{re.escape(PUNCTUATION)}]+", text) if len(part) >= MIN_SECRET_LENGTH]
+            parts = {text, *text.split(","), *words}
+            yield from (part.strip(PUNCTUATION) for part in parts if not REFERENCE.search(part))
 
 
 def _replace(node: Any, change: Any, kinds: tuple[type, ...] = ()) -> Any:
