@@ -76,7 +76,7 @@ WRONG = [
     [f"{HOOK}api_key: S}}"],
     [f"{HOOK}password: S, name: n}}"],
     ["+hooks.h={_target_: hiddenmodule.Strict, password: S}"],
-    ["+hooks.h={_target_: hiddenmodule.Strict, password: [S]}"],
+    ["+hooks.h={_target_: hiddenmodule.Strict, password: [S]}", "epochs=0"],
     ["+hooks.h={_target_: hiddenmodule.Strict, api_key: S, password: 1}"],
     ["+hooks.h={_target_: hiddenmodule.No, api_key: S}"],
     ["+hooks.h={api_key: S}"],
