@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -208,3 +209,8 @@ def unreadable_samples(*lost: int) -> ReadSample:
 def read_history(run: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's history."""
     return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def thinned(names: Iterable[Any], keep: int) -> list[Any]:
+    """Return the parameters of a test. Every `keep`-th runs with the fast tests; the others are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (number % keep > 0)) for number, name in enumerate(names)]

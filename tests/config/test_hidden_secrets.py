@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import trainkit
+from tests.helpers import thinned
 from trainkit.cli.main import main
 from trainkit.core.redaction import REDACTED
 
@@ -109,10 +110,7 @@ def assert_hidden(folder: Path, secret: str, capfd: pytest.CaptureFixture[str], 
         assert file.is_dir() or secret.encode() not in file.read_bytes(), file
 
 
-@pytest.mark.parametrize(
-    "words",
-    [pytest.param(words, id=" ".join(words), marks=[pytest.mark.slow] * (n % 5 > 0)) for n, words in enumerate(WRONG)],
-)
+@pytest.mark.parametrize("words", thinned(WRONG, keep=5))
 def test_a_message_about_a_wrong_command_line_hides_the_secret(
     words: list[str], here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

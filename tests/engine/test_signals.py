@@ -126,7 +126,6 @@ def test_a_burst_of_signals_until_the_process_has_exited_keeps_the_first_exit_co
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(CODES, 2)))
 def test_the_signal_that_arrives_first_sets_the_exit_code(
     first: signal.Signals, second: signal.Signals, own: Path, forks: Forks

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from tests.helpers import read_history
+from tests.helpers import read_history, thinned
 
 MODULE = """
 import torch
@@ -314,7 +314,7 @@ def command(overrides: str) -> list[str]:
     return [*(f"{key}={value}" for key, value in base.items() if key not in given), *words]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, keep=4))
 def test_a_mistake_is_reported_with_its_key_its_line_and_what_was_expected(
     name: str, mine: Path, forked: Command
 ) -> None:
@@ -345,7 +345,7 @@ NOTES = {
 }
 
 
-@pytest.mark.parametrize("name", NOTES)
+@pytest.mark.parametrize("name", thinned(NOTES, keep=3))
 def test_a_plausible_mistake_is_a_note_before_the_second_step(name: str, mine: Path, forked: Command) -> None:
     overrides, text = NOTES[name]
     result = forked(*command(overrides))

@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import Command
+from tests.helpers import thinned
 from tests.processes import Forks, Process
 from tests.runs.test_checkpoint import write_state
 from trainkit.core.errors import CheckpointError
@@ -197,7 +198,7 @@ def make_link(path: Path) -> None:
 FILES = ["run.json", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "history.jsonl"]
 
 
-@pytest.mark.parametrize("make", [make_pipe, Path.mkdir, make_socket, make_link])
+@pytest.mark.parametrize("make", thinned([make_pipe, Path.mkdir, make_socket, make_link], keep=4))
 def test_only_regular_files_of_a_run_are_read(make: Callable[[Path], None], run: Path, forks: Forks) -> None:
     for name in FILES:
         copy = run.with_name("copy")
@@ -261,7 +262,7 @@ YAML_BOMBS: dict[str, str | bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", [".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"])
+@pytest.mark.parametrize("name", thinned([".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"], keep=3))
 def test_yaml_bombs_are_refused_at_once(name: str, run: Path, forks: Forks) -> None:
     for kind, content in YAML_BOMBS.items():
         copy = run.with_name(kind)
@@ -313,9 +314,7 @@ def test_interpolations_that_resolve_to_any_size_are_refused_before_they_are_res
         check_interpolations(read_yaml(file))
 
 
-@pytest.mark.parametrize(
-    "kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in INTERPOLATION_BOMBS if kind != "text")]
-)
+@pytest.mark.parametrize("kind", thinned(INTERPOLATION_BOMBS, keep=100))
 def test_a_config_whose_interpolations_resolve_to_any_size_is_refused_at_once(
     kind: str, run: Path, forks: Forks
 ) -> None:
@@ -366,10 +365,11 @@ FORGED: list[dict[str, Any]] = [
 ]
 
 
-def test_a_run_json_with_forged_entries_is_rebuilt(run: Path, forks: Forks) -> None:
+@pytest.mark.parametrize("first", thinned(range(4), keep=4))
+def test_a_run_json_with_forged_entries_is_rebuilt(first: int, run: Path, forks: Forks) -> None:
     file = run / "run.json"
     info = json.loads(file.read_text())
-    for forged in FORGED:
+    for forged in FORGED[first::4]:
         file.write_text(json.dumps(info | forged))
         found = ended(forks.start("resume", "run", "progress=plain", cwd=run.parent))
         assert found.code == 0, found
