@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.damage import DAMAGES, damage_file, files_of
-from benchmarks.fuzz import fuzz_in_process, mutate
+from benchmarks.fuzz import CALL_SECONDS, MAX_MEMORY, fuzz_in_process, mutate
 from benchmarks.random_training import Final, differences_of, draw_config, final_of, write_project
 from tests.processes import Forks, Process, until
 from trainkit.runs.checkpoint import Checkpoints
@@ -241,7 +241,9 @@ def restore_and_resume(campaign: Campaign, copy: Path, run: Path, damaged: set[P
 def fuzz(campaign: Campaign, seconds: float) -> None:
     """Mutate the text files of a run and call everything that reads them; now and then run the command."""
     argv = [*draw_config(campaign.draw), "epochs=2", "checkpoint.keep=2"]
-    run = campaign.train(argv, "fuzzed")
+    run, resume = campaign.train(argv, "fuzzed"), ["resume", "mutated", "epochs=3", "resume.allow=[config]"]
+    shutil.copytree(run, campaign.folder / "mutated", symlinks=True)
+    _, baseline = campaign.run(*resume, limit=120)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         folder, seed = campaign.folder / "mutated", campaign.draw.randrange(2**32)
@@ -252,13 +254,24 @@ def fuzz(campaign: Campaign, seconds: float) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(run, folder, symlinks=True)
         changed = mutate(campaign.draw, folder)
-        code, process = campaign.run("resume", folder.name, "epochs=3")
-        if code in (0, *REFUSALS) and "Traceback" not in process.stderr:
+        code, process = campaign.run(*resume)
+        excess = excess_of(process, baseline)
+        if excess:
+            campaign.fail("fuzz", excess, f"{changed}\n{process.stderr[-1500:]}")
+        elif code in (0, *REFUSALS) and "Traceback" not in process.stderr:
             campaign.count("fuzz", f"command ended with {code}")
         else:
             name = "a hang of the command" if code is None else f"command ended with {code}"
             campaign.fail("fuzz", name, f"{changed}\n{process.stderr[-1500:]}")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def excess_of(process: Process, baseline: Process) -> str:
+    """Return what a command used too much of, compared with a resume of undamaged files, or ''."""
+    seconds, memory = process.seconds - baseline.seconds, process.peak - baseline.peak
+    if seconds > CALL_SECONDS:
+        return f"the command took {seconds:.1f} s of CPU time more than an undamaged resume"
+    return f"the command took {memory:,} bytes more than an undamaged resume" if memory > MAX_MEMORY * 1024 else ""
 
 
 def main() -> int:
