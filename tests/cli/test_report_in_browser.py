@@ -23,6 +23,7 @@ COLUMN = "[...[...document.querySelectorAll('table.sortable')].at(-1).tBodies[0]
 CURVES = "[...document.querySelectorAll('svg.chart')].map(s => s.getBoundingClientRect().width > 200)"
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 LINE_COLOR = "getComputedStyle(document.querySelector('svg.chart path[style*=\"--c1\"]')).stroke"
+REPEATED_IDS = "(ids => ids.length - new Set(ids).size)([...document.querySelectorAll('[id]')].map(e => e.id))"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -53,6 +54,7 @@ def open_page(browser: Browser, report: Path) -> None:
     browser.open(report.as_uri())
     assert browser.requests == [report.as_uri()]
     assert browser.problems == []
+    assert browser.evaluate(REPEATED_IDS) == 0
 
 
 def test_the_report_of_a_run_shows_its_tables_and_curves(browser: Browser, run_report: Path) -> None:

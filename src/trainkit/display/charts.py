@@ -21,6 +21,7 @@ SIZE = (4.6, 2.7)  # inches of a chart; 72 SVG units each
 LOG_RATIO = 100  # a metric gets a logarithmic axis if its largest value is this many times its smallest
 LARGEST = 1e100  # larger values are not drawn: matplotlib cannot scale their axis
 MAX_CHARTS = 24
+MAX_LEGEND = 3  # curves of a chart whose legend is inside, if other charts have the same curves
 NOT_METRICS = {"epoch", "step", "seconds", "samples_per_second", "train/samples", "train/loss_sum"}
 SERIES = ("#2a6fdb", "#c2570c", "#15803d", "#8b3fc7", "#c0264b", "#0b7285", "#7a6a00", "#a8327d")  # on white
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # colours alone are not enough
@@ -185,14 +186,16 @@ def draw_png(charts: Sequence[Chart]) -> bytes:
         down = max(1, math.ceil(len(shown) / across))
         figure = Figure(figsize=(SIZE[0] * across, (SIZE[1] + 0.3) * down), layout="constrained", facecolor="white")
         places = figure.subplots(down, across, squeeze=False).ravel()
+        legend = _shared_legend(shown)
+        drawn = []
         for axes, chart in zip(places, shown, strict=False):
             lines = _draw(axes, chart)
+            drawn.append(lines)
             axes.set_title(_label(chart.title), fontsize=11, loc="left", color=INK, parse_math=False)
-            named = [line for line, curve in zip(lines, chart.curves, strict=True) if not curve.is_grey]
-            names = [_label(curve.name) for curve in chart.curves if not curve.is_grey]
-            legend = axes.legend(named, names, frameon=False, fontsize=8)
-            for text in legend.get_texts():
-                text.set_parse_math(False)
+            if legend is None:
+                _add_legend(axes, lines, chart)
+        if legend is not None:
+            _add_legend(figure, drawn[legend], shown[legend], loc="outside lower left", ncols=2)
         for axes in places[len(shown) :]:
             axes.set_axis_off()
         buffer = io.BytesIO()
@@ -245,6 +248,22 @@ def _draw(axes: Any, chart: Chart) -> list[Any]:
         spine.set_edgecolor(LINE)
     axes.spines[["top", "right"]].set_visible(False)
     return lines
+
+
+def _shared_legend(charts: Sequence[Chart]) -> int | None:
+    """Return the place of the chart whose legend is that of all charts; None if each chart has its own."""
+    names = [{curve.name for curve in chart.curves} for chart in charts]
+    largest = max(range(len(names)), key=lambda place: len(names[place]), default=0)
+    is_shared = names and len(names[largest]) > MAX_LEGEND and all(found <= names[largest] for found in names)
+    return largest if is_shared else None
+
+
+def _add_legend(place: Any, lines: Sequence[Any], chart: Chart, **options: Any) -> None:
+    """Add the legend of a chart to its axes or to the whole figure."""
+    named = [line for line, curve in zip(lines, chart.curves, strict=True) if not curve.is_grey]
+    names = [_label(curve.name) for curve in chart.curves if not curve.is_grey]
+    for text in place.legend(named, names, frameon=False, fontsize=8, **options).get_texts():
+        text.set_parse_math(False)
 
 
 def _set_log_axis(axes: Any, ratio: float) -> None:

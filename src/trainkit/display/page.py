@@ -19,6 +19,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 CUT = 400  # characters of a cell of a table
+TALL = 30  # rows of a table that scrolls in its own box
 SHORT = 30  # characters of a cell that stays on one line
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.e+-]+)?|nan|-?inf")
 
@@ -133,9 +134,9 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Content]]
         cells = zip(row, kinds, strict=True)
         lines.append("".join(_cell(cell, kind, heading=not place) for place, (cell, kind) in enumerate(cells)))
     label, body = text(caption), "\n".join(f"<tr>{line}</tr>" for line in lines)
-    kind = ' class="sortable"' if sortable else ""
+    kind, tall = ' class="sortable"' if sortable else "", " tall" if len(rows) > TALL else ""
     return Html(
-        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table{kind}>'
+        f'<div class="scroll{tall}" role="region" aria-label="{label}" tabindex="0"><table{kind}>'
         f"<caption><span>{label}</span></caption>\n<thead><tr>{names}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 

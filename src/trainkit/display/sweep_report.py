@@ -142,7 +142,9 @@ def _jobs(facts: SweepFacts) -> Html:
     rows: list[list[Content]] = []
     for index, job in enumerate(facts.jobs[:MAX_ROWS]):
         name = element("a", job.name, href=job.link).text if job.link else text(job.name)
-        first = Cell(Html(swatch(index) + name), float(job.name) if job.name.isdecimal() else None)
+        first = Cell(
+            Html((swatch(index) if job.history else "") + name), float(job.name) if job.name.isdecimal() else None
+        )
         values = [Cell(job.axes.get(axis, ""), _as_number(job.axes.get(axis, ""))) for axis in axes]
         status = element("span", job.status, class_=job.status if job.status.isalpha() else "failed")
         time = "" if job.seconds is None else Cell(duration(job.seconds), job.seconds)
