@@ -114,6 +114,15 @@ def test_the_page_itself_does_not_scroll_sideways_on_a_phone(
         assert browser.evaluate(OVERFLOW) == 0
 
 
+def test_unfolded_tables_fit_on_paper(browser: Browser, run_report: Path, sweep_report: Path) -> None:
+    for report in (run_report, sweep_report):
+        open_page(browser, report)
+        browser.emulate(width=720, media="print")  # A4 without its margins
+        browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert browser.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+        assert browser.evaluate(OVERFLOW) == 0
+
+
 def test_without_a_script_the_tables_are_plain_tables(browser: Browser, sweep_report: Path) -> None:
     browser.call("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
