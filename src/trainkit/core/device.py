@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainkit.core.errors import ConfigError
+from trainkit.core.memory import free_host_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,23 +71,7 @@ def disable_malloc_trim() -> None:
 
 def free_memory(device: torch.device) -> int:
     """Return the free bytes of a CUDA device, else of this machine or its container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * 2**30
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        group = Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("::")[2].strip()
-        for folder in (Path("/sys/fs/cgroup") / group.lstrip("/"), Path("/sys/fs/cgroup")):
-            limit = folder / "memory.max"
-            if limit.exists() and limit.read_text(encoding="ascii").strip() != "max":
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-                used = int((folder / "memory.current").read_text(encoding="ascii"))
-                used -= int(stat.get("inactive_file", 0))  # the kernel can drop this part of the page cache
-                free = min(free, max(0, int(limit.read_text(encoding="ascii")) - used))
-    except (OSError, ValueError, StopIteration):  # not Linux, or a container without these files
-        pass
-    return free
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
 
 
 def peak_memory(device: torch.device) -> int:

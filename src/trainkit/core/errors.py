@@ -143,7 +143,7 @@ class Stopped(KeyboardInterrupt):
     pending: ClassVar[Stopped | None] = None
 
     def __init__(self, number: int) -> None:
-        self.name = signal.Signals(number).name
+        self.number, self.name = number, signal.Signals(number).name
         self.exit_code = 75 if self.name == "SIGUSR1" else 128 + number
         self.saved = ""
         super().__init__(self.name)

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from trainkit.core.errors import RunDirectoryInUseError, StorageError
 
-RUN_FILES = ("run.json", "checkpoints", "history.jsonl", "multirun.yaml", "find_lr.json")  # of runs and sweeps
+RUN_FILES = (
+    "run.json",
+    "checkpoints",
+    "history.jsonl",
+    "multirun.yaml",
+    "sweep.jsonl",
+    "find_lr.json",
+)  # of runs and sweeps
 
 
 def claim_directory(path: Path, *, exact: bool = False) -> Path:
