@@ -78,7 +78,7 @@ def test_only_config_and_runs_read_a_dictconfig() -> None:
 
 def test_only_the_display_imports_rich_and_tqdm() -> None:
     users = {file.name for file in FILES if {"rich", "tqdm"} & {m.partition(".")[0] for m in imports(file)}}
-    assert users == {"live.py"}
+    assert users == {"live.py", "jobs.py"}
 
 
 def test_only_one_module_calls_hydras_instantiate() -> None:

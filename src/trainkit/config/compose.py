@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
-from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments, remove_added_plus_signs
+from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments
 from trainkit.config.search_path import CONF, make_loader, make_sweep_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
@@ -146,8 +145,15 @@ def _load(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[DictConfi
     ]
 
 
-def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
+def compose_sweep(
+    overrides: Sequence[str], config_dir: str | None = None, on_first_job: Callable[[], object] = lambda: None
+) -> Sweep:
     """Return a sweep. Its first `MAX_CHECKED_JOBS` jobs are composed and checked.
+
+    Args:
+        overrides: of the command line.
+        config_dir: a folder of configs besides ./conf.
+        on_first_job: is called as soon as the first job is valid, while the others are still to be checked.
 
     Raises:
         ConfigError: everything that is wrong with any of these jobs.
@@ -172,6 +178,8 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
             jobs.append(_compose(loader, job))
         except ConfigError as error:
             problems += error.problems
+        if len(jobs) == 1 and not problems:
+            on_first_job()
     if whole is None and not problems:
         problems.append(Problem("the sweep cannot be composed", "try one of its runs without -m"))
     if problems or whole is None:
@@ -181,40 +189,19 @@ def compose_sweep(overrides: Sequence[str], config_dir: str | None = None) -> Sw
     return Sweep(jobs, more_jobs, given or Path(whole.hydra.sweep.dir), given is not None, loader)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job of a sweep, as Hydra started it."""
+def drop_replaced(
+    config: DictConfig, overrides: Sequence[str], hydra: DictConfig, loader: ConfigLoaderImpl
+) -> tuple[str, ...]:
+    """Drop the arguments of replaced `_target_`s from a job's config, in place; return notes for the user.
 
-    number: int
-    overrides: list[str]  # with their interpolations as they are written
-    directory: Path  # of the run
-    sweep_directory: Path
-    hydra: DictConfig
-
-    @classmethod
-    def current(cls) -> Job:
-        """Return the job that Hydra runs at the moment."""
-        hydra: Any = HydraConfig.get()
-        overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-        directory, sweep_directory = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-        return cls(hydra.job.num, remove_added_plus_signs(list(map(str, overrides))), directory, sweep_directory, hydra)
-
-    def composed(self, config: DictConfig, config_dir: str | None = None) -> Composed:
-        """Return the checked settings of the job.
-
-        Args:
-            config: that Hydra composed; it is changed.
-            config_dir: a folder of configs besides ./conf.
-
-        Raises:
-            ConfigError: everything that is wrong with the config.
-        """
-        OmegaConf.set_struct(config, False)
-        written, choices = mark_new_arguments(self.overrides), self.hydra.runtime.choices
-        notes = drop_replaced_arguments(
-            config, written, choices, lambda texts: _load(make_loader(config_dir), texts)[0]
-        )
-        return Composed(read_settings(config), self.overrides, self.hydra, self.directory, notes)
+    Args:
+        config: without Hydra's node.
+        overrides: of the job.
+        hydra: Hydra's node.
+        loader: loads the config before the new targets.
+    """
+    written = mark_new_arguments(overrides)
+    return drop_replaced_arguments(config, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
 
 
 def _values(loader: ConfigLoaderImpl, text: str) -> list[str]:

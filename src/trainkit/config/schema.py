@@ -163,6 +163,8 @@ class RootKeys:
     hooks: dict[str, Node]
     progress: Literal["auto", "rich", "tqdm", "plain", "off"]
     report: Literal["auto", "on", True] | None
+    fail_fast: bool | None
+    retries: Annotated[int, Range(minimum=0)]
     monitor: MonitorSettings
     early_stop: EarlyStopSettings | None
     checkpoint: CheckpointSettings | None

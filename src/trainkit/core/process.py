@@ -46,7 +46,7 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
         return 1
     except OSError as error:
         text = f"error: {error}\n  correct the cause, or run trainkit in another folder"
-        return _fail(printable(text), error, StorageError.exit_code)
+        return _fail(printable(hide_arguments(text, words)), error, StorageError.exit_code)
     except Exception as error:
         if Stopped.pending:
             return _stopped(Stopped.pending)

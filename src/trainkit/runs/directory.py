@@ -44,7 +44,7 @@ def find_run(name: str) -> Path:
         found = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
         hint = f"the newest here is {found[-1]}" if found else "name the directory of a run; outputs/ holds none"
         raise ConfigError(f"{directory}: this directory does not exist", hint=hint)
-    if (directory / "run.json").exists() or (directory / "checkpoints").is_dir():
+    if any((directory / name).exists() for name in ("run.json", "checkpoints", "sweep.jsonl")):
         return directory.resolve() if name == "last" else directory
     inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
     unfinished = [run for run in inside if _status(run) != "completed"]

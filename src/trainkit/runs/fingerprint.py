@@ -32,6 +32,8 @@ FREE_KEYS = {
     "logger",
     "progress",
     "report",
+    "fail_fast",
+    "retries",
     "data.num_workers",
     "data.cache",
     "data.cache_limit",

@@ -1,32 +1,45 @@
-"""A sweep over values: Hydra launches its jobs, and a table compares them at the end."""
+"""A sweep over values: Hydra expands the values, trainkit's launcher runs the jobs, and a table compares them."""
 
 from __future__ import annotations
 
-import math
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from trainkit.config.compose import Job, Sweep
+from trainkit.config.compose import Sweep
+from trainkit.config.jobs import find_problems_of_jobs, task_overrides, use_launcher
 from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.config.search_path import search_path
-from trainkit.core.errors import ConfigError, TrainkitError, describe_bug
-from trainkit.core.paths import claim_directory, display_path, update_latest_link
+from trainkit.core.errors import ConfigError, Stopped
+from trainkit.core.paths import claim_directory, display_path, storage_error, update_latest_link
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
-from trainkit.core.terminal import printable, printable_lines
-from trainkit.engine.train import train
-from trainkit.runs.directory import Run
+from trainkit.core.terminal import printable_lines
+from trainkit.runs.lock import Lock
+from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.comparison import comparison_table, load_run
+from trainkit.sweeps.ledger import Ledger, is_sweep
+from trainkit.sweeps.pool import call_in_server
+from trainkit.sweeps.recording import failure_lines
+
+LAUNCHER = "hydra_plugins.trainkit_launcher.TrainkitLauncher"
 
 
 def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = None) -> int:
-    """Train each combination of values through Hydra's launcher, and print a comparison, best first.
+    """Train each combination of values, each in a process of its own, and print a comparison, best first.
+
+    In the directory of an earlier sweep, only the jobs that are not completed run.
 
     Args:
         checked: from `compose_sweep`.
@@ -34,60 +47,118 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         config_dir: a folder of configs besides ./conf.
 
     Returns:
-        The exit code: 10 if a run failed, else 0.
+        The exit code: 10 if a job failed, else 0.
 
     Raises:
         ConfigError: everything that is wrong with the `_target_`s, or the sweep cannot start.
+        RunDirectoryInUseError: another process runs this sweep.
+        Stopped: a signal stopped the jobs, which have saved.
     """
-    problems = [problem for job in checked.jobs for problem in job.settings.find_wrong_targets()]
+    configs = [job.settings.source for job in checked.jobs]
+    problems = call_in_server(find_problems_of_jobs, configs)
     if problems:
-        raise ConfigError(*dict.fromkeys(problems))
+        raise ConfigError(*problems)
     if checked.more_jobs:
-        print(f"note: only the first {len(checked.jobs)} runs were checked beforehand", file=sys.stderr)
-    directory = claim_directory(checked.directory, exact=checked.directory_given)
+        print(f"note: only the first {len(checked.jobs)} jobs were checked beforehand", file=sys.stderr)
+    directory = checked.directory
+    if not (checked.directory_given and is_sweep(directory)):
+        directory = claim_directory(directory, exact=checked.directory_given)
     if not checked.directory_given:
         update_latest_link(directory, Path("outputs"))
+    with recorded(directory, overrides, configs) as ledger:
+        _launch(checked, overrides, config_dir, ledger)
+    return conclude(ledger)
+
+
+def _launch(checked: Sweep, overrides: Sequence[str], config_dir: str | None, ledger: Ledger) -> None:
+    """Let Hydra's sweeper and the launcher run the jobs."""
+    from trainkit.sweeps.job_function import job_function
+
+    given = [text for text in mark_new_arguments(overrides) if not text.lstrip("+").startswith("hydra.sweep.dir=")]
+    own = [f"hydra.sweep.dir='{ledger.directory}'", "hydra.output_subdir=null"]  # Hydra's copies contain secrets
     app = Hydra.create_main_hydra2("trainkit", search_path(config_dir))
     app.config_loader = checked.loader
-    own = [f"hydra.sweep.dir='{directory}'", "hydra.output_subdir=null"]  # Hydra's copies would contain secrets
-    given = [text for text in mark_new_arguments(overrides) if not text.lstrip("+").startswith("hydra.sweep.dir=")]
     try:
-        returned = app.multirun(
-            "config", partial(sweep_job, config_dir=config_dir), [*given, *own], with_log_configuration=False
+        config = app.compose_config(
+            config_name="config", overrides=[*given, *own], run_mode=RunMode.MULTIRUN, with_log_configuration=False
         )
+        _use_own_launcher(config)
+        callbacks = Callbacks(config)
+        callbacks.on_multirun_start(config=config, config_name="config")
+        sweeper: Any = Plugins.instance().instantiate_sweeper(
+            config=config,
+            hydra_context=HydraContext(config_loader=checked.loader, callbacks=callbacks),
+            task_function=partial(job_function, config_dir=config_dir),
+        )
+        sweeper.validate_batch_is_legal = lambda _: None  # `compose_sweep` has checked the jobs
+        sweeper.sweep(arguments=task_overrides(config))
+        callbacks.on_multirun_end(config=config, config_name="config")
     except (HydraException, RuntimeError) as error:
         raise ConfigError(f"the sweep cannot start: {error}", hint="check hydra/sweeper and hydra/launcher") from error
-
-    runs = [load_run(file.parents[1]) for file in sorted(directory.rglob(".hydra/overrides.yaml"))]
-    print(printable_lines(comparison_table(runs)))
-    failed = [run for run in runs if run.info.get("status") != "completed"]
-    for run in failed:
-        print(printable(f"failed: {' '.join(run.overrides)}: {display_path(run.directory)}"), file=sys.stderr)
-    lost = [job for batch in returned or [] for job in batch if job.return_value is None]
-    return 10 if failed or lost else 0
+    finally:
+        redact_file(ledger.directory / "multirun.yaml", secrets_of(checked.jobs[0].settings.source))
 
 
-def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None:
-    """Train one job of a sweep in the directory that Hydra created.
+def _use_own_launcher(config: DictConfig) -> None:
+    """Let trainkit's launcher record the jobs, also if another launcher runs them."""
+    if config.hydra.launcher._target_ == LAUNCHER:
+        return
+    if config.retries or config.fail_fast:
+        raise ConfigError("fail_fast and retries need trainkit's launcher", hint="remove hydra/launcher=…")
+    use_launcher(config, LAUNCHER)
 
-    Returns:
-        The best monitored value, NaN if no epoch has one, None if the run failed.
+
+@contextmanager
+def recorded(directory: Path, overrides: Sequence[str], configs: Sequence[DictConfig]) -> Iterator[Ledger]:
+    """Lock the directory of a sweep and open its ledger; write the summary at the end.
+
+    Args:
+        directory: of the sweep.
+        overrides: of the command line.
+        configs: of some jobs; their secrets are removed from what is recorded.
+
+    Raises:
+        RunDirectoryInUseError: another process runs this sweep.
+        Stopped: the block raised it; the message names the command that continues.
     """
-    job = Job.current()
-    print(printable(f"run {job.number}: {' '.join(redact_command_line(job.overrides, ()))}"), file=sys.stderr)
-    started = Run(job.directory)
-    started.write_config(config, job.overrides, job.hydra)  # the record of a run that fails before it starts
-    redact_file(job.sweep_directory / "multirun.yaml", started.secrets)
+    lock, ledger = Lock(directory), Ledger(directory)
     try:
-        run = train(job.composed(config, config_dir))
-    except Exception as error:  # the other jobs continue
-        print(error if isinstance(error, TrainkitError) else describe_bug(error), file=sys.stderr)
-        return None
-    return math.nan if run.best is None else float(run.best["value"])
+        lock.acquire()
+    except OSError as error:
+        raise storage_error(directory, error) from error
+    try:
+        secrets = secrets_of(configs[0]) if configs else set()
+        command, given = (redact_command_line(list(words), secrets) for words in (sys.argv, overrides))
+        ledger.append({"event": "sweep", "version": 1, "command": command, "overrides": given})
+        yield ledger
+    except Stopped as stopped:
+        ledger.write_summary("stopped", stopped.exit_code)
+        done = sum(job.status == "completed" for job in ledger.read())
+        again = f"trainkit resume {shlex.quote(display_path(directory))}"
+        stopped.saved = f"{done} completed jobs and the checkpoints of the others; to continue: {again}"
+        raise
+    except BaseException:
+        ledger.write_summary("failed", 1)
+        raise
+    finally:
+        lock.release()
+
+
+def conclude(ledger: Ledger) -> int:
+    """Write the summary of a sweep, print the comparison and the failures; return the exit code."""
+    jobs = ledger.read()
+    failed = any(job.status != "completed" for job in jobs)
+    ledger.write_summary("failed" if failed else "completed", 10 if failed else 0)
+    print(printable_lines(comparison_table([load_run(job.directory) for job in jobs if job.status == "completed"])))
+    for line in failure_lines(jobs):
+        print(printable_lines([line]), file=sys.stderr)
+    return 10 if failed else 0
 
 
 def redact_file(path: Path, secrets: set[str]) -> None:
-    """Remove secrets from a YAML file that Hydra wrote."""
+    """Remove secrets from a YAML file that Hydra wrote. Does nothing if the file does not exist."""
+    if not path.exists():
+        return
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     clean = redact_command_line(redact_by_key(content), secrets | set(find_secrets(content)))
     if clean != content:

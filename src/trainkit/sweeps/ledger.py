@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,10 @@ class Ledger:
             raise ValueError(f"{name} is not inside the sweep")
         return path
 
+    def name_of(self, job: JobRecord) -> str:
+        """Return the directory of a job relative to that of the sweep."""
+        return str(job.directory.relative_to(self.directory))
+
     def write_summary(self, status: str, exit_code: int) -> None:
         """Write `summary.json`: how the sweep ended, and the state of each job.
 
@@ -201,6 +205,11 @@ def is_sweep(directory: Path) -> bool:
 def read_ledger(directory: Path) -> list[JobRecord]:
     """Return the jobs of the sweep in a directory; [] if there is no ledger. See `Ledger.read`."""
     return Ledger(directory).read()
+
+
+def shared_overrides(jobs: Sequence[JobRecord]) -> set[str]:
+    """Return the overrides that all jobs have; empty for a single job."""
+    return set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
 
 
 def _last_byte(file: Any) -> bytes:

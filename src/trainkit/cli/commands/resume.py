@@ -1,4 +1,4 @@
-"""Resume a run exactly where it stopped. RUN is the directory of the run, or `last`."""
+"""Resume a run or a sweep exactly where it stopped. RUN is its directory, or `last`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.directory import Run, find_run
 from trainkit.runs.reload import reload_config
+from trainkit.sweeps.ledger import is_sweep
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,7 +20,12 @@ def run(argv: Sequence[str]) -> int:
         hint = "write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory or the word last"
         raise ConfigError("resume takes a run and overrides, and no flag of Hydra", hint=hint)
     name, *overrides = args.overrides  # the first word names the run
-    before = Run.recover(find_run(name))
+    directory = find_run(name)
+    if is_sweep(directory):
+        from trainkit.sweeps.resume import resume_sweep
+
+        return resume_sweep(directory, overrides)
+    before = Run.recover(directory)
     if before.is_finished and not overrides:
         print(printable_lines(finished_lines(before)))
         return 0

@@ -16,9 +16,10 @@ def run(argv: Sequence[str]) -> int:
     if arguments.show(args):
         return 0
     if args.multirun:
-        checked = compose_sweep(args.overrides, args.config_dir)
-        from trainkit.sweeps.grid import sweep  # imports torch, so the config is checked first
+        from trainkit.sweeps.grid import sweep
+        from trainkit.sweeps.pool import start_server
 
+        checked = compose_sweep(args.overrides, args.config_dir, on_first_job=start_server)
         return sweep(checked, args.overrides, args.config_dir)
     composed = arguments.compose(args)
     from trainkit.engine.summary import result_lines

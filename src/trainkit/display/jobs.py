@@ -1,0 +1,151 @@
+"""What a user sees while a sweep runs: a live table on a terminal, otherwise a line for each event."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from trainkit.core.terminal import printable
+from trainkit.display.text import count, duration, number, sparkline
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A running job as the table shows it.
+
+    Attributes:
+        number: of the job.
+        name: its overrides, without those that all jobs share.
+        epochs: of the training.
+        epoch: the last one that has ended; 0: none.
+        values: the monitored value of each epoch.
+        elapsed: seconds since the start.
+    """
+
+    number: int
+    name: str
+    epochs: int
+    epoch: int = 0
+    values: list[float] = field(default_factory=list)
+    elapsed: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the other epochs take, if they take as long as those so far."""
+        return self.elapsed / self.epoch * (self.epochs - self.epoch) if self.epoch else None
+
+
+class SilentJobs:
+    """Shows nothing; the base of the others."""
+
+    wants_views = False  # whether `update` uses its arguments
+
+    def __enter__(self) -> SilentJobs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def print_line(self, line: str) -> None:
+        """Show an event: a job has started or ended."""
+
+    def update(self, running: list[JobView], counts: dict[str, int]) -> None:
+        """Show how far the running jobs are, and how many jobs have which status."""
+
+    def close(self) -> None:
+        """Stop showing."""
+
+
+class JobLines(SilentJobs):
+    """Prints a line for each event to stderr."""
+
+    def print_line(self, line: str) -> None:
+        """Print an event."""
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+class JobTable(SilentJobs):
+    """A live table of the running jobs; events are lines above it."""
+
+    wants_views = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.running: list[JobView] = []
+        self.counts: dict[str, int] = {}
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, get_renderable=self.render, auto_refresh=False, transient=True)
+        self.live.start()
+
+    def print_line(self, line: str) -> None:
+        """Print an event above the table."""
+        self.console.print(printable(line), markup=False, soft_wrap=True, highlight=False)
+
+    def update(self, running: list[JobView], counts: dict[str, int]) -> None:
+        """Refresh the table."""
+        self.running, self.counts = running, counts
+        self.live.refresh()
+
+    def render(self) -> Table:
+        """Return the table."""
+        from rich.table import Table
+        from rich.text import Text
+
+        sizes = [f"{size} {status}" for status, size in self.counts.items() if size]
+        title = f"{count(sum(self.counts.values()), 'job')}: {', '.join(sizes)}"
+        table = Table("job", "epoch", "value", "left", "", "overrides", title=title, title_justify="left", box=None)
+        for view in self.running:
+            table.add_row(*(Text(printable(cell)) for cell in self._cells(view)))
+        return table
+
+    @staticmethod
+    def _cells(view: JobView) -> list[str]:
+        left = "" if view.seconds_left is None else duration(view.seconds_left)
+        value = number(view.values[-1]) if view.values else ""
+        epoch = f"{view.epoch}/{view.epochs}"
+        return [str(view.number), epoch, value, left, sparkline(view.values, 20), view.name]
+
+    def close(self) -> None:
+        """Remove the table; printed lines stay."""
+        self.live.stop()
+
+
+def start_line(job: int, name: str, attempt: int) -> str:
+    """Return the line that says that a job starts."""
+    again = f" (attempt {attempt})" if attempt > 1 else ""
+    return f"job {job} started{again}: {name}" if name else f"job {job} started{again}"
+
+
+def end_line(job: int, name: str, outcome: dict[str, Any], seconds: float, log: str) -> str:
+    """Return the line that says how a job ended.
+
+    Args:
+        job: the number of the job.
+        name: its overrides.
+        outcome: its status, cause, and best monitored value.
+        seconds: how long it took.
+        log: the path of its output.
+    """
+    line = f"job {job} {outcome['status']}"
+    if outcome["status"] == "completed":
+        value = outcome["value"]
+        best = f": {outcome['metric']} {number(value)}" if isinstance(value, int | float) else ""
+        return f"{line} in {duration(seconds)}{best}  {name}".rstrip()
+    cause = f": {outcome['why'].splitlines()[0]}" if outcome["why"] else ""
+    return f"{line} after {duration(seconds)}{cause}; log: {log}"
+
+
+def make_job_display(progress: str) -> SilentJobs:
+    """Return the display for the config key `progress`: auto, rich, tqdm, plain or off."""
+    if progress == "off" or sys.stderr is None:
+        return SilentJobs()
+    return JobTable() if progress == "rich" or (progress == "auto" and sys.stderr.isatty()) else JobLines()

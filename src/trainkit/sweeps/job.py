@@ -1,0 +1,140 @@
+"""A job of a sweep: trains its config in its directory, or continues its run there."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+
+import torch
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra.core.utils import JobStatus, run_job, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from trainkit.config.jobs import Job
+from trainkit.core.errors import TrainkitError, describe_bug
+from trainkit.core.process import run_to_exit_code
+from trainkit.core.signals import SIGNALS
+from trainkit.core.terminal import printable_lines
+from trainkit.engine.resume import continue_run
+from trainkit.engine.summary import result_lines
+from trainkit.engine.train import train
+from trainkit.runs.directory import Run
+from trainkit.runs.reload import Reloaded
+
+
+def train_job(config: DictConfig, config_dir: str | None = None, *, prepared: bool = False) -> Run:
+    """Train the job that Hydra runs, or continue its run. A completed run is returned unchanged.
+
+    Args:
+        config: of the job.
+        config_dir: a folder of configs besides ./conf.
+        prepared: the arguments of replaced `_target_`s are dropped already.
+
+    Raises:
+        TrainkitError: with a clear message.
+        Stopped: a signal stopped the training.
+    """
+    job = Job.current()
+    run = Run.recover(job.directory)
+    if run.is_finished:
+        return run
+    composed = job.composed(config, config_dir, prepared=prepared)
+    if (job.directory / "run.json").exists() or (job.directory / "checkpoints").is_dir():
+        return continue_run(run, Reloaded(composed.settings, job.overrides, []))
+    return train(composed)
+
+
+def best_value(run: Run) -> float:
+    """Return the best monitored value of a run; NaN if no epoch has one."""
+    return math.nan if run.best is None else float(run.best["value"])
+
+
+def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None:
+    """Train a job in a process of a launcher such as joblib's.
+
+    Returns:
+        The best monitored value, NaN if no epoch has one, None if the run failed.
+    """
+    if str(Path.cwd()) not in sys.path:  # as the command does
+        sys.path.append(str(Path.cwd()))
+    try:
+        return best_value(train_job(config, config_dir))
+    except Exception as error:  # the other jobs continue
+        print(error if isinstance(error, TrainkitError) else describe_bug(error), file=sys.stderr)
+        return None
+
+
+@dataclass(frozen=True)
+class JobProcess:
+    """What the process of a job needs. Calling it runs the job and ends the process with its exit code.
+
+    Attributes:
+        config: with Hydra's node.
+        threads: of torch.
+        gpu: the only CUDA device of the job; None: all devices.
+        log: the file for its output.
+    """
+
+    config: DictConfig
+    threads: int
+    gpu: str | None
+    log: Path
+
+    def __call__(self) -> None:
+        """Run the job."""
+        redirect_output(self.log)
+        stop_with_parent()
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)  # of child processes
+        torch.set_num_threads(self.threads)
+        sys.exit(run_to_exit_code(self._run))
+
+    def _run(self) -> int:
+        if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        version.setbase("1.3")  # jobs stay in the working directory
+        setup_globals()
+        context = HydraContext(config_loader=None, callbacks=Callbacks(self.config))  # type: ignore[arg-type]
+        done = run_job(
+            hydra_context=context,
+            task_function=lambda config: train_job(config, prepared=True),
+            config=self.config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            configure_logging=False,
+        )
+        if done.status is not JobStatus.COMPLETED:
+            raise done._return_value
+        print(printable_lines(result_lines(done.return_value)))
+        return 0
+
+
+def redirect_output(log: Path) -> None:
+    """Append everything that this process prints to a file, and read nothing from the terminal."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, descriptor), (2, descriptor)):
+        os.dup2(source, target)
+
+
+def stop_with_parent() -> None:
+    """Stop this process as SIGTERM does, which saves, if the process that started it is killed."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if hasattr(signal, "pthread_sigmask"):  # signals are for the main thread
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,213 @@
+"""Launch the jobs of a sweep: identify each by its config, record it, and run those that are not completed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from omegaconf import DictConfig
+
+from trainkit.config.jobs import ComposedJob, compose_job
+from trainkit.core.errors import ConfigError
+from trainkit.core.paths import storage_error
+from trainkit.core.redaction import redact_command_line
+from trainkit.display.jobs import make_job_display
+from trainkit.runs.directory import Run
+from trainkit.runs.identity import config_hash
+from trainkit.sweeps.ledger import JobRecord, Ledger
+from trainkit.sweeps.outcome import find_outcome
+from trainkit.sweeps.pool import Pool, Task
+from trainkit.sweeps.recording import Recording, reconcile, set_aside_failed_run
+from trainkit.sweeps.resources import measure_capacity
+
+
+def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Run the jobs that are not completed; return the value of each job.
+
+    Args:
+        plugin: the `TrainkitLauncher`, with what Hydra passed to it.
+        job_overrides: the overrides of each job.
+        first: the number of the first job, for another launcher.
+    """
+    setup_globals()
+    config: DictConfig = plugin.config
+    ledger = Ledger(Path(config.hydra.sweep.dir))
+    known = {record.config_hash: record for record in reconcile(ledger)}
+    jobs = Jobs(plugin.hydra_context.config_loader, config, ledger, known, list(map(list, job_overrides)))
+    if plugin.runner is None:
+        options = PoolOptions(
+            config.hydra.launcher, str(config.device), str(config.progress), config.retries, config.fail_fast is True
+        )
+        run_in_pool(jobs.tasks(), len(job_overrides), options, ledger)
+    else:
+        _run_with(plugin, jobs, first)
+    records = {record.config_hash: record for record in ledger.read()}
+    return [
+        _job_return(records[digest], overrides) for digest, overrides in zip(jobs.hashes, jobs.overrides, strict=False)
+    ]
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How the jobs run on this machine.
+
+    Attributes:
+        launcher: the config of the launcher: `n_jobs` and `jobs_per_gpu`.
+        device: the config key of the jobs.
+        progress: the config key.
+        retries: how many times to run a failed job again.
+        fail_fast: stop at the first failed job.
+    """
+
+    launcher: DictConfig
+    device: str
+    progress: str
+    retries: int
+    fail_fast: bool
+
+
+def run_in_pool(tasks: Iterator[Task], number: int, options: PoolOptions, ledger: Ledger) -> None:
+    """Run tasks in processes of this machine.
+
+    Args:
+        tasks: the jobs.
+        number: of jobs, at most.
+        options: how they run.
+        ledger: of the sweep.
+
+    Raises:
+        ConfigError: an option is wrong.
+        Stopped: a signal stopped the jobs.
+    """
+    capacity = measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, number, options.device)
+    with make_job_display(options.progress) as display:
+        recording = Recording(ledger, display, retries=options.retries, fail_fast=options.fail_fast)
+        Pool(capacity, make_target, recording).run(tasks)
+
+
+def make_target(task: Task, threads: int, gpu: str | None) -> Any:
+    """Return what the process of a job calls. The process imports torch, and this one does not."""
+    return partial(_run_job, task.config, threads, gpu, task.directory / "output.log")
+
+
+def _run_job(config: DictConfig, threads: int, gpu: str | None, log: Path) -> None:
+    from trainkit.sweeps.job import JobProcess
+
+    JobProcess(config, threads, gpu, log)()
+
+
+@dataclass
+class Jobs:
+    """The jobs that a sweeper asks for.
+
+    Attributes:
+        loader: Hydra's config loader.
+        config: of the sweep, with Hydra's node.
+        ledger: of the sweep.
+        known: the jobs in the ledger, by the hash of their config.
+        overrides: of each job.
+        hashes: of the configs of the jobs that `tasks` has prepared.
+    """
+
+    loader: Any
+    config: DictConfig
+    ledger: Ledger
+    known: dict[str, JobRecord]
+    overrides: list[list[str]]
+    hashes: list[str] = field(default_factory=list)
+
+    def tasks(self) -> Iterator[Task]:
+        """Prepare the jobs in order; yield those that must run. Jobs with equal configs run once.
+
+        Raises:
+            ConfigError: two jobs have the same directory.
+            StorageError: the directory of a job cannot be written.
+        """
+        shared = set.intersection(*map(set, self.overrides)) if len(self.overrides) > 1 else set()
+        asked: set[str] = set()
+        for overrides in self.overrides:
+            job = compose_job(self.loader, self.config, overrides)
+            digest = config_hash(job.config)
+            self.hashes.append(digest)
+            record = self.known.get(digest)
+            if digest in asked or (record is not None and record.status == "completed"):
+                continue
+            asked.add(digest)
+            if record is None:
+                record = self._queue(digest, job)
+            else:
+                job.set_number(record.number)
+            name = " ".join(text for text in record.overrides if text not in shared)
+            config = job.placed(self.ledger.directory, self.ledger.name_of(record))
+            yield Task(record.number, name, record.directory, config, record.threads)
+
+    def _queue(self, digest: str, job: ComposedJob) -> JobRecord:
+        """Create the directory of a new job with its config, and record the job."""
+        number = len(self.known)
+        directory = self.ledger.directory / job.set_number(number)
+        if any(record.directory == directory for record in self.known.values()):
+            cause = f"hydra.sweep.subdir: two jobs of the sweep have the directory {directory.name}"
+            raise ConfigError(cause, hint="write hydra.sweep.subdir='${hydra.job.num}'")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(directory, error) from error
+        run = Run(directory)
+        run.write_config(job.config, job.overrides, job.hydra)
+        shown = [str(text) for text in redact_command_line(job.overrides, run.secrets)]
+        record = JobRecord(number, digest, shown, directory)
+        self.ledger.append(
+            {
+                "event": "queued",
+                "job": number,
+                "config": digest,
+                "overrides": shown,
+                "directory": self.ledger.name_of(record),
+            }
+        )
+        self.known[digest] = record
+        return record
+
+
+def _run_with(plugin: Any, jobs: Jobs, first: int) -> None:
+    """Run jobs through another launcher, each in the directory that the ledger gives it."""
+    config = plugin.config
+    config.hydra.launcher = plugin.runner
+    inner = Plugins.instance()._instantiate(plugin.runner)
+    inner.setup(  # type: ignore[attr-defined]
+        hydra_context=plugin.hydra_context, task_function=plugin.task_function, config=config
+    )
+    tasks = list(jobs.tasks())
+    overrides_of = dict(zip(jobs.hashes, jobs.overrides, strict=True))
+    hashes = {record.number: digest for digest, record in jobs.known.items()}
+    for task in tasks:
+        set_aside_failed_run(jobs.ledger.directory, task.directory)
+    jobs.ledger.append(*({"event": "started", "job": task.number, "attempt": 1} for task in tasks))
+    asked = [
+        [
+            *overrides_of[hashes[task.number]],
+            f"hydra.sweep.subdir='{task.directory.relative_to(jobs.ledger.directory)}'",
+        ]
+        for task in tasks
+    ]
+    try:
+        if asked:
+            inner.launch(asked, first)  # type: ignore[attr-defined]
+    finally:
+        jobs.ledger.append(
+            *({"event": "ended", "job": task.number, **find_outcome(task.directory, None)} for task in tasks)
+        )
+
+
+def _job_return(record: JobRecord, overrides: list[str]) -> JobReturn:
+    """Return the value of a job for Hydra's sweeper: the best monitored value, NaN, or None for a failed job."""
+    value = None if record.status != "completed" else math.nan if record.value is None else record.value
+    result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    result.return_value = value
+    return result

@@ -1,0 +1,204 @@
+"""Run jobs in processes: as many at a time as there are slots, each a fork of a server that has imported torch."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig
+
+from trainkit.core.errors import Stopped
+from trainkit.core.signals import delay_signals, handle_stop
+from trainkit.sweeps.resources import Capacity, MemoryGuard
+
+PRELOAD = "trainkit.sweeps.preload"
+POLL = 0.2  # seconds between two looks at the running jobs
+
+
+@dataclass
+class Task:
+    """A job to run.
+
+    Attributes:
+        number: of the job in its sweep.
+        name: its overrides, without those that all jobs share.
+        directory: of its run; it exists.
+        config: with Hydra's node.
+        threads: of torch, as in earlier attempts; None: as the capacity gives.
+        attempts: how many times this command has started the job.
+    """
+
+    number: int
+    name: str
+    directory: Path
+    config: DictConfig
+    threads: int | None = None
+    attempts: int = 0
+
+
+@dataclass
+class RunningJob:
+    """A task with its process."""
+
+    task: Task
+    process: Any
+    slot: str | None
+    started: float = field(default_factory=time.monotonic)
+
+
+class Observer(Protocol):
+    """What follows the jobs of a pool."""
+
+    def on_start(self, job: RunningJob, threads: int) -> None:
+        """A job is about to start."""
+
+    def on_end(self, job: RunningJob, exit_code: int) -> bool:
+        """A job has ended; return whether to run it again."""
+
+    def on_poll(self, running: list[RunningJob], waiting: int) -> None:
+        """Some time has passed."""
+
+    @property
+    def stop_early(self) -> bool:
+        """Whether to stop all jobs."""
+
+
+def start_server() -> None:
+    """Start the server of job processes, which imports torch in the background. Does nothing if it runs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOAD])
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"  # ./random.py must not shadow Python's module in the server
+    try:
+        with delay_signals():  # the server never handles signals, so that it outlives a Ctrl-C
+            forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+def call_in_server(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function returns in a process of the server, which has imported torch. It must not raise."""
+    start_server()
+    context = multiprocessing.get_context("forkserver")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(writer, function, args))
+    process.start()
+    writer.close()
+    try:
+        return reader.recv()
+    finally:
+        reader.close()
+        process.join()
+        process.close()
+
+
+def _send_result(writer: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    writer.send(function(*args))
+
+
+class Pool:
+    """Runs tasks in processes.
+
+    Args:
+        capacity: the slots.
+        make_target: returns what the process of a task calls: `make_target(task, threads, gpu)`.
+        observer: follows the jobs.
+    """
+
+    def __init__(
+        self, capacity: Capacity, make_target: Callable[[Task, int, str | None], Callable[[], None]], observer: Observer
+    ) -> None:
+        self.capacity, self.make_target, self.observer = capacity, make_target, observer
+        self.free = list(capacity.slots)
+        self.running: list[RunningJob] = []
+        self.waiting: deque[Task] = deque()
+        self.memory = MemoryGuard()
+        self.context = multiprocessing.get_context("forkserver")
+        self.stop: Stopped | None = None
+
+    def run(self, tasks: Iterator[Task]) -> None:
+        """Run tasks; return when all have ended.
+
+        Args:
+            tasks: the next task is taken while earlier ones run, so that the first starts soon.
+
+        Raises:
+            Stopped: a signal arrived. It was sent to all jobs, and they have ended.
+        """
+        start_server()
+        with handle_stop(self._request_stop):
+            try:
+                more = True
+                while more or self.running or self.waiting:
+                    if self.stop or self.observer.stop_early:
+                        break
+                    more = more and self._take(tasks)
+                    self._fill()
+                    # While tasks are still prepared, only look whether a job has ended.
+                    self._reap(0.0 if more else POLL)
+            finally:
+                self._end_all()
+        if self.stop is not None:
+            raise self.stop
+
+    def _request_stop(self, stop: Stopped) -> None:
+        self.stop = stop
+
+    def _take(self, tasks: Iterator[Task]) -> bool:
+        """Prepare the next task; return whether there was one."""
+        for task in tasks:
+            self.waiting.append(task)
+            return True
+        return False
+
+    def _fill(self) -> None:
+        """Start waiting tasks in free slots. One job runs always, whatever the memory."""
+        while self.waiting and self.free and not self.stop:
+            if self.running and not self.memory.allows(job.process.pid for job in self.running):
+                return
+            self._start(self.waiting.popleft())
+
+    def _start(self, task: Task) -> None:
+        slot = self.free.pop(0)
+        threads = task.threads or self.capacity.threads
+        task.attempts += 1
+        process = self.context.Process(target=self.make_target(task, threads, slot), name=f"job {task.number}")
+        job = RunningJob(task, process, slot)
+        self.observer.on_start(job, threads)
+        self.running.append(job)
+        with delay_signals():  # a process that is half started could not be stopped
+            process.start()  # returns as soon as the server has imported torch
+        job.started = time.monotonic()
+
+    def _reap(self, timeout: float) -> None:
+        """Wait until a job ends or the time is over, and record the jobs that have ended."""
+        connection.wait([job.process.sentinel for job in self.running], timeout)
+        for job in [job for job in self.running if job.process.exitcode is not None]:
+            self.running.remove(job)
+            self.free.append(job.slot)
+            code = job.process.exitcode
+            job.process.close()
+            if self.observer.on_end(job, code if code >= 0 else 128 - code) and self.stop is None:
+                self.waiting.append(job.task)
+        self.observer.on_poll(self.running, len(self.waiting))
+
+    def _end_all(self) -> None:
+        """Stop the jobs that run, wait until they have saved, and record how they ended."""
+        number = self.stop.number if self.stop is not None else signal.SIGTERM
+        for job in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(job.process.pid, number)
+        while self.running:
+            self._reap(POLL)

@@ -1,0 +1,137 @@
+"""Records the jobs of a sweep in its ledger while they run, and decides what runs again."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainkit.core.errors import CheckpointError
+from trainkit.core.paths import display_path
+from trainkit.display.jobs import JobView, SilentJobs, end_line, start_line
+from trainkit.display.text import count
+from trainkit.runs.directory import Run
+from trainkit.runs.history import History
+from trainkit.sweeps.ledger import JobRecord, Ledger, shared_overrides
+from trainkit.sweeps.outcome import find_outcome
+from trainkit.sweeps.pool import RunningJob
+
+REFRESH = 0.5  # seconds between two reads of the histories
+
+
+class Recording:
+    """The observer of a pool.
+
+    Args:
+        ledger: of the sweep.
+        display: shows the jobs.
+        retries: how many times to run a failed job again.
+        fail_fast: stop all jobs as soon as a job has failed.
+    """
+
+    def __init__(self, ledger: Ledger, display: SilentJobs, *, retries: int = 0, fail_fast: bool = False) -> None:
+        self.ledger, self.display, self.retries, self.fail_fast = ledger, display, retries, fail_fast
+        self.failed = False
+        self.ended: Counter[str] = Counter()
+        self.shown_at = -math.inf
+
+    @property
+    def stop_early(self) -> bool:
+        """Whether a job has failed, and `fail_fast` is on."""
+        return self.fail_fast and self.failed
+
+    def on_start(self, job: RunningJob, threads: int) -> None:
+        """Record that a job starts."""
+        task = job.task
+        set_aside_failed_run(self.ledger.directory, task.directory)
+        self.ledger.append({"event": "started", "job": task.number, "attempt": task.attempts, "threads": threads})
+        self.display.print_line(start_line(task.number, task.name, task.attempts))
+
+    def on_end(self, job: RunningJob, exit_code: int) -> bool:
+        """Record how a job ended; return whether to run it again."""
+        task = job.task
+        outcome = find_outcome(task.directory, exit_code)
+        seconds = round(time.monotonic() - job.started, 3)
+        self.ledger.append({"event": "ended", "job": task.number, **outcome, "seconds": seconds})
+        log = display_path(task.directory / "output.log")
+        self.display.print_line(end_line(task.number, task.name, outcome, seconds, log))
+        has_failed = outcome["status"] == "failed"
+        again = has_failed and task.attempts <= self.retries
+        self.failed |= has_failed and not again
+        self.ended[outcome["status"]] += not again
+        return again
+
+    def on_poll(self, running: list[RunningJob], waiting: int) -> None:
+        """Show the running jobs."""
+        now = time.monotonic()
+        if self.display.wants_views and now - self.shown_at >= REFRESH:
+            self.shown_at = now
+            counts = {"running": len(running), "waiting": waiting, **self.ended}
+            self.display.update([_view(job, now) for job in running], counts)
+
+
+def _view(job: RunningJob, now: float) -> JobView:
+    config = job.task.config
+    rows = History(job.task.directory / "history.jsonl").rows
+    found = [metrics.get(str(config.monitor.metric)) for metrics in rows]
+    return JobView(
+        job.task.number,
+        job.task.name,
+        epochs=int(config.epochs),
+        epoch=int(rows[-1]["epoch"]) if rows else 0,
+        values=[float(value) for value in found if isinstance(value, int | float)],
+        elapsed=now - job.started,
+    )
+
+
+def set_aside_failed_run(sweep: Path, directory: Path) -> None:
+    """Move the run of a failed attempt to `attempts/`, so that the job starts again. Its config stays.
+
+    A run that was stopped or killed is not moved: it continues from its checkpoint.
+    """
+    if not has_failed(directory):
+        return
+    name = str(directory.relative_to(sweep)).replace(os.sep, "_")
+    number = 1
+    while (target := sweep / "attempts" / f"{name}-{number}").exists():
+        number += 1
+    target.parent.mkdir(exist_ok=True)
+    directory.rename(target)
+    (directory / ".hydra").mkdir(parents=True)
+    for file in (target / ".hydra").iterdir():
+        (directory / ".hydra" / file.name).write_bytes(file.read_bytes())
+
+
+def has_failed(directory: Path) -> bool:
+    """Return whether `run.json` says that the training failed."""
+    try:
+        return Run.load(directory).info.get("status") == "failed"
+    except CheckpointError:
+        return False
+
+
+def reconcile(ledger: Ledger) -> list[JobRecord]:
+    """Record how jobs ended whose end the ledger lacks, because the sweep was killed; return all jobs."""
+    for job in ledger.read():
+        if job.status == "running":
+            outcome = find_outcome(job.directory, None)
+            if outcome["status"] == "failed" and not has_failed(job.directory):
+                outcome |= {"status": "stopped", "why": "the sweep was killed"}
+            ledger.append({"event": "ended", "job": job.number, **outcome, "seconds": 0.0})
+    return ledger.read()
+
+
+def failure_lines(jobs: Sequence[JobRecord]) -> list[str]:
+    """Return the list of failed jobs, with cause and log."""
+    failed = [job for job in jobs if job.status == "failed"]
+    shared = shared_overrides(jobs)
+    lines = [f"{count(len(failed), 'job')} failed:"] if failed else []
+    for job in failed:
+        code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
+        name = " ".join(text for text in job.overrides if text not in shared)
+        cause = (job.why or "").partition("\n")[0]
+        lines.append(f"  job {job.number} {name}: {cause}{code}; log: {display_path(job.log)}")
+    return lines

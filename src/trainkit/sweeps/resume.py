@@ -1,0 +1,132 @@
+"""Resume a sweep: keep completed jobs, continue stopped ones, start failed ones again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from trainkit.config.compose import compose_run
+from trainkit.config.jobs import restore_job, typed_hydra
+from trainkit.core.errors import CheckpointError, ConfigError, Problem
+from trainkit.core.spelling import did_you_mean
+from trainkit.runs.directory import Run
+from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
+from trainkit.runs.reload import reload_config
+from trainkit.runs.untrusted import read_yaml
+from trainkit.sweeps.grid import LAUNCHER, conclude, recorded
+from trainkit.sweeps.launcher import PoolOptions, run_in_pool
+from trainkit.sweeps.ledger import JobRecord, read_ledger, shared_overrides
+from trainkit.sweeps.pool import Task
+from trainkit.sweeps.recording import reconcile
+
+SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=")
+# Keys that decide how long a job trains, or what it computes, although a single run may change them.
+KEPT_KEYS = {"epochs", "early_stop", "hooks", "on_nonfinite"}
+
+
+def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
+    """Run the jobs of a sweep that are not completed, and print the comparison.
+
+    Args:
+        directory: of the sweep.
+        overrides: of keys that do not change results, such as `device`; `hydra.launcher.n_jobs`, `fail_fast` and
+            `retries` apply to the sweep.
+
+    Returns:
+        The exit code: 10 if a job failed, else 0.
+
+    Raises:
+        ConfigError: an override is wrong, or the config of a job.
+        CheckpointError: a file of a job is damaged.
+        RunDirectoryInUseError: another process runs this sweep.
+        Stopped: a signal stopped the jobs, which have saved.
+    """
+    _check_overrides(overrides)
+    for_sweep = [text for text in overrides if text.startswith(SWEEP_KEYS)]
+    for_jobs = [text for text in overrides if not text.startswith(("hydra.", "fail_fast=", "retries="))]
+    options = _sweep_options(for_sweep)
+    if not read_ledger(directory):
+        raise ConfigError(f"{directory}: the sweep was stopped before its first job", hint="repeat its command")
+    with recorded(directory, overrides, []) as ledger:
+        jobs = [job for job in reconcile(ledger) if job.status != "completed"]
+        tasks = _tasks(ledger.directory, jobs, for_jobs)
+        if tasks:
+            run_in_pool(iter(tasks), len(tasks), options, ledger)
+    return conclude(ledger)
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    problems = []
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or key.startswith(("+", "~")):
+            problems.append(Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE"))
+        elif key.startswith("hydra.") and not key.startswith("hydra.launcher."):
+            problems.append(Problem(f"{text}: a resumed sweep keeps this key", "remove it"))
+        elif is_allowed(key, KEPT_KEYS) or not (key.startswith("hydra.") or is_allowed(key, FREE_KEYS)):
+            hint = "add values with the command that started the sweep and hydra.sweep.dir=DIR, or resume a single job"
+            problems.append(Problem(f"{text}: the jobs of a sweep keep their {key}", hint))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _sweep_options(overrides: Sequence[str]) -> PoolOptions:
+    """Return the options that apply to the sweep.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    composed = compose_run(overrides)
+    assert composed.hydra is not None
+    known = ("n_jobs", "jobs_per_gpu")
+    launcher = composed.hydra.launcher
+    wrong = [key for key in launcher if key not in (*known, "_target_")]
+    if wrong or launcher._target_ != LAUNCHER:
+        hint = did_you_mean(str(wrong[0]), known) if wrong else "repeat the sweep's command to use another launcher"
+        raise ConfigError(
+            f"hydra.launcher: resume runs the jobs on this machine, with {' and '.join(known)}", hint=hint
+        )
+    settings = composed.settings
+    return PoolOptions(
+        launcher, settings.device, settings.progress, settings.retries, fail_fast=settings.fail_fast is True
+    )
+
+
+def _tasks(sweep: Path, jobs: Sequence[JobRecord], overrides: Sequence[str]) -> list[Task]:
+    """Return a task for each job, with its saved config.
+
+    Raises:
+        ConfigError: everything that is wrong with the configs.
+        CheckpointError: a file of a job is damaged.
+    """
+    problems: list[Problem] = []
+    tasks = []
+    typed = typed_hydra()
+    shared = shared_overrides(jobs)
+    for job in jobs:
+        try:
+            config = _saved_config(sweep, job, overrides, typed)
+        except ConfigError as error:
+            problems += [replace(p, cause=f"job {job.number}: {p.cause}") for p in error.problems]
+            continue
+        name = " ".join(text for text in job.overrides if text not in shared)
+        tasks.append(Task(job.number, name, job.directory, config, job.threads))
+    if problems:
+        raise ConfigError(*problems)
+    return tasks
+
+
+def _saved_config(sweep: Path, job: JobRecord, overrides: Sequence[str], typed: DictConfig) -> DictConfig:
+    """Return the saved config of a job with overrides, and with Hydra's node."""
+    run = Run(job.directory)
+    run.info = {"folder": None}
+    config = reload_config(run, overrides).settings.source
+    path = job.directory / ".hydra" / "hydra.yaml"
+    try:
+        restored = restore_job(config, typed, read_yaml(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing or damaged", hint="repeat the command of the sweep") from error
+    return restored.placed(sweep, str(job.directory.relative_to(sweep)))
