@@ -32,6 +32,11 @@ class Process:
         """Send a signal."""
         os.kill(self.pid, number)
 
+    @staticmethod
+    def kill(pid: int, number: int) -> None:
+        """Send a signal to a process that the command has started."""
+        os.kill(pid, number)
+
     def wait(self) -> int:
         """Wait for the end of the process; return its exit code, negative for a signal."""
         if self.code is None:

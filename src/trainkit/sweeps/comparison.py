@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.core.errors import CheckpointError, ConfigError
+from trainkit.core.errors import ConfigError
 from trainkit.core.paths import display_path
 from trainkit.core.spelling import did_you_mean
 from trainkit.display.text import count
 from trainkit.sweeps.axes import MISSING, SEED, Axis, identity
-from trainkit.sweeps.collect import Collection, RunRecord, collect, read_record
+from trainkit.sweeps.collect import Collection, RunRecord, collect
 from trainkit.sweeps.table import COUNT, Row, Statistic, Table, sort_key
 from trainkit.sweeps.table_text import table_lines
 
 if TYPE_CHECKING:
-    from trainkit.runs.directory import Run
+    pass
 
 __all__ = ["Row", "Statistic", "Table", "compare", "comparison_lines", "find_axis"]
 
@@ -162,20 +161,3 @@ class _Descending:
 
     def __lt__(self, other: _Descending) -> bool:
         return self.text > other.text
-
-
-def comparison_table(runs: Sequence[Run]) -> list[str]:
-    """Return the table of some runs as lines. The table of a sweep is `comparison_lines`."""
-    table = compare(Collection([read_record(run.directory) for run in runs]))
-    return table_lines(table) if table.rows else []
-
-
-def load_run(directory: Path) -> Run:
-    """Return a run of a sweep. A damaged `run.json` is reported, and the run counts as failed."""
-    from trainkit.runs.directory import Run
-
-    try:
-        return Run.load(directory)
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return Run(directory)

@@ -28,7 +28,7 @@ from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_
 from trainkit.core.terminal import printable_lines
 from trainkit.runs.lock import Lock
 from trainkit.runs.secrets import secrets_of
-from trainkit.sweeps.comparison import comparison_table, load_run
+from trainkit.sweeps.comparison import comparison_lines
 from trainkit.sweeps.ledger import Ledger, is_sweep
 from trainkit.sweeps.pool import call_in_server
 from trainkit.sweeps.recording import failure_lines
@@ -149,7 +149,7 @@ def conclude(ledger: Ledger) -> int:
     jobs = ledger.read()
     failed = any(job.status != "completed" for job in jobs)
     ledger.write_summary("failed" if failed else "completed", 10 if failed else 0)
-    print(printable_lines(comparison_table([load_run(job.directory) for job in jobs if job.status == "completed"])))
+    print(printable_lines(comparison_lines(ledger.directory)))
     for line in failure_lines(jobs):
         print(printable_lines([line]), file=sys.stderr)
     return 10 if failed else 0

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -74,8 +75,9 @@ class Observer(Protocol):
 
 def start_server() -> None:
     """Start the server of job processes, which imports torch in the background. Does nothing if it runs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOAD])
+    if _context().get_start_method() == "fork":
+        return
+    _context().set_forkserver_preload([PRELOAD])
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # ./random.py must not shadow Python's module in the server
     try:
@@ -88,18 +90,27 @@ def start_server() -> None:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def call_in_server(function: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function returns in a process of the server, which has imported torch. It must not raise."""
+def _context() -> Any:
+    """Return how processes start: as forks of a server, or of this process if it has imported torch already."""
+    return multiprocessing.get_context("fork" if "torch" in sys.modules else "forkserver")
+
+
+def call_in_server(function: Callable[..., list[Any]], *args: Any) -> list[Any]:
+    """Return what a function returns in a process of the server, which has imported torch; [] if the process ends."""
     start_server()
-    context = multiprocessing.get_context("forkserver")
+    context = _context()
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(writer, function, args))
     process.start()
     writer.close()
     try:
-        return reader.recv()
+        found: list[Any] = reader.recv()
+        return found
+    except EOFError:  # the process was killed, or user code ended it
+        return []
     finally:
         reader.close()
+        process.kill()  # has no effect on a process that has ended
         process.join()
         process.close()
 
@@ -125,7 +136,7 @@ class Pool:
         self.running: list[RunningJob] = []
         self.waiting: deque[Task] = deque()
         self.memory = MemoryGuard()
-        self.context = multiprocessing.get_context("forkserver")
+        self.context = _context()
         self.stop: Stopped | None = None
 
     def run(self, tasks: Iterator[Task]) -> None:

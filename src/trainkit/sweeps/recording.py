@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
+from trainkit.core.redaction import replace_secrets
 from trainkit.display.jobs import JobView, SilentJobs, end_line, start_line
 from trainkit.display.text import count
 from trainkit.runs.directory import Run
 from trainkit.runs.history import History
+from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.ledger import JobRecord, Ledger, shared_overrides
 from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import RunningJob
@@ -53,6 +56,7 @@ class Recording:
     def on_end(self, job: RunningJob, exit_code: int) -> bool:
         """Record how a job ended; return whether to run it again."""
         task = job.task
+        remove_secrets(task.directory / "output.log", secrets_of(task.config))
         outcome = find_outcome(task.directory, exit_code)
         seconds = round(time.monotonic() - job.started, 3)
         self.ledger.append({"event": "ended", "job": task.number, **outcome, "seconds": seconds})
@@ -103,6 +107,17 @@ def set_aside_failed_run(sweep: Path, directory: Path) -> None:
     (directory / ".hydra").mkdir(parents=True)
     for file in (target / ".hydra").iterdir():
         (directory / ".hydra" / file.name).write_bytes(file.read_bytes())
+
+
+def remove_secrets(log: Path, secrets: set[str]) -> None:
+    """Remove secrets from the output of a job, where errors of user code may have put them."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # the job ended before it printed anything
+        return
+    clean = replace_secrets(text, secrets, short=True)
+    if clean != text:
+        atomic_write(log, lambda file: file.write(clean.encode("utf-8", "surrogateescape")))
 
 
 def has_failed(directory: Path) -> bool:
