@@ -40,7 +40,9 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
         return _stopped(error)
     except TrainkitError as error:
         # A library may have turned the interrupt into its own error.
-        return _stopped(Stopped.pending) if Stopped.pending else _fail(hide_arguments(str(error), words), error, error.exit_code)
+        if Stopped.pending:
+            return _stopped(Stopped.pending)
+        return _fail(hide_arguments(str(error), words), error, error.exit_code)
     except BrokenPipeError:  # the reader of stdout stopped early, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1

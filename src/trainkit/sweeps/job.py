@@ -18,9 +18,10 @@ from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from trainkit.config.jobs import Job
+from trainkit.config.jobs import Job, task_overrides
 from trainkit.core.errors import TrainkitError, describe_bug
 from trainkit.core.process import run_to_exit_code
+from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import SIGNALS
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.resume import continue_run
@@ -68,7 +69,8 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None
     try:
         return best_value(train_job(config, config_dir))
     except Exception as error:  # the other jobs continue
-        print(error if isinstance(error, TrainkitError) else describe_bug(error), file=sys.stderr)
+        text = str(error) if isinstance(error, TrainkitError) else describe_bug(error)
+        print(hide_arguments(text, Job.current().overrides), file=sys.stderr)
         return None
 
 
@@ -96,7 +98,7 @@ class JobProcess:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)  # of child processes
         torch.set_num_threads(self.threads)
-        sys.exit(run_to_exit_code(self._run))
+        sys.exit(run_to_exit_code(self._run, task_overrides(self.config)))
 
     def _run(self) -> int:
         if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
