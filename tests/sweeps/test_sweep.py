@@ -113,7 +113,7 @@ def test_faulty_jobs_touch_no_other_job_and_a_resume_runs_exactly_those(own: Pat
     assert (own / "S/attempts/1-1/run.json").exists()
 
     done = forks.run("resume", "S", cwd=own)
-    assert len(done.stdout.splitlines()) == 5  # the table of a finished sweep
+    assert len(done.stdout.splitlines()) == 6  # the table of a finished sweep
     assert started_after(own, events)[3:] == []
 
 
