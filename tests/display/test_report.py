@@ -164,6 +164,26 @@ def test_a_page_forbids_requests_and_needs_no_file() -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
+def luminance(color: str) -> float:
+    """Return the relative luminance of a colour such as `#2a6fdb`, as WCAG defines it."""
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_texts_and_curves_stand_out_from_their_background_in_light_dark_and_print() -> None:
+    style = page("", []).partition("<style>")[2].partition("</style>")[0]
+    themes = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)]
+    assert len(themes) == 3
+    for colors in themes:
+        curves = [f"c{place}" for place in range(1, len(SERIES) + 1)]
+        for name in ("ink", "soft", "link", "good", "bad", *curves):
+            for background in ("paper", "card"):
+                dark, light = sorted(luminance(colors[key]) for key in (name, background))
+                assert (light + 0.05) / (dark + 0.05) >= (3 if name in curves else 4.5), (name, background)
+    assert [themes[0][f"c{place}"] for place in range(1, len(SERIES) + 1)] == list(SERIES)
+
+
 def test_tables_have_a_caption_scopes_and_a_box_that_scrolls() -> None:
     text = table("what it shows", ["name", "value", "text"], [["a", "1,234.5", "x"], ["b", "0.1 ± 0.02", "2"]]).text
     assert '<th scope="col" class="number">value</th>' in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -67,15 +68,14 @@ def report_at_end(run: Run, settings: Settings, started: float) -> None:
     """
     if settings.report is None:
         return
-    if settings.report == "auto" and not is_cheap(time.monotonic() - started):
-        return
-    if settings.report == "auto" and is_job(run.directory):
+    if settings.report == "auto" and (is_job(run.directory) or not is_cheap(time.monotonic() - started)):
         return
     try:
         run.report = write_run_report(run)
     except Exception as error:  # the run itself is complete
         cause = error.problems[0].cause if isinstance(error, TrainkitError) else f"{type(error).__name__}: {error}"
-        print(printable(f"note: the report could not be written: {cause}"), file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # stderr is closed
+            print(printable(f"note: the report could not be written: {cause}"), file=sys.stderr)
 
 
 def is_cheap(seconds: float) -> bool:
