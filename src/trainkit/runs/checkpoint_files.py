@@ -101,19 +101,27 @@ def check_containers(content: Any, size: int) -> None:
         content: what `torch.load` returned.
         size: of the file, in bytes.
     """
-    items = memory = 0
-    pending = [(content, 0)]
-    while pending:
-        value, depth = pending.pop()
+    sizes: dict[int, tuple[int, int]] = {}  # of each container, which is measured once however often it is repeated
+
+    def measure(value: Any, depth: int) -> tuple[int, int]:
+        """Return the number of items in a value, and the bytes of its tensors."""
         if isinstance(value, Tensor):
-            memory += value.numel() * value.element_size()
-        elif isinstance(value, Mapping):
-            pending += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, list | tuple):
-            pending += [(item, depth + 1) for item in value]
-        items += 1
-        if items + len(pending) > MAX_ITEMS or depth > MAX_DEPTH or memory > MAX_SHARED * size + MIN_MEMORY:
-            raise DamagedError(f"the content of {STATE} is much larger than the file")
+            return 1, value.numel() * value.element_size()
+        if not isinstance(value, Mapping | list | tuple):
+            return 1, 0
+        if id(value) not in sizes:
+            inside = value.values() if isinstance(value, Mapping) else value
+            if depth == MAX_DEPTH:
+                raise too_large
+            found = [measure(item, depth + 1) for item in inside]
+            sizes[id(value)] = 1 + sum(items for items, _ in found), sum(memory for _, memory in found)
+        items, memory = sizes[id(value)]
+        if items > MAX_ITEMS or memory > MAX_SHARED * size + MIN_MEMORY:
+            raise too_large
+        return items, memory
+
+    too_large = DamagedError(f"the content of {STATE} is much larger than the file")
+    measure(content, 0)
 
 
 def _check_archive(file: BufferedReader, size: int) -> None:
