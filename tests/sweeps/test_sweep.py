@@ -273,3 +273,15 @@ def test_another_launcher_keeps_the_ledger_too(own: Path, forks: Forks) -> None:
     refused = forks.start(*sweep, "retries=1", cwd=own)
     assert refused.wait() == 2
     assert "retries need trainkit's launcher" in refused.stderr
+
+
+def test_a_sweep_and_its_resume_write_a_report_if_the_config_asks_for_it(own: Path, forks: Forks) -> None:
+    process = forks.start("-m", *BASE, "+model.fault=none,raise", "epochs=4", "report=on", cwd=own)
+    assert process.wait() == 10, process.stderr
+    assert "report: S/report.html" in process.stdout
+    page = (own / "S/report.html").read_text()
+    assert "broken on purpose" in page
+    (own / "repaired").touch()
+    done = forks.run("resume", "S", "report=on", cwd=own)
+    assert "report: S/report.html" in done.stdout
+    assert "broken on purpose" not in (own / "S/report.html").read_text()

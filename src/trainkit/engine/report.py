@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,18 @@ def report_at_end(run: Run, settings: Settings, started: float) -> None:
         return
     if settings.report == "auto" and (is_job(run.directory) or not is_cheap(time.monotonic() - started)):
         return
+    run.report = write_or_note(lambda: write_run_report(run))
+
+
+def write_or_note(write: Callable[[], Path]) -> Path | None:
+    """Return the report that a function writes. If it fails, print a note and return None: the training is complete."""
     try:
-        run.report = write_run_report(run)
-    except Exception as error:  # the run itself is complete
+        return write()
+    except Exception as error:
         cause = error.problems[0].cause if isinstance(error, TrainkitError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError, ValueError):  # stderr is closed
             print(printable(f"note: the report could not be written: {cause}"), file=sys.stderr)
+        return None
 
 
 def is_cheap(seconds: float) -> bool:

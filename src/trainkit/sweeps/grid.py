@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,12 +27,14 @@ from trainkit.core.errors import ConfigError, Stopped
 from trainkit.core.paths import claim_directory, display_path, storage_error, update_latest_link
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
 from trainkit.core.terminal import printable_lines
+from trainkit.engine.report import is_cheap, write_or_note
 from trainkit.runs.lock import Lock
 from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.comparison import comparison_lines
 from trainkit.sweeps.ledger import Ledger, is_sweep
 from trainkit.sweeps.pool import call_in_server
 from trainkit.sweeps.recording import failure_lines
+from trainkit.sweeps.report import write_sweep_report
 
 LAUNCHER = "hydra_plugins.trainkit_launcher.TrainkitLauncher"
 
@@ -65,9 +68,10 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         directory = claim_directory(directory, exact=checked.directory_given)
     if not checked.directory_given:
         update_latest_link(directory, Path("outputs"))
+    started = time.monotonic()
     with recorded(directory, overrides, configs) as ledger:
         _launch(checked, overrides, config_dir, ledger)
-    return conclude(ledger)
+    return conclude(ledger, checked.jobs[0].settings.report, started)
 
 
 def _launch(checked: Sweep, overrides: Sequence[str], config_dir: str | None, ledger: Ledger) -> None:
@@ -144,12 +148,22 @@ def recorded(directory: Path, overrides: Sequence[str], configs: Sequence[DictCo
         lock.release()
 
 
-def conclude(ledger: Ledger) -> int:
-    """Write the summary of a sweep, print the comparison and the failures; return the exit code."""
+def conclude(ledger: Ledger, report: Any, started: float) -> int:
+    """Write the summary and the report of a sweep, print the comparison and the failures; return the exit code.
+
+    Args:
+        ledger: of the sweep.
+        report: the config key.
+        started: when the jobs began, from `time.monotonic`.
+    """
     jobs = ledger.read()
     failed = any(job.status != "completed" for job in jobs)
     ledger.write_summary("failed" if failed else "completed", 10 if failed else 0)
     print(printable_lines(comparison_lines(ledger.directory)))
+    if report is not None and (report != "auto" or is_cheap(time.monotonic() - started)):
+        page = write_or_note(lambda: write_sweep_report(ledger.directory))
+        if page is not None:
+            print(printable_lines([f"report: {display_path(page)}"]))
     for line in failure_lines(jobs):
         print(printable_lines([line]), file=sys.stderr)
     return 10 if failed else 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,7 +24,7 @@ from trainkit.sweeps.ledger import JobRecord, read_ledger, shared_overrides
 from trainkit.sweeps.pool import Task
 from trainkit.sweeps.recording import reconcile
 
-SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=")
+SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
 # Keys that decide how long a job trains, or what it computes, although a single run may change them.
 KEPT_KEYS = {"epochs", "early_stop", "hooks", "on_nonfinite"}
 
@@ -46,16 +48,17 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
     """
     _check_overrides(overrides)
     for_sweep = [text for text in overrides if text.startswith(SWEEP_KEYS)]
-    for_jobs = [text for text in overrides if not text.startswith(("hydra.", "fail_fast=", "retries="))]
-    options = _sweep_options(for_sweep)
+    for_jobs = [text for text in overrides if not text.startswith(("hydra.", "fail_fast=", "retries=", "report="))]
+    options, report = _sweep_options(for_sweep)
     if not read_ledger(directory):
         raise ConfigError(f"{directory}: the sweep was stopped before its first job", hint="repeat its command")
+    started = time.monotonic()
     with recorded(directory, overrides, []) as ledger:
         jobs = [job for job in reconcile(ledger) if job.status != "completed"]
         tasks = _tasks(ledger.directory, jobs, for_jobs)
         if tasks:
             run_in_pool(iter(tasks), len(tasks), options, ledger)
-    return conclude(ledger)
+    return conclude(ledger, report if tasks else None, started)
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -73,8 +76,8 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         raise ConfigError(*problems)
 
 
-def _sweep_options(overrides: Sequence[str]) -> PoolOptions:
-    """Return the options that apply to the sweep.
+def _sweep_options(overrides: Sequence[str]) -> tuple[PoolOptions, Any]:
+    """Return the options that apply to the sweep, and the key `report`.
 
     Raises:
         ConfigError: an override is wrong.
@@ -90,9 +93,10 @@ def _sweep_options(overrides: Sequence[str]) -> PoolOptions:
             f"hydra.launcher: resume runs the jobs on this machine, with {' and '.join(known)}", hint=hint
         )
     settings = composed.settings
-    return PoolOptions(
+    options = PoolOptions(
         launcher, settings.device, settings.progress, settings.retries, fail_fast=settings.fail_fast is True
     )
+    return options, settings.report
 
 
 def _tasks(sweep: Path, jobs: Sequence[JobRecord], overrides: Sequence[str]) -> list[Task]:
