@@ -31,6 +31,7 @@ from benchmarks.random_training import Final, differences_of, draw_config, final
 from tests.processes import Forks, Process, until
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
+from trainkit.runs.untrusted import sha256_of
 
 REFUSALS = (2, 3, 5, 6, 7)
 HARMLESS = ("trainkit.log", ".lock", "params.json")  # damage to these files must not be noticed
@@ -158,7 +159,7 @@ def make_victims(campaign: Campaign, count: int) -> list[tuple[Path, dict[str, F
             config = run / ".hydra" / "config.yaml"
             config.write_text(config.read_text().replace("step: 13", "step: 999"))
             edited = Run.load(run)
-            edited.info["config_sha256"] = [edited.config_digest]
+            edited.info["config_sha256"] = [sha256_of(config)]
             edited.write_info()
         ends = {}
         for skipped, name in enumerate(Checkpoints(run / "checkpoints").names()):

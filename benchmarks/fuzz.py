@@ -22,8 +22,10 @@ import yaml
 from trainkit.core.errors import TrainkitError
 from trainkit.engine.summary import finished_lines
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.directory import Run, find_run
+from trainkit.runs.directory import Run
+from trainkit.runs.find import find_run
 from trainkit.runs.history import History
+from trainkit.runs.recovery import is_finished, recover_run
 from trainkit.runs.reload import reload_config
 from trainkit.sweeps.comparison import comparison_lines
 
@@ -136,8 +138,8 @@ def readers(run: Path) -> list[Callable[[], Any]]:
     """Return the calls that read the files of a run."""
     recovered: list[Run] = []
     return [
-        lambda: recovered.append(Run.recover(find_run(str(run)))),
-        lambda: recovered and recovered[0].is_finished and finished_lines(recovered[0]),
+        lambda: recovered.append(recover_run(find_run(str(run)))),
+        lambda: recovered and is_finished(recovered[0]) and finished_lines(recovered[0]),
         lambda: Run(run).config,
         lambda: Run(run).overrides,
         lambda: History(run / "history.jsonl").rows,

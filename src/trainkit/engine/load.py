@@ -13,7 +13,8 @@ from trainkit.core.errors import CheckpointError
 from trainkit.core.rng import preserve_rng
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.checkpoint_files import DamagedError
-from trainkit.runs.directory import Run, find_run
+from trainkit.runs.directory import Run
+from trainkit.runs.find import find_run
 from trainkit.runs.reload import reload_config
 
 

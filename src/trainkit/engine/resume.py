@@ -15,8 +15,10 @@ from trainkit.display import live as display
 from trainkit.engine.changes import Changes, find_changes
 from trainkit.engine.train import make_saver, run_training, session_facts, session_fingerprint, startup_notes
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.directory import Run, find_run
+from trainkit.runs.directory import Run
+from trainkit.runs.find import find_run
 from trainkit.runs.recorder import best_epoch
+from trainkit.runs.recovery import is_finished, recover_history, recover_run
 from trainkit.runs.reload import Reloaded, reload_config
 from trainkit.runs.saver import Restorer
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
@@ -40,8 +42,8 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         CheckpointError: no checkpoint can be used, or the config differs from the one in the checkpoint.
         RunDirectoryInUseError: another process uses the directory.
     """
-    run = Run.recover(run.directory if isinstance(run, Run) else find_run(str(run)))
-    if run.is_finished and not overrides:
+    run = recover_run(run.directory if isinstance(run, Run) else find_run(str(run)))
+    if is_finished(run) and not overrides:
         return run
     return continue_run(run, reload_config(run, overrides))
 
@@ -50,7 +52,7 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
     """Continue a run with settings from `reload_config`; see `resume`."""
     run.acquire()
     try:
-        run = Run.recover(run.directory, lock=run.lock)  # another process may have changed it before the lock
+        run = recover_run(run.directory, lock=run.lock)  # another process may have changed it before the lock
         name, saved, notes = newest_checkpoint(run)
         allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
         with display.ReadingProgress(reloaded.settings.progress) as on_progress:
@@ -65,9 +67,9 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
         refuse_fewer_epochs(session)
         notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()
         progress = session.state.progress
-        history, note = run.recover_history(progress.epoch, saved_history)
+        history, note = recover_history(run, progress.epoch, saved_history)
         notes += [note] if note else []
-        if session.state.done and run.is_finished:
+        if session.state.done and is_finished(run):
             return run
         check_last_batch(session.settings, session.state, session.train)
         run.resume(

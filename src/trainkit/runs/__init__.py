@@ -1,6 +1,6 @@
 """A run on disk: its directory, history, checkpoints and lock, and the way back from a checkpoint.
 
-`directory`, `history`, `provenance`, `lock`, `reload` and `saved_config` do not import torch.
+`directory`, `find`, `recovery`, `history`, `provenance`, `lock`, `reload` and `saved_config` do not import torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainkit.runs.directory import Run, find_run
+    from trainkit.runs.directory import Run
+    from trainkit.runs.find import find_run
 
 __all__ = ["Run", "find_run"]
 
@@ -17,5 +18,6 @@ __all__ = ["Run", "find_run"]
 def __getattr__(name: str) -> Any:
     """Import `Run` and `find_run` when they are used: `directory` imports OmegaConf, which `compare` does not need."""
     if name in __all__:
-        return getattr(import_module("trainkit.runs.directory"), name)
+        module = {"Run": "directory", "find_run": "find"}[name]
+        return getattr(import_module(f"trainkit.runs.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

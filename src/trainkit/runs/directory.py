@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.settings import Settings
 from trainkit.core.atomic import atomic_write_text, sync_directory
-from trainkit.core.errors import CheckpointError, ConfigError, RunDirectoryInUseError, StorageError
+from trainkit.core.errors import CheckpointError, RunDirectoryInUseError, StorageError
 from trainkit.core.paths import display_path, storage_error
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, redact_copies, replace_secrets
 from trainkit.core.terminal import printable
@@ -23,47 +22,7 @@ from trainkit.runs.history import History, digest_of, history_line
 from trainkit.runs.lock import Lock
 from trainkit.runs.provenance import now, process_facts
 from trainkit.runs.secrets import literal_secrets, secrets_of
-from trainkit.runs.untrusted import HINT, read_bytes, read_info, read_overrides, read_yaml
-
-# Entries of run.json that a resume reads. Without them it is rebuilt.
-REQUIRED_INFO = {"status", "device", "parameters", "trainable_parameters", "train_samples", "val_samples"}
-MAX_EPOCH = 2**53
-
-
-def find_run(name: str) -> Path:
-    """Return the run directory that a command line names: a path, or `last`.
-
-    Raises:
-        ConfigError: the name is empty, or the directory does not exist, does not hold a run, or holds several runs;
-            these are listed.
-    """
-    if not name:  # as a path, it would be the working directory
-        raise ConfigError("the name of the run is empty", hint="name the directory of a run, or write last")
-    directory = Path("outputs/latest") if name == "last" else Path(name)
-    if not directory.is_dir():
-        found = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
-        hint = f"the newest here is {found[-1]}" if found else "name the directory of a run; outputs/ holds none"
-        raise ConfigError(f"{directory}: this directory does not exist", hint=hint)
-    if any((directory / name).exists() for name in ("run.json", "checkpoints", "sweep.jsonl")):
-        return directory.resolve() if name == "last" else directory
-    inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
-    unfinished = [run for run in inside if _status(run) != "completed"]
-    if unfinished:
-        commands = [f"trainkit resume {shlex.quote(display_path(run))}" for run in unfinished[:8]]
-        hint = "resume them one by one: " + "; ".join(commands)
-        raise ConfigError(f"{directory} holds several runs ({len(unfinished)} unfinished)", hint=hint)
-    if inside:
-        hint = f"to train one of them longer: trainkit resume {shlex.quote(display_path(inside[0]))} epochs=N"
-        raise ConfigError(f"{directory} holds several runs, and all that started are finished", hint=hint)
-    raise ConfigError(f"{directory} does not hold a run: no training started there", hint="start a run: trainkit …")
-
-
-def _status(directory: Path) -> Any:
-    """Return the status of a run; `damaged` if its `run.json` cannot be read."""
-    try:
-        return Run.load(directory).info.get("status")
-    except CheckpointError:
-        return "damaged"
+from trainkit.runs.untrusted import HINT, read_info, read_overrides, read_yaml, sha256_of
 
 
 class Run:
@@ -78,11 +37,12 @@ class Run:
         self.directory = directory.absolute()  # stays valid if the working directory changes
         self.info: dict[str, Any] = {}  # the content of run.json
         self.lock = lock or Lock(directory)
+        self.history_file = History(self.directory / "history.jsonl")
         self.log_file: TextIO | None = None
         self.secrets: set[str] = set()  # texts that no file may contain
         self.history_text = ""  # the lines of the history, as this process wrote or verified them
         self.report: Path | None = None  # the report that this process wrote
-        self.damage = ""  # what is wrong with run.json, if it must be rebuilt
+        self.damage = ""  # what is wrong with run.json, if it must be rebuilt; see `recover_run`
 
     @classmethod
     def load(cls, directory: Path, lock: Lock | None = None) -> Run:
@@ -94,26 +54,6 @@ class Run:
         run = cls(directory, lock)
         run.info = read_info(directory / "run.json")
         return run
-
-    @classmethod
-    def recover(cls, directory: Path, lock: Lock | None = None) -> Run:
-        """Return the run in a directory. If `run.json` is missing or damaged, `info` is empty until `resume`."""
-        try:
-            run = cls.load(directory, lock)
-        except CheckpointError as error:
-            run = cls(directory, lock)
-            run.damage = error.problems[0].cause
-        if not run.damage and not run.info.keys() >= REQUIRED_INFO:
-            missing = ", ".join(sorted(REQUIRED_INFO - run.info.keys()))
-            run.damage = f"{directory / 'run.json'} is missing" if not run.info else f"run.json lacks {missing}"
-        return run
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run is completed, and the files that a result is read from are intact."""
-        recorded = self.info.get("history_sha256")
-        intact = recorded is None or recorded == digest_of(self._history.text_until(MAX_EPOCH))
-        return self.info.get("status") == "completed" and not self.damage and intact
 
     @property
     def config(self) -> DictConfig:
@@ -132,25 +72,6 @@ class Run:
         return config
 
     @property
-    def config_digest(self) -> str:
-        """The SHA-256 of the saved config; "" if it cannot be read."""
-        try:
-            return sha256(read_bytes(self.directory / ".hydra" / "config.yaml")).hexdigest()
-        except (FileNotFoundError, CheckpointError):
-            return ""
-
-    def check_config(self) -> None:
-        """Raise `CheckpointError` if the saved config is not the one that the run wrote.
-
-        `run.json` of an older version does not contain the SHA-256.
-        """
-        recorded = self.info.get("config_sha256")
-        if recorded is not None and self.config_digest not in recorded:
-            cause = f"{self.directory / '.hydra/config.yaml'} is damaged or was edited: run.json has another SHA-256"
-            hint = "restore the file, or use it as it is from here on: resume.allow=[config]"
-            raise CheckpointError(cause, hint=hint)
-
-    @property
     def overrides(self) -> list[str]:
         """The overrides of the command line that started the run."""
         return read_overrides(self.directory / ".hydra" / "overrides.yaml")
@@ -158,11 +79,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The metrics of each epoch."""
-        return self._history.rows
-
-    @property
-    def _history(self) -> History:
-        return History(self.directory / "history.jsonl")
+        return self.history_file.rows
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -248,7 +165,7 @@ class Run:
         status = {"status": "running", "exit_code": None, "why": None, "ended": None}
         recorded = {**status, **process_facts(), **facts, "resumed": resumed, "history_sha256": digest_of(history)}
         # A kill between the next two writes leaves the config as it is now.
-        recorded["config_sha256"] = [*dict.fromkeys([self.config_digest, digest])]
+        recorded["config_sha256"] = [*dict.fromkeys([sha256_of(self.directory / ".hydra/config.yaml"), digest])]
         self.info = {**rebuilt, **self.info, **recorded}
         self.write_info()  # before the config: it lists what may differ from the checkpoint
         self._write_config_files(files)
@@ -256,25 +173,10 @@ class Run:
         self.write_history(history)
         self._sync_names()
 
-    def recover_history(self, epoch: int, saved: Any) -> tuple[str, str]:
-        """Return the lines of the history up to an epoch, and a note if the file differs from the checkpoint's copy.
-
-        Args:
-            epoch: the last epoch of the checkpoint.
-            saved: the copy of the history in the checkpoint; None: the checkpoint of an older version has no copy.
-        """
-        found = self._history.text_until(epoch)
-        if not isinstance(saved, str) or saved == found:
-            return found, ""
-        wanted, lines = saved.splitlines(), set(found.splitlines())
-        wrong = sum(line not in lines for line in wanted)
-        text = f"{wrong} of {len(wanted)} lines are missing or changed" if wrong else "it has other lines"
-        return saved, f"note: history.jsonl is damaged ({text}); it is restored from the checkpoint"
-
     def write_history(self, text: str) -> None:
         """Replace the lines of the history."""
         with self._storage_errors():
-            self._history.write(text)
+            self.history_file.write(text)
         self.history_text = text
 
     def finish(self, status: str, exit_code: int, why: str | None = None) -> None:
@@ -366,7 +268,7 @@ class Run:
         self.lock.check()
         line = history_line(metrics)
         with self._storage_errors():
-            self._history.append(line)
+            self.history_file.append(line)
         self.history_text += line
         self.info |= {"best": best and dict(best), "history_sha256": digest_of(self.history_text)}
         self.write_info()

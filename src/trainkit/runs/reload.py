@@ -25,6 +25,7 @@ from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
 from trainkit.runs.interpolations import check_interpolations
+from trainkit.runs.recovery import check_config
 from trainkit.runs.untrusted import read_yaml
 
 ALLOW = "resume.allow="
@@ -55,7 +56,7 @@ def reload_config(run: Run, overrides: Sequence[str], secrets_under: str = "") -
     """
     config = run.config
     if SAVED_CONFIG not in allowed_keys(overrides):
-        run.check_config()
+        check_config(run)
     try:
         return reload(config, overrides, run.directory / ".hydra" / "hydra.yaml", secrets_under)
     except ConfigError as error:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     if len(content) > limit:
         raise CheckpointError(f"{path} has more than {limit:,} bytes", hint=HINT)
     return content
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; "" if the file cannot be read."""
+    try:
+        return sha256(read_bytes(path)).hexdigest()
+    except (FileNotFoundError, CheckpointError):
+        return ""
 
 
 def read_end(path: Path, limit: int = MAX_BYTES) -> str:

@@ -28,6 +28,7 @@ from trainkit.engine.resume import continue_run
 from trainkit.engine.summary import result_lines
 from trainkit.engine.train import train
 from trainkit.runs.directory import Run
+from trainkit.runs.recovery import is_finished, recover_run
 from trainkit.runs.reload import Reloaded
 
 
@@ -44,8 +45,8 @@ def train_job(config: DictConfig, config_dir: str | None = None, *, prepared: bo
         Stopped: a signal stopped the training.
     """
     job = Job.current()
-    run = Run.recover(job.directory)
-    if run.is_finished:
+    run = recover_run(job.directory)
+    if is_finished(run):
         return run
     composed = job.composed(config, config_dir, prepared=prepared)
     if (job.directory / "run.json").exists() or (job.directory / "checkpoints").is_dir():

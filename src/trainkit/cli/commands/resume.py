@@ -8,7 +8,8 @@ from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
-from trainkit.runs.directory import Run, find_run
+from trainkit.runs.find import find_run
+from trainkit.runs.recovery import is_finished, recover_run
 from trainkit.runs.reload import reload_config
 from trainkit.sweeps.ledger import is_sweep
 
@@ -25,8 +26,8 @@ def run(argv: Sequence[str]) -> int:
         from trainkit.sweeps.resume import resume_sweep
 
         return resume_sweep(directory, overrides)
-    before = Run.recover(directory)
-    if before.is_finished and not overrides:
+    before = recover_run(directory)
+    if is_finished(before) and not overrides:
         print(printable_lines(finished_lines(before)))
         return 0
     reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch

@@ -1,0 +1,47 @@
+"""Find the run that a command line names."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from trainkit.core.errors import CheckpointError, ConfigError
+from trainkit.core.paths import display_path
+from trainkit.runs.directory import Run
+
+
+def find_run(name: str) -> Path:
+    """Return the run directory that a command line names: a path, or `last`.
+
+    Raises:
+        ConfigError: the name is empty, or the directory does not exist, does not hold a run, or holds several runs;
+            these are listed.
+    """
+    if not name:  # as a path, it would be the working directory
+        raise ConfigError("the name of the run is empty", hint="name the directory of a run, or write last")
+    directory = Path("outputs/latest") if name == "last" else Path(name)
+    if not directory.is_dir():
+        found = sorted(str(file.parent) for file in Path("outputs").glob("*/*/run.json"))
+        hint = f"the newest here is {found[-1]}" if found else "name the directory of a run; outputs/ holds none"
+        raise ConfigError(f"{directory}: this directory does not exist", hint=hint)
+    if any((directory / name).exists() for name in ("run.json", "checkpoints", "sweep.jsonl")):
+        return directory.resolve() if name == "last" else directory
+    inside = sorted(file.parent for file in directory.resolve().glob("*/run.json"))
+    unfinished = [run for run in inside if _status(run) != "completed"]
+    if unfinished:
+        commands = [f"trainkit resume {shlex.quote(display_path(run))}" for run in unfinished[:8]]
+        hint = "resume them one by one: " + "; ".join(commands)
+        raise ConfigError(f"{directory} holds several runs ({len(unfinished)} unfinished)", hint=hint)
+    if inside:
+        hint = f"to train one of them longer: trainkit resume {shlex.quote(display_path(inside[0]))} epochs=N"
+        raise ConfigError(f"{directory} holds several runs, and all that started are finished", hint=hint)
+    raise ConfigError(f"{directory} does not hold a run: no training started there", hint="start a run: trainkit …")
+
+
+def _status(directory: Path) -> Any:
+    """Return the status of a run; `damaged` if its `run.json` cannot be read."""
+    try:
+        return Run.load(directory).info.get("status")
+    except CheckpointError:
+        return "damaged"
