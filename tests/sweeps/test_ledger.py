@@ -92,6 +92,15 @@ def test_a_damaged_line_is_skipped(line: str, tmp_path: Path) -> None:
     assert (job.status, job.overrides) == ("completed", ["lr=0.1"])
 
 
+def test_a_command_whose_jobs_were_not_all_queued_is_found(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.find_unqueued() is None
+    ledger.append({"event": "expanded", "overrides": ["lr=1,2"], "jobs": 2}, QUEUED)
+    assert ledger.find_unqueued() == ["lr=1,2"]
+    ledger.append({"event": "all_queued"})
+    assert ledger.find_unqueued() is None
+
+
 def test_a_job_that_is_queued_twice_counts_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(QUEUED, STARTED, QUEUED)

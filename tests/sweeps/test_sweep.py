@@ -204,6 +204,15 @@ def test_fail_fast_stops_the_sweep_at_its_first_failure(own: Path, forks: Forks)
     assert "queued" in statuses
     assert "failed" in statuses
     assert "completed" not in statuses
+    assert len(statuses) == 8  # a resume finds the jobs that have not started
+
+
+def test_a_resume_says_how_to_run_jobs_that_a_killed_sweep_has_not_queued(own: Path, forks: Forks) -> None:
+    forks.run("-m", *BASE, "lr=0.1,0.2", "epochs=1", cwd=own)
+    ledger = own / "S/sweep.jsonl"
+    ledger.write_text("".join(line for line in ledger.read_text().splitlines(True) if "all_queued" not in line))
+    done = forks.run("resume", "S", cwd=own)
+    assert "trainkit -m model=mine.Net limit_batches=4 lr=0.1,0.2 epochs=1 hydra.sweep.dir=S" in done.stderr
 
 
 def test_retries_run_a_failed_job_again(own: Path, forks: Forks) -> None:

@@ -13,13 +13,14 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig
 
-from trainkit.config.jobs import ComposedJob, compose_job
+from trainkit.config.jobs import ComposedJob, compose_job, task_overrides
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import storage_error
 from trainkit.core.redaction import redact_command_line
 from trainkit.display.jobs import make_job_display
 from trainkit.runs.directory import Run
 from trainkit.runs.identity import config_hash
+from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import Pool, Task
@@ -131,6 +132,7 @@ class Jobs:
         """
         shared = set.intersection(*map(set, self.overrides)) if len(self.overrides) > 1 else set()
         asked: set[str] = set()
+        self.ledger.append({"event": "expanded", "overrides": self._command(), "jobs": len(self.overrides)})
         for overrides in self.overrides:
             job = compose_job(self.loader, self.config, overrides)
             digest = config_hash(job.config)
@@ -146,6 +148,11 @@ class Jobs:
             name = " ".join(text for text in record.overrides if text not in shared)
             config = job.placed(self.ledger.directory, self.ledger.name_of(record))
             yield Task(record.number, name, record.directory, config, record.threads)
+        self.ledger.append({"event": "all_queued"})
+
+    def _command(self) -> list[str]:
+        """Return the overrides of the sweep without its secrets."""
+        return [str(text) for text in redact_command_line(task_overrides(self.config), secrets_of(self.config))]
 
     def _queue(self, digest: str, job: ComposedJob) -> JobRecord:
         """Create the directory of a new job with its config, and record the job."""

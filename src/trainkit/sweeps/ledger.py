@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -108,17 +109,34 @@ class Ledger:
             CheckpointError: the ledger is too large, or not a regular file.
         """
         jobs: dict[int, JobRecord] = {}
-        try:
-            text = read_bytes(self.path, MAX_BYTES).decode(errors="replace")
-        except FileNotFoundError:
-            return []
-        for line in text.splitlines():
+        for line in self._lines():
             try:
                 event = json.loads(line)
                 self._apply(event, jobs)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # an incomplete line, or another program wrote it
         return [jobs[number] for number in sorted(jobs)]
+
+    def find_unqueued(self) -> list[str] | None:
+        """Return the overrides of a command whose jobs are not all in the ledger, or None.
+
+        A command that was stopped early may not have queued all its jobs.
+        """
+        overrides: list[str] | None = None
+        for line in self._lines():
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                event = json.loads(line)
+                if event["event"] == "expanded":
+                    overrides = [str(text) for text in event["overrides"]]
+                elif event["event"] == "all_queued":
+                    overrides = None
+        return overrides
+
+    def _lines(self) -> list[str]:
+        try:
+            return read_bytes(self.path, MAX_BYTES).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
 
     def _apply(self, event: dict[str, Any], jobs: dict[int, JobRecord]) -> None:
         """Apply an event to the records.

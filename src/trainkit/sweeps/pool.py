@@ -23,6 +23,8 @@ from trainkit.sweeps.resources import Capacity, MemoryGuard
 
 PRELOAD = "trainkit.sweeps.preload"
 POLL = 0.2  # seconds between two looks at the running jobs
+MAX_PREPARATION = 10.0  # seconds for preparing the other jobs while a sweep stops
+SERVER_LOST = 255  # the exit code that multiprocessing gives to a process whose server has ended
 
 
 @dataclass
@@ -160,7 +162,7 @@ class Pool:
                     # While tasks are still prepared, only look whether a job has ended.
                     self._reap(0.0 if more else POLL)
             finally:
-                self._end_all()
+                self._end_all(tasks)
         if self.stop is not None:
             raise self.stop
 
@@ -188,9 +190,9 @@ class Pool:
         process = self.context.Process(target=self.make_target(task, threads, slot), name=f"job {task.number}")
         job = RunningJob(task, process, slot)
         self.observer.on_start(job, threads)
-        self.running.append(job)
         with delay_signals():  # a process that is half started could not be stopped
             process.start()  # returns as soon as the server has imported torch
+            self.running.append(job)
         job.started = time.monotonic()
 
     def _reap(self, timeout: float) -> None:
@@ -200,16 +202,33 @@ class Pool:
             self.running.remove(job)
             self.free.append(job.slot)
             code = job.process.exitcode
+            if code == SERVER_LOST:
+                _end_orphan(job.process.pid)
             job.process.close()
             if self.observer.on_end(job, code if code >= 0 else 128 - code) and self.stop is None:
                 self.waiting.append(job.task)
         self.observer.on_poll(self.running, len(self.waiting))
 
-    def _end_all(self) -> None:
-        """Stop the jobs that run, wait until they have saved, and record how they ended."""
+    def _end_all(self, tasks: Iterator[Task]) -> None:
+        """Stop the jobs that run, wait until they have saved, and record how they ended.
+
+        Meanwhile, prepare the other tasks, so that a resume finds them.
+        """
         number = self.stop.number if self.stop is not None else signal.SIGTERM
         for job in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(job.process.pid, number)
+        deadline = time.monotonic() + MAX_PREPARATION
+        while time.monotonic() < deadline and self._take(tasks):
+            self._reap(0.0)
         while self.running:
             self._reap(POLL)
+
+
+def _end_orphan(pid: int) -> None:
+    """Stop a job whose server was killed, and wait for its end: nobody else would notice the job."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGTERM)
+        while True:
+            time.sleep(POLL)
+            os.kill(pid, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +15,9 @@ from omegaconf import DictConfig
 from trainkit.config.compose import compose_run
 from trainkit.config.jobs import restore_job, typed_hydra
 from trainkit.core.errors import CheckpointError, ConfigError, Problem
+from trainkit.core.paths import display_path
 from trainkit.core.spelling import did_you_mean
+from trainkit.core.terminal import printable
 from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
 from trainkit.runs.reload import reload_config
@@ -58,7 +62,15 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
         tasks = _tasks(ledger.directory, jobs, for_jobs)
         if tasks:
             run_in_pool(iter(tasks), len(tasks), options, ledger)
-    return conclude(ledger, report if tasks else None, started)
+    code = conclude(ledger, report if tasks else None, started)
+    unqueued = ledger.find_unqueued()
+    if unqueued is not None:
+        command = shlex.join(["trainkit", "-m", *unqueued, f"hydra.sweep.dir={display_path(directory)}"])
+        print(
+            printable(f"note: the sweep was stopped before it knew all its jobs; to run them: {command}"),
+            file=sys.stderr,
+        )
+    return code
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
