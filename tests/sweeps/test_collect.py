@@ -152,6 +152,15 @@ def test_the_ledger_adds_jobs_without_a_directory_and_causes(tmp_path: Path) -> 
     assert [list(run.overrides) for run in collect([tmp_path]).runs] == [["lr=0"], ["lr=1"], ["lr=2"], ["lr=3"]]
 
 
+def test_a_job_that_failed_before_its_training_adds_no_axis(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", "lr=0")
+    make_run(tmp_path / "1", "lr=1", "clip_norm=off")  # as asked for; the training writes null
+    (tmp_path / "1/run.json").unlink()
+    Ledger(tmp_path).append(*events(0, status="completed"), *events(1, status="failed", why="broken"))
+    assert collect([tmp_path]).axes == []
+    assert statuses(tmp_path)["1"] == ("failed", "broken")
+
+
 def test_all_wrong_paths_are_reported_together_with_the_nearest_names(here: Path) -> None:
     make_run(here / "outputs" / "2026-01-01" / "07-00-00")
     (here / "empty").mkdir()

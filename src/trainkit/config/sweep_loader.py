@@ -55,7 +55,10 @@ class SweepLoader(ConfigLoaderImpl):
             return load(overrides)
         key = (config_name, tuple(shared))
         if key not in self.bases:
-            self.bases[key] = pickle.dumps(load(shared))
+            try:
+                self.bases[key] = pickle.dumps(load(shared))
+            except pickle.PicklingError:  # Hydra imports its plugins again in the processes of other launchers
+                return load(overrides)
         config: DictConfig = pickle.loads(self.bases[key])
         self._apply_overrides_to_config(values, config)
         _record_overrides(config, parsed)

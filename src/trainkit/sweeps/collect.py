@@ -191,8 +191,8 @@ def read_record(directory: Path, job: JobRecord | None = None, *, sweep_runs: bo
     overrides = overrides or (job.overrides if job else [])
     try:
         info = read_info(directory / "run.json")
-        is_queued = not info and job is not None and not (directory / ".hydra").exists()
-        config = {} if is_queued else read_saved_config(directory)
+        # A job without run.json has its config as it was asked for: `off` where other runs have null.
+        config = {} if job is not None and not info else read_saved_config(directory)
     except (CheckpointError, OSError) as error:
         cause = error.problems[0].cause if isinstance(error, CheckpointError) else str(error)
         return RunRecord(directory, "unreadable", cause, overrides=overrides, job=job)

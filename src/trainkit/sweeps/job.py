@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import signal
 import sys
@@ -54,25 +54,20 @@ def train_job(config: DictConfig, config_dir: str | None = None, *, prepared: bo
     return train(composed)
 
 
-def best_value(run: Run) -> float:
-    """Return the best monitored value of a run; NaN if no epoch has one."""
-    return math.nan if run.best is None else float(run.best["value"])
-
-
-def sweep_job(config: DictConfig, config_dir: str | None = None) -> float | None:
-    """Train a job in a process of a launcher such as joblib's.
-
-    Returns:
-        The best monitored value, NaN if no epoch has one, None if the run failed.
-    """
+def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
+    """Train a job in a process of a launcher such as joblib's; return its exit code."""
     if str(Path.cwd()) not in sys.path:  # as the command does
         sys.path.append(str(Path.cwd()))
     try:
-        return best_value(train_job(config, config_dir))
-    except Exception as error:  # the other jobs continue
-        text = str(error) if isinstance(error, TrainkitError) else describe_bug(error)
-        print(hide_arguments(text, Job.current().overrides), file=sys.stderr)
-        return None
+        train_job(config, config_dir)
+    except (Exception, SystemExit) as error:  # the other jobs continue
+        job = Job.current()
+        text = hide_arguments(str(error) if isinstance(error, TrainkitError) else describe_bug(error), job.overrides)
+        print(text, file=sys.stderr)
+        with contextlib.suppress(OSError), (job.directory / "output.log").open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+        return error.exit_code if isinstance(error, TrainkitError) else 1
+    return 0
 
 
 @dataclass(frozen=True)

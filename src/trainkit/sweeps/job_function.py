@@ -5,8 +5,8 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 
-def job_function(config: DictConfig, config_dir: str | None = None) -> float | None:
-    """Train a job; see `trainkit.sweeps.job.sweep_job`."""
+def job_function(config: DictConfig, config_dir: str | None = None) -> int:
+    """Train a job, return its exit code; see `trainkit.sweeps.job.sweep_job`."""
     from trainkit.sweeps.job import sweep_job
 
     return sweep_job(config, config_dir)

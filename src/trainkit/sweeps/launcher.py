@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import ComposedJob, compose_job, task_overrides
-from trainkit.core.errors import ConfigError
+from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.paths import storage_error
 from trainkit.core.redaction import redact_command_line
 from trainkit.display.jobs import make_job_display
@@ -204,12 +205,18 @@ def _run_with(plugin: Any, jobs: Jobs, first: int) -> None:
         for task in tasks
     ]
     try:
-        if asked:
-            inner.launch(asked, first)  # type: ignore[attr-defined]
-    finally:
-        jobs.ledger.append(
-            *({"event": "ended", "job": task.number, **find_outcome(task.directory, None)} for task in tasks)
-        )
+        returns: list[JobReturn] = inner.launch(asked, first) if asked else []  # type: ignore[attr-defined]
+    except BaseException as error:  # there are no exit codes, so the files of the runs say how the jobs ended
+        reconcile(jobs.ledger, "the launcher stopped before the job ended")
+        has_begun = any((task.directory / "run.json").exists() for task in tasks)
+        if not has_begun or not isinstance(error, Exception):
+            raise
+        hint = "to continue, repeat the command"
+        print(Problem(f"hydra/launcher: {str(error).partition(chr(10))[0]}", hint), file=sys.stderr)
+        return
+    for task, returned in zip(tasks, returns, strict=True):
+        code = returned.return_value if returned.status is JobStatus.COMPLETED else 1
+        jobs.ledger.append({"event": "ended", "job": task.number, **find_outcome(task.directory, code)})
 
 
 def _job_return(record: JobRecord, overrides: list[str]) -> JobReturn:

@@ -128,13 +128,13 @@ def has_failed(directory: Path) -> bool:
         return False
 
 
-def reconcile(ledger: Ledger) -> list[JobRecord]:
-    """Record how jobs ended whose end the ledger lacks, because the sweep was killed; return all jobs."""
+def reconcile(ledger: Ledger, why: str = "the sweep was killed") -> list[JobRecord]:
+    """Record how jobs ended whose end the ledger lacks, because something else ended first; return all jobs."""
     for job in ledger.read():
         if job.status == "running":
             outcome = find_outcome(job.directory, None)
             if outcome["status"] == "failed" and not has_failed(job.directory):
-                outcome |= {"status": "stopped", "why": "the sweep was killed"}
+                outcome |= {"status": "stopped", "why": why}
             ledger.append({"event": "ended", "job": job.number, **outcome, "seconds": 0.0})
     return ledger.read()
 
