@@ -25,6 +25,7 @@ from trainkit.runs.snapshot import digest
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.state import State
 
+slow = pytest.mark.slow
 MODULE = '''
 import random
 import numpy as np
@@ -115,7 +116,7 @@ def crashed(overrides: list[str], directory: Path, hook: str) -> None:
 OPTIMIZERS = (
     ["optim=sgd", "optim.momentum=0.9", "lr=0.05"],
     ["optim=adamw"],
-    ["optim=lbfgs", "lr=0.1", "+model.norm=false"],
+    ["optim=lbfgs", "optim.max_iter=4", "lr=0.1", "+model.norm=false"],
 )
 SCHEDULERS = ("none", "onecycle", "plateau")
 MATRIX = list(itertools.product(OPTIMIZERS, SCHEDULERS, (0, 2), ("mid-epoch", "boundary"), ("off", "0.9")))
@@ -146,7 +147,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_run(case: Any, own
     in_the_matrix(case, own)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", MATRIX, ids=str)
 def test_a_resumed_run_ends_with_the_same_bits_for_all_parts(case: Any, own: Path) -> None:
     in_the_matrix(case, own)
@@ -220,7 +221,10 @@ def test_more_epochs_without_a_scheduler_end_with_the_bits_of_a_run_of_that_leng
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "warmup_cosine", "linear", "step"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["onecycle", "warmup_cosine", "step", *(pytest.param(name, marks=slow) for name in ("cosine", "linear"))],
+)
 def test_with_more_epochs_a_scheduler_continues_as_in_a_run_of_that_length(scheduler: str, own: Path) -> None:
     straight = trainkit.train(compose([*BASE, f"scheduler={scheduler}", "epochs=6"]), directory=own / "straight")
     run = trainkit.resume(trained(own, f"scheduler={scheduler}"), ["epochs=6"])
@@ -344,7 +348,8 @@ def test_a_second_change_must_be_allowed_again(own: Path) -> None:
         trainkit.resume(run, ["lr=0.9"])
 
 
-def test_a_stop_and_resume_does_not_change_a_rollback(own: Path) -> None:
+@pytest.mark.parametrize("batches", [[6], pytest.param([1, 2, 3, 4, 5, 7, 8], marks=slow)], ids=str)
+def test_a_stop_and_resume_does_not_change_a_rollback(batches: list[int], own: Path) -> None:
     """Signals write unplanned checkpoints; a rollback uses planned ones only."""
     (own / "poison.py").write_text(
         "from resumemodule import Augmented\nclass Poison(Augmented):\n    def __getitem__(self, index):\n"
@@ -357,7 +362,7 @@ def test_a_stop_and_resume_does_not_change_a_rollback(own: Path) -> None:
     overrides += ["data.train._target_=poison.Poison"]
     straight = trainkit.train(compose(overrides), directory=own / "straight")
     assert [row["train/skipped"] for row in straight.history] == [2, 2, 2]
-    for batch in range(1, 9):
+    for batch in batches:
         directory = own / f"stopped at {batch}"
         with pytest.raises(trainkit.core.errors.Stopped):
             hook = f"+hooks.stop={{_target_: poison.Stop, batch: {batch}}}"
