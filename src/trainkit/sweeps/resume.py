@@ -66,10 +66,8 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
     unqueued = ledger.find_unqueued()
     if unqueued is not None:
         command = shlex.join(["trainkit", "-m", *unqueued, f"hydra.sweep.dir={display_path(directory)}"])
-        print(
-            printable(f"note: the sweep was stopped before it knew all its jobs; to run them: {command}"),
-            file=sys.stderr,
-        )
+        note = f"note: the sweep was stopped before all its jobs were queued; to run them: {command}"
+        print(printable(note), file=sys.stderr)
     return code
 
 
