@@ -9,6 +9,7 @@ import pytest
 
 from trainkit import compose
 from trainkit.config.compose import compose_run, compose_sweep
+from trainkit.config.jobs import libraries_of
 from trainkit.config.search_path import ignored_configs
 from trainkit.core.errors import ConfigError
 
@@ -264,3 +265,16 @@ def test_a_sweep_lists_its_jobs_before_training(sweep: list[str], jobs: int) -> 
 def test_a_sweep_with_endless_values_is_an_error(endless: str) -> None:
     with pytest.raises(ConfigError):
         compose_sweep([endless])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "libraries"),
+    [
+        ([], []),
+        (["data=cifar10"], ["torchvision"]),
+        (["data=image_folder", "data.root=images"], ["torchvision.transforms.v2"]),
+        (["model=torchvision.models.resnet18"], ["torchvision"]),
+    ],
+)
+def test_the_large_libraries_of_a_job_are_those_of_its_targets(overrides: list[str], libraries: list[str]) -> None:
+    assert libraries_of(compose_run(overrides).settings.source) == libraries

@@ -294,3 +294,13 @@ def test_a_sweep_and_its_resume_write_a_report_if_the_config_asks_for_it(own: Pa
     done = forks.run("resume", "S", "report=on", cwd=own)
     assert "report: S/report.html" in done.stdout
     assert "broken on purpose" not in (own / "S/report.html").read_text()
+
+
+def test_the_exit_code_of_a_larger_sweep_is_about_the_jobs_of_its_command(own: Path, forks: Forks) -> None:
+    failed = forks.start("-m", *BASE, "+model.fault=raise", "seed=1,2", "epochs=4", cwd=own)
+    assert failed.wait() == 10
+    grown = forks.run("-m", *BASE, "+model.fault=none", "seed=1,2", "epochs=1", cwd=own)
+    assert "note: 2 other jobs of this sweep did not complete; to continue: trainkit resume S" in grown.stderr
+    again = forks.run("-m", *BASE, "+model.fault=none", "seed=2,1", "epochs=1", cwd=own)
+    assert "2 jobs had been completed before" in again.stderr
+    assert forks.start("resume", "S", "hydra.launcher.n_jobs=x", cwd=own).wait() == 2

@@ -146,14 +146,14 @@ def _load(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[DictConfi
 
 
 def compose_sweep(
-    overrides: Sequence[str], config_dir: str | None = None, on_first_job: Callable[[], object] = lambda: None
+    overrides: Sequence[str], config_dir: str | None = None, on_first_job: Callable[[Composed], object] | None = None
 ) -> Sweep:
     """Return a sweep. Its first `MAX_CHECKED_JOBS` jobs are composed and checked.
 
     Args:
         overrides: of the command line.
         config_dir: a folder of configs besides ./conf.
-        on_first_job: is called as soon as the first job is valid, while the others are still to be checked.
+        on_first_job: is called with the first job as soon as it is valid, before the other jobs are checked.
 
     Raises:
         ConfigError: everything that is wrong with any of these jobs.
@@ -178,8 +178,8 @@ def compose_sweep(
             jobs.append(_compose(loader, job))
         except ConfigError as error:
             problems += error.problems
-        if len(jobs) == 1 and not problems:
-            on_first_job()
+        if len(jobs) == 1 and not problems and on_first_job is not None:
+            on_first_job(jobs[0])
     if whole is None and not problems:
         problems.append(Problem("the sweep cannot be composed", "try one of its runs without -m"))
     if problems or whole is None:

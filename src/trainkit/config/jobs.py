@@ -119,6 +119,13 @@ def use_launcher(sweep: DictConfig, target: str) -> None:
     sweep.hydra.launcher = {"_target_": target, "_recursive_": False, "runner": chosen}
 
 
+def libraries_of(config: DictConfig) -> list[str]:
+    """Return the large libraries, besides torch, that the `_target_`s of a config import."""
+    text = OmegaConf.to_yaml(config)
+    needed = {"torchvision": "torchvision", "timm": "timm", "trainkit.data.image_folder": "torchvision.transforms.v2"}
+    return [library for target, library in needed.items() if f"_target_: {target}" in text]
+
+
 def find_problems_of_jobs(configs: Iterable[DictConfig]) -> list[Problem]:
     """Return what is wrong with the `_target_`s of some configs. This imports the targets."""
     found: dict[Problem, None] = {}

@@ -138,6 +138,7 @@ class Stopped(KeyboardInterrupt):
     Attributes:
         pending: the stop that a signal requested outside of a training.
         saved: where the training was saved, and the command that continues it.
+        summary: what the stop means for a sweep; it replaces `saved`.
     """
 
     pending: ClassVar[Stopped | None] = None
@@ -145,7 +146,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         self.number, self.name = number, signal.Signals(number).name
         self.exit_code = 75 if self.name == "SIGUSR1" else 128 + number
-        self.saved = ""
+        self.saved = self.summary = ""
         super().__init__(self.name)
 
 

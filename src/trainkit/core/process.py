@@ -90,7 +90,8 @@ def _skip_stopped(previous: Callable[[Any], Any], unraisable: Any) -> None:
 def _stopped(error: KeyboardInterrupt) -> int:
     stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
     saved = f", saved as {stopped.saved}" if stopped.saved else ""
-    return _fail(printable(f"stopped by {stopped.name}{saved}"), error, stopped.exit_code)
+    text = f"stopped by {stopped.name}" + (f": {stopped.summary}" if stopped.summary else saved)
+    return _fail(printable(text), error, stopped.exit_code)
 
 
 def _fail(text: str, error: BaseException, code: int) -> int:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+MAX_CAUSE = 100  # characters; the log of the job has the whole cause
+
+
 @dataclass(frozen=True)
 class JobView:
     """A running job as the table shows it.
@@ -25,6 +28,8 @@ class JobView:
         epoch: the last one that has ended; 0: none.
         values: the monitored value of each epoch.
         elapsed: seconds since the start.
+        epoch_seconds: the mean time of an epoch; 0: no epoch has ended.
+        metric: the monitored one.
     """
 
     number: int
@@ -33,11 +38,13 @@ class JobView:
     epoch: int = 0
     values: list[float] = field(default_factory=list)
     elapsed: float = 0.0
+    epoch_seconds: float = 0.0
+    metric: str = ""
 
     @property
     def seconds_left(self) -> float | None:
-        """The time that the other epochs take, if they take as long as those so far."""
-        return self.elapsed / self.epoch * (self.epochs - self.epoch) if self.epoch else None
+        """The time that the other epochs take, at the mean time of an epoch so far."""
+        return self.epoch_seconds * (self.epochs - self.epoch) if self.epoch else None
 
 
 class SilentJobs:
@@ -102,7 +109,9 @@ class JobTable(SilentJobs):
 
         sizes = [f"{size} {status}" for status, size in self.counts.items() if size]
         title = f"{count(sum(self.counts.values()), 'job')}: {', '.join(sizes)}"
-        table = Table("job", "epoch", "value", "left", "", "overrides", title=title, title_justify="left", box=None)
+        metric = self.running[0].metric if self.running else ""
+        names = ("job", "epoch", metric, "time", "time left", "curve", "overrides")
+        table = Table(*names, title=title, title_justify="left", box=None)
         for view in self.running:
             table.add_row(*(Text(printable(cell)) for cell in self._cells(view)))
         return table
@@ -112,7 +121,7 @@ class JobTable(SilentJobs):
         left = "" if view.seconds_left is None else duration(view.seconds_left)
         value = number(view.values[-1]) if view.values else ""
         epoch = f"{view.epoch}/{view.epochs}"
-        return [str(view.number), epoch, value, left, sparkline(view.values, 20), view.name]
+        return [str(view.number), epoch, value, duration(view.elapsed), left, sparkline(view.values, 20), view.name]
 
     def close(self) -> None:
         """Remove the table; printed lines stay."""
@@ -140,8 +149,14 @@ def end_line(job: int, name: str, outcome: dict[str, Any], seconds: float, log: 
         value = outcome["value"]
         best = f": {outcome['metric']} {number(value)}" if isinstance(value, int | float) else ""
         return f"{line} in {duration(seconds)}{best}  {name}".rstrip()
-    cause = f": {outcome['why'].splitlines()[0]}" if outcome["why"] else ""
+    cause = f": {short_cause(outcome['why'])}" if outcome["why"] else ""
     return f"{line} after {duration(seconds)}{cause}; log: {log}"
+
+
+def short_cause(why: str | None) -> str:
+    """Return the first line of a cause, cut to `MAX_CAUSE` characters."""
+    line = (why or "").partition("\n")[0]
+    return line if len(line) <= MAX_CAUSE else f"{line[: MAX_CAUSE - 1]}…"
 
 
 def make_job_display(progress: str) -> SilentJobs:

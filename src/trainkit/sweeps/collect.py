@@ -213,6 +213,8 @@ def _status(directory: Path, info: Mapping[str, Any], job: JobRecord | None, *, 
         return "queued", "it has not started" if sweep_runs else "the sweep ended before it started"
     if job is not None and job.status == "running" and sweep_runs:
         return "running", NO_EPOCH
+    if status is None and job is not None and job.status == "stopped":
+        return "stopped", why or "the sweep was stopped"
     if status in ("failed", "stopped"):
         return status, why or "run.json gives no cause"
     if status == "running":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,8 @@ from trainkit.config.search_path import search_path
 from trainkit.core.errors import ConfigError, Stopped
 from trainkit.core.paths import claim_directory, display_path, storage_error, update_latest_link
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
-from trainkit.core.terminal import printable_lines
+from trainkit.core.terminal import printable, printable_lines
+from trainkit.display.text import count
 from trainkit.engine.report import is_cheap, write_or_note
 from trainkit.runs.lock import Lock
 from trainkit.runs.secrets import secrets_of
@@ -69,9 +71,10 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     if not checked.directory_given:
         update_latest_link(directory, Path("outputs"))
     started = time.monotonic()
+    print(printable(f"sweep directory: {display_path(directory)}"), file=sys.stderr)
     with recorded(directory, overrides, configs) as ledger:
         _launch(checked, overrides, config_dir, ledger)
-    return conclude(ledger, checked.jobs[0].settings.report, started)
+    return finish_sweep(ledger, ledger.last_command().jobs, checked.jobs[0].settings.report, started)
 
 
 def _launch(checked: Sweep, overrides: Sequence[str], config_dir: str | None, ledger: Ledger) -> None:
@@ -137,9 +140,9 @@ def recorded(directory: Path, overrides: Sequence[str], configs: Sequence[DictCo
         yield ledger
     except Stopped as stopped:
         ledger.write_summary("stopped", stopped.exit_code)
-        done = sum(job.status == "completed" for job in ledger.read())
-        again = f"trainkit resume {shlex.quote(display_path(directory))}"
-        stopped.saved = f"{done} completed jobs and the checkpoints of the others; to continue: {again}"
+        sizes = Counter(job.status.replace("queued", "not started") for job in ledger.read())
+        shown = ", ".join(f"{size} {status}" for status, size in sizes.items())
+        stopped.summary = f"jobs: {shown}; {resume_command(ledger)}"
         raise
     except BaseException:
         ledger.write_summary("failed", 1)
@@ -148,25 +151,39 @@ def recorded(directory: Path, overrides: Sequence[str], configs: Sequence[DictCo
         lock.release()
 
 
-def conclude(ledger: Ledger, report: Any, started: float) -> int:
+def finish_sweep(ledger: Ledger, numbers: set[int], report: Any, started: float) -> int:
     """Write the summary and the report of a sweep, print the comparison and the failures; return the exit code.
 
     Args:
         ledger: of the sweep.
+        numbers: of the jobs that the command asked for. They decide the exit code.
         report: the config key.
         started: when the jobs began, from `time.monotonic`.
     """
     jobs = ledger.read()
-    failed = any(job.status != "completed" for job in jobs)
-    ledger.write_summary("failed" if failed else "completed", 10 if failed else 0)
+    asked = [job for job in jobs if job.number in numbers]
+    code = 10 if any(job.status != "completed" for job in asked) else 0
+    ledger.write_summary("failed" if code else "completed", code)
+    skipped = len(numbers - ledger.last_command().started)
+    if skipped and not code:
+        print(f"{count(skipped, 'job')} had been completed before", file=sys.stderr)
     print(printable_lines(comparison_lines(ledger.directory)))
-    if report is not None and (report != "auto" or is_cheap(time.monotonic() - started)):
-        page = write_or_note(lambda: write_sweep_report(ledger.directory))
-        if page is not None:
-            print(printable_lines([f"report: {display_path(page)}"]))
-    for line in failure_lines(jobs):
+    page = ledger.directory / "report.html"
+    if report is not None and (report != "auto" or page.exists() or is_cheap(time.monotonic() - started)):
+        written = write_or_note(lambda: write_sweep_report(ledger.directory))
+        print(printable_lines([f"report: {display_path(written)}"] if written is not None else []))
+    lines = failure_lines(asked)
+    others = sum(job.status != "completed" for job in jobs if job.number not in numbers)
+    if others:
+        lines.append(f"note: {count(others, 'other job')} of this sweep did not complete; {resume_command(ledger)}")
+    for line in lines:
         print(printable_lines([line]), file=sys.stderr)
-    return 10 if failed else 0
+    return code
+
+
+def resume_command(ledger: Ledger) -> str:
+    """Return how to continue a sweep."""
+    return f"to continue: trainkit resume {shlex.quote(display_path(ledger.directory))}"
 
 
 def redact_file(path: Path, secrets: set[str]) -> None:

@@ -149,7 +149,8 @@ class Jobs:
             name = " ".join(text for text in record.overrides if text not in shared)
             config = job.placed(self.ledger.directory, self.ledger.name_of(record))
             yield Task(record.number, name, record.directory, config, record.threads)
-        self.ledger.append({"event": "all_queued"})
+        numbers = sorted({self.known[digest].number for digest in self.hashes})
+        self.ledger.append({"event": "all_queued", "jobs": numbers})
 
     def _command(self) -> list[str]:
         """Return the overrides of the sweep without its secrets."""

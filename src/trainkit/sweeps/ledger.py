@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,19 @@ class JobRecord:
         return plain | {"directory": os.path.relpath(self.directory, sweep), "log": os.path.relpath(self.log, sweep)}
 
 
+@dataclass
+class Command:
+    """The jobs of a command.
+
+    Attributes:
+        jobs: the numbers of all its jobs, also of those that were completed before.
+        started: the numbers of the jobs that it started.
+    """
+
+    jobs: set[int] = field(default_factory=set)
+    started: set[int] = field(default_factory=set)
+
+
 class Ledger:
     """The events of a sweep, which are only ever appended.
 
@@ -116,6 +129,20 @@ class Ledger:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # an incomplete line, or another program wrote it
         return [jobs[number] for number in sorted(jobs)]
+
+    def last_command(self) -> Command:
+        """Return what the ledger says about the last command. Damaged lines are skipped."""
+        command = Command()
+        for line in self._lines():
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                event = json.loads(line)
+                if event["event"] == "sweep":
+                    command = Command()
+                elif event["event"] == "started":
+                    command.started.add(int(event["job"]))
+                elif event["event"] == "all_queued":
+                    command.jobs |= set(map(int, event["jobs"]))
+        return command
 
     def find_unqueued(self) -> list[str] | None:
         """Return the overrides of a command whose jobs are not all in the ledger, or None.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
 from trainkit.core.redaction import replace_secrets
-from trainkit.display.jobs import JobView, SilentJobs, end_line, start_line
+from trainkit.display.jobs import JobView, SilentJobs, end_line, short_cause, start_line
 from trainkit.display.text import count
 from trainkit.runs.directory import Run
 from trainkit.runs.history import History
@@ -80,6 +81,7 @@ class Recording:
 def _view(job: RunningJob, now: float) -> JobView:
     config = job.task.config
     rows = History(job.task.directory / "history.jsonl").rows
+    times = [float(metrics["seconds"]) for metrics in rows if isinstance(metrics.get("seconds"), int | float)]
     found = [metrics.get(str(config.monitor.metric)) for metrics in rows]
     return JobView(
         job.task.number,
@@ -88,6 +90,8 @@ def _view(job: RunningJob, now: float) -> JobView:
         epoch=int(rows[-1]["epoch"]) if rows else 0,
         values=[float(value) for value in found if isinstance(value, int | float)],
         elapsed=now - job.started,
+        epoch_seconds=statistics.fmean(times) if times else 0.0,
+        metric=str(config.monitor.metric),
     )
 
 
@@ -147,6 +151,5 @@ def failure_lines(jobs: Sequence[JobRecord]) -> list[str]:
     for job in failed:
         code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
         name = " ".join(text for text in job.overrides if text not in shared)
-        cause = (job.why or "").partition("\n")[0]
-        lines.append(f"  job {job.number} {name}: {cause}{code}; log: {display_path(job.log)}")
+        lines.append(f"  job {job.number} {name}: {short_cause(job.why)}{code}; log: {display_path(job.log)}")
     return lines

@@ -22,11 +22,12 @@ from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
 from trainkit.runs.reload import reload_config
 from trainkit.runs.untrusted import read_yaml
-from trainkit.sweeps.grid import LAUNCHER, conclude, recorded
+from trainkit.sweeps.grid import LAUNCHER, finish_sweep, recorded
 from trainkit.sweeps.launcher import PoolOptions, run_in_pool
 from trainkit.sweeps.ledger import JobRecord, read_ledger, shared_overrides
 from trainkit.sweeps.pool import Task
 from trainkit.sweeps.recording import reconcile
+from trainkit.sweeps.resources import measure_capacity
 
 SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
 # Keys that decide how long a job trains, or what it computes, although a single run may change them.
@@ -60,9 +61,10 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
     with recorded(directory, overrides, []) as ledger:
         jobs = [job for job in reconcile(ledger) if job.status != "completed"]
         tasks = _tasks(ledger.directory, jobs, for_jobs)
+        measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, 1, "cpu")  # refuse wrong values
         if tasks:
             run_in_pool(iter(tasks), len(tasks), options, ledger)
-    code = conclude(ledger, report if tasks else None, started)
+    code = finish_sweep(ledger, {job.number for job in ledger.read()}, report, started)
     unqueued = ledger.find_unqueued()
     if unqueued is not None:
         command = shlex.join(["trainkit", "-m", *unqueued, f"hydra.sweep.dir={display_path(directory)}"])

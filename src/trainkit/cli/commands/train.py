@@ -17,9 +17,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if args.multirun:
         from trainkit.sweeps.grid import sweep
-        from trainkit.sweeps.pool import start_server
+        from trainkit.sweeps.pool import start_server_for
 
-        checked = compose_sweep(args.overrides, args.config_dir, on_first_job=start_server)
+        checked = compose_sweep(args.overrides, args.config_dir, on_first_job=start_server_for)
         return sweep(checked, args.overrides, args.config_dir)
     composed = arguments.compose(args)
     from trainkit.engine.summary import result_lines
