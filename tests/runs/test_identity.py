@@ -34,10 +34,14 @@ def test_any_key_that_may_be_swept_changes_the_identity(override: str) -> None:
     assert hash_of("lr=0.01", "seed=1", override) != hash_of("lr=0.01", "seed=1")
 
 
-def test_the_environment_and_secrets_do_not_enter_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    hook = "+hooks.h={_target_: builtins.dict, name: '${oc.env:MINE}', api_key: %s}"
+def test_the_environment_does_not_enter_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = set()
     for value in ("one", "two"):
         monkeypatch.setenv("MINE", value)
-        hashes.add(hash_of(hook % f"S3CRET{value}"))
+        hashes.add(hash_of("+hooks.h={_target_: builtins.dict, name: '${oc.env:MINE}', api_key: '${oc.env:MINE}'}"))
     assert len(hashes) == 1
+
+
+def test_jobs_that_differ_in_a_secret_are_different_jobs() -> None:
+    hooks = [f"+hooks.h={{_target_: builtins.dict, api_key: S3CRET{value}}}" for value in ("one", "two", "two")]
+    assert len(set(map(hash_of, hooks))) == 2

@@ -79,6 +79,8 @@ def test_an_incomplete_last_line_loses_nothing_that_follows(cut: int, tmp_path: 
         '{"event": "queued", "job": 1, "config": "x", "overrides": [], "directory": "."}',
         '{"event": "queued", "job": 1, "config": "x", "overrides": [], "directory": 5}',
         "[" * 100_000,
+        '{"event": "ended", "job": 0, "status": "failed", "value": 1%s}' % ("0" * 400),
+        '{"event": "started", "job": Infinity}',
         "\x00\xff",
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Command
+from tests.conftest import SCRIPT, Command
 from tests.processes import Forks, Process, until
 from trainkit.runs.directory import Run
 from trainkit.runs.history import History
@@ -304,3 +304,52 @@ def test_the_exit_code_of_a_larger_sweep_is_about_the_jobs_of_its_command(own: P
     again = forks.run("-m", *BASE, "+model.fault=none", "seed=2,1", "epochs=1", cwd=own)
     assert "2 jobs had been completed before" in again.stderr
     assert forks.start("resume", "S", "hydra.launcher.n_jobs=x", cwd=own).wait() == 2
+
+
+def test_a_job_with_an_edited_config_is_refused_and_the_others_are_resumed(own: Path, forks: Forks) -> None:
+    assert forks.start("-m", *BASE, "+model.fault=none,raise,exit", "seed=1", "epochs=4", cwd=own).wait() == 10
+    (own / "repaired").touch()
+    config = own / "S/1/.hydra/config.yaml"
+    config.write_text(config.read_text().replace("epochs: 4", "epochs: 5"))
+    process = forks.start("resume", "S", cwd=own)
+    assert process.wait() == 10, process.stderr
+    assert "job 1 cannot be resumed:" in process.stderr
+    assert [job.status for job in jobs_of(own)] == ["completed", "failed", "completed"]
+    assert [job.exit_code for job in jobs_of(own)] == [0, 3, 0]
+
+
+def test_jobs_that_differ_in_a_secret_all_run_and_no_file_holds_it(own: Path, forks: Forks) -> None:
+    (own / "keys.py").write_text(
+        "class Hook:\n    def __init__(self, api_key): pass\n    def on_end(self, state): pass\n"
+    )
+    hook = ("+hooks.h._target_=keys.Hook", "+hooks.h.api_key=S3CRET9one,S3CRET9two")
+    forks.run("-m", *BASE, *hook, "epochs=1", cwd=own)
+    assert [job.status for job in jobs_of(own)] == ["completed", "completed"]
+    assert not [file for file in (own / "S").rglob("*") if file.is_file() and b"S3CRET9" in file.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("subdir", "cause"),
+    [
+        ("../${hydra.job.num}", "is not inside the directory of the sweep"),
+        ("/tmp/${hydra.job.num}", "is not inside the directory of the sweep"),
+        (".", "is not inside the directory of the sweep"),
+        ("${oc.env:NOT_SET}", "NOT_SET"),
+    ],
+)
+def test_a_wrong_directory_of_jobs_is_refused_before_a_job_starts(
+    subdir: str, cause: str, own: Path, forks: Forks
+) -> None:
+    process = forks.start("-m", *BASE, "lr=0.1,0.2", "epochs=1", f"hydra.sweep.subdir='{subdir}'", cwd=own)
+    assert process.wait() == 2, process.stderr
+    assert cause in process.stderr
+    assert "TRAINKIT_TRACEBACK" not in process.stderr
+    assert jobs_of(own) == []
+    assert json.loads((own / "S/summary.json").read_text())["exit_code"] == 2
+
+
+def test_a_sweep_runs_if_stdin_is_closed(own: Path) -> None:
+    command = f"{SCRIPT} -m {' '.join(BASE)} lr=0.1,0.2 epochs=1 <&-"
+    done = subprocess.run(["bash", "-c", command], cwd=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [job.status for job in jobs_of(own)] == ["completed", "completed"]

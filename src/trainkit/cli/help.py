@@ -79,7 +79,7 @@ def _commands() -> dict[str, str]:
 
 def _groups() -> dict[str, str]:
     folders = [CONF, *user_folders()]
-    groups = [folder.name for folder in sorted(CONF.iterdir()) if folder.is_dir()]
+    groups = [folder.name for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
     return {
         group: ", ".join(sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")}))
         for group in groups

@@ -36,12 +36,19 @@ class ComposedJob:
     overrides: list[str]
 
     def set_number(self, number: int) -> str:
-        """Set the number of the job; return the name of its directory, `hydra.sweep.subdir`."""
+        """Set the number of the job; return the name of its directory, `hydra.sweep.subdir`.
+
+        Raises:
+            ValueError: the name cannot be resolved.
+        """
         OmegaConf.set_readonly(self.hydra, False)  # Hydra makes it read-only where it uses it
         self.hydra.job.id = self.hydra.job.num = number
         whole = OmegaConf.create({"hydra": self.hydra})
         HydraConfig.instance().set_config(whole)
-        return str(whole.hydra.sweep.subdir)
+        try:
+            return str(whole.hydra.sweep.subdir)
+        except OmegaConfBaseException as error:
+            raise ValueError(str(error).partition("\n")[0]) from error
 
     def placed(self, sweep: Path, name: str) -> DictConfig:
         """Return the config with Hydra's node for the process of the job.

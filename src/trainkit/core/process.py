@@ -25,6 +25,7 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
         command: returns an exit code, or raises an error. The error is printed to stderr.
         words: the arguments of the command line. Messages do not show the secrets in them.
     """
+    open_standard_streams()
     handler, previous = StopHandler(_raise_stop), sys.unraisablehook
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not end the run
         if isinstance(stream, io.TextIOWrapper):
@@ -53,6 +54,18 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
         if Stopped.pending:
             return _stopped(Stopped.pending)
         return _fail(hide_arguments(describe_bug(error), words), error, 1)
+
+
+def open_standard_streams() -> None:
+    """Open the null device for each standard stream that is closed, as by `<&-`.
+
+    Otherwise another file would get its number, and a process that redirects its streams would lose this file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number
 
 
 def _run(command: Callable[[], int]) -> int:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.plugins import Plugins
@@ -26,7 +25,7 @@ from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.config.search_path import search_path
 from trainkit.core.errors import ConfigError, Stopped
 from trainkit.core.paths import claim_directory, display_path, storage_error, update_latest_link
-from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line
+from trainkit.core.redaction import redact_command_line
 from trainkit.core.terminal import printable, printable_lines
 from trainkit.display.text import count
 from trainkit.engine.report import is_cheap, write_or_note
@@ -35,7 +34,7 @@ from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.comparison import comparison_lines
 from trainkit.sweeps.ledger import Ledger, is_sweep
 from trainkit.sweeps.pool import call_in_server
-from trainkit.sweeps.recording import failure_lines
+from trainkit.sweeps.recording import failure_lines, redact_file
 from trainkit.sweeps.report import write_sweep_report
 
 LAUNCHER = "hydra_plugins.trainkit_launcher.TrainkitLauncher"
@@ -144,8 +143,8 @@ def recorded(directory: Path, overrides: Sequence[str], configs: Sequence[DictCo
         shown = ", ".join(f"{size} {status}" for status, size in sizes.items())
         stopped.summary = f"jobs: {shown}; {resume_command(ledger)}"
         raise
-    except BaseException:
-        ledger.write_summary("failed", 1)
+    except BaseException as error:
+        ledger.write_summary("failed", getattr(error, "exit_code", 1))
         raise
     finally:
         lock.release()
@@ -184,13 +183,3 @@ def finish_sweep(ledger: Ledger, numbers: set[int], report: Any, started: float)
 def resume_command(ledger: Ledger) -> str:
     """Return how to continue a sweep."""
     return f"to continue: trainkit resume {shlex.quote(display_path(ledger.directory))}"
-
-
-def redact_file(path: Path, secrets: set[str]) -> None:
-    """Remove secrets from a YAML file that Hydra wrote. Does nothing if the file does not exist."""
-    if not path.exists():
-        return
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    clean = redact_command_line(redact_by_key(content), secrets | set(find_secrets(content)))
-    if clean != content:
-        path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")

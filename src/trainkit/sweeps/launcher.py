@@ -19,13 +19,14 @@ from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.paths import storage_error
 from trainkit.core.redaction import redact_command_line
 from trainkit.display.jobs import make_job_display
+from trainkit.display.text import count
 from trainkit.runs.directory import Run
 from trainkit.runs.identity import config_hash
 from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import Pool, Task
-from trainkit.sweeps.recording import Recording, reconcile, set_aside_failed_run
+from trainkit.sweeps.recording import Recording, reconcile, redact_file, set_aside_failed_run
 from trainkit.sweeps.resources import measure_capacity
 
 
@@ -40,6 +41,9 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
     setup_globals()
     config: DictConfig = plugin.config
     ledger = Ledger(Path(config.hydra.sweep.dir))
+    redact_file(ledger.directory / "multirun.yaml", secrets_of(config))
+    if config.fail_fast and _has_failure(ledger):  # in an earlier batch of the sweeper
+        return []
     known = {record.config_hash: record for record in reconcile(ledger)}
     jobs = Jobs(plugin.hydra_context.config_loader, config, ledger, known, list(map(list, job_overrides)))
     if plugin.runner is None:
@@ -53,6 +57,12 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
     return [
         _job_return(records[digest], overrides) for digest, overrides in zip(jobs.hashes, jobs.overrides, strict=False)
     ]
+
+
+def _has_failure(ledger: Ledger) -> bool:
+    """Return whether a job of this command has failed."""
+    started = ledger.last_command().started
+    return any(job.status == "failed" and job.number in started for job in ledger.read())
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,10 @@ class Jobs:
             name = " ".join(text for text in record.overrides if text not in shared)
             config = job.placed(self.ledger.directory, self.ledger.name_of(record))
             yield Task(record.number, name, record.directory, config, record.threads)
+        repeated = len(self.hashes) - len(set(self.hashes))
+        if repeated:
+            text = "run once with a job of the same config; progress, report and logger do not make another job"
+            print(f"note: {count(repeated, 'job')} {text}", file=sys.stderr)
         numbers = sorted({self.known[digest].number for digest in self.hashes})
         self.ledger.append({"event": "all_queued", "jobs": numbers})
 
@@ -158,11 +172,16 @@ class Jobs:
 
     def _queue(self, digest: str, job: ComposedJob) -> JobRecord:
         """Create the directory of a new job with its config, and record the job."""
-        number = len(self.known)
-        directory = self.ledger.directory / job.set_number(number)
+        number = 1 + max((record.number for record in self.known.values()), default=-1)
+        hint = "write hydra.sweep.subdir='${hydra.job.num}'"
+        try:
+            directory = self.ledger.directory_of(job.set_number(number))
+        except ValueError as error:
+            raise ConfigError(f"hydra.sweep.subdir: {error}", hint=hint) from error
         if any(record.directory == directory for record in self.known.values()):
-            cause = f"hydra.sweep.subdir: two jobs of the sweep have the directory {directory.name}"
-            raise ConfigError(cause, hint="write hydra.sweep.subdir='${hydra.job.num}'")
+            raise ConfigError(
+                f"hydra.sweep.subdir: two jobs of the sweep have the directory {directory.name}", hint=hint
+            )
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

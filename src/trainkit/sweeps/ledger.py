@@ -21,6 +21,8 @@ from trainkit.runs.untrusted import read_bytes
 NAME = "sweep.jsonl"
 VERSION = 1
 MAX_BYTES = 2**28
+# The errors that a damaged line of the ledger can cause.
+DAMAGED_LINE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 STATUSES = ("queued", "running", "completed", "failed", "stopped")
 
 
@@ -126,7 +128,7 @@ class Ledger:
             try:
                 event = json.loads(line)
                 self._apply(event, jobs)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except DAMAGED_LINE:
                 continue  # an incomplete line, or another program wrote it
         return [jobs[number] for number in sorted(jobs)]
 
@@ -134,7 +136,7 @@ class Ledger:
         """Return what the ledger says about the last command. Damaged lines are skipped."""
         command = Command()
         for line in self._lines():
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            with contextlib.suppress(*DAMAGED_LINE):
                 event = json.loads(line)
                 if event["event"] == "sweep":
                     command = Command()
@@ -151,7 +153,7 @@ class Ledger:
         """
         overrides: list[str] | None = None
         for line in self._lines():
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            with contextlib.suppress(*DAMAGED_LINE):
                 event = json.loads(line)
                 if event["event"] == "expanded":
                     overrides = [str(text) for text in event["overrides"]]
@@ -176,7 +178,7 @@ class Ledger:
             number = int(event["job"])
             if number not in jobs:
                 overrides = [str(text) for text in event["overrides"]]
-                jobs[number] = JobRecord(number, str(event["config"]), overrides, self._inside(event["directory"]))
+                jobs[number] = JobRecord(number, str(event["config"]), overrides, self.directory_of(event["directory"]))
         elif kind == "started":
             job = jobs[event["job"]]
             threads = event.get("threads")
@@ -202,7 +204,7 @@ class Ledger:
                 seconds=(job.seconds or 0.0) + float(event.get("seconds") or 0.0),
             )
 
-    def _inside(self, name: str) -> Path:
+    def directory_of(self, name: str) -> Path:
         """Return the directory of a job.
 
         Raises:
@@ -210,7 +212,7 @@ class Ledger:
         """
         path = Path(os.path.normpath(self.directory / name))
         if path == self.directory or not path.is_relative_to(self.directory):
-            raise ValueError(f"{name} is not inside the sweep")
+            raise ValueError(f"{name} is not inside the directory of the sweep")
         return path
 
     def name_of(self, job: JobRecord) -> str:

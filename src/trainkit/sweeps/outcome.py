@@ -26,7 +26,7 @@ def find_outcome(directory: Path, exit_code: int | None) -> dict[str, Any]:
     except CheckpointError as error:
         info = {"status": "damaged", "why": error.problems[0].cause}
     status, why = info.get("status"), info.get("why")
-    if status == "completed" and exit_code in (0, None):
+    if status == "completed":  # also if its process failed later, for example because it had closed stdout
         found = {"status": "completed", "exit_code": 0, "why": why}
     elif exit_code in STOPPED_CODES or (exit_code is None and status == "stopped"):
         found = {"status": "stopped", "exit_code": exit_code or info.get("exit_code"), "why": why}

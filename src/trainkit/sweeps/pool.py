@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 
 from trainkit.config.compose import Composed
 from trainkit.config.jobs import libraries_of
-from trainkit.core.errors import Stopped
+from trainkit.core.errors import Stopped, TrainkitError
 from trainkit.core.signals import delay_signals, handle_stop
 from trainkit.sweeps.resources import Capacity, MemoryGuard
 
@@ -66,11 +67,15 @@ class Observer(Protocol):
     def on_start(self, job: RunningJob, threads: int) -> None:
         """A job is about to start."""
 
-    def on_end(self, job: RunningJob, exit_code: int) -> bool:
-        """A job has ended; return whether to run it again."""
+    def on_end(self, job: RunningJob, exit_code: int | None) -> bool:
+        """A job has ended, None: in an unknown way; return whether to run it again."""
 
     def on_poll(self, running: list[RunningJob], waiting: int) -> None:
         """Some time has passed."""
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a job was stopped."""
 
     @property
     def stop_early(self) -> bool:
@@ -96,11 +101,33 @@ def start_server(libraries: Sequence[str] = ()) -> None:
     try:
         with delay_signals():  # the server never handles signals, so that it outlives a Ctrl-C
             forkserver.ensure_running()
+        atexit.register(_end_server)
     finally:
         if before is None:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def _end_server() -> None:
+    """End the server with the command, also while it imports torch."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _start_process(process: Any) -> None:
+    """Start a process of the server; return as soon as the server has imported torch.
+
+    Raises:
+        TrainkitError: the server was killed.
+    """
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        cause = "the server that starts the jobs was killed" if isinstance(error, EOFError) else str(error)
+        raise TrainkitError(f"no job can be started: {cause}", hint="check the memory of this machine") from error
 
 
 def _context() -> Any:
@@ -114,22 +141,25 @@ def call_in_server(function: Callable[..., list[Any]], *args: Any) -> list[Any]:
     context = _context()
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(writer, function, args))
-    process.start()
-    writer.close()
     try:
+        _start_process(process)
+        writer.close()
         found: list[Any] = reader.recv()
         return found
     except EOFError:  # the process was killed, or user code ended it
         return []
     finally:
         reader.close()
-        process.kill()  # has no effect on a process that has ended
-        process.join()
-        process.close()
+        if process.pid is not None:
+            process.kill()  # has no effect on a process that has ended
+            process.join()
+            process.close()
 
 
 def _send_result(writer: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    writer.send(function(*args))
+    result = function(*args)
+    with contextlib.suppress(OSError):  # the command has ended
+        writer.send(result)
 
 
 class Pool:
@@ -162,9 +192,9 @@ class Pool:
             Stopped: a signal arrived. It was sent to all jobs, and they have ended.
         """
         start_server()
+        more = True
         with handle_stop(self._request_stop):
             try:
-                more = True
                 while more or self.running or self.waiting:
                     if self.stop or self.observer.stop_early:
                         break
@@ -174,7 +204,7 @@ class Pool:
                     self._reap(0.0 if more else POLL)
             finally:
                 self._end_all(tasks)
-        if self.stop is not None:
+        if self.stop is not None and (more or self.waiting or self.observer.is_incomplete):
             raise self.stop
 
     def _request_stop(self, stop: Stopped) -> None:
@@ -202,7 +232,7 @@ class Pool:
         job = RunningJob(task, process, slot)
         self.observer.on_start(job, threads)
         with delay_signals():  # a process that is half started could not be stopped
-            process.start()  # returns as soon as the server has imported torch
+            _start_process(process)
             self.running.append(job)
         job.started = time.monotonic()
 
@@ -213,10 +243,12 @@ class Pool:
             self.running.remove(job)
             self.free.append(job.slot)
             code = job.process.exitcode
+            exit_code = code if code >= 0 else 128 - code  # 128 + N for signal N
             if code == SERVER_LOST:
                 _end_orphan(job.process.pid)
+                exit_code = None
             job.process.close()
-            if self.observer.on_end(job, code if code >= 0 else 128 - code) and self.stop is None:
+            if self.observer.on_end(job, exit_code) and self.stop is None:
                 self.waiting.append(job.task)
         self.observer.on_poll(self.running, len(self.waiting))
 
@@ -229,6 +261,8 @@ class Pool:
         for job in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(job.process.pid, number)
+                if hasattr(signal, "SIGCONT"):  # a job that is paused could not handle the signal
+                    os.kill(job.process.pid, signal.SIGCONT)
         deadline = time.monotonic() + MAX_PREPARATION
         while time.monotonic() < deadline and self._take(tasks):
             self._reap(0.0)

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
-from trainkit.core.redaction import replace_secrets
+from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, replace_secrets
 from trainkit.display.jobs import JobView, SilentJobs, end_line, short_cause, start_line
 from trainkit.display.text import count
 from trainkit.runs.directory import Run
@@ -50,11 +52,17 @@ class Recording:
     def on_start(self, job: RunningJob, threads: int) -> None:
         """Record that a job starts."""
         task = job.task
+        remove_secrets(task.directory / "output.log", secrets_of(task.config))  # of an attempt that was killed
         set_aside_failed_run(self.ledger.directory, task.directory)
         self.ledger.append({"event": "started", "job": task.number, "attempt": task.attempts, "threads": threads})
         self.display.print_line(start_line(task.number, task.name, task.attempts))
 
-    def on_end(self, job: RunningJob, exit_code: int) -> bool:
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a job was stopped."""
+        return self.ended["stopped"] > 0
+
+    def on_end(self, job: RunningJob, exit_code: int | None) -> bool:
         """Record how a job ended; return whether to run it again."""
         task = job.task
         remove_secrets(task.directory / "output.log", secrets_of(task.config))
@@ -144,12 +152,24 @@ def reconcile(ledger: Ledger, why: str = "the sweep was killed") -> list[JobReco
 
 
 def failure_lines(jobs: Sequence[JobRecord]) -> list[str]:
-    """Return the list of failed jobs, with cause and log."""
-    failed = [job for job in jobs if job.status == "failed"]
+    """Return the list of the jobs that failed or were stopped, with cause and log."""
     shared = shared_overrides(jobs)
-    lines = [f"{count(len(failed), 'job')} failed:"] if failed else []
-    for job in failed:
-        code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
-        name = " ".join(text for text in job.overrides if text not in shared)
-        lines.append(f"  job {job.number} {name}: {short_cause(job.why)}{code}; log: {display_path(job.log)}")
+    lines = []
+    for status, text in (("failed", "failed:"), ("stopped", "stopped:")):
+        found = [job for job in jobs if job.status == status]
+        lines += [f"{count(len(found), 'job')} {text}"] if found else []
+        for job in found:
+            code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
+            name = " ".join(text for text in job.overrides if text not in shared)
+            lines.append(f"  job {job.number} {name}: {short_cause(job.why)}{code}; log: {display_path(job.log)}")
     return lines
+
+
+def redact_file(path: Path, secrets: set[str]) -> None:
+    """Remove secrets from a YAML file that Hydra wrote. Does nothing if the file does not exist."""
+    if not path.exists():
+        return
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    clean = redact_command_line(redact_by_key(content), secrets | set(find_secrets(content)))
+    if clean != content:
+        path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")

@@ -16,15 +16,16 @@ from trainkit.config.compose import compose_run
 from trainkit.config.jobs import restore_job, typed_hydra
 from trainkit.core.errors import CheckpointError, ConfigError, Problem
 from trainkit.core.paths import display_path
+from trainkit.core.redaction import is_secret
 from trainkit.core.spelling import did_you_mean
 from trainkit.core.terminal import printable
-from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
+from trainkit.runs.recovery import recover_run
 from trainkit.runs.reload import reload_config
 from trainkit.runs.untrusted import read_yaml
 from trainkit.sweeps.grid import LAUNCHER, finish_sweep, recorded
 from trainkit.sweeps.launcher import PoolOptions, run_in_pool
-from trainkit.sweeps.ledger import JobRecord, read_ledger, shared_overrides
+from trainkit.sweeps.ledger import JobRecord, Ledger, read_ledger, shared_overrides
 from trainkit.sweeps.pool import Task
 from trainkit.sweeps.recording import reconcile
 from trainkit.sweeps.resources import measure_capacity
@@ -60,7 +61,7 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
     started = time.monotonic()
     with recorded(directory, overrides, []) as ledger:
         jobs = [job for job in reconcile(ledger) if job.status != "completed"]
-        tasks = _tasks(ledger.directory, jobs, for_jobs)
+        tasks = _tasks(ledger, jobs, for_jobs)
         measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, 1, "cpu")  # refuse wrong values
         if tasks:
             run_in_pool(iter(tasks), len(tasks), options, ledger)
@@ -81,6 +82,8 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             problems.append(Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE"))
         elif key.startswith("hydra.") and not key.startswith("hydra.launcher."):
             problems.append(Problem(f"{text}: a resumed sweep keeps this key", "remove it"))
+        elif is_secret(key.rpartition(".")[2]):  # a saved config does not contain it, so it is given again
+            continue
         elif is_allowed(key, KEPT_KEYS) or not (key.startswith("hydra.") or is_allowed(key, FREE_KEYS)):
             hint = "add values with the command that started the sweep and hydra.sweep.dir=DIR, or resume a single job"
             problems.append(Problem(f"{text}: the jobs of a sweep keep their {key}", hint))
@@ -111,20 +114,24 @@ def _sweep_options(overrides: Sequence[str]) -> tuple[PoolOptions, Any]:
     return options, settings.report
 
 
-def _tasks(sweep: Path, jobs: Sequence[JobRecord], overrides: Sequence[str]) -> list[Task]:
-    """Return a task for each job, with its saved config.
+def _tasks(ledger: Ledger, jobs: Sequence[JobRecord], overrides: Sequence[str]) -> list[Task]:
+    """Return a task for each job, with its saved config. A job with a damaged file is recorded as failed.
 
     Raises:
         ConfigError: everything that is wrong with the configs.
-        CheckpointError: a file of a job is damaged.
+        CheckpointError: all jobs have a damaged file.
     """
     problems: list[Problem] = []
+    damaged: dict[int, CheckpointError] = {}
     tasks = []
     typed = typed_hydra()
     shared = shared_overrides(jobs)
     for job in jobs:
         try:
-            config = _saved_config(sweep, job, overrides, typed)
+            config = _saved_config(ledger.directory, job, overrides, typed)
+        except CheckpointError as error:
+            damaged[job.number] = error
+            continue
         except ConfigError as error:
             problems += [replace(p, cause=f"job {job.number}: {p.cause}") for p in error.problems]
             continue
@@ -132,14 +139,18 @@ def _tasks(sweep: Path, jobs: Sequence[JobRecord], overrides: Sequence[str]) -> 
         tasks.append(Task(job.number, name, job.directory, config, job.threads))
     if problems:
         raise ConfigError(*problems)
+    if damaged and not tasks:
+        raise next(iter(damaged.values()))
+    for number, damage in damaged.items():
+        print(f"job {number} cannot be resumed:\n{damage}", file=sys.stderr)
+        outcome = {"status": "failed", "exit_code": damage.exit_code, "why": damage.problems[0].cause}
+        ledger.append({"event": "ended", "job": number, **outcome, "seconds": 0.0})
     return tasks
 
 
 def _saved_config(sweep: Path, job: JobRecord, overrides: Sequence[str], typed: DictConfig) -> DictConfig:
     """Return the saved config of a job with overrides, and with Hydra's node."""
-    run = Run(job.directory)
-    run.info = {"folder": None}
-    config = reload_config(run, overrides).settings.source
+    config = reload_config(recover_run(job.directory), overrides).settings.source
     path = job.directory / ".hydra" / "hydra.yaml"
     try:
         restored = restore_job(config, typed, read_yaml(path))
