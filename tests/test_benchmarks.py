@@ -60,16 +60,3 @@ def test_the_comparison_of_runs_is_timed() -> None:
     first, second = done.stdout.splitlines()
     assert first.startswith("trainkit compare runs: 10 runs in ")
     assert second.startswith("trainkit compare runs --json: 10 runs in ")
-
-
-def test_a_killed_sweep_ends_with_the_bits_of_an_unbroken_one() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sweep_kills", "--sweeps", "1", "--seed", "3"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 wrong" in done.stdout

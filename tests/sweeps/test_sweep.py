@@ -284,6 +284,7 @@ def test_another_launcher_keeps_the_ledger_too(own: Path, forks: Forks) -> None:
     assert "retries need trainkit's launcher" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_resume_write_a_report_if_the_config_asks_for_it(own: Path, forks: Forks) -> None:
     process = forks.start("-m", *BASE, "+model.fault=none,raise", "epochs=4", "report=on", cwd=own)
     assert process.wait() == 10, process.stderr
@@ -348,6 +349,7 @@ def test_a_wrong_directory_of_jobs_is_refused_before_a_job_starts(
     assert json.loads((own / "S/summary.json").read_text())["exit_code"] == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_if_stdin_is_closed(own: Path) -> None:
     command = f"{SCRIPT} -m {' '.join(BASE)} lr=0.1,0.2 epochs=1 <&-"
     done = subprocess.run(["bash", "-c", command], cwd=own, capture_output=True, text=True)
