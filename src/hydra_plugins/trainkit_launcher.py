@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 
 
 class TrainkitLauncher(Launcher):
-    """Runs each job of a sweep in a process of its own, and records the jobs in a ledger; see `trainkit.sweeps`.
+    """Runs each job of a sweep in a separate process, and records the jobs in a ledger; see `trainkit.sweeps`.
 
     Args:
         n_jobs: the maximum number of jobs at a time, or `auto`: as many as the machine carries.

@@ -20,7 +20,7 @@ def check_interpolations(config: DictConfig) -> None:
     """Raise `CheckpointError` if the interpolations of a saved config resolve to much more than a config contains.
 
     `a1: ${a0}${a0}`, `a2: ${a1}${a1}` and so on double the size with each line. This resolves every value. A value
-    that cannot be resolved is no error here.
+    that cannot be resolved is not an error here.
     """
     with _Budget() as budget:
         budget.resolve_all(config, 0)

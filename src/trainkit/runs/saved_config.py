@@ -71,7 +71,7 @@ def _leaves_of(text: str) -> tuple[Leaf, ...]:
     """Return the leaves of a YAML mapping.
 
     Raises:
-        ValueError: the text is no mapping, or larger than a config; `yaml.YAMLError` if it is not YAML.
+        ValueError: the text is not a mapping, or larger than a config; `yaml.YAMLError` if it is not YAML.
     """
     check_yaml(text)
     node = yaml.load(text, Loader=YamlLoader)  # a safe loader

@@ -22,7 +22,7 @@ from trainkit.runs.untrusted import is_number, read_info, read_overrides
 from trainkit.sweeps.axes import Axis, find_axes
 from trainkit.sweeps.ledger import JobRecord, is_sweep, read_ledger
 
-NOT_METRICS = {"metric", "mode", "value", "epoch", "step"}  # entries of the best epoch that are no metrics
+NOT_METRICS = {"metric", "mode", "value", "epoch", "step"}  # entries of the best epoch that are not metrics
 ATTEMPTS = "attempts"  # the folder of a sweep with the failed attempts of its jobs
 NO_EPOCH = "no epoch with a finite monitored value has ended"
 MAX_DEPTH = 32  # folders below a path

@@ -41,7 +41,7 @@ LAUNCHER = "hydra_plugins.trainkit_launcher.TrainkitLauncher"
 
 
 def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = None) -> int:
-    """Train each combination of values, each in a process of its own, and print a comparison, best first.
+    """Train each combination of values in a separate process, and print a comparison, best first.
 
     In the directory of an earlier sweep, only the jobs that are not completed run.
 

@@ -101,6 +101,7 @@ def start_server(libraries: Sequence[str] = ()) -> None:
     try:
         with delay_signals():  # the server never handles signals, so that it outlives a Ctrl-C
             forkserver.ensure_running()
+        atexit.unregister(_end_server)  # this may be a second call
         atexit.register(_end_server)
     finally:
         if before is None:
@@ -186,7 +187,7 @@ class Pool:
         """Run tasks; return when all have ended.
 
         Args:
-            tasks: the next task is taken while earlier ones run, so that the first starts soon.
+            tasks: read lazily, so the first job starts before the last task is prepared.
 
         Raises:
             Stopped: a signal arrived. It was sent to all jobs, and they have ended.
