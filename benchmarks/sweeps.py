@@ -59,6 +59,7 @@ def race(folder: Path, repeats: int, baseline: str | None) -> None:
                 seconds[index] = pair[index]()
             own.append(seconds[0])
             ratios.append(seconds[0] / seconds[1])
+            print(f"{name}: {seconds[0]:.1f} s, {seconds[1]:.1f} s by the basic launcher", file=sys.stderr, flush=True)
         shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         rows.append([name, f"{statistics.median(own):.1f} s", f"{statistics.median(ratios):.2f}", shown])
     print(markdown_table(["sweep", "trainkit's launcher", "ratio to the basic launcher", "each"], rows))

@@ -287,6 +287,14 @@ def test_flags_of_hydra_work(trainkit: Command, tmp_path: Path) -> None:
     assert "optim=adam" in completion.stdout.split(), completion.stderr
 
 
+def test_the_help_of_a_command_shows_its_usage_and_its_flags(trainkit: Command) -> None:
+    text = trainkit("compare", "--help").stdout
+    assert text.startswith("usage: trainkit compare PATH...")
+    assert "--plot FILE" in text
+    assert "--kills" not in text
+    assert "optim:" not in text
+
+
 def test_help_lists_commands_choices_keys_and_flags(trainkit: Command) -> None:
     text = trainkit("--help").stdout
     for words in (

@@ -86,26 +86,28 @@ def started_after(folder: Path, events: int) -> list[int]:
 
 
 def test_faulty_jobs_touch_no_other_job_and_a_resume_runs_exactly_those(own: Path, forks: Forks) -> None:
-    process = forks.start("-m", *BASE, "+model.fault=none,raise,exit,wait", "epochs=4", cwd=own)
-    until(lambda: len(jobs_of(own)) == 4)
+    names = ["none", "raise", "exit", "wait", *(f"none{number}" for number in range(6))]
+    process = forks.start("-m", *BASE, f"+model.fault={','.join(names)}", "epochs=4", cwd=own)
+    until(lambda: len(jobs_of(own)) == 10)
     waiting = jobs_of(own)[3].directory  # the job waits in its second epoch until it is killed from outside
     until(lambda: len(History(waiting / "history.jsonl").rows) == 1, timeout=120)
     process.kill(json.loads((waiting / "run.json").read_text())["pid"], signal.SIGKILL)
     assert process.wait() == 10, process.stderr
-    assert [job.status for job in jobs_of(own)] == ["completed", *["failed"] * 3]
-    assert [job.exit_code for job in jobs_of(own)] == [0, 1, 0, 137]
+    assert [job.status for job in jobs_of(own)] == ["completed", *["failed"] * 3, *["completed"] * 6]
+    assert [job.exit_code for job in jobs_of(own)][:4] == [0, 1, 0, 137]
     summary = json.loads((own / "S/summary.json").read_text())
-    assert (summary["exit_code"], summary["counts"]) == (10, {"completed": 1, "failed": 3})
+    assert (summary["exit_code"], summary["counts"]) == (10, {"completed": 7, "failed": 3})
     assert "3 jobs failed" in process.stderr
     assert "ValueError: broken on purpose (exit code 1); log: S/1/output.log" in process.stderr
     assert "killed by SIGKILL" in process.stderr
     assert "broken on purpose" in (own / "S/1/output.log").read_text()
 
     (own / "repaired").touch()
-    before, events = files_of(own / "S/0"), len(events_of(own))
+    finished = [own / "S" / str(number) for number in (0, *range(4, 10))]
+    before, events = [files_of(directory) for directory in finished], len(events_of(own))
     forks.run("resume", "S", cwd=own)
     assert sorted(started_after(own, events)) == [1, 2, 3]
-    assert files_of(own / "S/0") == before
+    assert [files_of(directory) for directory in finished] == before
     assert all(job.status == "completed" for job in jobs_of(own))
     assert json.loads((own / "S/summary.json").read_text())["exit_code"] == 0
     for job in jobs_of(own)[1:]:  # whatever happened, the bits are those of the job without a fault
@@ -113,7 +115,7 @@ def test_faulty_jobs_touch_no_other_job_and_a_resume_runs_exactly_those(own: Pat
     assert (own / "S/attempts/1-1/run.json").exists()
 
     done = forks.run("resume", "S", cwd=own)
-    assert len(done.stdout.splitlines()) == 6  # the table of a finished sweep
+    assert len(done.stdout.splitlines()) == 12  # the table of a finished sweep
     assert started_after(own, events)[3:] == []
 
 

@@ -27,6 +27,20 @@ def help_text() -> str:
     )
 
 
+def command_help(name: str) -> str:
+    """Return what a command does, its usage and its flags."""
+    usage = USAGES.get(name, "[KEY=VALUE ...]")
+    flags = {flag: text for flag, text in COMMAND_FLAGS.items() if name in text.partition(":")[0].split(", ")}
+    lines = [f"usage: trainkit {name} {usage}", "", *textwrap.wrap(_commands()[name], LINE_WIDTH)]
+    lines += _format_section("flags", flags) if flags else []
+    return "\n".join([*lines, "", "trainkit --help lists all commands, keys and choices."])
+
+
+USAGES = {
+    "compare": "PATH... [FLAGS]      PATH is a run, a sweep, a folder that holds them, or the word last",
+    "report": "PATH [--json]      PATH is a run, a sweep, or the word last",
+    "resume": "RUN [KEY=VALUE ...]      RUN is the directory of a run or a sweep, or the word last",
+}
 FLAGS = {
     "-m, --multirun": "train every combination of values: -m optim=sgd,adam seed=0,1,2",
     "-c, --cfg job": "show the composed config without training (--resolve: resolve interpolations)",

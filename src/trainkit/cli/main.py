@@ -42,9 +42,9 @@ def dispatch(argv: list[str]) -> int:
             f"{argv[0]}: neither a command nor KEY=VALUE", hint=f"{hint}; trainkit --help lists commands and keys"
         )
     if {"--help", "-h"} & set(rest):
-        from trainkit.cli.help import help_text
+        from trainkit.cli.help import command_help, help_text
 
-        print(help_text())
+        print(command_help(name) if argv[0] == name else help_text())
         return 0
     if "--version" in rest:
         from trainkit import __version__

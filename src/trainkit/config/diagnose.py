@@ -26,6 +26,8 @@ from trainkit.core.spelling import did_you_mean, nearest
 # itself.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
 
+LAUNCHER_KEYS = ("n_jobs", "jobs_per_gpu")  # of trainkit's launcher
+
 
 def diagnose(
     loader: ConfigLoaderImpl, overrides: Iterable[str], error: Exception
@@ -76,6 +78,8 @@ def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override
         hint = f"write {text.lstrip('+')}" if override.is_add() else f"to add them write +{text}"
         cause = "the key exists already" if override.is_add() else f"{key} lacks some of these keys"
         return Problem(f"{text}: {cause}", hint)
+    if key in LAUNCHER_KEYS:
+        return Problem(f"{text}: the key {key!r} does not exist", f"write hydra.launcher.{text.lstrip('+')}")
     siblings = OmegaConf.select(config, parent) if parent else config
     inside = [str(k) for k in siblings if k != "hydra"] if isinstance(siblings, DictConfig) else []
     close = nearest(leaf, inside)

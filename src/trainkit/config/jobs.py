@@ -50,7 +50,7 @@ class ComposedJob:
         except OmegaConfBaseException as error:
             raise ValueError(str(error).partition("\n")[0]) from error
 
-    def placed(self, sweep: Path, name: str) -> DictConfig:
+    def with_directory(self, sweep: Path, name: str) -> DictConfig:
         """Return the config with Hydra's node for the process of the job.
 
         Args:

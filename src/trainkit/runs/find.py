@@ -36,7 +36,10 @@ def find_run(name: str) -> Path:
     if inside:
         hint = f"to train one of them longer: trainkit resume {shlex.quote(display_path(inside[0]))} epochs=N"
         raise ConfigError(f"{directory} holds several runs, and all that started are finished", hint=hint)
-    raise ConfigError(f"{directory} does not hold a run: no training started there", hint="start a run: trainkit …")
+    below = [file.parent for depth in ("*", "*/*", "*/*/*") for file in directory.glob(f"{depth}/sweep.jsonl")]
+    below = below or [file.parent for file in directory.glob("*/*/run.json")]
+    hint = f"the newest there is {display_path(max(below))}" if below else "start a run: trainkit …"
+    raise ConfigError(f"{directory} does not hold a run: no training started there", hint=hint)
 
 
 def _status(directory: Path) -> Any:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def train_job(config: DictConfig, config_dir: str | None = None, *, prepared: bo
     Args:
         config: of the job.
         config_dir: a folder of configs besides ./conf.
-        prepared: the arguments of replaced `_target_`s are dropped already.
+        prepared: the config was composed by `compose_job`, which drops the arguments of replaced `_target_`s.
 
     Raises:
         TrainkitError: with a clear message.
@@ -70,50 +69,42 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class JobProcess:
-    """What the process of a job needs. Calling it runs the job and ends the process with its exit code.
+def run_job_process(config: DictConfig, threads: int, gpu: str | None, log: Path) -> None:
+    """Run a job in this process, and end the process with the exit code of the job.
 
-    Attributes:
+    Args:
         config: with Hydra's node.
         threads: of torch.
         gpu: the only CUDA device of the job; None: all devices.
         log: the file for its output.
     """
+    redirect_output(log)
+    stop_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)  # of child processes
+    torch.set_num_threads(threads)
+    sys.exit(run_to_exit_code(lambda: _run(config), task_overrides(config)))
 
-    config: DictConfig
-    threads: int
-    gpu: str | None
-    log: Path
 
-    def __call__(self) -> None:
-        """Run the job."""
-        redirect_output(self.log)
-        stop_with_parent()
-        if self.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)  # of child processes
-        torch.set_num_threads(self.threads)
-        sys.exit(run_to_exit_code(self._run, task_overrides(self.config)))
-
-    def _run(self) -> int:
-        if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        version.setbase("1.3")  # jobs stay in the working directory
-        setup_globals()
-        context = HydraContext(config_loader=None, callbacks=Callbacks(self.config))  # type: ignore[arg-type]
-        done = run_job(
-            hydra_context=context,
-            task_function=lambda config: train_job(config, prepared=True),
-            config=self.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            configure_logging=False,
-        )
-        if done.status is not JobStatus.COMPLETED:
-            raise done._return_value
-        print(printable_lines(result_lines(done.return_value)))
-        return 0
+def _run(config: DictConfig) -> int:
+    """Run a job as Hydra does; return its exit code."""
+    if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    version.setbase("1.3")  # jobs stay in the working directory
+    setup_globals()
+    done = run_job(
+        hydra_context=HydraContext(config_loader=None, callbacks=Callbacks(config)),  # type: ignore[arg-type]
+        task_function=lambda config: train_job(config, prepared=True),
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        configure_logging=False,
+    )
+    if done.status is not JobStatus.COMPLETED:
+        raise done._return_value
+    print(printable_lines(result_lines(done.return_value)))
+    return 0
 
 
 def redirect_output(log: Path) -> None:

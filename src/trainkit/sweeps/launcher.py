@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,16 @@ from trainkit.config.jobs import ComposedJob, compose_job, task_overrides
 from trainkit.core.errors import ConfigError, Problem
 from trainkit.core.paths import storage_error
 from trainkit.core.redaction import redact_command_line
-from trainkit.display.jobs import make_job_display
 from trainkit.display.text import count
 from trainkit.runs.directory import Run
 from trainkit.runs.identity import config_hash
 from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.ledger import JobRecord, Ledger
+from trainkit.sweeps.local import LocalOptions, run_on_this_machine
 from trainkit.sweeps.outcome import find_outcome
-from trainkit.sweeps.pool import Pool, Task
-from trainkit.sweeps.recording import Recording, reconcile, redact_file, set_aside_failed_run
-from trainkit.sweeps.resources import measure_capacity
+from trainkit.sweeps.pool import Task
+from trainkit.sweeps.recording import record_missing_ends, set_aside_failed_run
+from trainkit.sweeps.secret_files import redact_yaml
 
 
 def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -41,16 +40,16 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
     setup_globals()
     config: DictConfig = plugin.config
     ledger = Ledger(Path(config.hydra.sweep.dir))
-    redact_file(ledger.directory / "multirun.yaml", secrets_of(config))
+    redact_yaml(ledger.directory / "multirun.yaml", secrets_of(config))
     if config.fail_fast and _has_failure(ledger):  # in an earlier batch of the sweeper
         return []
-    known = {record.config_hash: record for record in reconcile(ledger)}
+    known = {record.config_hash: record for record in record_missing_ends(ledger)}
     jobs = Jobs(plugin.hydra_context.config_loader, config, ledger, known, list(map(list, job_overrides)))
     if plugin.runner is None:
-        options = PoolOptions(
+        options = LocalOptions(
             config.hydra.launcher, str(config.device), str(config.progress), config.retries, config.fail_fast is True
         )
-        run_in_pool(jobs.tasks(), len(job_overrides), options, ledger)
+        run_on_this_machine(jobs.tasks(), len(job_overrides), options, ledger)
     else:
         _run_with(plugin, jobs, first)
     records = {record.config_hash: record for record in ledger.read()}
@@ -63,55 +62,6 @@ def _has_failure(ledger: Ledger) -> bool:
     """Return whether a job of this command has failed."""
     started = ledger.last_command().started
     return any(job.status == "failed" and job.number in started for job in ledger.read())
-
-
-@dataclass(frozen=True)
-class PoolOptions:
-    """How the jobs run on this machine.
-
-    Attributes:
-        launcher: the config of the launcher: `n_jobs` and `jobs_per_gpu`.
-        device: the config key of the jobs.
-        progress: the config key.
-        retries: how many times to run a failed job again.
-        fail_fast: stop at the first failed job.
-    """
-
-    launcher: DictConfig
-    device: str
-    progress: str
-    retries: int
-    fail_fast: bool
-
-
-def run_in_pool(tasks: Iterator[Task], number: int, options: PoolOptions, ledger: Ledger) -> None:
-    """Run tasks in processes of this machine.
-
-    Args:
-        tasks: the jobs.
-        number: of jobs, at most.
-        options: how they run.
-        ledger: of the sweep.
-
-    Raises:
-        ConfigError: an option is wrong.
-        Stopped: a signal stopped the jobs.
-    """
-    capacity = measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, number, options.device)
-    with make_job_display(options.progress) as display:
-        recording = Recording(ledger, display, retries=options.retries, fail_fast=options.fail_fast)
-        Pool(capacity, make_target, recording).run(tasks)
-
-
-def make_target(task: Task, threads: int, gpu: str | None) -> Any:
-    """Return what the process of a job calls. The process imports torch, and this one does not."""
-    return partial(_run_job, task.config, threads, gpu, task.directory / "output.log")
-
-
-def _run_job(config: DictConfig, threads: int, gpu: str | None, log: Path) -> None:
-    from trainkit.sweeps.job import JobProcess
-
-    JobProcess(config, threads, gpu, log)()
 
 
 @dataclass
@@ -142,22 +92,22 @@ class Jobs:
             StorageError: the directory of a job cannot be written.
         """
         shared = set.intersection(*map(set, self.overrides)) if len(self.overrides) > 1 else set()
-        asked: set[str] = set()
+        seen: set[str] = set()
         self.ledger.append({"event": "expanded", "overrides": self._command(), "jobs": len(self.overrides)})
         for overrides in self.overrides:
             job = compose_job(self.loader, self.config, overrides)
             digest = config_hash(job.config)
             self.hashes.append(digest)
             record = self.known.get(digest)
-            if digest in asked or (record is not None and record.status == "completed"):
+            if digest in seen or (record is not None and record.status == "completed"):
                 continue
-            asked.add(digest)
+            seen.add(digest)
             if record is None:
                 record = self._queue(digest, job)
             else:
                 job.set_number(record.number)
             name = " ".join(text for text in record.overrides if text not in shared)
-            config = job.placed(self.ledger.directory, self.ledger.name_of(record))
+            config = job.with_directory(self.ledger.directory, self.ledger.name_of(record))
             yield Task(record.number, name, record.directory, config, record.threads)
         repeated = len(self.hashes) - len(set(self.hashes))
         if repeated:
@@ -217,7 +167,7 @@ def _run_with(plugin: Any, jobs: Jobs, first: int) -> None:
     for task in tasks:
         set_aside_failed_run(jobs.ledger.directory, task.directory)
     jobs.ledger.append(*({"event": "started", "job": task.number, "attempt": 1} for task in tasks))
-    asked = [
+    job_overrides = [
         [
             *overrides_of[hashes[task.number]],
             f"hydra.sweep.subdir='{task.directory.relative_to(jobs.ledger.directory)}'",
@@ -225,9 +175,9 @@ def _run_with(plugin: Any, jobs: Jobs, first: int) -> None:
         for task in tasks
     ]
     try:
-        returns: list[JobReturn] = inner.launch(asked, first) if asked else []  # type: ignore[attr-defined]
+        returns: list[JobReturn] = inner.launch(job_overrides, first) if job_overrides else []  # type: ignore[attr-defined]
     except BaseException as error:  # there are no exit codes, so the files of the runs say how the jobs ended
-        reconcile(jobs.ledger, "the launcher stopped before the job ended")
+        record_missing_ends(jobs.ledger, "the launcher stopped before the job ended")
         has_begun = any((task.directory / "run.json").exists() for task in tasks)
         if not has_begun or not isinstance(error, Exception):
             raise

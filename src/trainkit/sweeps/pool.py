@@ -27,6 +27,7 @@ from trainkit.sweeps.resources import Capacity, MemoryGuard
 PRELOAD = "trainkit.sweeps.preload"
 POLL = 0.2  # seconds between two looks at the running jobs
 MAX_PREPARATION = 10.0  # seconds for preparing the other jobs while a sweep stops
+MAX_SAVING = 60.0  # seconds for a job to save after its server was killed; then the job is killed
 SERVER_LOST = 255  # the exit code that multiprocessing gives to a process whose server has ended
 
 
@@ -57,7 +58,7 @@ class RunningJob:
 
     task: Task
     process: Any
-    slot: str | None
+    gpu: str | None  # the only CUDA device of the job; None: all devices
     started: float = field(default_factory=time.monotonic)
 
 
@@ -226,11 +227,11 @@ class Pool:
             self._start(self.waiting.popleft())
 
     def _start(self, task: Task) -> None:
-        slot = self.free.pop(0)
+        gpu = self.free.pop(0)
         threads = task.threads or self.capacity.threads
         task.attempts += 1
-        process = self.context.Process(target=self.make_target(task, threads, slot), name=f"job {task.number}")
-        job = RunningJob(task, process, slot)
+        process = self.context.Process(target=self.make_target(task, threads, gpu), name=f"job {task.number}")
+        job = RunningJob(task, process, gpu)
         self.observer.on_start(job, threads)
         with delay_signals():  # a process that is half started could not be stopped
             _start_process(process)
@@ -242,7 +243,7 @@ class Pool:
         connection.wait([job.process.sentinel for job in self.running], timeout)
         for job in [job for job in self.running if job.process.exitcode is not None]:
             self.running.remove(job)
-            self.free.append(job.slot)
+            self.free.append(job.gpu)
             code = job.process.exitcode
             exit_code = code if code >= 0 else 128 - code  # 128 + N for signal N
             if code == SERVER_LOST:
@@ -273,8 +274,9 @@ class Pool:
 
 def _end_orphan(pid: int) -> None:
     """Stop a job whose server was killed, and wait for its end: nobody else would notice the job."""
+    deadline = time.monotonic() + MAX_SAVING
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)
         while True:
             time.sleep(POLL)
-            os.kill(pid, 0)
+            os.kill(pid, 0 if time.monotonic() < deadline else signal.SIGKILL)

@@ -7,23 +7,18 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
-from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, replace_secrets
-from trainkit.display.jobs import JobView, SilentJobs, end_line, short_cause, start_line
-from trainkit.display.text import count
+from trainkit.display.jobs import JobView, SilentJobs, end_line, start_line
 from trainkit.runs.directory import Run
 from trainkit.runs.history import History
 from trainkit.runs.secrets import secrets_of
-from trainkit.sweeps.ledger import JobRecord, Ledger, shared_overrides
+from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import RunningJob
+from trainkit.sweeps.secret_files import redact_log
 
 REFRESH = 0.5  # seconds between two reads of the histories
 
@@ -52,7 +47,7 @@ class Recording:
     def on_start(self, job: RunningJob, threads: int) -> None:
         """Record that a job starts."""
         task = job.task
-        remove_secrets(task.directory / "output.log", secrets_of(task.config))  # of an attempt that was killed
+        redact_log(task.directory / "output.log", secrets_of(task.config))  # of an attempt that was killed
         set_aside_failed_run(self.ledger.directory, task.directory)
         self.ledger.append({"event": "started", "job": task.number, "attempt": task.attempts, "threads": threads})
         self.display.print_line(start_line(task.number, task.name, task.attempts))
@@ -65,7 +60,7 @@ class Recording:
     def on_end(self, job: RunningJob, exit_code: int | None) -> bool:
         """Record how a job ended; return whether to run it again."""
         task = job.task
-        remove_secrets(task.directory / "output.log", secrets_of(task.config))
+        redact_log(task.directory / "output.log", secrets_of(task.config))
         outcome = find_outcome(task.directory, exit_code)
         seconds = round(time.monotonic() - job.started, 3)
         self.ledger.append({"event": "ended", "job": task.number, **outcome, "seconds": seconds})
@@ -121,17 +116,6 @@ def set_aside_failed_run(sweep: Path, directory: Path) -> None:
         (directory / ".hydra" / file.name).write_bytes(file.read_bytes())
 
 
-def remove_secrets(log: Path, secrets: set[str]) -> None:
-    """Remove secrets from the output of a job, where errors of user code may have put them."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # the job ended before it printed anything
-        return
-    clean = replace_secrets(text, secrets, short=True)
-    if clean != text:
-        atomic_write(log, lambda file: file.write(clean.encode("utf-8", "surrogateescape")))
-
-
 def has_failed(directory: Path) -> bool:
     """Return whether `run.json` says that the training failed."""
     try:
@@ -140,7 +124,7 @@ def has_failed(directory: Path) -> bool:
         return False
 
 
-def reconcile(ledger: Ledger, why: str = "the sweep was killed") -> list[JobRecord]:
+def record_missing_ends(ledger: Ledger, why: str = "the sweep was killed") -> list[JobRecord]:
     """Record how jobs ended whose end the ledger lacks, because something else ended first; return all jobs."""
     for job in ledger.read():
         if job.status == "running":
@@ -149,27 +133,3 @@ def reconcile(ledger: Ledger, why: str = "the sweep was killed") -> list[JobReco
                 outcome |= {"status": "stopped", "why": why}
             ledger.append({"event": "ended", "job": job.number, **outcome, "seconds": 0.0})
     return ledger.read()
-
-
-def failure_lines(jobs: Sequence[JobRecord]) -> list[str]:
-    """Return the list of the jobs that failed or were stopped, with cause and log."""
-    shared = shared_overrides(jobs)
-    lines = []
-    for status, text in (("failed", "failed:"), ("stopped", "stopped:")):
-        found = [job for job in jobs if job.status == status]
-        lines += [f"{count(len(found), 'job')} {text}"] if found else []
-        for job in found:
-            code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
-            name = " ".join(text for text in job.overrides if text not in shared)
-            lines.append(f"  job {job.number} {name}: {short_cause(job.why)}{code}; log: {display_path(job.log)}")
-    return lines
-
-
-def redact_file(path: Path, secrets: set[str]) -> None:
-    """Remove secrets from a YAML file that Hydra wrote. Does nothing if the file does not exist."""
-    if not path.exists():
-        return
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    clean = redact_command_line(redact_by_key(content), secrets | set(find_secrets(content)))
-    if clean != content:
-        path.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")

@@ -23,11 +23,12 @@ from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
 from trainkit.runs.recovery import recover_run
 from trainkit.runs.reload import reload_config
 from trainkit.runs.untrusted import read_yaml
-from trainkit.sweeps.grid import LAUNCHER, finish_sweep, recorded
-from trainkit.sweeps.launcher import PoolOptions, run_in_pool
+from trainkit.sweeps.grid import LAUNCHER
 from trainkit.sweeps.ledger import JobRecord, Ledger, read_ledger, shared_overrides
+from trainkit.sweeps.lifecycle import finish_sweep, open_sweep
+from trainkit.sweeps.local import LocalOptions, run_on_this_machine
 from trainkit.sweeps.pool import Task
-from trainkit.sweeps.recording import reconcile
+from trainkit.sweeps.recording import record_missing_ends
 from trainkit.sweeps.resources import measure_capacity
 
 SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
@@ -59,12 +60,12 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
     if not read_ledger(directory):
         raise ConfigError(f"{directory}: the sweep was stopped before its first job", hint="repeat its command")
     started = time.monotonic()
-    with recorded(directory, overrides, []) as ledger:
-        jobs = [job for job in reconcile(ledger) if job.status != "completed"]
+    with open_sweep(directory, overrides, []) as ledger:
+        jobs = [job for job in record_missing_ends(ledger) if job.status != "completed"]
         tasks = _tasks(ledger, jobs, for_jobs)
         measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, 1, "cpu")  # refuse wrong values
         if tasks:
-            run_in_pool(iter(tasks), len(tasks), options, ledger)
+            run_on_this_machine(iter(tasks), len(tasks), options, ledger)
     code = finish_sweep(ledger, {job.number for job in ledger.read()}, report, started)
     unqueued = ledger.find_unqueued()
     if unqueued is not None:
@@ -91,7 +92,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         raise ConfigError(*problems)
 
 
-def _sweep_options(overrides: Sequence[str]) -> tuple[PoolOptions, Any]:
+def _sweep_options(overrides: Sequence[str]) -> tuple[LocalOptions, Any]:
     """Return the options that apply to the sweep, and the key `report`.
 
     Raises:
@@ -108,7 +109,7 @@ def _sweep_options(overrides: Sequence[str]) -> tuple[PoolOptions, Any]:
             f"hydra.launcher: resume runs the jobs on this machine, with {' and '.join(known)}", hint=hint
         )
     settings = composed.settings
-    options = PoolOptions(
+    options = LocalOptions(
         launcher, settings.device, settings.progress, settings.retries, fail_fast=settings.fail_fast is True
     )
     return options, settings.report
@@ -156,4 +157,4 @@ def _saved_config(sweep: Path, job: JobRecord, overrides: Sequence[str], typed: 
         restored = restore_job(config, typed, read_yaml(path))
     except (FileNotFoundError, ValueError) as error:
         raise CheckpointError(f"{path} is missing or damaged", hint="repeat the command of the sweep") from error
-    return restored.placed(sweep, str(job.directory.relative_to(sweep)))
+    return restored.with_directory(sweep, str(job.directory.relative_to(sweep)))
