@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from trainkit.build.instantiate import call_target
+from trainkit.config.schema import SAMPLERS
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.data.augment import Augment
+from trainkit.data.batch_order import EpochOrder
 from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.sample_errors import explain_sample_error
-from trainkit.data.split import count_classes, split
+from trainkit.data.samplers import make_order, order_of_sampler
+from trainkit.data.split import count_classes, split, take_fold
 from trainkit.data.store import Store
 from trainkit.losses import FLOAT_TARGET_LOSSES, MODULES
 
@@ -98,6 +103,11 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
                 raise empty_error(name)
         held_out = True
         notes[0] += f"; {len(val):,} of these samples are held out for validation"
+    elif settings.data.folds is not None and settings.data.fold is not None:
+        train, val = take_fold(train, settings.data.folds, settings.data.fold)
+        held_out = True
+        which = f"fold {settings.data.fold} of {settings.data.folds}"
+        notes[0] += f"; {len(val):,} of these samples, {which}, are held out for validation"
     classes = settings.data.classes or count_classes(train_set)
     return Stores(train, val, classes, held_out, notes)
 
@@ -166,16 +176,48 @@ def empty_error(part: str) -> DataError:
 
 
 def build_loader(settings: Settings, store: Store, device: torch.device, *, train: bool) -> Loader:
-    """Build the loader of a store. The run's seed shuffles only the training samples."""
-    return make_loader(
+    """Build the loader of a store. The run's seed and the keys of the order are for the training samples only.
+
+    Raises:
+        ConfigError: the sampler is wrong, or `data.drop_last` leaves no batch.
+    """
+    data, size = settings.data, settings.batch_size
+    loader = make_loader(
         store,
         build_prepare(settings, device, train=train),
-        batch_size=settings.batch_size,
+        batch_size=size if train else settings.val_batch_size,
         seed=settings.seed if train else None,
-        num_workers=settings.data.num_workers,
+        num_workers=data.num_workers,
         limit_batches=settings.limit_batches,
-        skip=settings.data.on_unreadable == "skip",
+        limit_batch_size=size,  # val_batch_size is part of the machine, and must not choose the samples
+        skip=data.on_unreadable == "skip",
+        order=build_order(settings, store.dataset) if train else None,
+        drop_last=train and bool(data.drop_last),
     )
+    if not len(loader):
+        cause = f"data.drop_last: the {len(store)} training samples do not fill a batch of {size}"
+        raise ConfigError(cause, hint="lower batch_size, or write data.drop_last=off")
+    return loader
+
+
+def build_order(settings: Settings, dataset: Any) -> EpochOrder | None:
+    """Build the order of the training samples that `data.sampler` or `data.shuffle` asks for; None: a permutation."""
+    sampler, samples = settings.data.sampler, len(dataset)
+    if sampler is None:
+        return None if settings.data.shuffle else lambda _: torch.arange(samples)
+    if sampler in SAMPLERS:
+        return make_order(sampler, dataset, settings.batch_size, settings.seed)
+    node = sampler if isinstance(sampler, dict) else {"_target_": sampler}
+    given = {"data_source": dataset, "dataset": dataset, "batch_size": settings.batch_size}
+    with suppress(TypeError, ValueError):  # compiled code may have no signature
+        names = inspect.signature(locate(node["_target_"])).parameters
+        given = {name: value for name, value in given.items() if name in names and name not in node}
+    try:
+        return order_of_sampler(call_target(node, "data.sampler", **given), samples, settings.seed)
+    except TrainkitError:
+        raise
+    except Exception as error:
+        raise UserCodeError("data.sampler", error) from error
 
 
 def build_prepare(settings: Settings, device: torch.device, *, train: bool) -> Prepare:

@@ -22,6 +22,7 @@ from trainkit.config.consistency import (
     find_missing_targets,
     is_off,
 )
+from trainkit.config.data_keys import find_data_problems
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, options_of
 from trainkit.config.renamed import RENAMED_VALUES, renamed_problem
 from trainkit.config.schema import RootKeys
@@ -44,6 +45,7 @@ def find_problems(config: DictConfig) -> list[Problem]:
         if problem:
             problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.hint))
     problems += [*find_missing_targets(plain), *find_missing_packages(plain), *find_contradictions(plain, raw)]
+    problems += find_data_problems(plain)
     secrets = {*find_secrets(plain), *find_secrets(raw)}
     return list(dict.fromkeys(problem.without(secrets) for problem in problems))
 

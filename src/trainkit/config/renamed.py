@@ -14,7 +14,15 @@ RENAMED_KEYS = {
     "data.on_error": "data.on_unreadable",
     "data.augment.crop": "data.augment.crop_padding",
 }
-NEW_KEYS: dict[str, Any] = {"logger": {}}  # that older versions did not have
+NEW_KEYS: dict[str, Any] = {  # that older versions did not have, with their defaults
+    "logger": {},
+    "val_batch_size": "${batch_size}",
+    "data.folds": None,
+    "data.fold": None,
+    "data.shuffle": True,
+    "data.drop_last": None,
+    "data.sampler": None,
+}
 RENAMED_VALUES = {"data.cache_limit": "auto"}  # key -> the value that was written as off
 
 
@@ -33,7 +41,12 @@ def renamed_problem(key: str, written: str, value: str = "VALUE") -> Problem | N
 
 def upgrade_saved_config(config: DictConfig) -> None:
     """Replace old names of keys, values and modules in the config of a saved run, in place."""
-    plain: Any = {**NEW_KEYS, **OmegaConf.to_container(config, resolve=False)}  # type: ignore[dict-item]
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for key, value in NEW_KEYS.items():
+        section, _, leaf = key.rpartition(".")
+        node = plain.get(section) if section else plain
+        if isinstance(node, dict):
+            node.setdefault(leaf, value)
     for old, new in RENAMED_KEYS.items():
         *above, leaf = old.split(".")
         node = plain
@@ -57,7 +70,8 @@ def upgrade_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
     So a run that an older version saved can be compared and resumed.
     """
-    return {
+    present = {key: value for key, value in NEW_KEYS.items() if value is True}  # a missing key counts as off
+    return present | {
         RENAMED_KEYS.get(key, key): current_target(value) if key.endswith("_target_") else value
         for key, value in fingerprint.items()
     }

@@ -1,4 +1,8 @@
-"""Interpolations of trainkit: `${total_steps:}` and `${steps_per_epoch:}`, known once the data is known."""
+"""Interpolations of trainkit.
+
+`${total_steps:}` and `${steps_per_epoch:}` are known once the data is known. `${without_folds:0.2}` is the default of
+`data.split`, which gives way to `data.folds`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-NAMES = ("total_steps", "steps_per_epoch")
+NAMES = ("total_steps", "steps_per_epoch", "without_folds")
 STEPS_PER_EPOCH = "_steps_per_epoch_"  # the root key that `set_steps_per_epoch` adds
 
 
@@ -50,5 +54,13 @@ def _steps_in_epoch(node: Any, root: Any) -> int | None:
     return steps
 
 
+def _without_folds(value: Any, *, _root_: Any) -> Any:
+    """Return the value, or None if `data.folds` is on."""
+    data = _root_.get("data")
+    folds = data.get("folds") if isinstance(data, DictConfig) else None
+    return value if folds in (None, False, "off") else None
+
+
+OmegaConf.register_new_resolver("without_folds", _without_folds, replace=True)
 OmegaConf.register_new_resolver("total_steps", _total_steps, replace=True)
 OmegaConf.register_new_resolver("steps_per_epoch", _steps_per_epoch, replace=True)

@@ -56,6 +56,7 @@ Count = Annotated[int, Range(minimum=1)]
 Positive = Annotated[float, Range(above=0)]
 Node = dict[str, Any]  # a `_target_` with its arguments, or other keys that trainkit does not define
 UNNAMED = ""
+SAMPLERS = ("balanced", "length_bucketed", "contiguous")  # the short names of `data.sampler`
 METRICS = ("train/loss", "train/loss_sum", "val/loss", "val/accuracy", "grad_norm")  # that trainkit computes
 
 
@@ -113,6 +114,11 @@ class DataSettings:
     train: Node
     val: Node | None
     split: Annotated[float, Range(above=0, below=1)] | None
+    folds: Annotated[int, Range(minimum=2)] | None
+    fold: Annotated[int, Range(minimum=0)] | None
+    shuffle: Literal["on", True] | None
+    drop_last: Literal["on", True] | None
+    sampler: str | Node | None
     classes: Count | None
     normalize: NormalizeSettings | None
     augment: AugmentSettings | None
@@ -146,6 +152,7 @@ class RootKeys:
     lr: Annotated[float, Range(minimum=0)] | None
     epochs: Count
     batch_size: Count
+    val_batch_size: Count
     micro_batch: Count | None
     seed: Annotated[int, Range(minimum=0, below=2**63)]
     device: Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]

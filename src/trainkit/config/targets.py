@@ -174,6 +174,8 @@ def arguments_given_by_trainkit(path: str) -> tuple[str, ...]:
         return ("params",)
     if re.fullmatch(r"scheduler(\.(?!lr_lambda|scale_fn)\w+)?(\.?schedulers(\.\w+|\[\d+\]))*", path):
         return ("optimizer",)
+    if path == "data.sampler":
+        return ("data_source", "dataset", "batch_size")
     return ()
 
 

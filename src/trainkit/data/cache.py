@@ -17,7 +17,8 @@ from trainkit.core.errors import DataError
 from trainkit.core.pytree import leaves, map_tensors, structure_of, tensors_in
 from trainkit.core.signals import delay_signals
 from trainkit.data import disk_cache
-from trainkit.data.loaders import BatchOrder, StreamingLoader
+from trainkit.data.batch_order import BatchOrder
+from trainkit.data.loaders import StreamingLoader
 from trainkit.data.pairs import Pair, map_pair, tensors_in_pair
 from trainkit.data.prepare import Prepare
 from trainkit.data.reading import ReadSamples, SeededReader, collate, name_of

@@ -1,4 +1,4 @@
-"""From a store to batches on the device: the order of an epoch, and the loaders.
+"""From a store to batches on the device.
 
 Tensors are sliced; a streamed store is read through torch's `DataLoader`. Both give the same batches: the order
 depends on (seed, epoch), the random numbers of a sample on (seed, epoch, sample).
@@ -7,7 +7,7 @@ depends on (seed, epoch), the random numbers of a sample on (seed, epoch, sample
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.core.errors import UserCodeError
-from trainkit.core.pytree import batch_size_of, tensors_in
 from trainkit.core.signals import delay_signals
+from trainkit.data.batch_order import BatchOrder, EpochOrder, epoch_order
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
-from trainkit.data.reading import CollatedBatch, SeededReader, collate, epoch_seed, ignore_signals, name_of
+from trainkit.data.reading import CollatedBatch, SeededReader, collate, ignore_signals
 from trainkit.data.sample_errors import explain_sample_error
 from trainkit.data.store import Store
 from trainkit.data.unreadable import (
@@ -30,6 +30,8 @@ from trainkit.data.unreadable import (
     unreadable_sample_error,
     unreadable_set_error,
 )
+
+__all__ = ["Loader", "SlicingLoader", "StreamingLoader", "epoch_order", "make_loader", "take_rows"]
 
 
 class Loader(Protocol):
@@ -71,7 +73,10 @@ def make_loader(
     seed: int | None,
     num_workers: int = 0,
     limit_batches: int | None = None,
+    limit_batch_size: int | None = None,
     skip: bool = False,
+    order: EpochOrder | None = None,
+    drop_last: bool = False,
 ) -> Loader:
     """Return the loader of a store.
 
@@ -82,79 +87,16 @@ def make_loader(
         seed: the seed of the order; None keeps the order of the data set, see `BatchOrder`.
         num_workers: processes that read samples.
         limit_batches: the maximum number of batches in an epoch.
+        limit_batch_size: the size of the batches that the limit counts; None: `batch_size`.
         skip: skip samples that cannot be read.
+        order: the order of an epoch, see `BatchOrder`.
+        drop_last: leave out the last batch if it is smaller.
     """
-    order = BatchOrder(len(store), batch_size, limit_batches, seed)
+    limit = None if limit_batches is None else limit_batches * (limit_batch_size or batch_size)
+    batches = BatchOrder(len(store), batch_size, limit, seed, order, drop_last)
     if store.tensors is not None:
-        return SlicingLoader(store, order, prepare)
-    return StreamingLoader(store.dataset, order, prepare, num_workers, skip=skip, key=store.key)
-
-
-# ----------------------------------------------------------------------------------------- the order
-
-
-def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch: a permutation, (samples,) int64, made from (seed, epoch) alone."""
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
-
-
-@dataclass
-class BatchOrder:
-    """The indices of each batch of an epoch, a batch sampler for `DataLoader`. The loader sets epoch and start.
-
-    Without a seed, samples keep the order of the data set. If `limit` leaves samples out, the epoch is a random
-    sample of the whole set, the same in each epoch and run: data sets are often sorted by class.
-    """
-
-    samples: int
-    batch_size: int
-    limit: int | None
-    seed: int | None
-    epoch: int = 0
-    start: int = 0
-
-    def __len__(self) -> int:
-        count = -(-self.samples // self.batch_size)
-        return count if self.limit is None else min(count, self.limit)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices in self.batches():
-            yield [(self.epoch, index) for index in indices.tolist()]
-
-    def batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Yield the indices of each batch from `start` on, (batch_size,) int64."""
-        order = self._order().to(device)
-        for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-    def _order(self) -> Tensor:
-        if self.seed is not None:
-            return epoch_order(self.samples, self.seed, self.epoch)
-        count = len(self) * self.batch_size
-        if count >= self.samples:
-            return torch.arange(self.samples)
-        return epoch_order(self.samples, seed=0, epoch=0)[:count].sort().values
-
-    def describe(self, dataset: Any, epoch: int, batch: int, inputs: Any) -> str:
-        """See `Loader.describe`."""
-        self.epoch, self.start = epoch, batch
-        indices = next(self.batches()).tolist()
-        shown = ", ".join(name_of(dataset, index).removeprefix("sample ") for index in indices[:8])
-        text = f"samples {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
-        bad = _non_finite_rows(inputs)
-        if bad and batch_size_of(inputs) == len(indices):
-            names = ", ".join(name_of(dataset, indices[row]) for row in bad[:3])
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            return f"{text}; the inputs of {names}{more} are not finite"
-        return text
-
-
-def _non_finite_rows(inputs: Any) -> list[int]:
-    rows: set[int] = set()
-    for tensor in tensors_in(inputs):
-        if tensor.is_floating_point() and tensor.dim():
-            rows.update((~tensor.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist())
-    return sorted(rows)
+        return SlicingLoader(store, batches, prepare)
+    return StreamingLoader(store.dataset, batches, prepare, num_workers, skip=skip, key=store.key)
 
 
 # --------------------------------------------------------------------------------------- the loaders
@@ -176,7 +118,7 @@ class SlicingLoader:
         self.rows = store.rows
         self.device = store.device
         self.unreadable: dict[int, str] = {}
-        self.samples = min(order.samples, len(order) * order.batch_size)
+        self.samples = order.total
 
     def __len__(self) -> int:
         return len(self.order)
@@ -257,7 +199,7 @@ class StreamingLoader:
     ) -> None:
         self.dataset, self.order, self.prepare, self.skip, self.key = dataset, order, prepare, skip, key
         self.unreadable: dict[int, str] = {}
-        self.samples = min(order.samples, len(order) * order.batch_size)
+        self.samples = order.total
         reader: Dataset[Any] = SeededReader(  # type: ignore[assignment]
             dataset, order.seed or 0, skip=skip, constant=constant
         )

@@ -66,15 +66,48 @@ def split(store: Store, fraction: float) -> tuple[Store, Store]:
     Returns:
         Two stores: of the training samples, and of the validation samples.
     """
-    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
-    targets = targets_of(store.dataset)
-    # The position of each sample in its shuffled class, from 0 to 1. Without classes, all samples are one class.
-    position = torch.empty(len(store), dtype=torch.float64)
-    for label in [None] if targets is None else targets.unique():
-        members = order if targets is None else order[targets[order] == label]
+    order, classes = _shuffled_classes(store)
+    position = torch.empty(len(store), dtype=torch.float64)  # of each sample in its shuffled class, from 0 to 1
+    for members in classes:
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     # The samples with the lowest positions are held out: the same part of each class.
     by_position = order[position[order].argsort(stable=True)]
     held_out = torch.zeros(len(store), dtype=torch.bool)
     held_out[by_position[: round(fraction * len(store))]] = True
     return store.subset(~held_out), store.subset(held_out)
+
+
+def take_fold(store: Store, folds: int, fold: int) -> tuple[Store, Store]:
+    """Divide a store into folds, and return one fold as the validation samples.
+
+    The folds are disjoint and depend on the data set alone. Their sizes differ by at most one sample, and so do their
+    numbers of samples of each class.
+
+    Args:
+        store: the store of the whole data set.
+        folds: the number of folds.
+        fold: the number of the fold, from 0.
+
+    Returns:
+        Two stores: of the samples outside of the fold, and of those in the fold.
+
+    Raises:
+        ConfigError: there are more folds than samples.
+    """
+    if folds > len(store):
+        cause = f"data.folds={folds}: the training set has {len(store)} sample{'s' * (len(store) != 1)}"
+        raise ConfigError(cause, hint="write a smaller data.folds")
+    by_class = torch.cat(_shuffled_classes(store)[1])
+    held_out = torch.zeros(len(store), dtype=torch.bool)
+    held_out[by_class[fold::folds]] = True  # every folds-th sample of the classes in a row
+    return store.subset(~held_out), store.subset(held_out)
+
+
+def _shuffled_classes(store: Store) -> tuple[Tensor, list[Tensor]]:
+    """Return the samples in a fixed random order, and those of each class in that order.
+
+    Without classes, all samples are one class.
+    """
+    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
+    targets = targets_of(store.dataset)
+    return order, [order] if targets is None else [order[targets[order] == label] for label in targets.unique()]

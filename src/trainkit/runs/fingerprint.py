@@ -23,6 +23,7 @@ FREE_KEYS = {
     "memory_format",
     "compile",
     "micro_batch",
+    "val_batch_size",
     "deterministic",
     "on_oom",
     "on_nonfinite",

@@ -1,0 +1,94 @@
+"""The order of the samples in an epoch, and its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit.core.pytree import batch_size_of, tensors_in
+from trainkit.data.reading import epoch_seed, name_of
+
+EpochOrder = Callable[[int], Tensor]  # epoch, from 0 -> the indices of its samples, (N,) int64
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch: a permutation, (samples,) int64, made from (seed, epoch) alone."""
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
+
+
+@dataclass
+class BatchOrder:
+    """The indices of each batch of an epoch, a batch sampler for `DataLoader`. The loader sets epoch and start.
+
+    Without a seed, samples keep the order of the data set. If `limit` leaves samples out, the epoch is a random
+    sample of the whole set, the same in each epoch and run: data sets are often sorted by class.
+
+    Args:
+        samples: the number of samples in the data set.
+        batch_size: samples per batch.
+        limit: the maximum number of samples in an epoch.
+        seed: the seed of the order and of random samples.
+        custom: returns the order of an epoch, instead of a permutation. Its length is the same in every epoch.
+        drop_last: leave out the last batch if it is smaller.
+    """
+
+    samples: int
+    batch_size: int
+    limit: int | None
+    seed: int | None
+    custom: EpochOrder | None = None
+    drop_last: bool = False
+    epoch: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        count = self.samples if self.custom is None else len(self.custom(0))
+        count = count if self.limit is None else min(count, self.limit)
+        self.total = count - count % self.batch_size if self.drop_last else count  # samples of an epoch
+
+    def __len__(self) -> int:
+        return -(-self.total // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices in self.batches():
+            yield [(self.epoch, index) for index in indices.tolist()]
+
+    def batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """Yield the indices of each batch from `start` on, (batch_size,) int64."""
+        order = self._order()[: self.total].to(device)
+        for batch in range(self.start, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _order(self) -> Tensor:
+        if self.custom is not None:
+            return self.custom(self.epoch)
+        if self.seed is not None:
+            return epoch_order(self.samples, self.seed, self.epoch)
+        if self.total >= self.samples:
+            return torch.arange(self.samples)
+        return epoch_order(self.samples, seed=0, epoch=0)[: self.total].sort().values
+
+    def describe(self, dataset: Any, epoch: int, batch: int, inputs: Any) -> str:
+        """See `Loader.describe`."""
+        self.epoch, self.start = epoch, batch
+        indices = next(self.batches()).tolist()
+        shown = ", ".join(name_of(dataset, index).removeprefix("sample ") for index in indices[:8])
+        text = f"samples {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
+        bad = _non_finite_rows(inputs)
+        if bad and batch_size_of(inputs) == len(indices):
+            names = ", ".join(name_of(dataset, indices[row]) for row in bad[:3])
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            return f"{text}; the inputs of {names}{more} are not finite"
+        return text
+
+
+def _non_finite_rows(inputs: Any) -> list[int]:
+    rows: set[int] = set()
+    for tensor in tensors_in(inputs):
+        if tensor.is_floating_point() and tensor.dim():
+            rows.update((~tensor.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist())
+    return sorted(rows)
