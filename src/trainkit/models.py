@@ -1,4 +1,4 @@
-"""The tutorial models."""
+"""The tutorial models, and small models for other tasks."""
 
 from __future__ import annotations
 
@@ -112,3 +112,132 @@ class GRUClassifier(nn.Module):
         _, last = self.gru(sequence)
         logits: Tensor = self.head(last[-1])
         return logits
+
+
+class GPT(nn.Module):
+    """A small decoder-only transformer with pre-norm blocks, as GPT-2 has them.
+
+    Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. The token embedding is also the
+    output layer. The linear layers that add to the residual stream start with smaller weights, by 1/sqrt(2 * depth).
+
+    Args:
+        num_classes: the size of the vocabulary.
+        context: the maximum number of tokens in a sequence.
+        depth: the number of blocks.
+        heads: attention heads per block; `width` is a multiple of it.
+        width: the size of a token's vector.
+        dropout: the probability that a value of the residual stream, or an attention weight, is set to 0.
+
+    Shape: tokens (N, T) int64, T at most `context`, to logits (N, num_classes, T), as `nn.CrossEntropyLoss` takes them.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        context: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        width: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width={width} is not a multiple of heads={heads}")
+        self.context = context
+        self.tokens = nn.Embedding(num_classes, width)
+        self.positions = nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(GPTBlock(width, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                adds_to_stream = name.endswith(("project.weight", "shrink.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if adds_to_stream else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The logits of the token that follows each token."""
+        length = tokens.shape[1]
+        if length > self.context:
+            raise ValueError(f"the sequences have {length} tokens, and context={self.context}")
+        stream = self.tokens(tokens) + self.positions.weight[:length]
+        stream = self.dropout(stream)
+        for block in self.blocks:
+            stream = block(stream)
+        logits: Tensor = nn.functional.linear(self.norm(stream), self.tokens.weight)
+        return logits.transpose(1, 2)
+
+
+class GPTBlock(nn.Module):
+    """Causal self-attention and a two-layer MLP, each behind a layer norm and added to its input.
+
+    Shape: (N, T, width) to (N, T, width).
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.rate = heads, dropout
+        self.norm1 = nn.LayerNorm(width)
+        self.attend = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.grow = nn.Linear(width, 4 * width)
+        self.shrink = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """The stream with the attention and the MLP added."""
+        samples, length, width = stream.shape
+        query, key, value = self.attend(self.norm1(stream)).view(samples, length, 3, self.heads, -1).unbind(2)
+        mixed = nn.functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            dropout_p=self.rate if self.training else 0.0,
+            is_causal=True,
+        )
+        stream = stream + self.dropout(self.project(mixed.transpose(1, 2).reshape(samples, length, width)))
+        result: Tensor = stream + self.dropout(self.shrink(nn.functional.gelu(self.grow(self.norm2(stream)))))
+        return result
+
+
+class UNet(nn.Module):
+    """A small U-Net: a class for each pixel.
+
+    Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, with
+    padded convolutions and batch norm. Each level halves the image and doubles the channels.
+
+    Shape: (N, in_channels, H, W) to (N, num_classes, H, W); H and W are multiples of 2**depth.
+    """
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 2, width: int = 16, depth: int = 2) -> None:
+        super().__init__()
+        sizes = [width * 2**level for level in range(depth + 1)]
+        self.down = nn.ModuleList(
+            double_convolution(before, after) for before, after in zip([in_channels, *sizes], sizes, strict=False)
+        )
+        self.up = nn.ModuleList(double_convolution(3 * size, size) for size in reversed(sizes[:-1]))
+        self.head = nn.Conv2d(width, num_classes, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of each pixel."""
+        maps, skipped = self.down[0](images), []
+        for block in self.down[1:]:
+            skipped.append(maps)
+            maps = block(nn.functional.max_pool2d(maps, 2))
+        for block in self.up:
+            maps = nn.functional.interpolate(maps, scale_factor=2)
+            maps = block(torch.cat([skipped.pop(), maps], dim=1))
+        logits: Tensor = self.head(maps)
+        return logits
+
+
+def double_convolution(before: int, after: int) -> nn.Sequential:
+    """Return two 3x3 convolutions, each with batch norm and ReLU. Shape: (N, before, H, W) to (N, after, H, W)."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+        nn.Conv2d(after, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    )

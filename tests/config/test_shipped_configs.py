@@ -38,10 +38,12 @@ DATA = {  # the overrides that each data set needs
     "line": ["model=linear", "loss=mse"],
     "arrays": ["data.file=arrays.npz", "model=mlp"],
     "image_folder": ["data.root=images"],
+    "shapes": ["model=unet"],
 }
 MODELS = {
     "linear": ["data=line", "loss=mse"],
     "polynomial": ["data=line", "loss=identity"],
+    "unet": ["data=shapes"],
 }
 COMPANIONS = {
     "loss": LOSSES,

@@ -4,5 +4,6 @@ The data sets that configs name as `trainkit.data.NAME` are exported here.
 """
 
 from trainkit.data.datasets import arrays, digits, image_folder, line, synthetic
+from trainkit.data.shapes import shapes
 
-__all__ = ["arrays", "digits", "image_folder", "line", "synthetic"]
+__all__ = ["arrays", "digits", "image_folder", "line", "shapes", "synthetic"]
