@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 from trainkit.display.text import duration, epoch_line, number, sparkline
 
@@ -25,5 +27,6 @@ def test_numbers_have_four_decimals_or_scientific_notation() -> None:
 
 def test_an_epoch_line_shows_losses_watched_values_and_speed() -> None:
     metrics = {"epoch": 3, "train/loss": 0.5, "train/samples": 9, "param/w": 2.0, "grad/w": None}
-    line = epoch_line(20, metrics | {"seconds": 1.0, "samples_per_second": 1234.5})
+    state: Any = SimpleNamespace(epochs=20, settings=SimpleNamespace(steps=None, monitor="train/loss"))
+    line = epoch_line(state, metrics | {"seconds": 1.0, "samples_per_second": 1234.5})
     assert line == "epoch  3/20  train/loss 0.5000  param/w 2.0000  1,234 samples/s  1.0 s"

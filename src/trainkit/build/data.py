@@ -21,6 +21,7 @@ from trainkit.data.augment import Augment
 from trainkit.data.batch_order import EpochOrder
 from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
+from trainkit.data.flow import FlowingLoader
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.sample_errors import explain_sample_error
@@ -73,6 +74,8 @@ def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgr
     settings = settings.with_data(classes=stores.classes)
     train = build_loader(settings, stores.train, device, train=True)
     val = None if stores.val is None else build_loader(settings, stores.val, device, train=False)
+    if settings.steps_per_epoch is not None:
+        train = FlowingLoader(train, settings.steps_per_epoch)
     settings = settings.with_data(classes=stores.classes, steps_per_epoch=len(train))
     return settings, Loaders(train, val, stores.held_out, stores.notes)
 
@@ -154,7 +157,7 @@ def store_samples(
             limit=int(min(limit, sys.maxsize)),
             workers=data.num_workers,
             skip=data.on_unreadable == "skip",
-            partial=settings.limit_batches is not None,
+            partial=_limit(settings, train=part == "train") is not None,
             on_progress=on_progress,
             key=f"data.{part}",
         )
@@ -188,7 +191,7 @@ def build_loader(settings: Settings, store: Store, device: torch.device, *, trai
         batch_size=size if train else settings.val_batch_size,
         seed=settings.seed if train else None,
         num_workers=data.num_workers,
-        limit_batches=settings.limit_batches,
+        limit_batches=_limit(settings, train=train),
         limit_batch_size=size,  # val_batch_size is part of the machine, and must not choose the samples
         skip=data.on_unreadable == "skip",
         order=build_order(settings, store.dataset) if train else None,
@@ -218,6 +221,10 @@ def build_order(settings: Settings, dataset: Any) -> EpochOrder | None:
         raise
     except Exception as error:
         raise UserCodeError("data.sampler", error) from error
+
+
+def _limit(settings: Settings, *, train: bool) -> int | None:
+    return settings.limit_batches if train else settings.limit_val_batches
 
 
 def build_prepare(settings: Settings, device: torch.device, *, train: bool) -> Prepare:

@@ -168,6 +168,8 @@ def build_state(
     optimizer = ChainedOptimizer(optimizers) if len(optimizers) > 1 else next(iter(optimizers.values()))
     loop_settings = LoopSettings(
         epochs=settings.epochs,
+        steps=settings.steps,
+        max_minutes=settings.max_minutes,
         precision=settings.precision,
         micro_batch=settings.micro_batch,
         ema=settings.ema,

@@ -20,10 +20,9 @@ from trainkit.config.consistency import (
     find_contradictions,
     find_missing_packages,
     find_missing_targets,
-    is_off,
 )
 from trainkit.config.data_keys import find_data_problems
-from trainkit.config.hints import can_be_off, dataclass_of, hints_of, options_of
+from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_off, options_of
 from trainkit.config.renamed import RENAMED_VALUES, renamed_problem
 from trainkit.config.schema import RootKeys
 from trainkit.config.search_path import CONF

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
+from trainkit.config.length import find_two_lengths
 from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments
 from trainkit.config.search_path import CONF, make_loader, make_sweep_loader
 from trainkit.config.settings import Settings, read_settings
@@ -120,6 +121,7 @@ def _compose(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed:
     hydra = whole.pop("hydra")
     written = mark_new_arguments(overrides)
     notes = drop_replaced_arguments(whole, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
+    problems += find_two_lengths(overrides, whole)
     try:
         settings = read_settings(whole)
         if not problems:

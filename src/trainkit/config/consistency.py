@@ -6,6 +6,8 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainkit.config.hints import is_off
+from trainkit.config.length import find_wrong_length
 from trainkit.config.schema import METRICS, key_path, named_nodes
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
@@ -18,11 +20,6 @@ LOGGER_EXTRAS = {
     f"trainkit.runs.logger_backends.{name}": name.lower() for name in ("TensorBoard", "WandB", "MLflow", "Trackio")
 }
 EXAMPLES = {"lr": "for example lr=0.01", "data.split": "for example data.split=0.2"}
-
-
-def is_off(value: Any) -> bool:
-    """Return whether a value is one of the ways to write off."""
-    return value is None or value is False or value == "off"
 
 
 def find_missing_targets(plain: Mapping[str, Any]) -> Iterator[Problem]:
@@ -70,6 +67,7 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
         yield Problem(cause, "write loss=cross_entropy, with a model that does not end in log_softmax")
     if loss.get("reduction") == "none":
         yield Problem("loss.reduction=none: a loss must be a single number", "write loss.reduction=mean")
+    yield from find_wrong_length(plain, _mapping(raw))
     yield from _learning_rates(plain.get("lr"), plain.get("optim"), raw)
     yield from _schedulers(_mapping(plain.get("scheduler")), _mapping(plain.get("optim")))
     if is_off(plain.get("lr")):

@@ -53,3 +53,8 @@ def keys_of_sections() -> dict[str, set[str]]:
 def is_one_or_named(hint: Any) -> bool:
     """Return whether a key holds one node or several named nodes."""
     return typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], OneOrNamed)
+
+
+def is_off(value: Any) -> bool:
+    """Return whether a value is one of the ways to write off."""
+    return value is None or value is False or value == "off"

@@ -11,9 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.check import references
-from trainkit.config.consistency import is_off
 from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_choice, is_dotted_path
-from trainkit.config.hints import hints_of
+from trainkit.config.hints import hints_of, is_off
 from trainkit.config.schema import DataSettings, named_nodes
 
 NODES = (*DOTTED_GROUPS, "data.train", "data.val")  # that every config has

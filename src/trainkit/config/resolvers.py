@@ -27,11 +27,9 @@ def _total_steps(until: float = 1, *more: float, _parent_: Any, _root_: Any) -> 
     start, end = (until, *more) if more else (0, until)
     if not all(isinstance(share, int | float) for share in (start, end)) or not 0 <= start < end <= 1:
         raise ValueError("give shares of the run, from 0 to 1: ${total_steps:0.1} or ${total_steps:0.1,1}")
-    in_epoch = _steps_in_epoch(_parent_, _root_)
-    epochs = _root_.get("epochs")
-    if in_epoch is None or not isinstance(epochs, int):
+    total = _steps_in_run(_parent_, _root_)
+    if total is None:
         return None
-    total = epochs * in_epoch
     first, last = (share and max(1, round(share * total)) for share in (start, end))  # a share has at least 1 step
     return max(1, int(last - first))
 
@@ -40,6 +38,15 @@ def _steps_per_epoch(epochs: float = 1, *, _parent_: Any, _root_: Any) -> int | 
     """Return how often the surrounding scheduler steps in a number of epochs."""
     in_epoch = _steps_in_epoch(_parent_, _root_)
     return None if in_epoch is None else max(1, round(epochs * in_epoch))
+
+
+def _steps_in_run(node: Any, root: Any) -> int | None:
+    """Return how often the surrounding scheduler steps in the run; None if its length or the data is unknown."""
+    in_epoch, epochs, steps = _steps_in_epoch(node, root), root.get("epochs"), root.get("steps")
+    if in_epoch is None or type(steps) is not int:
+        return epochs * in_epoch if in_epoch is not None and type(epochs) is int else None
+    updates: int | None = root.get(STEPS_PER_EPOCH)
+    return None if updates is None else -(-steps * in_epoch // updates)  # the last epoch may be short
 
 
 def _steps_in_epoch(node: Any, root: Any) -> int | None:

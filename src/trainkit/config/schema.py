@@ -150,7 +150,10 @@ class RootKeys:
     param_groups: dict[str, Node]
     logger: dict[str, Node]
     lr: Annotated[float, Range(minimum=0)] | None
-    epochs: Count
+    epochs: Count | None
+    steps: Count | None
+    steps_per_epoch: Count | None
+    max_minutes: Positive | None
     batch_size: Count
     val_batch_size: Count
     micro_batch: Count | None
@@ -166,6 +169,7 @@ class RootKeys:
     on_oom: Literal["auto", "split", "stop"]
     on_nonfinite: Literal["stop", "skip", "rollback"]
     limit_batches: Count | None
+    limit_val_batches: Count | None
     watch: list[str]
     hooks: dict[str, Node]
     progress: Literal["auto", "rich", "tqdm", "plain", "off"]

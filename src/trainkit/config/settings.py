@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.check import find_problems
-from trainkit.config.consistency import BEST_MODES, is_off
-from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_one_or_named
+from trainkit.config.consistency import BEST_MODES
+from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_off, is_one_or_named
 from trainkit.config.resolvers import set_steps_per_epoch
 from trainkit.config.schema import Node, RootKeys, named_nodes
 from trainkit.config.targets import find_wrong_targets
@@ -71,6 +71,8 @@ def read_settings(config: DictConfig) -> Settings:
         raise ConfigError(*problems)
     OmegaConf.set_struct(source, False)
     _turn_off(source, RootKeys)
+    if source.steps is not None:
+        source.epochs = None
     if source.monitor.mode == "auto":
         source.monitor.mode = BEST_MODES[source.monitor.metric]
     OmegaConf.set_struct(source, True)
@@ -82,7 +84,8 @@ def _turn_off(config: DictConfig, schema: type) -> None:
     for key, hint in hints_of(schema).items():
         inner = dataclass_of(hint)
         if can_be_off(hint) and is_off(config[key]):
-            config[key] = None
+            if config[key] is not None:  # an interpolation of a key that is off stays
+                config[key] = None
         elif inner is not None:
             _turn_off(config[key], inner)
 

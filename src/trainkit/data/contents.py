@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainkit.core.pytree import map_tensors
+from trainkit.data.flow import FlowingLoader
 from trainkit.data.loaders import Loader, SlicingLoader, take_rows
 from trainkit.data.pairs import Pair, tensors_in_pair
 from trainkit.data.reading import file_of
@@ -29,10 +30,10 @@ def data_facts(loader: Loader, name: str) -> dict[str, Any]:
 
     Moving the files or touching them changes no fact. Streamed samples are not compared, because they may be random.
     """
+    loader = loader.loader if isinstance(loader, FlowingLoader) else loader
     count = len(loader.dataset)
-    facts: dict[str, Any] = {"samples": loader.samples}
-    if count != loader.samples:
-        facts["set"] = count
+    # A limit of the batches is a config key, so it is not a fact about the set.
+    facts: dict[str, Any] = {"samples" if count == loader.samples else "set": count}
     files = [file_of(loader.dataset, index) for index in _choose(count, MAX_FILES)]
     if all(file is not None for file in files):
         facts["files"] = _digest_of_files([str(file) for file in files])

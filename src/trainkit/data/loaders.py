@@ -38,7 +38,7 @@ class Loader(Protocol):
     """The batches of a data set, for the loop.
 
     Attributes:
-        samples: in an epoch.
+        samples: in a pass over the data.
         unreadable: index of a skipped sample -> its name and why it could not be read.
         prepare: moves a batch to the device.
         dataset: has a length and items.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainkit.core.errors import ConfigError, NonFiniteError
+from trainkit.core.pytree import batch_size_of
 from trainkit.data.loaders import Loader
 from trainkit.diagnostics.batches import endless_batches
 from trainkit.training.hooks import call_hooks
@@ -112,8 +113,10 @@ def range_test(
     divergence = _Divergence()
     progress = state.progress
     state.objects.trained.train()
-    state.settings = replace(state.settings, epochs=1, check_steps=False)  # a non-finite loss only ends the test
-    progress.batches, progress.samples = steps, round(steps * loader.samples / len(loader))
+    state.settings = replace(
+        state.settings, epochs=1, steps=None, max_minutes=None, check_steps=False
+    )  # a non-finite loss only ends the test
+    progress.batches = steps
     call_hooks(hooks, "on_start", state)
     for step, (inputs, targets) in zip(range(steps), endless_batches(loader), strict=False):
         rate = start * (end / start) ** (step / (steps - 1))
@@ -122,6 +125,7 @@ def range_test(
         progress.loss = new_loss_mean(state.objects)
         run_with_oom_split(train_step, state, inputs, targets, hooks)
         progress.batch = progress.step = step + 1
+        progress.seen += batch_size_of(inputs)
         call_hooks(hooks, "on_step", state)
         loss = progress.loss.item()
         if math.isfinite(loss):

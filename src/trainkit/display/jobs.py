@@ -24,27 +24,29 @@ class JobView:
     Attributes:
         number: of the job.
         name: its overrides, without those that all jobs share.
-        epochs: of the training.
-        epoch: the last one that has ended; 0: none.
+        done: epochs, or steps if the training is planned in steps, at the end of the last epoch.
+        planned: epochs or steps of the whole training; None: only `max_minutes` ends it.
         values: the monitored value of each epoch.
         elapsed: seconds since the start.
-        epoch_seconds: the mean time of an epoch; 0: no epoch has ended.
+        trained: seconds of the epochs that have ended.
         metric: the monitored one.
     """
 
     number: int
     name: str
-    epochs: int
-    epoch: int = 0
+    planned: int | None
+    done: int = 0
     values: list[float] = field(default_factory=list)
     elapsed: float = 0.0
-    epoch_seconds: float = 0.0
+    trained: float = 0.0
     metric: str = ""
 
     @property
     def seconds_left(self) -> float | None:
-        """The time that the other epochs take, at the mean time of an epoch so far."""
-        return self.epoch_seconds * (self.epochs - self.epoch) if self.epoch else None
+        """The time that the rest takes, at the mean speed so far."""
+        if not self.done or self.planned is None:
+            return None
+        return self.trained / self.done * (self.planned - self.done)
 
 
 class SilentJobs:
@@ -120,8 +122,8 @@ class JobTable(SilentJobs):
     def _cells(view: JobView) -> list[str]:
         left = "" if view.seconds_left is None else duration(view.seconds_left)
         value = number(view.values[-1]) if view.values else ""
-        epoch = f"{view.epoch}/{view.epochs}"
-        return [str(view.number), epoch, value, duration(view.elapsed), left, sparkline(view.values, 20), view.name]
+        done = str(view.done) if view.planned is None else f"{view.done}/{view.planned}"
+        return [str(view.number), done, value, duration(view.elapsed), left, sparkline(view.values, 20), view.name]
 
     def close(self) -> None:
         """Remove the table; printed lines stay."""

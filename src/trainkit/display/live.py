@@ -109,7 +109,7 @@ class Plain(Silent):
 
     def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the metrics of the epoch."""
-        self.print_line(epoch_line(state.settings.epochs, metrics, state.settings.monitor))
+        self.print_line(epoch_line(state, metrics))
 
     def on_split(self, state: State) -> None:
         """Print that memory ran out."""
@@ -142,8 +142,8 @@ class Tqdm(Plain):
         """Advance the bar; refresh the running loss if `REFRESH` seconds have passed."""
         progress = state.progress
         if self.bar is None:
-            name = f"epoch {progress.epoch + 1}/{state.settings.epochs}"
-            self.bar = self.tqdm(total=progress.batches, initial=progress.batch - 1, desc=name, leave=False)
+            name = f"epoch {progress.epoch + 1}" + (f"/{state.epochs}" if state.epochs else "")
+            self.bar = self.tqdm(total=state.planned_batches, initial=progress.batch - 1, desc=name, leave=False)
         self.bar.update()
         if time.monotonic() - self.read_at > REFRESH:
             self.bar.set_postfix_str(f"loss {progress.loss.item():.4f}", refresh=False)
@@ -197,11 +197,18 @@ class Rich(Plain):
 
     def on_start(self, state: State) -> None:
         """Show the bars."""
-        progress = state.progress
-        self.epochs = self.bars.add_task("epoch", total=state.settings.epochs, completed=progress.epoch, text="")
-        self.batches = self.bars.add_task("batch", total=progress.batches, text="")
+        progress, steps = state.progress, state.settings.steps
+        self.whole = self.bars.add_task("epoch" if steps is None else "step", total=steps or state.epochs, text="")
+        self.batches = self.bars.add_task("batch", total=state.planned_batches, text="")
+        self.show_whole(state)
         self.live.start()
-        self.epoch_began, self.first_batch = time.monotonic(), progress.batch
+        self.epoch_began, self.seen_before = time.monotonic(), progress.seen
+
+    def show_whole(self, state: State, **text: str) -> None:
+        """Advance the bar of the whole training, which counts steps if the training is planned in steps."""
+        progress = state.progress
+        epochs = progress.epoch + progress.batch / progress.batches
+        self.bars.update(self.whole, completed=epochs if state.settings.steps is None else progress.step, **text)  # type: ignore[arg-type]
 
     def on_step(self, state: State) -> None:
         """Advance the bars and refresh the running loss if `REFRESH` seconds have passed."""
@@ -210,18 +217,17 @@ class Rich(Plain):
             return
         self.read_at = now
         loss = progress.loss.item()
-        fraction = (progress.batch - self.first_batch) / progress.batches
-        rate = fraction * progress.samples / max(now - self.epoch_began, 1e-9)
+        rate = (progress.seen - self.seen_before) / max(now - self.epoch_began, 1e-9)
         self.bars.update(self.batches, completed=progress.batch, text=f"loss {loss:.4f}  {rate:,.0f} samples/s")
-        self.bars.update(self.epochs, completed=progress.epoch + progress.batch / progress.batches)
+        self.show_whole(state)
 
     def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Print the epoch above the bars and reset the batch bar."""
         self.losses.append(metrics["train/loss"])
         super().on_epoch_end(state, metrics)
-        self.bars.update(self.epochs, completed=state.progress.epoch, text=f"loss {metrics['train/loss']:.4f}")
-        self.bars.reset(self.batches, total=state.progress.batches, text="")
-        self.epoch_began, self.first_batch = time.monotonic(), 0
+        self.show_whole(state, text=f"loss {metrics['train/loss']:.4f}")
+        self.bars.reset(self.batches, total=state.planned_batches, text="")
+        self.epoch_began, self.seen_before = time.monotonic(), 0
 
     def close(self) -> None:
         """Remove the bars; printed lines stay."""

@@ -63,14 +63,18 @@ def finite_or_null(value: Any) -> Any:
 # ------------------------------------------------------------------------------ lines of a training
 
 
-def epoch_line(epochs: int, metrics: Mapping[str, Any], monitor: str = "") -> str:
+def epoch_line(state: State, metrics: Mapping[str, Any]) -> str:
     """Return the metrics of an epoch as a line: losses, accuracy, the monitored metric and the watched values."""
-    shown = {*SHOWN_METRICS, monitor}
-    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
+    epochs, steps = state.epochs, state.settings.steps
+    shown = {*SHOWN_METRICS, state.settings.monitor}
+    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}" if epochs else f"epoch {metrics['epoch']}"]
+    parts += [f"step {metrics['step']:>{len(str(steps))}}/{steps}"] if steps is not None else []
     parts += [f"{name} {number(value)}" for name, value in metrics.items() if name in shown]
     watched = {name: value for name, value in metrics.items() if name.startswith(WATCHED_PREFIXES)}
     parts += [f"{name} {number(value)}" for name, value in watched.items() if value is not None]
-    parts += [f"{metrics['samples_per_second']:,.0f} samples/s", duration(metrics["seconds"])]
+    units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in metrics]
+    parts += [f"{metrics[f'{unit}_per_second']:,.0f} {unit}/s" for unit in units]
+    parts += [duration(metrics["seconds"])]
     return "  ".join(parts)
 
 

@@ -10,6 +10,7 @@ from trainkit.config.renamed import upgrade_fingerprint
 from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, Problem
 from trainkit.data.contents import differing_facts
+from trainkit.display.text import count
 from trainkit.runs.fingerprint import differences, fingerprint, is_allowed
 
 
@@ -31,7 +32,7 @@ def find_changes(
 ) -> Changes:
     """Compare the fingerprint of a checkpoint with that of the session that resumes it.
 
-    A longer `epochs` is always allowed, with its consequences for schedulers.
+    A longer `epochs` or `steps` is always allowed, with its consequences for schedulers.
 
     Args:
         saved: the fingerprint in the checkpoint.
@@ -43,22 +44,26 @@ def find_changes(
         CheckpointError: differences that change the mathematics and are not allowed, each with both values.
     """
     sections = ("config", "data", "machine")
-    if not all(isinstance(saved.get(key), dict) for key in sections) or type(saved.get("epochs")) is not int:
+    length = {key: saved.get(key) for key in ("epochs", "steps")}  # older checkpoints have no steps
+    if not all(isinstance(saved.get(key), dict) for key in sections) or any(
+        type(value) not in (int, type(None)) for value in length.values()
+    ):
         raise CheckpointError("the checkpoint does not contain its config", hint="start a new run")
-    same_length = fingerprint(settings, epochs=saved["epochs"])
+    same_length = fingerprint(settings, length=length)
     found = differences(upgrade_fingerprint(saved["config"]), same_length)
-    by_epochs = differences(same_length, current["config"])
-    found |= {key: values for key, values in by_epochs.items() if not key.startswith("scheduler.")}
+    by_length = differences(same_length, current["config"])
+    found |= {key: values for key, values in by_length.items() if not key.startswith("scheduler.")}
     found |= {f"data ({key})": values for key, values in differing_facts(saved["data"], current["data"]).items()}
     if "lr" in found:  # keys that only follow the root's lr are not listed
         found = {k: v for k, v in found.items() if k == "lr" or not (k.endswith(".lr") and v == found["lr"])}
     _refuse({key: values for key, values in found.items() if not is_allowed(_key_of(key), allow)}, allow)
     notes = [f"note: {key} was {old!r}, and is {new!r} from here on" for key, (old, new) in found.items()]
-    if by_epochs:
-        notes.append(f"note: the scheduler now covers {current['epochs']} epochs, and is fast-forwarded")
+    if by_length:
+        covered = next((count(current[key], key[:-1]) for key in ("steps", "epochs") if current[key]), "another length")
+        notes.append(f"note: the scheduler now covers {covered}, and is fast-forwarded")
     machine = differences(saved["machine"], current["machine"])
     notes += [f"note: {key} was {old}, and is {new}: equal only up to rounding" for key, (old, new) in machine.items()]
-    return Changes({_section_of(key) for key in [*found, *by_epochs]}, notes)
+    return Changes({_section_of(key) for key in [*found, *by_length]}, notes)
 
 
 def _refuse(refused: Mapping[str, tuple[Any, Any]], allow: Sequence[str]) -> None:

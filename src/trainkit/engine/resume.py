@@ -12,6 +12,7 @@ from trainkit.build.session import Session, build_session
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.display import live as display
+from trainkit.display.text import count
 from trainkit.engine.changes import Changes, find_changes
 from trainkit.engine.train import make_saver, run_training, session_facts, session_fingerprint, startup_notes
 from trainkit.runs.checkpoint import Checkpoints
@@ -64,12 +65,13 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
             notes += more
             if changes.keys:  # the saved state is no longer the state to restore
                 saved = copy_to_cpu(capture_state(session.state, {}))
-        refuse_fewer_epochs(session)
+        refuse_shorter_run(session)
+        session.state.check_time()
         notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()
         progress = session.state.progress
         history, note = recover_history(run, progress.epoch, saved_history)
         notes += [note] if note else []
-        if session.state.done and is_finished(run):
+        if (session.state.done or session.state.at_limit) and is_finished(run):
             return run
         check_last_batch(session.settings, session.state, session.train)
         run.resume(
@@ -96,13 +98,16 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
         run.lock.release()
 
 
-def refuse_fewer_epochs(session: Session) -> None:
-    """Raise `ConfigError` if the run has begun more epochs than `epochs`."""
-    progress, epochs = session.state.progress, session.settings.epochs
+def refuse_shorter_run(session: Session) -> None:
+    """Raise `ConfigError` if the run has begun more epochs than `epochs`, or made more updates than `steps`."""
+    progress, epochs, steps = session.state.progress, session.settings.epochs, session.settings.steps
     begun = progress.epoch + (progress.batch > 0)
-    if epochs < begun:
+    if epochs is not None and epochs < begun:
         cause = f"epochs={epochs}: the run has begun epoch {begun}"
         raise ConfigError(cause, hint=f"write epochs={begun} or more; nothing was changed")
+    if steps is not None and steps < progress.step:
+        cause = f"steps={steps}: the run has made {count(progress.step, 'step')}"
+        raise ConfigError(cause, hint=f"write steps={progress.step} or more; nothing was changed")
 
 
 def newest_checkpoint(run: Run) -> tuple[str | None, dict[str, Any] | None, list[str]]:
@@ -166,7 +171,13 @@ def _where(session: Session, name: str | None) -> str:
     """Return the line that says where the run continues."""
     if name is None:
         return "resumed from the beginning: the run stopped before its first checkpoint"
-    progress = session.state.progress
-    place = f", batch {progress.batch + 1} of {progress.batches}" if progress.batch else ""
-    place = ", its validation" if progress.batch == progress.batches else place
-    return f"resumed from {name}: epoch {progress.epoch + 1} of {session.state.settings.epochs}{place}"
+    state, progress = session.state, session.state.progress
+    place = f"epoch {progress.epoch + 1}" + (f" of {state.epochs}" if state.epochs is not None else "")
+    if progress.batch == progress.batches or state.ends_inside_epoch:
+        place += ", its validation"
+    elif progress.batch:
+        place += f", batch {progress.batch + 1} of {state.planned_batches}"
+    steps = state.settings.steps
+    if steps is not None and not state.at_limit:
+        place = f"step {progress.step + 1} of {steps}, {place}"
+    return f"resumed from {name}: {place}"

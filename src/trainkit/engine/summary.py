@@ -35,9 +35,12 @@ def result_lines(run: Run) -> list[str]:
 def finished_lines(run: Run) -> list[str]:
     """Return the note that the run is complete, the command that trains longer, and the result."""
     name = shlex.quote(display_path(run.directory))
-    if run.info.get("why"):
-        note = f"finished; to train longer: trainkit resume {name} early_stop.patience=off"
+    why, steps = str(run.info.get("why") or ""), run.config.get("steps")
+    if why:
+        key = "max_minutes=N" if why.startswith("stopped after") else "early_stop.patience=off"
+        note = f"finished; to train longer: trainkit resume {name} {key}"
     else:
-        epochs = count(len(run.history), "epoch")
-        note = f"finished: all {epochs} are done; to train longer: trainkit resume {name} epochs=N"
+        done = count(len(run.history), "epoch") if steps is None else count(steps, "step")
+        key = "epochs" if steps is None else "steps"
+        note = f"finished: all {done} are done; to train longer: trainkit resume {name} {key}=N"
     return [note, *result_lines(run)]

@@ -34,7 +34,7 @@ from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
 from trainkit.training.loop import fit
-from trainkit.training.state import LoopSettings, takes_batch_statistics
+from trainkit.training.state import State, takes_batch_statistics
 
 
 def train(config: DictConfig | Composed, *, directory: Path | str | None = None) -> Run:
@@ -114,7 +114,7 @@ def run_training(
         finally:
             screen.close()
             session.close()
-        _finish(run, loggers, "completed", 0, _why_early(state.settings) if state.stopped_early else None)
+        _finish(run, loggers, "completed", 0, _why_early(state))
     report_at_end(run, session.settings, started)
     return run
 
@@ -127,8 +127,14 @@ def _finish(run: Run, loggers: Loggers, status: str, exit_code: int, why: str | 
         run.finish(status, exit_code, why)
 
 
-def _why_early(settings: LoopSettings) -> str:
-    return f"stopped early: no better {settings.monitor} for {count(settings.patience or 0, 'epoch')}"
+def _why_early(state: State) -> str | None:
+    """Return why the training ended before its planned end; None if it did not."""
+    settings = state.settings
+    if state.stopped_early:
+        return f"stopped early: no better {settings.monitor} for {count(settings.patience or 0, 'epoch')}"
+    if state.progress.out_of_time:
+        return f"stopped after {settings.max_minutes:g} minute{'s' * (settings.max_minutes != 1)}: max_minutes"
+    return None
 
 
 def _fit(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> None:
@@ -166,7 +172,8 @@ def session_fingerprint(session: Session) -> dict[str, Any]:
     state = session.state
     return {
         "config": fingerprint(session.settings),
-        "epochs": state.settings.epochs,
+        "epochs": session.settings.epochs,
+        "steps": session.settings.steps,
         "data": data_facts(session.train, "training")
         | ({} if session.val is None else data_facts(session.val, "validation")),
         "machine": {

@@ -18,6 +18,9 @@ from trainkit.runs.secrets import literal_secrets
 # Keys that do not affect results: hardware, logging, and the length of the run.
 FREE_KEYS = {
     "epochs",
+    "steps",
+    "max_minutes",
+    "limit_val_batches",
     "early_stop",
     "device",
     "memory_format",
@@ -44,17 +47,17 @@ FREE_OPTIONS = {"fused", "foreach"}  # optimizer options that change how a step 
 PATH_KEYS = {"root", "file", "folder", "path", "dir", "download"}  # keys in `data` that locate the files
 
 
-def fingerprint(settings: Settings, *, epochs: int | None = None) -> dict[str, Any]:
+def fingerprint(settings: Settings, *, length: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the dotted keys that the numbers depend on, with their values, without secrets.
 
     Args:
         settings: the settings of the run.
-        epochs: return the fingerprint of a run of this length instead.
+        length: return the fingerprint of a run with these `epochs` and `steps` instead.
     """
     config = settings.source
-    if epochs is not None:
+    if length is not None:
         config = config.copy()
-        config.epochs = epochs
+        config.epochs, config.steps = length["epochs"], length["steps"]
     return {key: value for key, value in redacted_values(config).items() if not _is_free(key)}
 
 

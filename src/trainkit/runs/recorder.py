@@ -47,7 +47,7 @@ class Recorder:
         """Add the epoch to the history."""
         self.log_unreadable(state)
         self.run.append_epoch(metrics, best_epoch(state))
-        self.run.log(text.epoch_line(state.settings.epochs, metrics, state.settings.monitor))
+        self.run.log(text.epoch_line(state, metrics))
 
     def on_split(self, state: State) -> None:
         """Log that memory ran out."""

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose, key_problem
+from trainkit.config.length import find_two_lengths
 from trainkit.config.renamed import upgrade_saved_config
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
@@ -94,6 +95,7 @@ def reload(
     allow = allowed_keys(overrides)
     changes = [text for text in overrides if not text.startswith(ALLOW)]
     problems = [problem for text in changes for problem in _change(config, text, loader)]
+    problems += find_two_lengths(changes, config)
     check_interpolations(config)  # an override may give a value that was missing
     for key in (key for key in allow if key.partition(".")[0] not in config and key != SAVED_CONFIG):
         near = did_you_mean(key, [*map(str, config), SAVED_CONFIG])

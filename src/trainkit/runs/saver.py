@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -79,13 +80,22 @@ class Saver:
         self.point_to_best(state)
 
     def on_step(self, state: State) -> None:
-        """Save if it is time. After the last step of an epoch, `on_epoch_end` does it."""
-        if state.progress.batch < state.progress.batches and (self.step_is_planned(state) or self.minutes_are_over()):
-            self.save(state, planned=self.step_is_planned(state))
+        """Save if it is time. After the last batch of an epoch, `on_epoch_end` does it.
+
+        If the training ends inside an epoch, save the open epoch, so that a longer run continues it exactly.
+        """
+        progress = state.progress
+        ends = state.ends_inside_epoch and math.isfinite(progress.loss.item())
+        planned = self.step_is_planned(state) or ends
+        if progress.batch < progress.batches and (planned or self.minutes_are_over()):
+            self.save(state, planned=planned)
 
     def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if the epoch is the best so far, or if it is the last one."""
         if nonfinite_metric(state, metrics) is not None:  # the training is about to end with an error
+            return
+        if state.progress.is_provisional:  # `on_step` has saved the open epoch; the best one before it is kept too
+            self.point_to_best(state)
             return
         every, best = self.options.every_epochs, state.progress.best
         is_best = best is not None and best["epoch"] == metrics["epoch"]

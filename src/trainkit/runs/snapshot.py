@@ -40,7 +40,8 @@ KEYS = (
 )
 MODULE_KEYS = ("model", "loss", "ema")
 RATE_KEYS = {"lr", "optim", "param_groups", "scheduler"}  # config keys that plan the learning rates
-ORDER_KEYS = {"batch_size", "seed", "data", "limit_batches"}  # config keys that decide the batches of an epoch
+# Config keys that decide the batches of an epoch.
+ORDER_KEYS = {"batch_size", "seed", "data", "limit_batches", "steps_per_epoch"}
 LOSS_ARGUMENTS = {"weight", "pos_weight"}  # arguments that torch stores as buffers
 # Entries of a plateau scheduler's state: its counts, and those that depend on the monitored metric.
 PLATEAU_COUNTS = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch"}
@@ -71,7 +72,7 @@ def capture_state(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any
 def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
     """Restore what `capture_state` returned.
 
-    If the planned learning rates changed (`RATE_KEYS`; a longer `epochs` changes `scheduler`), the options come from
+    If the planned learning rates changed (`RATE_KEYS`; a longer run changes `scheduler`), the options come from
     the config and the schedulers are fast-forwarded; a plateau scheduler keeps its counts. If the batches changed
     (`ORDER_KEYS`), the epoch restarts. If the monitor changed, there is no best epoch yet.
 

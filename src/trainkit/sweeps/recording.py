@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import time
 from collections import Counter
 from pathlib import Path
@@ -83,17 +82,18 @@ class Recording:
 
 def _view(job: RunningJob, now: float) -> JobView:
     config = job.task.config
+    epochs, steps = (value if type(value) is int else None for value in (config.get("epochs"), config.get("steps")))
     rows = History(job.task.directory / "history.jsonl").rows
     times = [float(metrics["seconds"]) for metrics in rows if isinstance(metrics.get("seconds"), int | float)]
     found = [metrics.get(str(config.monitor.metric)) for metrics in rows]
     return JobView(
         job.task.number,
         job.task.name,
-        epochs=int(config.epochs),
-        epoch=int(rows[-1]["epoch"]) if rows else 0,
+        planned=epochs if steps is None else steps,
+        done=int(rows[-1]["epoch" if steps is None else "step"]) if rows else 0,
         values=[float(value) for value in found if isinstance(value, int | float)],
         elapsed=now - job.started,
-        epoch_seconds=statistics.fmean(times) if times else 0.0,
+        trained=sum(times),
         metric=str(config.monitor.metric),
     )
 

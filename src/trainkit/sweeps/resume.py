@@ -33,7 +33,7 @@ from trainkit.sweeps.resources import measure_capacity
 
 SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
 # Keys that decide how long a job trains, or what it computes, although a single run may change them.
-KEPT_KEYS = {"epochs", "early_stop", "hooks", "on_nonfinite"}
+KEPT_KEYS = {"epochs", "steps", "max_minutes", "limit_val_batches", "early_stop", "hooks", "on_nonfinite"}
 
 
 def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:

@@ -90,7 +90,7 @@ def skip_batch(state: State, loader: Loader, inputs: Any, error: NonFiniteError,
         raise located from error
     progress.skipped += 1
     state.objects.optimizer.zero_grad()
-    if progress.in_last_batch:
+    if state.in_last_batch:
         record_last_step(state, None)
     call_hooks(hooks, "on_nonfinite", state, located)
 

@@ -30,7 +30,7 @@ from trainkit.training.step import before_update, forward_in_parts, train_step_i
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
-    """Train until the last epoch, or until early stopping.
+    """Train until the last epoch or step, until the time is over, or until early stopping.
 
     Args:
         state: new, or restored from a checkpoint.
@@ -44,12 +44,15 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
     """
     hooks, progress = hooks or [], state.progress
     progress.batches, progress.samples = len(train), train.samples
+    state.check_time()
     call_hooks(hooks, "on_start", state)
     while not state.done:
         progress.began = time.perf_counter()
         metrics = train_epoch(state, train, hooks)
         if val is not None:
             metrics |= evaluate(state, val, hooks)
+        state.check_time()
+        progress.is_provisional = state.ends_inside_epoch
         metrics = count_epoch(state, metrics)
         add_hook_metrics(hooks, state, metrics)
         finish_epoch(state, metrics)
@@ -78,6 +81,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
             progress.step += 1
             progress.seen += batch_size_of(inputs)
         progress.batch += 1
+        state.check_time()
         call_hooks(hooks, "on_step", state)
     return training_metrics(state)
 
@@ -202,8 +206,8 @@ def evaluate_batch(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Any
 
 
 def stoppable(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches; a signal stops the training while the loop waits for a batch."""
-    while True:
+    """Yield the batches up to the last step; a signal stops the training while the loop waits for a batch."""
+    while not state.at_limit:
         with interruptible(state, Phase.WAITING):
             batch = next(batches, None)
         if batch is None:

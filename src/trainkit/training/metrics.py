@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Metrics = dict[str, Any]
-CLOCKS = ("seconds", "samples_per_second")  # metrics that differ between equal runs
+# Metrics, and entries of checkpoints, that differ between equal runs.
+CLOCKS = ("seconds", "samples_per_second", "tokens_per_second", "earlier_seconds")
 
 
 class Mean:

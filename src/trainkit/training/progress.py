@@ -32,6 +32,9 @@ class Progress:
     split_checked: bool = False  # whether micro batches were compared with their batch in this process
     seconds: float = 0.0  # spent by earlier processes
     began: float | None = None  # clock at the start of the epoch in this process
+    earlier_seconds: float = 0.0  # of the epochs before
+    out_of_time: bool = False  # whether `max_minutes` is reached
+    is_provisional: bool = False  # the epoch that was closed last would continue in a longer run
     best: Metrics | None = None  # metrics of the best epoch
     epochs_since_best: int = 0
     patience_reference: float | None = None  # the value that early stopping compares with
@@ -43,6 +46,11 @@ class Progress:
     def elapsed(self) -> float:
         """Seconds that the epoch has taken so far."""
         return self.seconds + (0.0 if self.began is None else time.perf_counter() - self.began)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds that the whole training has taken so far."""
+        return self.earlier_seconds + self.elapsed
 
     @property
     def in_last_batch(self) -> bool:
@@ -63,6 +71,7 @@ class Progress:
                 "skipped": self.skipped,
                 "unreadable": self.unreadable,
                 "seconds": self.elapsed,
+                "earlier_seconds": self.earlier_seconds,
                 "rates": self.rates,
                 "grad_norm": self.grad_norm,
                 "gradients": self.gradients,
@@ -81,6 +90,7 @@ class Progress:
             samples.clear()
             samples.update(metrics["unreadable"].get(part, {}))
         self.seconds, self.began = metrics["seconds"], None
+        self.earlier_seconds = metrics.get("earlier_seconds", 0.0)  # older checkpoints have none
         self.rates, self.gradients = dict(metrics["rates"]), dict(metrics["gradients"])
         self.grad_norm = metrics["grad_norm"]
         self.best = saved["best"]
@@ -96,8 +106,9 @@ class Progress:
         for key, value in counts.items():
             if type(value) is not int or not 0 <= value < MAX_COUNT:
                 raise ValueError(f"{key} is {value!r}, expected a count")
-        valid = {
-            "seconds": isinstance(metrics["seconds"], float) and 0 <= metrics["seconds"] < math.inf,
+        seconds = {"seconds": metrics["seconds"], "earlier_seconds": metrics.get("earlier_seconds", 0.0)}
+        valid = {key: isinstance(value, float) and 0 <= value < math.inf for key, value in seconds.items()}
+        valid |= {
             "reference": isinstance(early["reference"], int | float | None),
             "best": best is None or (isinstance(best, dict) and _are_metrics(best)),
             "grad_norm": isinstance(metrics["grad_norm"], Tensor | None),

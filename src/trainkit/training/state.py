@@ -20,6 +20,7 @@ from trainkit.core.pytree import copy_to_cpu
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
+from trainkit.training.length import Length
 from trainkit.training.losses import is_sum, whole_batch_module
 from trainkit.training.metrics import Mean, Metrics
 from trainkit.training.progress import Progress
@@ -29,7 +30,9 @@ from trainkit.training.progress import Progress
 class LoopSettings:
     """The settings of the loop, constant during a training. A checkpoint does not hold them: the config does."""
 
-    epochs: int
+    epochs: int | None  # None: steps or max_minutes decide
+    steps: int | None = None  # optimizer updates of the whole training
+    max_minutes: float | None = None
     precision: str = "fp32"  # fp32, tf32, bf16 or fp16
     micro_batch: int | None = None  # maximum samples of one forward pass
     ema: float | None = None  # decay of the moving average
@@ -149,7 +152,7 @@ class Phase(enum.Enum):
 
 
 @dataclass
-class State:
+class State(Length):
     """The state of a training, which hooks receive.
 
     Hooks may read and set each field of a part by its short name: `state.grad_norm` is `state.progress.grad_norm`,
@@ -162,20 +165,10 @@ class State:
     phase: Phase = Phase.IDLE
     stop: Stopped | None = None  # the signal that asked for a stop
 
-    @property
-    def done(self) -> bool:
-        """Whether the training has reached its end."""
-        return self.progress.epoch >= self.settings.epochs or self.stopped_early
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether early stopping has ended the training."""
-        patience = self.settings.patience
-        return patience is not None and self.progress.epochs_since_best >= patience
-
     def begin_epoch(self) -> None:
         """Reset the counts of the epoch."""
         progress = self.progress
+        progress.earlier_seconds += progress.elapsed
         progress.loss = new_loss_mean(self.objects)
         progress.batch = progress.seen = progress.skipped = 0
         progress.seconds, progress.began = 0.0, None
@@ -204,11 +197,6 @@ class State:
     def evaluated(self) -> tuple[nn.Module, nn.Module]:
         """The model and the loss that are validated."""
         return self.objects.evaluated
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the whole training."""
-        return self.settings.epochs
 
     @property
     def epoch(self) -> int:

@@ -100,7 +100,7 @@ def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bo
         check_step(state, loss, weight)
     if objects.scaler is not None and has_gradients(objects):
         objects.scaler.unscale_(objects.optimizer)  # type: ignore[arg-type]  # chained optimizers step all or none
-    if first and state.progress.in_last_batch:
+    if first and state.in_last_batch:
         record_last_step(state, gradient_norm(objects))
     clip_gradients(state)
     prepare_fused(objects)
