@@ -215,3 +215,68 @@ def test_a_killed_run_by_steps_resumes_to_the_same_bits(
     killed(forks, own, *more, f"+hooks.kill={hook}")  # at a step, or while the short last epoch is closed
     resume(forked, "resumed", "~hooks.kill")
     assert final(own / "resumed") == final(own / "straight")
+
+
+# -------------------------------------------------------------------------------------------- by time
+
+
+def test_max_minutes_ends_a_complete_run_that_continues_exactly(forked: Command, own: Path) -> None:
+    train(forked, "straight", "epochs=2")
+    sleep = "+hooks.sleep._target_=lengthmodule.Sleep"
+    text = train(forked, "resumed", "epochs=off", "max_minutes=0.003", sleep)  # 0.18 s: it ends in step 9 or before
+    assert "stopped after 0.003 minutes" in text
+    info = json.loads((own / "resumed" / "run.json").read_text())
+    assert (info["status"], info["exit_code"], info["why"]) == (
+        "completed",
+        0,
+        "stopped after 0.003 minutes: max_minutes",
+    )
+    rows = read_history(own / "resumed")
+    assert 1 <= rows[-1]["step"] <= 9
+    assert rows[-1]["val/loss"] > 0
+    assert sum(row["seconds"] for row in rows) >= 0.18
+    hint = "to train longer: trainkit resume resumed max_minutes=N"
+    assert hint in resume(forked, "resumed")
+    assert hint in resume(forked, "resumed", "max_minutes=0.001")  # the time of the first process counts
+    resume(forked, "resumed", "max_minutes=9", "epochs=2", "~hooks.sleep")
+    assert final(own / "resumed") == final(own / "straight")
+
+
+def test_time_may_end_a_run_before_its_planned_steps(forked: Command, own: Path) -> None:
+    train(forked, "run", "steps=100000", "max_minutes=0.001", "scheduler=cosine")
+    assert read_history(own / "run")[-1]["step"] < 100000
+
+
+def test_verify_resume_refuses_a_run_that_the_clock_ends(forked: Command) -> None:
+    done = forked("verify-resume", "max_minutes=1")
+    assert done.returncode == 2
+    assert "two trainings by the clock end at different steps" in done.stderr
+
+
+# ------------------------------------------------------------------------------- what may change, what not
+
+
+def test_another_steps_per_epoch_is_refused_unless_allowed(forked: Command, own: Path) -> None:
+    train(forked, "run", "steps=20", "steps_per_epoch=6")
+    done = forked("resume", "run", "steps=40", "steps_per_epoch=10")
+    assert done.returncode == 3
+    assert "steps_per_epoch: 6 in the checkpoint, 10 now" in done.stderr
+    resume(forked, "run", "steps=40", "steps_per_epoch=10", "resume.allow=[steps_per_epoch]")
+    assert read_history(own / "run")[-1]["step"] == 40
+
+
+def test_the_limit_of_the_validation_alone_may_change(forked: Command, own: Path) -> None:
+    train(forked, "whole", "epochs=1")
+    train(forked, "run", "epochs=1", "limit_val_batches=2")
+    (whole,), (limited,) = read_history(own / "whole"), read_history(own / "run")
+    assert whole["train/loss"] == limited["train/loss"]
+    assert whole["val/loss"] != limited["val/loss"]
+    resume(forked, "run", "epochs=2", "limit_val_batches=off")
+    assert len(read_history(own / "run")) == 2
+
+
+def test_a_logger_gets_an_epoch_again_that_a_longer_run_continues(forked: Command, own: Path) -> None:
+    train(forked, "run", "steps=12", "logger=csv")
+    resume(forked, "run", "steps=20")
+    written = (own / "run" / "csv" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in written[1:]] == ["8", "16", "20"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainkit.config.consistency import UNKNOWN, is_off
+from trainkit.config.consistency import UNKNOWN
+from trainkit.config.hints import is_off
 from trainkit.config.schema import SAMPLERS
 from trainkit.config.static_targets import find_missing_target
 from trainkit.core.errors import Problem

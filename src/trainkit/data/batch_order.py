@@ -90,5 +90,5 @@ def _non_finite_rows(inputs: Any) -> list[int]:
     rows: set[int] = set()
     for tensor in tensors_in(inputs):
         if tensor.is_floating_point() and tensor.dim():
-            rows.update((~tensor.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist())
+            rows.update((~tensor.unsqueeze(-1).flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist())
     return sorted(rows)

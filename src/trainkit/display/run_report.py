@@ -98,8 +98,9 @@ def _run_numbers(facts: RunFacts) -> dict[str, tuple[str, str]]:
                 numbers[name] = (number(best[name]), f"epoch {best['epoch']}")
     if history:
         numbers["epochs"] = (f"{len(history):,}", f"{history[-1].get('step', '?')} steps")
-        rates = _finite(history, "samples_per_second")
-        speed = f"{sorted(rates)[len(rates) // 2]:,.0f} samples/s" if rates else ""
+        unit = "tokens" if "tokens_per_second" in history[-1] else "samples"
+        rates = _finite(history, f"{unit}_per_second")
+        speed = f"{sorted(rates)[len(rates) // 2]:,.0f} {unit}/s" if rates else ""
         numbers["training"] = (duration(sum(_finite(history, "seconds"))), speed)
     if "parameters" in info:
         trainable = info.get("trainable_parameters", info["parameters"])

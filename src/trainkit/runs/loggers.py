@@ -90,6 +90,7 @@ class Loggers:
         self.run, self.config, self.report = run, config, report
         self.active = {name: _Caller(logger) for name, logger in loggers.items()}
         self.id, self.logged = "", {}  # type: str, dict[str, int]
+        self.provisional: int | None = None  # the epoch that a longer run would continue
 
     def on_start(self, state: State) -> None:
         """Start the loggers, and send the epochs that a logger has missed."""
@@ -111,8 +112,10 @@ class Loggers:
         if epochs:
             self._send([row for row in self._history() if row["epoch"] <= epochs])
 
-    def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:  # noqa: ARG002
+    def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:
         """Send the numbers of the epoch."""
+        if state.progress.is_provisional:  # a longer run replaces this epoch, so `loggers.json` does not list it
+            self.provisional = metrics["epoch"]
         if self.active:
             self._send([metrics])
 
@@ -186,7 +189,10 @@ class Loggers:
 
     def _write_file(self) -> None:
         try:
-            self.run.write_json(FILE, {"id": self.id, "logged": self.logged})
+            final = self.logged
+            if self.provisional is not None:
+                final = {name: min(epoch, self.provisional - 1) for name, epoch in self.logged.items()}
+            self.run.write_json(FILE, {"id": self.id, "logged": final})
         except Exception as error:
             self._note(f"note: {FILE} cannot be written: {error}")
 

@@ -27,6 +27,7 @@ from trainkit.training.metrics import CLOCKS, Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
 from trainkit.training.step import before_update, forward_in_parts, train_step_in_parts
+from trainkit.training.tokens import count_tokens
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
@@ -80,6 +81,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
                 scheduler.step()  # type: ignore[call-arg]  # step schedulers take no metric
             progress.step += 1
             progress.seen += batch_size_of(inputs)
+            progress.tokens += count_tokens(inputs)
         progress.batch += 1
         state.check_time()
         call_hooks(hooks, "on_step", state)
@@ -118,7 +120,10 @@ def training_metrics(state: State) -> Metrics:
     if objects.scaler is not None:
         metrics["train/scale"] = objects.scaler.get_scale()
     synchronize(objects.device)
-    metrics["samples_per_second"] = progress.seen / (progress.elapsed or math.inf)
+    seconds = progress.elapsed or math.inf
+    metrics["samples_per_second"] = progress.seen / seconds
+    if tokens := int(progress.tokens):
+        metrics["tokens_per_second"] = tokens / seconds
     return metrics
 
 
@@ -127,7 +132,7 @@ def count_epoch(state: State, metrics: Metrics) -> Metrics:
     progress = state.progress
     progress.epoch += 1
     counts = {"epoch": progress.epoch, "step": progress.step}
-    clocks = {"seconds": progress.elapsed, "samples_per_second": metrics.pop("samples_per_second")}
+    clocks = {"seconds": progress.elapsed, **{name: metrics.pop(name) for name in CLOCKS if name in metrics}}
     unreadable = sum(map(len, progress.unreadable.values()))
     skipped = {"unreadable": unreadable} if unreadable else {}
     return {**counts, **metrics, **last_step_metrics(state), **clocks, **skipped}

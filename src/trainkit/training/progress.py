@@ -26,6 +26,7 @@ class Progress:
     batches: int = 0  # batches of a whole epoch
     samples: int = 0  # samples of a whole epoch
     seen: int = 0  # samples trained on
+    tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped
     micro_batch: int | None = None  # in force: memory errors lower it
@@ -68,6 +69,7 @@ class Progress:
                 "numerator": numerator,
                 "denominator": denominator,
                 "seen": self.seen,
+                "tokens": int(self.tokens),
                 "skipped": self.skipped,
                 "unreadable": self.unreadable,
                 "seconds": self.elapsed,
@@ -86,6 +88,7 @@ class Progress:
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.loss.set_sums(metrics["numerator"], metrics["denominator"])
         self.seen, self.skipped = metrics["seen"], metrics["skipped"]
+        self.tokens = metrics.get("tokens", 0)  # older checkpoints have none
         for part, samples in self.unreadable.items():  # in place, because the loaders share these mappings
             samples.clear()
             samples.update(metrics["unreadable"].get(part, {}))
@@ -102,7 +105,7 @@ class Progress:
         metrics, early, best = saved["metrics"], saved["early_stop"], saved["best"]
         counts = {key: saved[key] for key in ("epoch", "batch", "step")}
         counts |= {key: metrics[key] for key in ("seen", "skipped")}
-        counts |= {"epochs_since_best": early["epochs_since_best"]}
+        counts |= {"tokens": metrics.get("tokens", 0), "epochs_since_best": early["epochs_since_best"]}
         for key, value in counts.items():
             if type(value) is not int or not 0 <= value < MAX_COUNT:
                 raise ValueError(f"{key} is {value!r}, expected a count")

@@ -170,7 +170,7 @@ class State(Length):
         progress = self.progress
         progress.earlier_seconds += progress.elapsed
         progress.loss = new_loss_mean(self.objects)
-        progress.batch = progress.seen = progress.skipped = 0
+        progress.batch = progress.seen = progress.tokens = progress.skipped = 0
         progress.seconds, progress.began = 0.0, None
 
     @property

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.engine.error_context import explained_errors
 
     # The timed steps are not the epochs of a run, so a schedule would end too early.
-    settings = replace(composed.settings, scheduler={}, on_nonfinite="stop")
+    settings = replace(composed.settings, scheduler={}, steps=None, max_minutes=None, on_nonfinite="stop")
     with arguments.only_answer_on_stdout(args):
         with ReadingProgress(settings.progress) as on_progress:
             session = build_session(settings, on_progress)

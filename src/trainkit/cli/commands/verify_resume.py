@@ -23,6 +23,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--kills {args.kills}: at least one kill is needed", hint="write --kills 3")
     if composed.settings.checkpoint is None:
         raise ConfigError("checkpoint=off: there is no checkpoint to resume from", hint="leave out checkpoint=off")
+    if composed.settings.max_minutes is not None:
+        cause = "max_minutes: two trainings by the clock end at different steps"
+        raise ConfigError(cause, hint="write max_minutes=off and steps=N")
     if args.config_dir:
         raise ConfigError(
             "--config-dir is not supported by verify-resume",
