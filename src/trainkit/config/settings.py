@@ -42,6 +42,8 @@ class Settings(RootKeys):
         source = self.source.copy()
         if self.data.classes is None:
             source.data.classes = classes
+        elif steps_per_epoch is None:
+            return self
         if steps_per_epoch is not None:
             set_steps_per_epoch(source, steps_per_epoch)
         # `dataclasses.replace` may have changed other values, which must stay.
