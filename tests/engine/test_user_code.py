@@ -215,6 +215,34 @@ class Sgd(torch.optim.Optimizer):
             group["learning_rate"]
 
 
+class InPlace(Sgd):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param -= group["lr"] * param.grad
+
+
+class NumberLr(torch.optim.lr_scheduler.LRScheduler):
+    def get_lr(self):
+        return 0.1
+
+
+class NoForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 10)
+
+
+class Scores:
+    def on_epoch(self, state, metrics):
+        metrics["val/f1"] = torch.ones(10)
+
+
+class Reads:
+    def on_epoch(self, state, metrics):
+        print(metrics["train/los"])
+
+
 class Decay(torch.optim.lr_scheduler.LRScheduler):
     def get_lr(self):
         return [self.gamma]
@@ -289,6 +317,15 @@ CASES = {
     "classes for bce": Case(
         f"{DATA}=tens loss=bce +model.out=1", "data.train", "a target is 9", "from 0 to 1", GETITEM
     ),
+    "no forward": Case("model=mine.NoForward", "model", 'the required "forward"', "define a method", "class NoForward"),
+    "a metric per class": Case(
+        "hooks=Scores", "hooks.h", "val/f1 is a Tensor (10,) float32", "as numbers", "def on_epoch"
+    ),
+    "an unknown metric": Case("hooks=Reads", "hooks.h", "KeyError: 'train/los'", "mean train/loss?", '"train/los"', 1),
+    "a step with gradients": Case("optim=mine.InPlace", "optim", "a leaf Variable", "@torch.no_grad()", "param -="),
+    "a number of a scheduler": Case(
+        "scheduler=mine.NumberLr", "scheduler", "'float' object", "return a list from get_lr", "def get_lr"
+    ),
     "a hook that fails": Case("hooks=Fails", "hooks.h", "no 'metrics'", "fix that code", "state.metrics", 1),
     "an optimizer": Case("optim=mine.Sgd", "optim", "KeyError: 'learning_rate'", "fix that code", '"learning_rate"'),
     "a scheduler": Case("scheduler=mine.Decay", "scheduler", "no attribute 'gamma'", "fix that code", "self.gamma"),
@@ -352,6 +389,13 @@ def test_a_plausible_mistake_is_a_note_before_the_second_step(name: str, mine: P
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(text) == 1, result.stderr
     assert (mine / "run" / "trainkit.log").read_text().count(text) == 1
+
+
+def test_a_syntax_error_is_named_with_its_file_and_line(mine: Path, forked: Command) -> None:
+    (mine / "broken.py").write_text("import torch\n\ndef net(:\n    return 1\n")
+    result = forked(*command("model=broken.net"))
+    assert result.returncode == 2
+    assert f"{mine}/broken.py, line 3: def net(:\n  fix that code" in result.stderr
 
 
 def test_numbers_with_cross_entropy_over_one_output_are_refused(mine: Path, forked: Command) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 import warnings
 from typing import Any
 
@@ -15,7 +16,8 @@ from trainkit.build.instantiate import call_target, import_function
 from trainkit.config.schema import UNNAMED, Node, key_path
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
-from trainkit.core.errors import ConfigError, UserCodeError
+from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
+from trainkit.core.source import name_and_place
 from trainkit.optim.groups import Group, resolve_groups
 from trainkit.optim.params import Param
 from trainkit.optim.rules import OptimizerOptions
@@ -169,8 +171,8 @@ def try_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[floa
     """
     copied = copy.copy(optimizer)
     copied.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
-    scheduler = build_scheduler(node, path, copied, ratios)
     try:
+        scheduler = build_scheduler(node, path, copied, ratios)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the optimizer has not stepped yet
             if isinstance(scheduler, ReduceLROnPlateau):
@@ -178,7 +180,21 @@ def try_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[floa
             else:
                 scheduler.step()
     except Exception as error:
-        raise UserCodeError(path, error) from error
+        cause = error.error if isinstance(error, UserCodeError) else error
+        if isinstance(cause, TrainkitError):
+            raise
+        details, hint = _not_a_list(cause)
+        raise UserCodeError(path, cause, details=details, hint=hint) from error
+
+
+def _not_a_list(error: BaseException) -> tuple[str, str]:
+    """Return the place and the fix if `get_lr` of a scheduler returns a number, as torch does not name it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    schedulers = [frame.f_locals["self"] for frame in frames if hasattr(frame.f_locals.get("self"), "get_lr")]
+    if not schedulers or not isinstance(error, TypeError) or "object is not iterable" not in str(error):
+        return "", ""
+    hint = "return a list from get_lr, with the learning rate of each param group"
+    return name_and_place(schedulers[-1], "get_lr"), hint
 
 
 def build_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[float]) -> Scheduler:

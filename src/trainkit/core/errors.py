@@ -167,9 +167,12 @@ def user_frames(error: BaseException) -> list[str]:
     frames = [(f.filename, str(f.lineno), f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]
     if "Original Traceback" in str(error):  # from a DataLoader worker
         frames += _FRAME.findall(str(error))
-    return [
+    own = [
         f"{file}, line {line}, in {name}: {code}" for file, line, name, code in frames if not file.startswith(foreign)
     ]
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith(foreign):
+        own.append(f"{error.filename}, line {error.lineno}: {(error.text or '').strip()}")
+    return own
 
 
 def _suggest_argument(error: BaseException) -> str:

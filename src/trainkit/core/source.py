@@ -31,7 +31,9 @@ def name_and_place(obj: Any, method: str = "forward") -> str:
     """Return the dotted name of an object's class, or of a function, with the place of its code in brackets."""
     obj = getattr(obj, "wrapped_function", obj)  # of a `FunctionLoss`
     named = obj if isinstance(obj, type) or inspect.isroutine(obj) else type(obj)
-    place = where_defined(named, method) if isinstance(named, type) else where_defined(named)
-    is_foreign = place.startswith((*site.getsitepackages(), str(Path(__file__).parents[1])))
+    foreign = (*site.getsitepackages(), str(Path(__file__).parents[1]))
+    places = [where_defined(named, method), where_defined(named)] if isinstance(named, type) else [where_defined(named)]
+    # A custom class may inherit the method from a package.
+    place = next((place for place in places if place and not place.startswith(foreign)), "")
     name = f"{named.__module__}.{named.__qualname__}"
-    return name if is_foreign or not place else f"{name} ({place})"
+    return f"{name} ({place})" if place else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,12 @@ from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError, user_frames
 from trainkit.core.pytree import describe
 from trainkit.core.source import name_and_place
+from trainkit.core.spelling import did_you_mean
 from trainkit.data.sample_errors import explain_sample_error
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop, step
 from trainkit.training.first_batch import WrongPartError
-from trainkit.training.hooks import HookError
+from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
 
 # The type of an error, part of its text, and how to fix it.
@@ -27,6 +28,16 @@ HINTS: list[tuple[type[Exception], str, str]] = [
         TypeError,
         "denominator() missing",
         "trainkit calls denominator(targets), a method of the loss",
+    ),
+    (
+        NotImplementedError,
+        'missing the required "forward"',
+        "trainkit calls model(inputs) and loss(outputs, targets): define a method forward",
+    ),
+    (
+        RuntimeError,
+        "a leaf Variable that requires grad",
+        "write @torch.no_grad() above the method that changes parameters, such as step",
     ),
     (
         TypeError,
@@ -115,9 +126,20 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
         exit_code = DataError.exit_code
     hints = [] if key.startswith("data.") else HINTS
     hint = next((hint for kind, text, hint in hints if isinstance(error, kind) and text in str(error)), "")
+    if key.startswith("hooks.") and isinstance(error, KeyError):
+        hint = _suggest_metric(error)
     if key in ("model", "loss") and not user_frames(error):  # such as a call with a wrong number of arguments
         shapes += f"\n  {_part_name(session, key)}"
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)
+
+
+def _suggest_metric(error: KeyError) -> str:
+    """Return a hint with the nearest metric if a hook's `on_epoch` reads a metric that does not exist, else ''."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    metrics: Mapping[str, Any] = next(
+        (f.f_locals["metrics"] for f in frames if f.f_code is add_hook_metrics.__code__), {}
+    )
+    return did_you_mean(str(error.args[0]), metrics) if metrics and error.args else ""
 
 
 def _part_name(session: Session, part: str) -> str:

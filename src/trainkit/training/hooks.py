@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from trainkit.core.pytree import describe
 from trainkit.training.metrics import Metrics, plain_metric
 
 # Event -> the arguments of the hook's method, and when the loop calls it.
@@ -69,5 +72,7 @@ def add_hook_metrics(hooks: Sequence[Any], state: Any, metrics: Metrics) -> None
             try:
                 metrics[name] = plain_metric(metrics[name])
             except (TypeError, ValueError):
-                cause = f"the metric {name} is a {type(metrics[name]).__name__}, which the history cannot store"
+                found = describe(metrics[name])
+                found = f"a Tensor {found}" if isinstance(metrics[name], Tensor) else found
+                cause = f"the metric {name} is {found}, which the history cannot store"
                 raise HookError(hook, cause, "add metrics as numbers") from None
