@@ -42,7 +42,9 @@ def plot_curves(
     log_x: bool = False,
     points: bool = False,
 ) -> None:
-    """Plot curves with bands of one standard deviation. The vertical axis is logarithmic if the values need it.
+    """Plot curves with bands of one standard deviation.
+
+    The vertical axis is logarithmic if the values are positive and span more than `LOG_Y_RATIO`.
 
     Args:
         path: the PNG or SVG file to write.

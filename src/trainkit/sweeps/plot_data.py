@@ -1,4 +1,7 @@
-"""The curves of a comparison: a metric over the epochs, or against a number of the config, with a band over seeds."""
+"""The curves of `compare --plot`: the monitored metric over the epochs, or against a number of the config.
+
+The band around a curve is one standard deviation over the seeds.
+"""
 
 from __future__ import annotations
 
