@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from trainkit.core.errors import ConfigError
+from trainkit.core.pytree import batch_size_of
 
 # The functions of torch's losses, whose modules have the same arguments.
 MODULES = {
@@ -33,6 +36,73 @@ class Identity(nn.Module):
     def forward(self, outputs: Tensor, targets: object) -> Tensor:  # noqa: ARG002
         """Return the mean of `outputs`; `targets` are ignored."""
         return outputs.mean()
+
+
+class FromModel(nn.Module):
+    """A loss for models that compute their loss from targets among their inputs, as those of Hugging Face do.
+
+    The outputs are a mapping, or an object with attributes. The denominator is the number by which the model divides:
+    for integer targets the number of those that are not `ignore_index`, else the number of samples.
+
+    Args:
+        key: of the loss in the outputs.
+        logits: key of the class outputs, (N, ..., C), for the accuracy.
+        ignore_index: marks targets that the model ignores.
+        shifted: the model predicts the next token, so the first token of a sequence is not a target. auto: if the
+            class name of the model ends in ForCausalLM or LMHeadModel.
+    """
+
+    def __init__(
+        self, key: str = "loss", logits: str = "logits", ignore_index: int = -100, shifted: bool | str = "auto"
+    ) -> None:
+        super().__init__()
+        self.key, self.logits, self.ignore_index, self.shifted = key, logits, ignore_index, shifted
+
+    def bind(self, model: nn.Module) -> None:
+        """Decide by the class of the model whether the targets are shifted, if this is not given."""
+        if self.shifted == "auto":
+            self.shifted = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+    def forward(self, outputs: Any, targets: object) -> Tensor:  # noqa: ARG002
+        """Return the loss among the outputs.
+
+        Raises:
+            ConfigError: the outputs contain no loss.
+        """
+        loss = _entry(outputs, self.key)
+        if loss is None:
+            names = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+            cause = f"loss: the model returns a {type(outputs).__name__}{names}, without a {self.key!r}"
+            hint = "give the model its targets: write data.inputs=off, or add the key of the targets to data.inputs"
+            raise ConfigError(cause, hint=hint)
+        return cast(Tensor, loss)
+
+    def denominator(self, targets: Any) -> Tensor | int:
+        """Return the number of targets that are not ignored, or the number of samples."""
+        labels = self._labels(targets)
+        if labels is None or labels.is_floating_point():
+            return batch_size_of(targets)
+        return (labels != self.ignore_index).sum()
+
+    def class_outputs(self, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Return outputs (N, C, ...) and targets (N, ...) of equal positions, or None if there are no classes."""
+        logits, labels = _entry(outputs, self.logits), self._labels(targets)
+        if not isinstance(logits, Tensor) or labels is None or labels.is_floating_point() or logits.dim() < 2:
+            return None, None
+        if self.shifted is True and logits.dim() > 2:
+            logits = logits[:, :-1]
+        return logits.movedim(-1, 1), labels
+
+    def _labels(self, targets: Any) -> Tensor | None:
+        """Return the targets as the model counts them; None if they are not one tensor."""
+        labels = targets.get("labels") if isinstance(targets, Mapping) else targets
+        if not isinstance(labels, Tensor):
+            return None
+        return labels[:, 1:] if self.shifted is True and labels.dim() > 1 else labels
+
+
+def _entry(outputs: Any, key: str) -> Any:
+    return outputs.get(key) if isinstance(outputs, Mapping) else getattr(outputs, key, None)
 
 
 class FunctionLoss(nn.Module):

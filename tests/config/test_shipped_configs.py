@@ -33,6 +33,7 @@ LOSSES = {  # the overrides that each loss needs
     "smooth_l1": ["data=line", "model=linear"],
     "bce": ["data=line", "data.train.slope=0.2", "model=linear"],
     "identity": ["data=line", "model=polynomial"],
+    "from_model": ["data=line", "model=confrates.Own", "data.inputs=[0,1]", "data.targets=1"],
 }
 DATA = {  # the overrides that each data set needs
     "line": ["model=linear", "loss=mse"],
@@ -52,6 +53,17 @@ COMPANIONS = {
     "optim": {"muon": ["model=mlp", "model.bias=false"]},
     "scheduler": {name: ["scheduler.lr_lambda=confrates.same"] for name in ("lambda", "multiplicative")},
 }
+
+
+CODE = """
+import torch
+
+def same(step): return 1.0
+
+class Own(torch.nn.Linear):
+    def __init__(self): super().__init__(1, 1)
+    def forward(self, x, y): return {"loss": (super().forward(x) - y).square().mean()}
+"""
 
 
 def idx(array: np.ndarray[Any, Any]) -> bytes:
@@ -89,7 +101,7 @@ def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def all_data(downloads: Path) -> Path:
     """Create a folder with the files that the shipped configs read."""
-    (downloads / "confrates.py").write_text("def same(step): return 1.0\n")
+    (downloads / "confrates.py").write_text(CODE)
     rng = np.random.default_rng(0)
     np.savez(downloads / "arrays.npz", X=rng.normal(size=(30, 4)), y=np.arange(30) % 3)
     for part, name, shade in (("train", "a", 10), ("train", "b", 200), ("val", "a", 20), ("val", "b", 210)):

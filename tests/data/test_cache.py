@@ -24,6 +24,7 @@ from trainkit.core.pytree import map_tensors, tensors_in
 from trainkit.data import cache
 from trainkit.data.loaders import Loader
 from trainkit.data.reading import name_of
+from trainkit.data.store import Store
 
 AUGMENT = {"flip": "random", "crop_padding": 2, "crop_fill": "reflect", "cutout": 3, "mixup": 0.4, "cutmix": 1.0}
 
@@ -312,7 +313,7 @@ def test_only_cache_auto_obeys_the_limits() -> None:
 
 def test_images_in_memory_keep_their_dtype_and_get_channels_last() -> None:
     files = made("files")
-    held = cache.read_into_memory(files, limit=None, workers=0, skip=False, on_progress=lambda *_: None)
+    held = cache.read_into_memory(Store(files), limit=None, workers=0, skip=False, on_progress=lambda *_: None)
     assert torch.equal(held.tensors[0], IMAGES)
     assert torch.equal(held.tensors[1], LABELS)
     assert held.tensors[0].dtype == torch.uint8

@@ -137,16 +137,21 @@ def test_a_data_set_is_indexed_with_python_ints() -> None:
     )
 
 
-def test_samples_that_are_not_pairs_or_contain_no_tensor_are_an_error() -> None:
-    class Dicts(Items):
+def test_samples_that_are_not_pairs_or_contain_no_values_are_an_error() -> None:
+    class Triples(Items):
         def __getitem__(self, index: int) -> Any:
-            return {"x": self.tensors[0][index], "y": 1}
+            return self.tensors[0][index], 1, 2
 
-    with pytest.raises(NotAPairError, match="returns a dict with the keys 'x', 'y', and a sample must be a pair"):
-        pairs(make_loader(Store.of(Dicts(data.synthetic(size=9, shape=[2]))), Prepare(CPU), batch_size=4, seed=0))
+    with pytest.raises(NotAPairError, match="returns a tuple of 3 values, and a sample must be a pair"):
+        pairs(make_loader(Store.of(Triples(data.synthetic(size=9, shape=[2]))), Prepare(CPU), batch_size=4, seed=0))
     with pytest.raises(DataError, match="do not contain a tensor"):
-        nested.batch_size_of({"id": ["a", "b"]})
-    assert nested.batch_size_of({"id": ["a", "b"], "x": torch.zeros(2, 3)}) == 2
+        nested.batch_size_of({"id": None})
+
+
+def test_the_size_of_a_batch_is_that_of_its_first_tensor_or_list_of_samples_else_of_its_strings() -> None:
+    assert nested.batch_size_of({"id": ["a", "b", "c"], "x": torch.zeros(2, 3)}) == 2
+    assert nested.batch_size_of((["a", "b", "c"], nested.Samples([torch.zeros(5), torch.zeros(6)]))) == 2
+    assert nested.batch_size_of({"id": ["a", "b", "c"]}) == 3
 
 
 def test_the_split_is_proportional_for_small_classes_too() -> None:

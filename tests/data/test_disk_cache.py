@@ -32,7 +32,7 @@ def hold(
 ) -> tuple[Store, Any]:
     items: Any = ItemDataset(read)
     items.cache_as = "small", state
-    return cache.read_into_memory(items, limit=None, workers=0, skip=skip, on_progress=lambda *_: None), items
+    return cache.read_into_memory(Store(items), limit=None, workers=0, skip=skip, on_progress=lambda *_: None), items
 
 
 def test_decoded_samples_are_loaded_from_disk_until_the_files_change(store: Path) -> None:
@@ -75,7 +75,8 @@ def test_an_unrelated_attribute_named_cache_as_is_ignored(mine: Any, store: Path
     items: Any = made("items")
     items.cache_as = mine
     assert torch.equal(
-        cache.read_into_memory(items, limit=None, workers=0, skip=False, on_progress=lambda *_: None).tensors[0], IMAGES
+        cache.read_into_memory(Store(items), limit=None, workers=0, skip=False, on_progress=lambda *_: None).tensors[0],
+        IMAGES,
     )
     assert not store.parent.exists()
 

@@ -200,16 +200,6 @@ class Ragged(Base):
         return torch.zeros(3 + index % 5), index % 3
 
 
-class Mapping(Base):
-    def __getitem__(self, index):
-        return {"image": IMAGES[index], "label": 1}
-
-
-class Bare(Base):
-    def __getitem__(self, index):
-        return IMAGES[index]
-
-
 class Triple(Base):
     def __getitem__(self, index):
         return IMAGES[index], 1, 2
@@ -279,7 +269,7 @@ def test_samples_of_different_lengths_are_named_with_their_shapes(way: str, samp
         r"error: data\.train: the samples of a batch must have equal shapes, but those of sets\.Ragged "
         + re.escape(place(samples, "Ragged", "__getitem__"))
         + r" differ: sample \d+ is inputs \(\d,\) float32, target int; sample \d+ is inputs \(\d,\) float32, target int"
-        r"\n  pad the samples to one shape in __getitem__, or write batch_size=1\n",
+        r"\n  write data\.collate=pad, pad the samples in __getitem__, or keep them in a list: data\.collate=lists\n",
         done.stderr,
     )
 
@@ -287,22 +277,20 @@ def test_samples_of_different_lengths_are_named_with_their_shapes(way: str, samp
 @pytest.mark.parametrize("model", ["toy_cnn", "lazy"])
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize(
-    ("name", "returned"),
+    ("name", "returned", "more"),
     [
-        ("Mapping", "a dict with the keys 'image', 'label'"),
-        ("Bare", "a Tensor (3, 32, 32) uint8"),
-        ("Triple", "a tuple of 3 values"),
-        ("Nothing", "None"),
+        ("Triple", "a tuple of 3 values", ", or say which positions they are: data.inputs=[0,1] data.targets=2"),
+        ("Nothing", "None", ""),
     ],
 )
 def test_a_sample_that_is_not_a_pair_is_a_config_error(
-    name: str, returned: str, way: str, model: str, samples: Path, forked: Command
+    name: str, returned: str, more: str, way: str, model: str, samples: Path, forked: Command
 ) -> None:
     done = forked(*QUICK, f"data.set={name}", f"model={model}", *WAYS[way])
     assert (done.returncode, done.stderr) == (
         2,
         f"error: data.train: __getitem__ of sets.{name} {place(samples, name, '__getitem__')} returns {returned}, and "
-        "a sample must be a pair (inputs, target)\n  write return inputs, target in __getitem__\n",
+        f"a sample must be a pair (inputs, target)\n  write return inputs, target in __getitem__{more}\n",
     )
 
 

@@ -63,7 +63,7 @@ def test_twenty_steps_equal_those_of_plain_torch(optimizer: str, scheduler: str)
 
     images, labels = session.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    model = build_model(settings.model, session.train, torch.device("cpu"))
+    model = build_model(settings.model, torch.device("cpu"))
     rest = [p for name, p in model.named_parameters() if not name.startswith("head")]
     head = [p for name, p in model.named_parameters() if name.startswith("head")]
     lr = settings.lr

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trainkit.build.form import build_form
 from trainkit.build.instantiate import call_target
 from trainkit.config.schema import SAMPLERS
 from trainkit.config.settings import Settings
@@ -22,6 +23,7 @@ from trainkit.data.batch_order import EpochOrder
 from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
 from trainkit.data.flow import FlowingLoader
+from trainkit.data.form import SampleForm
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.sample_errors import explain_sample_error
@@ -85,6 +87,7 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
 
     If there is no validation set but a `data.split`, validation samples are taken out of the training data.
     """
+    form = build_form(settings)
     train_set = build_dataset(settings, "train")
     if train_set is None:
         raise DataError("data.train returned no data set", hint="choose other data, for example data=digits")
@@ -92,12 +95,12 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
     for name, dataset in (("train", train_set), ("val", val_set)):
         if dataset is not None and len(dataset) == 0:
             raise empty_error(name)
-    train = store_samples(settings, "train", train_set, device, on_progress)
+    train = store_samples(settings, "train", train_set, device, on_progress, form)
     notes = [f"training data: {describe_store(train)}"]
     held_out = False
     val = None
     if val_set is not None:
-        val = store_samples(settings, "val", val_set, device, on_progress)
+        val = store_samples(settings, "val", val_set, device, on_progress, form)
         notes.append(f"validation data: {describe_store(val)}")
     elif settings.data.split is not None:
         train, val = split(train, settings.data.split)
@@ -111,7 +114,7 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
         held_out = True
         which = f"fold {settings.data.fold} of {settings.data.folds}"
         notes[0] += f"; {len(val):,} of these samples, {which}, are held out for validation"
-    classes = settings.data.classes or count_classes(train_set)
+    classes = settings.data.classes or count_classes(train_set, form)
     return Stores(train, val, classes, held_out, notes)
 
 
@@ -143,7 +146,12 @@ def build_dataset(settings: Settings, part: str) -> Any:
 
 
 def store_samples(
-    settings: Settings, part: str, dataset: Any, device: torch.device, on_progress: OnProgress | None
+    settings: Settings,
+    part: str,
+    dataset: Any,
+    device: torch.device,
+    on_progress: OnProgress | None,
+    form: SampleForm,
 ) -> Store:
     """Store the samples of a data set as the settings ask; errors of the data set name its key."""
     data = settings.data
@@ -160,6 +168,7 @@ def store_samples(
             partial=_limit(settings, train=part == "train") is not None,
             on_progress=on_progress,
             key=f"data.{part}",
+            form=form,
         )
     except TrainkitError:
         raise

@@ -9,7 +9,7 @@ import torch
 
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError
-from trainkit.core.pytree import map_tensors
+from trainkit.core.pytree import take_samples
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.state import State, takes_batch_statistics
@@ -28,7 +28,7 @@ def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
     try:
         with torch.no_grad(), preserve_rng():
             copied = copy_module(model).train()  # the forward pass may change buffers and attributes
-            copied(map_tensors(train.example()[0], lambda tensor: tensor[:1]))
+            copied(take_samples(train.example()[0], 0, 1, 2))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             return

@@ -19,31 +19,32 @@ from trainkit.data.loaders import Loader
 from trainkit.losses import loss_from_function
 
 
-def build_model(node: Node, train: Loader | None, device: torch.device) -> nn.Module:
-    """Build the model on its device.
+def build_model(node: Node, device: torch.device) -> nn.Module:
+    """Build the model on its device; lazy layers stay lazy.
 
     Args:
         node: one `_target_`, or several named children, which become an `nn.Sequential`.
-        train: the training loader, which gives lazy layers their shapes. None: they stay lazy.
         device: the device of the parameters.
 
     Raises:
         ConfigError: an object is not an `nn.Module`.
-        UserCodeError: a constructor, or the forward pass of lazy layers, raised an error.
+        UserCodeError: a constructor raised an error.
     """
     parts = OrderedDict()
     for name, child in named_nodes(node).items():
         path = key_path("model", name)
         parts[name] = _check_module(call_target(child, path), path)
-    model = (parts[UNNAMED] if UNNAMED in parts else nn.Sequential(parts)).to(device)
-    lazy = any(is_lazy(p) for p in model.parameters()) or any(isinstance(m, LazyModuleMixin) for m in model.modules())
-    if lazy and train is not None:
-        _initialize_lazy_layers(model, train)
-    return model
+    return (parts[UNNAMED] if UNNAMED in parts else nn.Sequential(parts)).to(device)
 
 
-def _initialize_lazy_layers(model: nn.Module, train: Loader) -> None:
-    """Run the model on an example of the training data, from which lazy layers infer their shapes."""
+def initialize_lazy_layers(model: nn.Module, train: Loader) -> None:
+    """Run a model with lazy layers on an example of the training data, from which they infer their shapes.
+
+    Raises:
+        UserCodeError: the forward pass raised an error.
+    """
+    if not any(map(is_lazy, model.parameters())) and not any(isinstance(m, LazyModuleMixin) for m in model.modules()):
+        return
     mode = model.training
     model.eval()
     try:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainkit.build.data import build_loaders
 from trainkit.build.instantiate import call_target
 from trainkit.build.loggers import build_logger
 from trainkit.build.memory_format import apply_memory_format, choose_memory_format
-from trainkit.build.model import build_loss, build_model
+from trainkit.build.model import build_loss, build_model, initialize_lazy_layers
 from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.config.schema import Node
 from trainkit.config.settings import Settings
 from trainkit.core.device import disable_malloc_trim, is_out_of_memory, select_device
 from trainkit.core.errors import ConfigError, OutOfMemoryError, Problem, TrainkitError, UserCodeError
-from trainkit.core.rng import seed_all
+from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
-from trainkit.data.loaders import Loader
-from trainkit.losses import REGRESSION_LOSSES
+from trainkit.data.loaders import Loader, SlicingLoader
+from trainkit.losses import REGRESSION_LOSSES, FromModel
 from trainkit.optim import groups as optim
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.params import named_params
+from trainkit.training.call import install_call
 from trainkit.training.compile import compile_model, defer_dynamo
 from trainkit.training.hooks import EVENTS, arguments_of
 from trainkit.training.losses import whole_batch_module
@@ -105,8 +107,12 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
 
     # Seed again: the model must not depend on the random numbers that the data used.
     seed_all(settings.seed, deterministic=bool(settings.deterministic))
-    model = build_model(settings.model, train, device)
+    model = build_model(settings.model, device)
+    call_note = _install_call(model, train)
+    initialize_lazy_layers(model, train)
     loss_fn = build_loss(settings.loss).to(device)
+    if isinstance(loss_fn, FromModel):
+        loss_fn.bind(model)
     memory_format, reason = choose_memory_format(settings, device)
     loaders = [loader for loader in (train, val) if loader is not None]
     format_note = apply_memory_format(model, loss_fn, memory_format, loaders, device) or reason
@@ -127,9 +133,21 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
         compile_model(model, "default" if settings.compile is True else settings.compile)
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
     loggers = {name: build_logger(name, node) for name, node in settings.logger.items()}
-    notes = [*data.notes, *([format_note] if format_note else []), *_notes(settings, device)]
+    notes = [*data.notes, *filter(None, (call_note, format_note)), *_notes(settings, device)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
+
+
+def _install_call(model: nn.Module, train: Loader) -> str | None:
+    """Decide how the model is called; return a note if its inputs are not a single tensor.
+
+    Tensors in memory show it. Otherwise a sample is read.
+    """
+    if isinstance(train, SlicingLoader) and isinstance(train.tensors[0], Tensor):
+        return None
+    with suppress(Exception), preserve_rng():  # the training reports samples that cannot be read
+        return install_call(model, train.example()[0])
+    return None
 
 
 def _prepare_process(settings: Settings) -> torch.device:

@@ -1,38 +1,39 @@
-"""Find keys of `data` that contradict each other, and wrong names of samplers."""
+"""Find keys of `data` that contradict each other, and wrong names of samplers and collate functions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from trainkit.config.consistency import UNKNOWN
 from trainkit.config.hints import is_off
-from trainkit.config.schema import SAMPLERS
+from trainkit.config.schema import COLLATES, SAMPLERS
 from trainkit.config.static_targets import find_missing_target
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
 
 
 def find_data_problems(plain: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with the order and the folds of the training set."""
+    """Yield what is wrong with the sampler, the collate function and the folds."""
     data = plain.get("data")
     if isinstance(data, dict):
-        yield from _sampler(data.get("sampler"))
+        yield from _named("sampler", data.get("sampler"), SAMPLERS)
+        yield from _named("collate", data.get("collate"), COLLATES)
         yield from _folds(data)
 
 
-def _sampler(sampler: Any) -> Iterator[Problem]:
-    """Yield what is wrong with `data.sampler`: a short name, a dotted path, or a node."""
-    if is_off(sampler) or sampler is UNKNOWN or sampler in SAMPLERS:
+def _named(key: str, value: Any, names: Collection[str]) -> Iterator[Problem]:
+    """Yield what is wrong with `data.KEY`: one of the short names, a dotted path, or a node."""
+    if is_off(value) or value is UNKNOWN or (isinstance(value, str) and value in names):
         return
-    if isinstance(sampler, dict) and "_target_" not in sampler:
-        hint = "add +data.sampler._target_=a.dotted.Path"
-        yield Problem("data.sampler: it has no _target_, so nothing can be built from it", hint)
-    elif isinstance(sampler, str) and "." not in sampler:
-        hint = did_you_mean(sampler, SAMPLERS, "data.sampler=")
-        yield Problem(f"data.sampler={sampler}: there is no sampler of this name", f"{hint}; or write a dotted path")
-    elif isinstance(sampler, str) and (problem := find_missing_target(sampler)):
-        yield Problem(f"data.sampler={sampler}: {problem.cause}", problem.hint)
+    if isinstance(value, dict) and "_target_" not in value:
+        hint = f"add +data.{key}._target_=a.dotted.Path"
+        yield Problem(f"data.{key}: it has no _target_, so nothing can be built from it", hint)
+    elif isinstance(value, str) and "." not in value:
+        hint = did_you_mean(value, names, f"data.{key}=")
+        yield Problem(f"data.{key}={value}: there is no {key} of this name", f"{hint}; or write a dotted path")
+    elif isinstance(value, str) and (problem := find_missing_target(value)):
+        yield Problem(f"data.{key}={value}: {problem.cause}", problem.hint)
 
 
 def _folds(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -55,8 +55,10 @@ class OneOrNamed:
 Count = Annotated[int, Range(minimum=1)]
 Positive = Annotated[float, Range(above=0)]
 Node = dict[str, Any]  # a `_target_` with its arguments, or other keys that trainkit does not define
+Position = Annotated[int, Range(minimum=0)]  # in a tuple
 UNNAMED = ""
 SAMPLERS = ("balanced", "length_bucketed", "contiguous")  # the short names of `data.sampler`
+COLLATES = {"pad": "trainkit.data.Pad", "lists": "trainkit.data.lists"}  # short names of `data.collate`
 METRICS = ("train/loss", "train/loss_sum", "val/loss", "val/accuracy", "grad_norm")  # that trainkit computes
 
 
@@ -120,6 +122,9 @@ class DataSettings:
     drop_last: Literal["on", True] | None
     sampler: str | Node | None
     classes: Count | None
+    inputs: str | Position | list[str] | list[Position] | None
+    targets: str | Position | list[str] | list[Position] | None
+    collate: str | Node | None
     normalize: NormalizeSettings | None
     augment: AugmentSettings | None
     cache: Literal["auto", "device", "memory", "none"] | None

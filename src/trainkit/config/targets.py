@@ -162,6 +162,9 @@ def find_wrong_targets(config: Any) -> list[Problem]:
         if path == "loss" and is_loss_function(called, node):
             with suppress(TypeError, ValueError):  # a compiled function has no signature
                 given = tuple(_positional_parameters(called))[:2]
+        if path == "data.collate" and not inspect.isclass(called):
+            with suppress(TypeError, ValueError):
+                given = tuple(_positional_parameters(called))[:1]  # the list of samples
         own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
         problems += find_wrong_arguments(path, own, called, given)
     secrets = set(find_secrets(config))

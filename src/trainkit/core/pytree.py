@@ -12,6 +12,10 @@ from torch import Tensor
 from trainkit.core.errors import DataError
 
 
+class Samples(list[Any]):
+    """A batch with one entry per sample, for samples that do not fit into one tensor."""
+
+
 def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a batch of the same structure with `change` applied to every tensor."""
     if isinstance(batch, Tensor):
@@ -22,6 +26,22 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
         values = [map_tensors(value, change) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
+
+
+def map_batches(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch with `change` applied to every tensor; a tensor of a single sample gets dimension 0 for it."""
+
+    def change_sample(tensor: Tensor) -> Tensor:
+        return change(tensor[None])[0]
+
+    if isinstance(batch, Samples):
+        return map_tensors(batch, change_sample)
+    if isinstance(batch, Mapping):
+        return {key: map_batches(value, change) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        values = [map_batches(value, change) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return change(batch) if isinstance(batch, Tensor) else batch
 
 
 def leaves(batch: Any) -> Iterator[Any]:
@@ -84,17 +104,59 @@ def join_rows(parts: Sequence[Any]) -> Any:
 
 
 def batch_size_of(batch: Any) -> int:
-    """Return the number of samples in a batch: the first dimension of its first tensor.
+    """Return the number of samples in a batch.
+
+    This is the first dimension of its first tensor, or the length of its first `Samples`. Without either, it is the
+    length of the first list of other values, such as strings.
 
     Raises:
-        DataError: the batch does not contain a tensor.
+        DataError: the batch contains none of these.
     """
-    first = next(iter(tensors_in(batch)), None)
-    if first is None:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    sizes = [*_sizes(batch, lists=False), *_sizes(batch, lists=True)]
+    if not sizes:
         raise DataError(
             f"the inputs ({type(batch).__name__}) do not contain a tensor", hint="return tensors from the data set"
         )
-    return len(first) if first.dim() else 1
+    return sizes[0]
+
+
+def _sizes(batch: Any, *, lists: bool) -> Iterator[int]:
+    """Yield the sizes of the tensors and `Samples` in a batch, or of its lists of other values."""
+    if isinstance(batch, Samples) or (lists and is_list_of_values(batch)):
+        yield len(batch)
+    elif isinstance(batch, Tensor) and not lists:
+        yield len(batch) if batch.dim() else 1
+    elif isinstance(batch, Mapping | tuple | list):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _sizes(part, lists=lists)
+
+
+def is_list_of_values(batch: Any) -> bool:
+    """Return whether a batch is a list or a tuple of values such as strings, without tensors and containers."""
+    if not isinstance(batch, list | tuple) or hasattr(batch, "_fields") or not batch:
+        return False
+    return not any(isinstance(value, Tensor | Mapping | list | tuple) for value in batch)
+
+
+def take_samples(batch: Any, start: int, stop: int, samples: int) -> Any:
+    """Return the samples from `start` to `stop` of a batch.
+
+    Tensors and `Samples` are sliced, and so is a list of `samples` values such as strings. Other values stay.
+    """
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    if isinstance(batch, Samples):
+        return Samples(batch[start:stop])
+    if isinstance(batch, Mapping):
+        return {key: take_samples(value, start, stop, samples) for key, value in batch.items()}
+    if is_list_of_values(batch) and len(batch) == samples:
+        return batch[start:stop]
+    if isinstance(batch, tuple | list):
+        values = [take_samples(value, start, stop, samples) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return batch
 
 
 def describe(batch: Any) -> str:

@@ -3,7 +3,9 @@
 The data sets that configs name as `trainkit.data.NAME` are exported here.
 """
 
+from trainkit.core.pytree import Samples
+from trainkit.data.collate import Pad, lists
 from trainkit.data.datasets import arrays, digits, image_folder, line, synthetic
 from trainkit.data.shapes import shapes
 
-__all__ = ["arrays", "digits", "image_folder", "line", "shapes", "synthetic"]
+__all__ = ["Pad", "Samples", "arrays", "digits", "image_folder", "line", "lists", "shapes", "synthetic"]

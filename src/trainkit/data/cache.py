@@ -18,6 +18,7 @@ from trainkit.core.pytree import leaves, map_tensors, structure_of, tensors_in
 from trainkit.core.signals import delay_signals
 from trainkit.data import disk_cache
 from trainkit.data.batch_order import BatchOrder
+from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.loaders import StreamingLoader
 from trainkit.data.pairs import Pair, map_pair, tensors_in_pair
 from trainkit.data.prepare import Prepare
@@ -51,6 +52,7 @@ def make_store(
     partial: bool,
     on_progress: OnProgress | None,
     key: str = "data.train",
+    form: SampleForm = PAIRS,
 ) -> Store:
     """Decide where the samples of a data set are stored, and read them there.
 
@@ -65,14 +67,15 @@ def make_store(
         partial: an epoch reads only a part of the data set.
         on_progress: is called while samples are read. None: read nothing, hold only what is in memory already.
         key: the config key of the data set, for messages.
+        form: which parts of a sample are the inputs and the targets, and how samples become a batch.
 
     Raises:
         DataError: the data set cannot be held but must be; or a sample cannot be read.
     """
+    empty = Store(dataset, key=key, form=form)
     store = _hold_or_stream(
-        dataset, cache, limit=limit, workers=workers, skip=skip, partial=partial, on_progress=on_progress, key=key
+        empty, cache, limit=limit, workers=workers, skip=skip, partial=partial, on_progress=on_progress
     )
-    store = replace(store, key=key)
     if store.tensors is None or device.type == "cpu" or cache == "memory":
         return store
     fits = store.nbytes <= free_memory(device) / 2
@@ -80,7 +83,7 @@ def make_store(
 
 
 def _hold_or_stream(
-    dataset: Any,
+    empty: Store,
     cache: str,
     *,
     limit: int,
@@ -88,66 +91,70 @@ def _hold_or_stream(
     skip: bool,
     partial: bool,
     on_progress: OnProgress | None,
-    key: str,
 ) -> Store:
     """Return a store in memory, or a streamed one with the reason; see `make_store`."""
+    dataset, form = empty.dataset, empty.form
     streamed_by = f"streamed by {workers} worker{'s' * (workers > 1)}" if workers else "streamed by the main process"
     if cache == "none":
-        return Store(dataset, note=f"{streamed_by}: data.cache=none")
-    store = Store.of(dataset)
+        return replace(empty, note=f"{streamed_by}: data.cache=none")
+    if form.collate is not None:
+        if cache != "auto":
+            cause = f"data.cache={cache}: data.collate makes each batch anew, so its samples are streamed"
+            raise DataError(cause, hint="write data.cache=auto")
+        return replace(empty, note=f"{streamed_by}: data.collate makes each batch anew")
+    store = Store.of(dataset, form)
     if store.tensors is not None:
-        return store
-    tensors = torchvision_arrays(dataset)
+        return replace(store, key=empty.key)
+    tensors = torchvision_arrays(dataset) if form == PAIRS else None
     if tensors is not None:
-        return Store(dataset, tensors)
+        return replace(empty, tensors=tensors)
     if on_progress is None or (partial and cache == "auto"):
         reason = "limit_batches leaves a part unread" if partial else "this command reads few samples"
-        return Store(dataset, note=f"{streamed_by}: {reason}")
+        return replace(empty, note=f"{streamed_by}: {reason}")
     try:
         maximum = limit if cache == "auto" else None
-        return read_into_memory(dataset, limit=maximum, workers=workers, skip=skip, on_progress=on_progress, key=key)
+        return read_into_memory(empty, limit=maximum, workers=workers, skip=skip, on_progress=on_progress)
     except NotCacheableError as reason:
         if cache == "auto":
-            return Store(dataset, note=f"{streamed_by}: {reason}")
+            return replace(empty, note=f"{streamed_by}: {reason}")
         raise DataError(f"data.cache={cache}: {reason}", hint="write data.cache=none") from None
 
 
 def read_into_memory(
-    dataset: Any,
+    empty: Store,
     *,
     limit: int | None,
     workers: int,
     skip: bool,
     on_progress: OnProgress,
-    key: str = "data.train",
 ) -> Store:
     """Read a data set into memory.
 
     Args:
-        dataset: has a length and items.
+        empty: the store of the data set, without tensors.
         limit: the maximum number of bytes; None: no limit.
         workers: processes that read samples.
         skip: skip samples that cannot be read.
         on_progress: is called while samples are read.
-        key: the config key of the data set, for messages.
 
     Raises:
         NotCacheableError: samples are random, differ in structure, contain more than tensors, or need too much memory.
         DataError: a sample cannot be read.
     """
-    tensors = allocate_samples(check_cacheable(dataset, limit, skip=skip, key=key), len(dataset))
+    dataset = empty.dataset
+    tensors = allocate_samples(check_cacheable(empty, limit, skip=skip), len(dataset))
     file, content = disk_cache.file_of(dataset)
-    content += f" {structure_of(sample_of(tensors, 0))}"
+    content += f" {structure_of(sample_of(tensors, 0))}" + (f" {empty.form}" if empty.form != PAIRS else "")
     if file is not None and disk_cache.load(file, content, tensors_in_pair(tensors)):
-        return Store(dataset, tensors, note=", decoded by an earlier run")
+        return replace(empty, tensors=tensors, note=", decoded by an earlier run")
     if workers and hasattr(os, "sched_getaffinity"):  # nothing else runs yet, so each core may have a worker
         workers = max(workers, len(os.sched_getaffinity(0)))
-    unreadable = fill(tensors, dataset, workers=workers, skip=skip, on_progress=on_progress, key=key)
-    verify_by_rereading(dataset, tensors, unreadable, skip=skip)
+    unreadable = fill(tensors, empty, workers=workers, skip=skip, on_progress=on_progress)
+    verify_by_rereading(empty, tensors, unreadable, skip=skip)
     if file is not None and not unreadable:
         with suppress(OSError):  # the disk is full or read-only: the next run decodes again
             disk_cache.save(file, content, tensors_in_pair(tensors))
-    return Store(dataset, tensors, unreadable=unreadable)
+    return replace(empty, tensors=tensors, unreadable=unreadable)
 
 
 def torchvision_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
@@ -175,19 +182,20 @@ def torchvision_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
     return images, classes
 
 
-def check_cacheable(dataset: Any, limit: int | None, *, skip: bool, key: str) -> Pair:
+def check_cacheable(empty: Store, limit: int | None, *, skip: bool) -> Pair:
     """Return the first readable sample if the data set can be held. A few samples are read twice to find out.
 
     Raises:
         NotCacheableError: see `read_into_memory`.
         DataError: a sample cannot be read and may not be skipped.
     """
-    reader = SeededReader(dataset, 0, skip=skip, constant=True)
+    dataset = empty.dataset
+    reader = SeededReader(dataset, 0, skip=skip, constant=True, form=empty.form)
     indices = sorted({round(i * (len(dataset) - 1) / (PROBES - 1)) for i in range(PROBES)})
     samples: list[Pair] = []
     for index in indices:
         for epoch in (0, 1):
-            sample = _probe(reader, epoch, index, key)
+            sample = _probe(reader, epoch, index, empty.key)
             if sample is None:
                 continue
             if epoch == 1 and samples and not samples_equal(sample, samples[-1]):
@@ -232,7 +240,7 @@ def _reasons_to_stream() -> Iterator[None]:
 def _probe(reader: SeededReader, epoch: int, index: int, key: str) -> Pair | None:
     """Return a sample, its inputs and target, or None if it cannot be read and may be skipped."""
     with _reasons_to_stream():
-        batch = collate(reader.__getitems__([(epoch, index)]))
+        batch = collate(reader.__getitems__([(epoch, index)]), reader.form)
     if batch.unreadable and not reader.skip:
         raise unreadable_sample_error(key, reader.dataset, *batch.unreadable[0])
     if batch.inputs is None:
@@ -284,10 +292,12 @@ def allocate_samples(sample: Pair, count: int) -> Pair:
     return allocated, allocated if target is inputs else map_tensors(target, allocate)
 
 
-def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: OnProgress, key: str) -> dict[int, str]:
+def fill(tensors: Pair, empty: Store, *, workers: int, skip: bool, on_progress: OnProgress) -> dict[int, str]:
     """Read every sample into its row of `tensors`; return index -> reason for samples that cannot be read."""
+    dataset, key = empty.dataset, empty.key
     order = BatchOrder(len(dataset), READ_BATCH, None, None)
-    streaming = StreamingLoader(dataset, order, Prepare(torch.device("cpu")), workers, skip=skip, constant=True)
+    prepare = Prepare(torch.device("cpu"))
+    streaming = StreamingLoader(dataset, order, prepare, workers, skip=skip, constant=True, form=empty.form)
     unreadable: dict[int, str] = {}
     done = 0
     try:
@@ -311,14 +321,15 @@ def fill(tensors: Pair, dataset: Any, *, workers: int, skip: bool, on_progress: 
     return unreadable
 
 
-def verify_by_rereading(dataset: Any, tensors: Pair, unreadable: Mapping[int, str], *, skip: bool) -> None:
+def verify_by_rereading(empty: Store, tensors: Pair, unreadable: Mapping[int, str], *, skip: bool) -> None:
     """Read some samples again: a data set with a private generator yields different values.
 
     Raises:
         NotCacheableError: a sample differs.
     """
-    reader = SeededReader(dataset, 0, skip=skip)
+    dataset = empty.dataset
+    reader = SeededReader(dataset, 0, skip=skip, form=empty.form)
     for index in sorted({round(i * (len(dataset) - 1) / (VERIFIED - 1)) for i in range(VERIFIED)} - {*unreadable}):
-        batch = collate(reader.__getitems__([(1, index)]))
+        batch = collate(reader.__getitems__([(1, index)]), empty.form)
         if batch.inputs is None or not samples_equal(sample_of(batch.pair, 0), sample_of(tensors, index)):
             raise NotCacheableError(f"{name_of(dataset, index)} differs between reads")

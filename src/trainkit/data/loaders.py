@@ -6,6 +6,7 @@ depends on (seed, epoch), the random numbers of a sample on (seed, epoch, sample
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from trainkit.core.errors import UserCodeError
 from trainkit.core.signals import delay_signals
 from trainkit.data.batch_order import BatchOrder, EpochOrder, epoch_order
+from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, SeededReader, collate, ignore_signals
@@ -96,7 +98,7 @@ def make_loader(
     batches = BatchOrder(len(store), batch_size, limit, seed, order, drop_last)
     if store.tensors is not None:
         return SlicingLoader(store, batches, prepare)
-    return StreamingLoader(store.dataset, batches, prepare, num_workers, skip=skip, key=store.key)
+    return StreamingLoader(store.dataset, batches, prepare, num_workers, skip=skip, key=store.key, form=store.form)
 
 
 # --------------------------------------------------------------------------------------- the loaders
@@ -184,6 +186,7 @@ class StreamingLoader:
         skip: skip samples that cannot be read, up to `MAX_UNREADABLE`, and keep them in `unreadable`.
         constant: see `SeededReader`.
         key: the config key of the data set, for messages.
+        form: which parts of a sample are the inputs and the targets, and how samples become a batch.
     """
 
     def __init__(
@@ -196,18 +199,20 @@ class StreamingLoader:
         skip: bool = False,
         constant: bool = False,
         key: str = "data.train",
+        form: SampleForm = PAIRS,
     ) -> None:
         self.dataset, self.order, self.prepare, self.skip, self.key = dataset, order, prepare, skip, key
+        self.form = form
         self.unreadable: dict[int, str] = {}
         self.samples = order.total
         reader: Dataset[Any] = SeededReader(  # type: ignore[assignment]
-            dataset, order.seed or 0, skip=skip, constant=constant
+            dataset, order.seed or 0, skip=skip, constant=constant, form=form
         )
         self.loader = DataLoader(
             reader,
             batch_sampler=order,
             num_workers=num_workers,
-            collate_fn=collate,  # type: ignore[arg-type]  # it takes what `SeededReader` gives
+            collate_fn=functools.partial(collate, form=form),
             worker_init_fn=ignore_signals,
             pin_memory=prepare.device.type == "cuda",
             persistent_workers=num_workers > 0,
@@ -240,12 +245,12 @@ class StreamingLoader:
 
     def example(self) -> Batch:
         """Return a batch that holds the first readable sample twice: batch norm needs two samples."""
-        reader = SeededReader(self.dataset, self.order.seed or 0, skip=self.skip)
+        reader = SeededReader(self.dataset, self.order.seed or 0, skip=self.skip, form=self.form)
         first_failure: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
             try:
                 read = reader.__getitems__([(0, index)])
-                batch = collate(replace(read, samples=2 * read.samples, indices=2 * read.indices))
+                batch = collate(replace(read, samples=2 * read.samples, indices=2 * read.indices), self.form)
             except Exception as error:
                 raise explain_sample_error(self.key, error) or UserCodeError(self.key, error) from error
             if batch.inputs is not None:

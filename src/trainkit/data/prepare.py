@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainkit.core.errors import DataError
-from trainkit.core.pytree import map_tensors
+from trainkit.core.pytree import map_batches, map_tensors
 from trainkit.data.augment import Augment
 from trainkit.data.pairs import map_pair
 
@@ -49,7 +49,7 @@ class Prepare:
         inputs, targets = map_pair((inputs, targets), self._move)
         same = targets is inputs
         if self.augment is None or indices is None:
-            inputs = map_tensors(inputs, self._to_floats)
+            inputs = map_batches(inputs, self._to_floats)
         else:
             inputs, targets = self._augment(self.augment, inputs, targets, epoch, indices)
         # A copy, as the model may change its inputs in place.

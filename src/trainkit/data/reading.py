@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, default_collate
+from torch.utils.data import Subset
 
 from trainkit.core.pytree import structure_of
 from trainkit.core.rng import GlobalGenerator, RngSnapshot
 from trainkit.core.signals import SIGNALS
+from trainkit.data.collate import as_tensors, stack
+from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs
 from trainkit.data.sample_errors import (
     MixedTargetsError,
     RandomSampleError,
     UnequalSamplesError,
     base_of,
-    not_a_pair_error,
     unequal_samples_error,
 )
 
@@ -85,10 +86,13 @@ class SeededReader:
         constant: require samples that are equal in each epoch: raise `RandomSampleError` if a sample draws random
             numbers, `UnequalSamplesError` if its structure differs from that of the first sample, and
             `MixedTargetsError` if only one of both has its inputs as target.
+        form: which parts of a sample are the inputs and the targets.
     """
 
-    def __init__(self, dataset: Any, seed: int, *, skip: bool, constant: bool = False) -> None:
-        self.dataset, self.seed, self.skip, self.constant = dataset, seed, skip, constant
+    def __init__(
+        self, dataset: Any, seed: int, *, skip: bool, constant: bool = False, form: SampleForm = PAIRS
+    ) -> None:
+        self.dataset, self.seed, self.skip, self.constant, self.form = dataset, seed, skip, constant, form
         self.reads_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
         self.seeded: set[GlobalGenerator] = set()  # generators that samples draw from
         self.structure: Any = None  # of the first sample
@@ -181,7 +185,7 @@ class SeededReader:
             self.structure = structure if self.structure is None else self.structure
             if structure != self.structure:
                 raise UnequalSamplesError(f"{self.structure} and {structure}")
-        for same in map(target_is_inputs, samples):
+        for same in (target_is_inputs(self.form.pair(sample, self.dataset)) for sample in samples):
             self.same = same if self.same is None else self.same
             if same != self.same:
                 raise MixedTargetsError
@@ -242,36 +246,35 @@ class CollatedBatch:
         return replace(self, inputs=inputs, targets=targets)
 
 
-def collate(read: ReadSamples) -> CollatedBatch:
-    """Collate samples into a batch as torch does; PIL images become uint8 tensors (C, H, W).
+def collate(read: ReadSamples, form: SampleForm = PAIRS) -> CollatedBatch:
+    """Collate samples into a batch, as torch or `form.collate` does; PIL images become uint8 tensors (C, H, W).
 
     Raises:
         NotAPairError: a sample is not a pair.
+        SampleFormError: a sample lacks a key.
         UnequalSamplesError: the samples do not fit into one batch.
     """
     if not read.samples:
         return CollatedBatch(None, None, read.indices, read.unreadable)
-    for sample in read.samples:
-        if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise not_a_pair_error(read.dataset, sample)
-    inputs = [_as_tensor(sample[0]) for sample in read.samples]
-    same = all(map(target_is_inputs, read.samples))
-    targets = inputs if same else [_as_tensor(sample[1]) for sample in read.samples]
+    if form.collate is not None:
+        try:
+            batch = form.collate(read.samples)
+        except Exception as error:
+            error.add_note(f"raised by data.collate for a batch of {len(read.samples)} samples")
+            raise
+        return CollatedBatch(*form.pair(batch, read.dataset), read.indices, read.unreadable)
+    pairs = [form.pair(sample, read.dataset) for sample in read.samples]
+    inputs = [as_tensors(pair[0]) for pair in pairs]
+    same = all(map(target_is_inputs, pairs))
+    targets = inputs if same else [as_tensors(pair[1]) for pair in pairs]
     try:
-        collated = default_collate(inputs)
-        return CollatedBatch(collated, collated if same else default_collate(targets), read.indices, read.unreadable)
+        collated = stack(inputs)
+        return CollatedBatch(collated, collated if same else stack(targets), read.indices, read.unreadable)
     except (RuntimeError, KeyError):  # torch's message depends on the process, and does not name the samples
-        pairs = list(zip(inputs, targets, strict=True))
-        structures = list(map(structure_of, pairs))
+        parts = list(zip(inputs, targets, strict=True))
+        structures = list(map(structure_of, parts))
         other = next((place for place, structure in enumerate(structures) if structure != structures[0]), None)
         if other is None:
             raise
         names = [name_of(read.dataset, read.indices[place]) for place in (0, other)]
-        raise unequal_samples_error(read.dataset, names, [pairs[0], pairs[other]]) from None
-
-
-def _as_tensor(part: Any) -> Any:
-    if hasattr(part, "getbands"):  # a PIL image, recognised without importing PIL
-        pixels = torch.from_numpy(np.array(part))
-        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-    return part
+        raise unequal_samples_error(read.dataset, names, [parts[0], parts[other]]) from None

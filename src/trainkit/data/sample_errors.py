@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,13 @@ class NotAPairError(ValueError):
     """A sample is not a pair (inputs, target)."""
 
 
+class SampleFormError(ValueError):
+    """A sample does not have a key that the config names. The message has the cause and, after `FIX`, the fix."""
+
+
+FIX = "; fix: "
+
+
 def base_of(dataset: Any) -> Any:
     """Return the data set whose `__getitem__` makes the samples: that inside of torch's subsets."""
     while type(dataset) is Subset:
@@ -52,11 +60,12 @@ def not_a_pair_error(dataset: Any, sample: Any) -> NotAPairError:
     """Return the error for a sample that is not a pair."""
     whose = name_and_place(type(base_of(dataset)), "__getitem__")
     return NotAPairError(
-        f"__getitem__ of {whose} returns {_describe(sample)}, and a sample must be a pair (inputs, target)"
+        f"__getitem__ of {whose} returns {describe_sample(sample)}, and a sample must be a pair (inputs, target)"
     )
 
 
-def _describe(sample: Any) -> str:
+def describe_sample(sample: Any) -> str:
+    """Return the type of a sample, and its keys, length or shape."""
     kind = type(sample).__name__
     if sample is None:
         return "None"
@@ -78,8 +87,14 @@ def explain_sample_error(key: str, error: BaseException) -> TrainkitError | None
     kind = type(error)
     text = (str(error).strip().splitlines() or [""])[-1].removeprefix(f"{kind.__module__}.{kind.__name__}: ")
     if isinstance(error, UnequalSamplesError):
-        hint = "pad the samples to one shape in __getitem__, or write batch_size=1"
+        hint = "write data.collate=pad, pad the samples in __getitem__, or keep them in a list: data.collate=lists"
         return DataError(f"{key}: {text}", hint=hint)
     if isinstance(error, NotAPairError):
-        return ConfigError(f"{key}: {text}", hint="write return inputs, target in __getitem__")
+        hint = "write return inputs, target in __getitem__"
+        if re.search(r"returns a (tuple|list) of (?!0|2)", text):
+            hint += ", or say which positions they are: data.inputs=[0,1] data.targets=2"
+        return ConfigError(f"{key}: {text}", hint=hint)
+    if isinstance(error, SampleFormError):
+        cause, _, fix = text.partition(FIX)
+        return ConfigError(cause, hint=fix)
     return None

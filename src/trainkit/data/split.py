@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,13 +13,19 @@ from torch.utils.data import TensorDataset
 
 from trainkit.core.errors import ConfigError
 from trainkit.core.source import name_and_place
+from trainkit.data.form import PAIRS, SampleForm
+from trainkit.data.sample_errors import NotAPairError, SampleFormError
 from trainkit.data.store import Store
 
 
-def targets_of(dataset: Any) -> Tensor | None:
+def targets_of(dataset: Any, form: SampleForm = PAIRS) -> Tensor | None:
     """Return the classes of all samples, (N,) int64, or None if the data set does not list them."""
-    targets = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
-    if targets is None:
+    targets = getattr(dataset, "targets", None)
+    if isinstance(dataset, TensorDataset):
+        targets = dataset.tensors[1] if len(dataset.tensors) > 1 else None
+        with suppress(NotAPairError, SampleFormError):  # the first read of a sample reports them
+            targets = form.pair(dataset.tensors, dataset)[1]
+    if targets is None or isinstance(targets, Mapping | tuple):
         return None
     try:
         targets = torch.as_tensor(targets)
@@ -27,7 +34,7 @@ def targets_of(dataset: Any) -> Tensor | None:
     return None if targets.is_floating_point() or targets.dim() != 1 else targets
 
 
-def count_classes(dataset: Any) -> int | None:
+def count_classes(dataset: Any, form: SampleForm = PAIRS) -> int | None:
     """Return the number of classes: of the attribute `classes`, else the largest target + 1, else None.
 
     The attribute is a list of names, or the number of classes: an int, also of NumPy or torch.
@@ -37,7 +44,7 @@ def count_classes(dataset: Any) -> int | None:
     """
     classes = getattr(dataset, "classes", None)
     if classes is None:
-        targets = targets_of(dataset)
+        targets = targets_of(dataset, form)
         return None if targets is None or not len(targets) else int(targets.max()) + 1
     with suppress(TypeError):  # a 0-d array has no length
         return len(classes)
@@ -109,5 +116,5 @@ def _shuffled_classes(store: Store) -> tuple[Tensor, list[Tensor]]:
     Without classes, all samples are one class.
     """
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
-    targets = targets_of(store.dataset)
+    targets = targets_of(store.dataset, store.form)
     return order, [order] if targets is None else [order[targets[order] == label] for label in targets.unique()]

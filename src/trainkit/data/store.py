@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs, tensors_in_pair
+from trainkit.data.sample_errors import NotAPairError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Store:
         unreadable: index of a sample in this store -> why it could not be read.
         note: why the samples are streamed, or more about samples in tensors; see `place`.
         key: the config key of the data set, for messages.
+        form: which parts of a sample are the inputs and the targets, and how samples become a batch.
     """
 
     dataset: Any
@@ -35,9 +38,10 @@ class Store:
     unreadable: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
     key: str = "data.train"
+    form: SampleForm = PAIRS
 
     @classmethod
-    def of(cls, dataset: Any) -> Store:
+    def of(cls, dataset: Any, form: SampleForm = PAIRS) -> Store:
         """Return a store that reads from a data set without copying.
 
         A `TensorDataset`, and subsets of it, are read from their tensors. Any other data set is read item by item,
@@ -51,10 +55,14 @@ class Store:
             rows = indices if rows is None else indices[rows]  # rows of the inner data set
             base = base.dataset
         only_slices = getattr(type(base), "__getitem__", None) is TensorDataset.__getitem__
-        if not only_slices or len(base.tensors) != 2:  # samples are pairs (inputs, targets)
-            return cls(dataset)
-        inputs, targets = base.tensors
-        return cls(dataset, tensors=(inputs, inputs if target_is_inputs((inputs, targets)) else targets), rows=rows)
+        if not only_slices or form.collate is not None:
+            return cls(dataset, form=form)
+        try:
+            inputs, targets = form.pair(base.tensors, dataset)
+        except NotAPairError:  # the first read of a sample reports it
+            return cls(dataset, form=form)
+        targets = inputs if target_is_inputs((inputs, targets)) else targets
+        return cls(dataset, tensors=(inputs, targets), rows=rows, form=form)
 
     def __len__(self) -> int:
         return len(self.dataset)

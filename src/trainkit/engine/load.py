@@ -49,7 +49,7 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     settings = reload_config(run, overrides, secrets_under="model").settings
     settings = settings.with_data(classes=run.info.get("classes"))
     with preserve_rng():
-        model = build_model(settings.model, None, torch.device("cpu"))
+        model = build_model(settings.model, torch.device("cpu"))
     weights = saved["model"]
     if saved["ema"] is not None:
         prefix = "module.model."  # from AveragedModel and the ModuleDict of model and loss

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainkit.losses import FromModel
+
 Metrics = dict[str, Any]
 # Metrics, and entries of checkpoints, that differ between equal runs.
 CLOCKS = ("seconds", "samples_per_second", "tokens_per_second", "earlier_seconds")
@@ -84,6 +86,8 @@ def count_correct(
         targets: the targets of the batch.
         classes: the number of classes in the data; None: unknown.
     """
+    if isinstance(loss_fn, FromModel):
+        outputs, targets = loss_fn.class_outputs(outputs, targets)
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return None
     if isinstance(loss_fn, nn.BCEWithLogitsLoss | nn.BCELoss):

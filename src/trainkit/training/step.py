@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainkit.core.pytree import batch_size_of, map_tensors
+from trainkit.core.pytree import batch_size_of, take_samples
 from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
@@ -75,8 +75,8 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
     """Yield a batch in parts of at most `size` samples, in order."""
     samples = batch_size_of(inputs)
     for start in range(0, samples, size or samples):
-        part = slice(start, start + (size or samples))
-        yield map_tensors(inputs, lambda t, p=part: t[p]), map_tensors(targets, lambda t, p=part: t[p])  # type: ignore[misc]
+        stop = start + (size or samples)
+        yield take_samples(inputs, start, stop, samples), take_samples(targets, start, stop, samples)
 
 
 # ------------------------------------------------------------------- between backward and the update

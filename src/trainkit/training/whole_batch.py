@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, OutOfMemoryError
-from trainkit.core.pytree import batch_size_of, join_rows, map_tensors, take_rows_of_samples, tensors_in
+from trainkit.core.pytree import (
+    batch_size_of,
+    join_rows,
+    map_tensors,
+    take_rows_of_samples,
+    take_samples,
+    tensors_in,
+)
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.training.hooks import call_hooks
@@ -163,7 +170,7 @@ def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, s
         torch.manual_seed(seed)
         part = take_rows_of_samples(outputs, samples, start, stop)
         copied = _in_evaluation_mode(copy_module(loss_fn), only_torch=True)
-        return copied, _clone(part), _clone(_rows(targets, start, stop))
+        return copied, _clone(part), _clone(take_samples(targets, start, stop, samples))
 
     for size in sizes:
         finding = _compare(name_and_place(loss_fn), evaluate, targets, samples, size, LOSS_TOLERANCE)
@@ -193,8 +200,8 @@ def _compare_model(
         torch.manual_seed(seed)
         both = copy_module(nn.ModuleList([model, loss_fn]))  # together, because they may share modules
         copied, copied_loss = _in_evaluation_mode(both, only_torch=only_torch).children()
-        outputs[start, stop] = copied(_clone(_rows(inputs, start, stop)))
-        return copied_loss, outputs[start, stop], _clone(_rows(targets, start, stop))
+        outputs[start, stop] = copied(_clone(take_samples(inputs, start, stop, samples)))
+        return copied_loss, outputs[start, stop], _clone(take_samples(targets, start, stop, samples))
 
     precision = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
     tolerance = max(MODEL_TOLERANCE, 16 * precision)
@@ -261,10 +268,6 @@ def copy_module(module: nn.Module) -> nn.Module:
             if getattr(hook, "__closure__", None) and hook.__module__ != "trainkit.training.first_batch":
                 raise ValueError(f"a forward hook of {type(inner).__name__} holds objects that a copy would share")
     return copy.deepcopy(module)
-
-
-def _rows(batch: Any, start: int, stop: int) -> Any:
-    return map_tensors(batch, lambda tensor: tensor[start:stop])  # as `micro_batches` does
 
 
 def _clone(batch: Any) -> Any:
