@@ -96,6 +96,61 @@ class RowCNN(nn.Module):
         return rows
 
 
+class LSTMLanguageModel(nn.Module):
+    """Predict the next token at each position of a text. The hidden state is carried from batch to batch.
+
+    Gradients stop at the start of a batch. If the batch size changes, the state starts again at zero.
+
+    Shape: tokens (N, L) int64 to logits (N, vocabulary, L).
+
+    Args:
+        vocabulary: the number of tokens.
+        embedding: the size of a token's embedding.
+        hidden: the size of the hidden state.
+        layers: the number of layers of the LSTM.
+        dropout: of the embeddings, between the layers, and of the outputs.
+        tied: whether the output layer has the weights of the embedding, which needs `embedding` = `hidden`.
+    """
+
+    hidden_state: Tensor | None
+    cell_state: Tensor | None
+
+    def __init__(
+        self,
+        vocabulary: int,
+        embedding: int = 128,
+        hidden: int = 128,
+        layers: int = 1,
+        dropout: float = 0.0,
+        tied: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.head = nn.Linear(hidden, vocabulary)
+        if tied:
+            if embedding != hidden:
+                raise ValueError(f"tied weights need embedding = hidden, found {embedding} and {hidden}")
+            self.head.weight = self.embedding.weight
+        self.register_buffer("hidden_state", None)
+        self.register_buffer("cell_state", None)
+
+    def reset_state(self) -> None:
+        """Start the next batch without state; trainkit calls it before an epoch and before a validation."""
+        self.hidden_state = self.cell_state = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The logits of the next tokens."""
+        state = None
+        if self.hidden_state is not None and self.cell_state is not None and self.hidden_state.shape[1] == len(tokens):
+            state = self.hidden_state, self.cell_state
+        outputs, (hidden, cell) = self.lstm(self.dropout(self.embedding(tokens)), state)
+        self.hidden_state, self.cell_state = hidden.detach(), cell.detach()
+        logits: Tensor = self.head(self.dropout(outputs))
+        return logits.transpose(1, 2)
+
+
 class GRUClassifier(nn.Module):
     """A GRU over a sequence, and a linear layer on its last state.
 

@@ -18,6 +18,7 @@ from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
+from trainkit.core.pytree import describe
 from trainkit.data.augment import Augment
 from trainkit.data.batch_order import EpochOrder
 from trainkit.data.cache import OnProgress, make_store
@@ -25,6 +26,7 @@ from trainkit.data.checks import check_dataset
 from trainkit.data.flow import FlowingLoader
 from trainkit.data.form import SampleForm
 from trainkit.data.loaders import Loader, make_loader
+from trainkit.data.pairs import Pair
 from trainkit.data.prepare import Prepare
 from trainkit.data.sample_errors import explain_sample_error
 from trainkit.data.samplers import make_order, order_of_sampler
@@ -74,8 +76,9 @@ def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgr
             hint="write data.classes=NUMBER, or give the data set an attribute `classes` or `targets`",
         )
     settings = settings.with_data(classes=stores.classes)
-    train = build_loader(settings, stores.train, device, train=True)
-    val = None if stores.val is None else build_loader(settings, stores.val, device, train=False)
+    standardize = training_statistics(stores.train) if settings.data.standardize else None
+    train = build_loader(settings, stores.train, device, standardize, train=True)
+    val = None if stores.val is None else build_loader(settings, stores.val, device, standardize, train=False)
     if settings.steps_per_epoch is not None:
         train = FlowingLoader(train, settings.steps_per_epoch)
     settings = settings.with_data(classes=stores.classes, steps_per_epoch=len(train))
@@ -92,6 +95,8 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
     if train_set is None:
         raise DataError("data.train returned no data set", hint="choose other data, for example data=digits")
     val_set = None if settings.data.val is None else build_dataset(settings, "val")
+    if val_set is not None and settings.data.folds is not None:
+        raise ConfigError("data.val: the fold is the validation set", hint="write data.val=null")
     for name, dataset in (("train", train_set), ("val", val_set)):
         if dataset is not None and len(dataset) == 0:
             raise empty_error(name)
@@ -187,7 +192,9 @@ def empty_error(part: str) -> DataError:
     return DataError(f"data.{part} has no samples", hint="give it data, or change data.split")
 
 
-def build_loader(settings: Settings, store: Store, device: torch.device, *, train: bool) -> Loader:
+def build_loader(
+    settings: Settings, store: Store, device: torch.device, standardize: Pair | None = None, *, train: bool
+) -> Loader:
     """Build the loader of a store. The run's seed and the keys of the order are for the training samples only.
 
     Raises:
@@ -196,7 +203,7 @@ def build_loader(settings: Settings, store: Store, device: torch.device, *, trai
     data, size = settings.data, settings.batch_size
     loader = make_loader(
         store,
-        build_prepare(settings, device, train=train),
+        build_prepare(settings, device, standardize, train=train),
         batch_size=size if train else settings.val_batch_size,
         seed=settings.seed if train else None,
         num_workers=data.num_workers,
@@ -210,6 +217,24 @@ def build_loader(settings: Settings, store: Store, device: torch.device, *, trai
         cause = f"data.drop_last: the {len(store)} training samples do not fill a batch of {size}"
         raise ConfigError(cause, hint="lower batch_size, or write data.drop_last=off")
     return loader
+
+
+def training_statistics(train: Store) -> Pair:
+    """Return the mean and the standard deviation of each input over the training samples, (F,) float64.
+
+    An input without spread keeps its scale.
+
+    Raises:
+        ConfigError: the inputs are not numbers of shape (N, F) in memory.
+    """
+    inputs = None if train.tensors is None else train.tensors[0]
+    if not isinstance(inputs, torch.Tensor) or inputs.dim() != 2 or not inputs.is_floating_point():
+        shape = "streamed" if inputs is None else describe(inputs)
+        cause = f"data.standardize: it needs inputs (N, F) of floats in memory, and these are {shape}"
+        raise ConfigError(cause, hint="write data.standardize=off; images have data.normalize")
+    rows = inputs if train.rows is None else inputs[train.rows]
+    std, mean = torch.std_mean(rows.double().cpu(), dim=0, correction=0)
+    return mean, torch.where(std == 0, 1, std)
 
 
 def build_order(settings: Settings, dataset: Any) -> EpochOrder | None:
@@ -236,12 +261,14 @@ def _limit(settings: Settings, *, train: bool) -> int | None:
     return settings.limit_batches if train else settings.limit_val_batches
 
 
-def build_prepare(settings: Settings, device: torch.device, *, train: bool) -> Prepare:
+def build_prepare(settings: Settings, device: torch.device, standardize: Pair | None = None, *, train: bool) -> Prepare:
     """Build the preparation of a batch; training images are augmented if `data.augment` asks for it."""
     normalize, asked = settings.data.normalize, settings.data.augment
     mean = None if normalize is None else torch.tensor(normalize.mean, device=device)
     std = None if normalize is None else torch.tensor(normalize.std, device=device)
     options: Any = {} if asked is None else dataclasses.asdict(asked)
+    if standardize is not None:
+        mean, std = standardize
     augment = None
     if train and any(options.get(key) for key in ("flip", "crop_padding", "cutout", "mixup", "cutmix")):
         options["flip"] = "random" if options["flip"] is True else options["flip"]

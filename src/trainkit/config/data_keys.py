@@ -20,6 +20,9 @@ def find_data_problems(plain: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _named("sampler", data.get("sampler"), SAMPLERS)
         yield from _named("collate", data.get("collate"), COLLATES)
         yield from _folds(data)
+        if not is_off(data.get("standardize")) and not is_off(data.get("normalize")):
+            cause = "data.standardize: data.normalize gives the mean and the standard deviation"
+            yield Problem(cause, "write data.normalize=null or data.standardize=off")
 
 
 def _named(key: str, value: Any, names: Collection[str]) -> Iterator[Problem]:
@@ -51,6 +54,8 @@ def _folds(data: Mapping[str, Any]) -> Iterator[Problem]:
         hint = f"the last fold is data.fold={folds - 1}"
         yield Problem(f"data.fold={fold}: the folds have the numbers 0 to {folds - 1}", hint)
     for key, value in (("split", data.get("split")), ("val", data.get("val"))):
-        if not is_off(value) and value is not UNKNOWN:
+        # The data sets of trainkit may return no validation set, which is known once they are built.
+        is_own = isinstance(value, dict) and str(value.get("_target_")).startswith("trainkit.data.")
+        if not is_off(value) and value is not UNKNOWN and not is_own:
             shown = "" if isinstance(value, dict) else f"={value}"
             yield Problem(f"data.{key}{shown}: the fold is the validation set", f"write data.{key}=null")

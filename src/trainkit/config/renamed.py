@@ -22,6 +22,7 @@ NEW_KEYS: dict[str, Any] = {  # that older versions did not have, with their def
     "data.shuffle": True,
     "data.drop_last": None,
     "data.sampler": None,
+    "data.standardize": None,
 }
 RENAMED_VALUES = {"data.cache_limit": "auto"}  # key -> the value that was written as off
 

@@ -126,6 +126,7 @@ class DataSettings:
     targets: str | Position | list[str] | list[Position] | None
     collate: str | Node | None
     normalize: NormalizeSettings | None
+    standardize: Literal["on", True] | None
     augment: AugmentSettings | None
     cache: Literal["auto", "device", "memory", "none"] | None
     cache_limit: Literal["auto"] | Positive

@@ -7,5 +7,19 @@ from trainkit.core.pytree import Samples
 from trainkit.data.collate import Pad, lists
 from trainkit.data.datasets import arrays, digits, image_folder, line, synthetic
 from trainkit.data.shapes import shapes
+from trainkit.data.tables import table
+from trainkit.data.text import text
 
-__all__ = ["Pad", "Samples", "arrays", "digits", "image_folder", "line", "lists", "shapes", "synthetic"]
+__all__ = [
+    "Pad",
+    "Samples",
+    "arrays",
+    "digits",
+    "image_folder",
+    "line",
+    "lists",
+    "shapes",
+    "synthetic",
+    "table",
+    "text",
+]

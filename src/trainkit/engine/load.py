@@ -16,6 +16,7 @@ from trainkit.runs.checkpoint_files import DamagedError
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 from trainkit.runs.reload import reload_config
+from trainkit.training.carried import carrying_modules, match_saved_buffers, reset_carried
 
 
 def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[str] = ()) -> nn.Module:
@@ -54,10 +55,12 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     if saved["ema"] is not None:
         prefix = "module.model."  # from AveragedModel and the ModuleDict of model and loss
         weights = {key.removeprefix(prefix): v for key, v in saved["ema"].items() if key.startswith(prefix)}
+    match_saved_buffers(model, weights)
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
         hint = "use the code that the run was trained with"
         raise CheckpointError(f"{name} belongs to another model: {text}", hint=hint) from error
+    reset_carried(carrying_modules(model))
     return model.eval()

@@ -19,6 +19,7 @@ from trainkit.core.pytree import batch_size_of
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
+from trainkit.training.carried import carrying_modules, match_buffers, reset_carried, without_carried
 from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
 from trainkit.training.last_step import last_step_metrics
@@ -69,6 +70,8 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     objects, progress = state.objects, state.progress
     objects.model.train()
     objects.loss_fn.train()
+    if progress.batch == 0:
+        reset_carried(objects.carrying)
     for inputs, targets in stoppable(state, loader.batches(progress.epoch, progress.batch)):
         try:
             run_with_oom_split(train_step, state, inputs, targets, hooks)
@@ -76,6 +79,8 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
             skip_batch(state, loader, inputs, error, hooks)
         else:
             if objects.ema is not None:
+                if objects.carrying:
+                    match_buffers(objects.ema.module, objects.trained)
                 objects.ema.update_parameters(objects.trained)
             for scheduler in objects.step_schedulers:
                 scheduler.step()  # type: ignore[call-arg]  # step schedulers take no metric
@@ -176,7 +181,7 @@ def _improves(state: State, value: float, reference: float | None, by: float = 0
 def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics:
     """Return the loss and, for classes, the accuracy over a whole data set.
 
-    With `ema` the averaged weights are evaluated. Weights and RNG states do not change.
+    With `ema` the averaged weights are evaluated. Weights, RNG states and the carried state do not change.
     """
     model, loss_fn = state.objects.evaluated
     model.eval()
@@ -184,7 +189,8 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     loss, accuracy = Mean(state.objects.device, summed=is_sum(loss_fn)), Mean(state.objects.device, summed=True)
     has_accuracy = False
     batches = loader.batches(0)
-    with preserve_rng(), restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
+    carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
+    with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
             value, weight, counts = run_with_oom_split(evaluate_batch, state, inputs, targets, hooks)
             loss.update(value, weight=weight)

@@ -11,9 +11,19 @@ from torch import Tensor, nn
 
 
 def whole_batch_module(model: nn.Module, loss_fn: nn.Module) -> nn.Module | None:
-    """Return the loss or the model, or the module inside it, that declares `whole_batch = True`."""
+    """Return the module in the loss or the model whose batches may not be split.
+
+    It declares `whole_batch = True`, or carries state from batch to batch (`reset_state`).
+    """
     modules = (*loss_fn.modules(), *model.modules())
-    return next((module for module in modules if getattr(module, "whole_batch", None) is True), None)
+    return next((module for module in modules if why_whole_batch(module)), None)
+
+
+def why_whole_batch(module: nn.Module) -> str:
+    """Return why the batches of a module may not be split, for messages; '' if they may."""
+    if getattr(module, "whole_batch", None) is True:
+        return "has whole_batch = True"
+    return "carries state from batch to batch" if callable(getattr(module, "reset_state", None)) else ""
 
 
 def is_sum(loss_fn: nn.Module) -> bool:

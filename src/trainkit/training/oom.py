@@ -12,6 +12,7 @@ from torch import Tensor
 from trainkit.core.device import empty_cache, is_out_of_memory, peak_memory
 from trainkit.core.errors import NonFiniteError, OutOfMemoryError
 from trainkit.core.pytree import batch_size_of, describe
+from trainkit.training.carried import capture_carried, restore_carried
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import Phase, State
@@ -28,15 +29,17 @@ def run_with_oom_split(
     Raises:
         OutOfMemoryError: `on_oom` is stop, one sample is too much, the weights may have changed already, or the
             batch may not be split.
-        NonFiniteError: from `work`; the batch statistics are restored first.
+        NonFiniteError: from `work`; the batch statistics and the carried state are restored first.
     """
     statistics = [(tensor, tensor.clone()) for tensor in state.objects.statistics]
+    carried = capture_carried(state.objects.carrying)
     while True:
         check_may_split(state, inputs, targets, hooks)
         try:
             return work(state, inputs, targets)
         except NonFiniteError:
             _restore(statistics)
+            restore_carried(carried)
             raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -64,7 +67,7 @@ def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryEr
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
     if size > 1 and whole_batch_module(objects.model, objects.loss_fn) is not None:
-        hint = "lower batch_size: the loss needs the whole batch"
+        hint = "lower batch_size: the batch may not be split"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
     at_a_time = f"{size} sample{'s' * (size != 1)} at a time"
     cause = f"{objects.device} ran out of memory: inputs {describe(inputs)}, {at_a_time}, peak {peak}"

@@ -20,6 +20,7 @@ from trainkit.core.pytree import copy_to_cpu
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
+from trainkit.training.carried import carrying_modules, check_carried, match_saved_buffers
 from trainkit.training.length import Length
 from trainkit.training.losses import is_sum, whole_batch_module
 from trainkit.training.metrics import Mean, Metrics
@@ -68,6 +69,7 @@ class Objects:
     needs_closure: bool = False  # the optimizer evaluates the loss itself, as LBFGS does
     tracks_statistics: bool = False  # a layer takes batch statistics
     statistics: list[Tensor] = field(default_factory=list)  # batch statistics to undo if a step is repeated
+    carrying: list[nn.Module] = field(default_factory=list)  # modules that carry state from batch to batch
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -118,9 +120,11 @@ class Objects:
             raise ValueError(f"ema: {_is_on(saved['ema'])} in the checkpoint, {_is_on(self.ema)} here")
         if not keep_rates and len(self.schedulers) != len(saved["schedulers"]):
             raise ValueError(f"schedulers: {len(saved['schedulers'])} in the checkpoint, {len(self.schedulers)} here")
+        match_saved_buffers(self.model, saved["model"])
         self.model.load_state_dict(saved["model"])
         self.loss_fn.load_state_dict(saved["loss"])
         if self.ema is not None:
+            match_saved_buffers(self.ema, saved["ema"])
             self.ema.load_state_dict(saved["ema"])
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
@@ -269,10 +273,12 @@ def new_state(
     """Return the state of a new training.
 
     Raises:
-        ConfigError: the device does not support the precision.
+        ConfigError: the device does not support the precision, or checkpoints would not hold the carried state.
     """
     trained = nn.ModuleDict({"model": model, "loss": loss_fn})
     layers = [module for module in model.modules() if takes_batch_statistics(module)]
+    carrying = carrying_modules(model)
+    check_carried(carrying)
     if whole_batch_module(model, loss_fn) is not None:
         settings = replace(settings, on_oom="stop")
     if settings.on_oom == "auto":
@@ -296,6 +302,7 @@ def new_state(
         needs_closure=needs_closure(type(optimizer)),
         tracks_statistics=bool(layers),
         statistics=[tensor for layer in layers for tensor in layer.buffers(recurse=False)] if repeats_steps else [],
+        carrying=carrying,
     )
     return State(settings, objects, Progress(new_loss_mean(objects), micro_batch=settings.micro_batch))
 

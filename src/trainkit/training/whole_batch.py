@@ -29,7 +29,7 @@ from trainkit.core.pytree import (
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.training.hooks import call_hooks
-from trainkit.training.losses import denominator, loss_contribution, whole_batch_module
+from trainkit.training.losses import denominator, loss_contribution, whole_batch_module, why_whole_batch
 from trainkit.training.state import State
 from trainkit.training.step import micro_batches
 
@@ -96,8 +96,8 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
 
 
 def declared_error(module: nn.Module, micro_batch: int) -> ConfigError:
-    """Return the error for a `micro_batch` with a loss or a model that declares `whole_batch = True`."""
-    cause = f"micro_batch={micro_batch}: {name_and_place(module)} has whole_batch = True"
+    """Return the error for a `micro_batch` with a module whose batches may not be split, see `why_whole_batch`."""
+    cause = f"micro_batch={micro_batch}: {name_and_place(module)} {why_whole_batch(module)}"
     return ConfigError(cause, hint="write micro_batch=off, and a batch_size that fits into memory")
 
 

@@ -1,0 +1,169 @@
+"""Tables: the columns of a CSV or parquet file as inputs and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from trainkit.core.errors import ConfigError, DataError
+from trainkit.core.spelling import did_you_mean
+from trainkit.data.table_files import Column, Numbers, read_columns
+
+TASKS = ("auto", "classification", "regression")
+
+
+class Table(TensorDataset):
+    """The rows of a table.
+
+    Attributes:
+        columns: the name of each input; a category has the name `COLUMN=VALUE`.
+        classes: the names of the classes; for a regression, the number of target columns.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, columns: list[str], classes: list[str] | int) -> None:
+        super().__init__(inputs, targets)
+        self.columns, self.classes = columns, classes
+
+
+def table(
+    file: str,
+    target: str | Sequence[str],
+    part: str = "train",
+    val_file: str | None = None,
+    drop: Sequence[str] = (),
+    task: str = "auto",
+    fill: float | None = None,
+) -> Table | None:
+    """Return the rows of a CSV file (UTF-8, with a header), a TSV file or a parquet file.
+
+    Each column of numbers is one input. A column of words is one-hot: one input for each of its words, in the order
+    of the alphabet. The words and the classes are those of `file`, also for the rows of `val_file`.
+
+    Args:
+        file: the file of the training set; `package:NAME` for a file of trainkit.
+        target: the column of the targets; several columns for a regression with several outputs.
+        part: train, or val for the rows of `val_file`.
+        val_file: the file of the validation set.
+        drop: columns that are not inputs.
+        task: `classification` (each different value is a class), `regression`, or `auto`: classification for a column
+            of words, regression for numbers.
+        fill: replaces missing inputs; a missing word becomes a category. None: they are an error.
+
+    Returns:
+        The rows. None for the part `val` without a `val_file`.
+
+    Shape: inputs (N, F) float32; targets (N,) int64 of classes, or (N, number of targets) float32.
+
+    Raises:
+        ConfigError: a column does not exist, or an argument is wrong.
+        DataError: a file cannot be read, or values are missing.
+    """
+    if part == "val" and not val_file:
+        return None
+    if task not in TASKS:
+        raise ConfigError(f"data.task={task}: there is no such task", hint=did_you_mean(task, TASKS, "data.task="))
+    targets = [target] if isinstance(target, str) else list(target)
+    columns = read_columns(file)
+    for key, names in (("target", targets), ("drop", drop)):
+        for name in names:
+            if name not in columns:
+                hint = did_you_mean(name, columns)
+                raise ConfigError(f"data.{key}={name}: {file} has no such column", hint=hint)
+    names = [name for name in columns if name not in targets and name not in drop]
+    if not names:
+        raise ConfigError(f"{file}: no column is left for the inputs", hint="change data.target or data.drop")
+    rows = columns
+    if part == "val" and val_file:
+        rows = read_columns(val_file)
+        lacking = next((name for name in [*names, *targets] if name not in rows), None)
+        if lacking is not None:
+            raise DataError(f"{val_file}: it has no column {lacking!r}", hint=f"it needs the columns of {file}")
+    source = val_file if part == "val" and val_file else file
+    inputs, shown = [], []
+    for name in names:
+        made, labels = _inputs(name, columns[name], rows[name], fill, source)
+        inputs.append(made)
+        shown += labels
+    made_targets, classes = _targets(targets, columns, rows, task, source)
+    return Table(torch.from_numpy(np.concatenate(inputs, axis=1, dtype=np.float32)), made_targets, shown, classes)
+
+
+def _inputs(name: str, column: Column, rows: Column, fill: float | None, file: str) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+    """Return the inputs of a column, (N, number of inputs), and their names."""
+    lacking = _missing(rows)
+    if lacking and fill is None:
+        raise _missing_error(file, name, lacking, "write data.fill=0, or another number, or leave it out: data.drop")
+    if not isinstance(column, list):
+        numbers = _as_numbers(name, rows, file)
+        return np.where(np.isnan(numbers), fill or 0.0, numbers)[:, None], [name]
+    words = sorted({word or "" for word in column})
+    return np.eye(len(words))[_numbered(name, words, rows, file)], [f"{name}={word}" for word in words]
+
+
+def _targets(
+    names: list[str], columns: dict[str, Column], rows: dict[str, Column], task: str, file: str
+) -> tuple[Tensor, list[str] | int]:
+    """Return the targets, and the names of the classes or the number of target columns."""
+    for name in names:
+        if lacking := _missing(rows[name]):
+            raise _missing_error(file, name, lacking, "remove these rows from the file: each row needs its target")
+    is_class = task == "classification" or (task == "auto" and isinstance(columns[names[0]], list))
+    if is_class and len(names) > 1:
+        raise ConfigError(f"data.target={names}: a classification has one target", hint=f"write data.target={names[0]}")
+    if is_class:
+        classes = _classes(columns[names[0]])
+        numbered = _numbered(names[0], classes, _words(rows[names[0]]), file)
+        return torch.from_numpy(numbered), classes
+    numbers = [_as_numbers(name, rows[name], file) for name in names]
+    return torch.from_numpy(np.stack(numbers, axis=1).astype(np.float32)), len(names)
+
+
+def _classes(column: Column) -> list[str]:
+    """Return the different values of a column, in the order of the numbers or of the alphabet."""
+    values = sorted(set(column)) if isinstance(column, list) else np.unique(column)  # type: ignore[type-var]
+    return [word for word in _words(list(values) if isinstance(column, list) else values) if word is not None]
+
+
+def _words(column: Column) -> list[str | None]:
+    """Return the values of a column as texts; whole numbers have no decimal point."""
+    return column if isinstance(column, list) else [f"{value:.15g}" for value in column]
+
+
+def _numbered(name: str, words: list[str], rows: Column, file: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Return the number of each row's word, (N,) int64."""
+    number = {word: index for index, word in enumerate(words)}
+    values = [word or "" for word in _words(rows)]
+    unknown = next((value for value in values if value not in number), None)
+    if unknown is not None:
+        cause = f"{file}: the training set has no value {unknown!r} in the column {name!r}"
+        raise DataError(cause, hint="give both sets the same values, or leave the column out: data.drop")
+    return np.array([number[value] for value in values], dtype=np.int64)
+
+
+def _as_numbers(name: str, rows: Column, file: str) -> Numbers:
+    if not isinstance(rows, list):
+        return rows
+    for line, value in enumerate(rows, start=1):
+        try:
+            float(value or "nan")
+        except ValueError:
+            hint = "correct the value; for a column of class names write data.task=classification"
+            raise DataError(
+                f"{file}: row {line} of the column {name!r} is {value!r}, not a number", hint=hint
+            ) from None
+    return np.array([float(value or "nan") for value in rows])
+
+
+def _missing(rows: Column) -> list[int]:
+    """Return the rows without a value, from 1."""
+    lacking = [value is None for value in rows] if isinstance(rows, list) else np.isnan(rows)
+    return (np.flatnonzero(lacking) + 1).tolist()
+
+
+def _missing_error(file: str, name: str, rows: list[int], hint: str) -> DataError:
+    shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+    return DataError(f"{file}: the column {name!r} has no value in row {shown}", hint=hint)

@@ -1,0 +1,122 @@
+"""Texts as windows of token ids, for language models."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from trainkit.core.errors import ConfigError, DataError
+from trainkit.core.spelling import did_you_mean
+from trainkit.data.files import read_data_file
+
+KINDS = ("characters", "words", "bytes")
+UNKNOWN = "<unk>"  # the token of characters and words that the training part does not have
+WORD = re.compile(r"\n|\w+(?:['’]\w+)*|[^\w\s]")  # noqa: RUF001  # a line break, a word, or a punctuation mark
+
+
+class TextWindows(TensorDataset):
+    """Windows of token ids, and as targets the tokens that follow each of them.
+
+    Attributes:
+        vocabulary: the token of each id.
+        classes: the same, which gives `data.classes` its number.
+        lengths: the length of each window.
+    """
+
+    def __init__(self, tokens: Tensor, vocabulary: list[str], length: int, stride: int) -> None:
+        # Views of the same memory: overlapping windows are not copied.
+        super().__init__(tokens[:-1].unfold(0, length, stride), tokens[1:].unfold(0, length, stride))
+        self.vocabulary = self.classes = vocabulary
+        self.lengths = [length] * len(self)
+
+
+def text(
+    file: str,
+    length: int = 64,
+    tokens: str = "characters",
+    part: str = "train",
+    fraction: float = 0.1,
+    val_file: str | None = None,
+    stride: int | None = None,
+    min_count: int = 1,
+) -> TextWindows:
+    """Return the windows of a text file in UTF-8, in their order.
+
+    The last `fraction` of the file is the validation part, unless there is a `val_file`. The vocabulary is that of the
+    training part. The last tokens of a part that do not fill a window are left out.
+
+    Args:
+        file: the file, or `package:NAME` for a file of trainkit, such as `package:coriolanus.txt`.
+        length: tokens of a window.
+        tokens: what a token is: `characters`, `words` (words, punctuation marks and line breaks), or `bytes`.
+        part: train or val.
+        fraction: the fraction of the tokens that is the validation part.
+        val_file: the file of the validation part.
+        stride: tokens from the start of a window to the start of the next; None: `length`, so windows do not overlap.
+        min_count: words that occur less often in the training part become the unknown token.
+
+    Shape: inputs and targets (N, length) int64.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        DataError: a file cannot be read, or a part is shorter than a window.
+    """
+    if tokens not in KINDS:
+        raise ConfigError(
+            f"data.tokens={tokens}: there are no such tokens", hint=did_you_mean(tokens, KINDS, "data.tokens=")
+        )
+    for name, number in (("length", length), ("stride", length if stride is None else stride)):
+        if number < 1:
+            raise ConfigError(f"data.{name}={number}: must be 1 or more", hint=f"write data.{name}=64")
+    if not 0 < fraction < 1:
+        raise ConfigError(f"data.fraction={fraction}: must be between 0 and 1", hint="write data.fraction=0.1")
+    whole = _tokens_of(file, tokens)
+    end = len(whole) if val_file else round(len(whole) * (1 - fraction))
+    vocabulary = _vocabulary(whole[:end], tokens, min_count)
+    chosen = whole[:end]
+    if part == "val":
+        chosen = _tokens_of(val_file, tokens) if val_file else whole[end:]
+    if len(chosen) <= length:
+        raise DataError(
+            f"{(val_file if part == 'val' else None) or file}: the {part} part has {len(chosen)} {tokens}, "
+            f"and a window needs {length + 1}",
+            hint="write a smaller data.length, or give a longer text",
+        )
+    number = {token: index for index, token in enumerate(vocabulary)}
+    ids = list(chosen) if isinstance(chosen, bytes) else [number.get(token, 0) for token in chosen]
+    return TextWindows(torch.tensor(ids), vocabulary, length, stride or length)
+
+
+def _tokens_of(file: str, kind: str) -> str | list[str] | bytes:
+    """Return the tokens of a file.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or is not UTF-8.
+    """
+    try:
+        content = read_data_file(file)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{file}: {reason}", hint="name a text file with data.file=FILE") from error
+    if not content:
+        raise DataError(f"{file}: the file is empty", hint="name a text file with data.file=FILE")
+    if kind == "bytes":
+        return content
+    try:
+        characters = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        hint = "convert it to UTF-8, or write data.tokens=bytes"
+        raise DataError(f"{file}: byte {error.start} is not UTF-8", hint=hint) from error
+    return characters if kind == "characters" else WORD.findall(characters)
+
+
+def _vocabulary(tokens: str | list[str] | bytes, kind: str, min_count: int) -> list[str]:
+    """Return the token of each id: the unknown token, and then the tokens in the order of the alphabet."""
+    if kind == "bytes":
+        return [repr(bytes([value])) for value in range(256)]
+    counts = Counter(tokens)
+    return [UNKNOWN, *sorted(token for token, count in counts.items() if count >= min_count)]
