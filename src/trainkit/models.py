@@ -101,10 +101,10 @@ class LSTMLanguageModel(nn.Module):
 
     Gradients stop at the start of a batch. If the batch size changes, the state starts again at zero.
 
-    Shape: tokens (N, L) int64 to logits (N, vocabulary, L).
+    Shape: tokens (N, L) int64 to logits (N, num_classes, L).
 
     Args:
-        vocabulary: the number of tokens.
+        num_classes: the size of the vocabulary.
         embedding: the size of a token's embedding.
         hidden: the size of the hidden state.
         layers: the number of layers of the LSTM.
@@ -117,7 +117,7 @@ class LSTMLanguageModel(nn.Module):
 
     def __init__(
         self,
-        vocabulary: int,
+        num_classes: int,
         embedding: int = 128,
         hidden: int = 128,
         layers: int = 1,
@@ -125,10 +125,10 @@ class LSTMLanguageModel(nn.Module):
         tied: bool = False,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.embedding = nn.Embedding(num_classes, embedding)
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
-        self.head = nn.Linear(hidden, vocabulary)
+        self.head = nn.Linear(hidden, num_classes)
         if tied:
             if embedding != hidden:
                 raise ValueError(f"tied weights need embedding = hidden, found {embedding} and {hidden}")

@@ -39,12 +39,15 @@ DATA = {  # the overrides that each data set needs
     "line": ["model=linear", "loss=mse"],
     "arrays": ["data.file=arrays.npz", "model=mlp"],
     "image_folder": ["data.root=images"],
+    "table": ["data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"],
+    "text": ["model=lstm_lm"],
     "shapes": ["model=unet"],
 }
 MODELS = {
     "linear": ["data=line", "loss=mse"],
     "polynomial": ["data=line", "loss=identity"],
     "unet": ["data=shapes"],
+    "lstm_lm": ["data=text", "data.sampler=contiguous"],
 }
 COMPANIONS = {
     "loss": LOSSES,

@@ -210,7 +210,7 @@ def build_loader(
         limit_batches=_limit(settings, train=train),
         limit_batch_size=size,  # val_batch_size is part of the machine, and must not choose the samples
         skip=data.on_unreadable == "skip",
-        order=build_order(settings, store.dataset) if train else None,
+        order=build_order(settings, store) if train else None,
         drop_last=train and bool(data.drop_last),
     )
     if not len(loader):
@@ -237,15 +237,15 @@ def training_statistics(train: Store) -> Pair:
     return mean, torch.where(std == 0, 1, std)
 
 
-def build_order(settings: Settings, dataset: Any) -> EpochOrder | None:
+def build_order(settings: Settings, store: Store) -> EpochOrder | None:
     """Build the order of the training samples that `data.sampler` or `data.shuffle` asks for; None: a permutation."""
-    sampler, samples = settings.data.sampler, len(dataset)
+    sampler, samples = settings.data.sampler, len(store)
     if sampler is None:
         return None if settings.data.shuffle else lambda _: torch.arange(samples)
     if sampler in SAMPLERS:
-        return make_order(sampler, dataset, settings.batch_size, settings.seed)
+        return make_order(sampler, store, settings.batch_size, settings.seed)
     node = sampler if isinstance(sampler, dict) else {"_target_": sampler}
-    given = {"data_source": dataset, "dataset": dataset, "batch_size": settings.batch_size}
+    given = {"data_source": store.dataset, "dataset": store.dataset, "batch_size": settings.batch_size}
     with suppress(TypeError, ValueError):  # compiled code may have no signature
         names = inspect.signature(locate(node["_target_"])).parameters
         given = {name: value for name, value in given.items() if name in names and name not in node}

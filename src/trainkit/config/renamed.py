@@ -17,6 +17,10 @@ RENAMED_KEYS = {
 NEW_KEYS: dict[str, Any] = {  # that older versions did not have, with their defaults
     "logger": {},
     "val_batch_size": "${batch_size}",
+    "steps": None,
+    "steps_per_epoch": None,
+    "max_minutes": None,
+    "limit_val_batches": "${limit_batches}",
     "data.folds": None,
     "data.fold": None,
     "data.shuffle": True,

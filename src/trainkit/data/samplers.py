@@ -18,8 +18,10 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.data.batch_order import EpochOrder
+from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.reading import epoch_seed
 from trainkit.data.split import targets_of
+from trainkit.data.store import Store
 
 BUCKET = 50  # batches whose samples `length_bucketed` sorts by length
 
@@ -31,23 +33,24 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 # ---------------------------------------------------------------------------------- shipped samplers
 
 
-def make_order(name: str, dataset: Any, batch_size: int, seed: int) -> EpochOrder:
+def make_order(name: str, store: Store, batch_size: int, seed: int) -> EpochOrder:
     """Return the order of a shipped sampler.
 
     Args:
         name: a name in `schema.SAMPLERS`.
-        dataset: the training set.
+        store: the training samples.
         batch_size: samples per batch.
         seed: the seed of the run.
 
     Raises:
         ConfigError: the data set has no classes or lengths, or is too small.
     """
+    dataset = store.dataset
     if name == "balanced":
-        targets = classes_of_samples(dataset)
+        targets = classes_of_samples(dataset, store.form)
         return lambda epoch: balanced(targets, _generator(seed, epoch))
     if name == "length_bucketed":
-        lengths = lengths_of_samples(dataset)
+        lengths = lengths_of_samples(dataset, store.form)
         return lambda epoch: length_bucketed(lengths, batch_size, _generator(seed, epoch))
     if len(dataset) < batch_size:
         raise ConfigError(
@@ -105,14 +108,14 @@ def contiguous(samples: int, batch_size: int) -> Tensor:
     return torch.arange(steps * batch_size).reshape(batch_size, steps).T.flatten()
 
 
-def classes_of_samples(dataset: Any) -> Tensor:
+def classes_of_samples(dataset: Any, form: SampleForm = PAIRS) -> Tensor:
     """Return the classes of all samples, (N,) int64.
 
     Raises:
         ConfigError: the data set does not list them.
     """
     base, indices = _base_and_indices(dataset)
-    targets = targets_of(base)
+    targets = targets_of(base, form)
     if targets is None:
         raise ConfigError(
             f"data.sampler=balanced: {name_and_place(type(base), method='')} does not list the classes of its samples",
@@ -121,7 +124,7 @@ def classes_of_samples(dataset: Any) -> Tensor:
     return targets if indices is None else targets[indices]
 
 
-def lengths_of_samples(dataset: Any) -> Tensor:
+def lengths_of_samples(dataset: Any, form: SampleForm = PAIRS) -> Tensor:
     """Return the lengths of all samples, (N,) int64: the attribute `lengths`, or else the length of the first input.
 
     Raises:
@@ -132,11 +135,10 @@ def lengths_of_samples(dataset: Any) -> Tensor:
         lengths = torch.as_tensor(base.lengths)
         return lengths if indices is None else lengths[indices]
     with preserve_rng():
-        return torch.tensor([_length(base, dataset[index]) for index in range(len(dataset))])
+        return torch.tensor([_length(base, form.pair(dataset[index], dataset)[0]) for index in range(len(dataset))])
 
 
-def _length(dataset: Any, sample: Any) -> int:
-    first = sample
+def _length(dataset: Any, first: Any) -> int:
     while isinstance(first, tuple | Mapping) and first:
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,9 @@ def table(
     return Table(torch.from_numpy(np.concatenate(inputs, axis=1, dtype=np.float32)), made_targets, shown, classes)
 
 
-def _inputs(name: str, column: Column, rows: Column, fill: float | None, file: str) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+def _inputs(
+    name: str, column: Column, rows: Column, fill: float | None, file: str
+) -> tuple[np.ndarray[Any, Any], list[str]]:
     """Return the inputs of a column, (N, number of inputs), and their names."""
     lacking = _missing(rows)
     if lacking and fill is None:
@@ -124,8 +127,9 @@ def _targets(
 
 def _classes(column: Column) -> list[str]:
     """Return the different values of a column, in the order of the numbers or of the alphabet."""
-    values = sorted(set(column)) if isinstance(column, list) else np.unique(column)  # type: ignore[type-var]
-    return [word for word in _words(list(values) if isinstance(column, list) else values) if word is not None]
+    if isinstance(column, list):
+        return sorted({word for word in column if word is not None})
+    return [word for word in _words(np.unique(column)) if word is not None]
 
 
 def _words(column: Column) -> list[str | None]:
@@ -133,7 +137,7 @@ def _words(column: Column) -> list[str | None]:
     return column if isinstance(column, list) else [f"{value:.15g}" for value in column]
 
 
-def _numbered(name: str, words: list[str], rows: Column, file: str) -> np.ndarray:  # type: ignore[type-arg]
+def _numbered(name: str, words: list[str], rows: Column, file: str) -> np.ndarray[Any, Any]:
     """Return the number of each row's word, (N,) int64."""
     number = {word: index for index, word in enumerate(words)}
     values = [word or "" for word in _words(rows)]

@@ -13,7 +13,7 @@ from trainkit.core.errors import ConfigError, DataError
 from trainkit.core.spelling import did_you_mean
 from trainkit.data.files import read_data_file
 
-KINDS = ("characters", "words", "bytes")
+UNITS = ("characters", "words", "bytes")
 UNKNOWN = "<unk>"  # the token of characters and words that the training part does not have
 WORD = re.compile(r"\n|\w+(?:['’]\w+)*|[^\w\s]")  # noqa: RUF001  # a line break, a word, or a punctuation mark
 
@@ -37,7 +37,7 @@ class TextWindows(TensorDataset):
 def text(
     file: str,
     length: int = 64,
-    tokens: str = "characters",
+    unit: str = "characters",
     part: str = "train",
     fraction: float = 0.1,
     val_file: str | None = None,
@@ -52,7 +52,7 @@ def text(
     Args:
         file: the file, or `package:NAME` for a file of trainkit, such as `package:coriolanus.txt`.
         length: tokens of a window.
-        tokens: what a token is: `characters`, `words` (words, punctuation marks and line breaks), or `bytes`.
+        unit: what a token is: `characters`, `words` (words, punctuation marks and line breaks), or `bytes`.
         part: train or val.
         fraction: the fraction of the tokens that is the validation part.
         val_file: the file of the validation part.
@@ -65,33 +65,31 @@ def text(
         ConfigError: an argument is wrong.
         DataError: a file cannot be read, or a part is shorter than a window.
     """
-    if tokens not in KINDS:
-        raise ConfigError(
-            f"data.tokens={tokens}: there are no such tokens", hint=did_you_mean(tokens, KINDS, "data.tokens=")
-        )
-    for name, number in (("length", length), ("stride", length if stride is None else stride)):
-        if number < 1:
-            raise ConfigError(f"data.{name}={number}: must be 1 or more", hint=f"write data.{name}=64")
+    if unit not in UNITS:
+        raise ConfigError(f"data.unit={unit}: there is no such unit", hint=did_you_mean(unit, UNITS, "data.unit="))
+    for name, size in (("length", length), ("stride", length if stride is None else stride)):
+        if size < 1:
+            raise ConfigError(f"data.{name}={size}: must be 1 or more", hint=f"write data.{name}=64")
     if not 0 < fraction < 1:
         raise ConfigError(f"data.fraction={fraction}: must be between 0 and 1", hint="write data.fraction=0.1")
-    whole = _tokens_of(file, tokens)
+    whole = _tokens_of(file, unit)
     end = len(whole) if val_file else round(len(whole) * (1 - fraction))
-    vocabulary = _vocabulary(whole[:end], tokens, min_count)
+    vocabulary = _vocabulary(whole[:end], min_count)
     chosen = whole[:end]
     if part == "val":
-        chosen = _tokens_of(val_file, tokens) if val_file else whole[end:]
+        chosen = _tokens_of(val_file, unit) if val_file else whole[end:]
     if len(chosen) <= length:
         raise DataError(
-            f"{(val_file if part == 'val' else None) or file}: the {part} part has {len(chosen)} {tokens}, "
+            f"{(val_file if part == 'val' else None) or file}: the {part} part has {len(chosen)} {unit}, "
             f"and a window needs {length + 1}",
             hint="write a smaller data.length, or give a longer text",
         )
-    number = {token: index for index, token in enumerate(vocabulary)}
-    ids = list(chosen) if isinstance(chosen, bytes) else [number.get(token, 0) for token in chosen]
-    return TextWindows(torch.tensor(ids), vocabulary, length, stride or length)
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    numbers = list(chosen) if isinstance(chosen, bytes) else [ids.get(token, 0) for token in chosen]
+    return TextWindows(torch.tensor(numbers), vocabulary, length, stride or length)
 
 
-def _tokens_of(file: str, kind: str) -> str | list[str] | bytes:
+def _tokens_of(file: str, unit: str) -> str | list[str] | bytes:
     """Return the tokens of a file.
 
     Raises:
@@ -104,19 +102,19 @@ def _tokens_of(file: str, kind: str) -> str | list[str] | bytes:
         raise DataError(f"{file}: {reason}", hint="name a text file with data.file=FILE") from error
     if not content:
         raise DataError(f"{file}: the file is empty", hint="name a text file with data.file=FILE")
-    if kind == "bytes":
+    if unit == "bytes":
         return content
     try:
         characters = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        hint = "convert it to UTF-8, or write data.tokens=bytes"
+        hint = "convert it to UTF-8, or write data.unit=bytes"
         raise DataError(f"{file}: byte {error.start} is not UTF-8", hint=hint) from error
-    return characters if kind == "characters" else WORD.findall(characters)
+    return characters if unit == "characters" else WORD.findall(characters)
 
 
-def _vocabulary(tokens: str | list[str] | bytes, kind: str, min_count: int) -> list[str]:
+def _vocabulary(tokens: str | list[str] | bytes, min_count: int) -> list[str]:
     """Return the token of each id: the unknown token, and then the tokens in the order of the alphabet."""
-    if kind == "bytes":
+    if isinstance(tokens, bytes):
         return [repr(bytes([value])) for value in range(256)]
     counts = Counter(tokens)
     return [UNKNOWN, *sorted(token for token, count in counts.items() if count >= min_count)]

@@ -39,7 +39,7 @@ def check_carried(modules: Iterable[nn.Module]) -> None:
 def reset_carried(modules: Iterable[nn.Module]) -> None:
     """Let the modules start without state."""
     for module in modules:
-        module.reset_state()
+        module.reset_state()  # type: ignore[operator]  # `carrying_modules` has checked that it is callable
 
 
 def capture_carried(modules: Iterable[nn.Module]) -> Captured:

@@ -1,0 +1,134 @@
+"""`data=table`: the columns of CSV and parquet files as inputs and targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_diabetes
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from tests.helpers import compose_settings
+from trainkit.build.session import build_session
+from trainkit.core.errors import ConfigError, DataError
+from trainkit.data import table
+
+CSV = """size,colour,price,kind
+1.5,red,10,b
+2,blue,20.5,a
+,green,30,b
+-4e1,red,40,a
+"""
+
+
+@pytest.fixture
+def houses(here: Path) -> Path:
+    (here / "houses.csv").write_text(CSV)
+    return here / "houses.csv"
+
+
+def test_numbers_are_inputs_and_words_are_one_hot_as_in_scikit_learn(houses: Path) -> None:
+    rows = table(str(houses), "price", drop=["kind"], fill=0)
+    assert rows is not None
+    inputs, targets = rows.tensors
+    encoded = OneHotEncoder(sparse_output=False).fit_transform([["red"], ["blue"], ["green"], ["red"]])
+    assert inputs.tolist() == np.column_stack([[1.5, 2, 0, -40], encoded]).tolist()
+    assert rows.columns == ["size", "colour=blue", "colour=green", "colour=red"]
+    assert targets.tolist() == [[10], [20.5], [30], [40]]
+    assert (inputs.dtype, targets.dtype, rows.classes) == (torch.float32, torch.float32, 1)
+
+
+def test_a_column_of_words_is_a_classification(houses: Path) -> None:
+    rows = table(str(houses), "kind", fill=0)
+    assert rows is not None
+    assert rows.tensors[1].tolist() == [1, 0, 1, 0]
+    assert rows.classes == ["a", "b"]
+
+
+def test_whole_numbers_are_classes_if_asked(here: Path) -> None:
+    (here / "t.csv").write_text("x,y\n1,7\n2,-3\n3,7\n")
+    rows = table("t.csv", "y", task="classification")
+    assert rows is not None
+    assert (rows.tensors[1].tolist(), rows.classes) == ([1, 0, 1], ["-3", "7"])
+
+
+def test_parquet_and_csv_give_the_same_table(here: Path, houses: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"size": [1.5, 2, None, -40], "colour": ["red", "blue", "green", "red"]}
+    columns |= {"price": [10, 20.5, 30, 40], "kind": ["b", "a", "b", "a"]}
+    parquet.write_table(pyarrow.table(columns), here / "houses.parquet")
+    one, other = (table(str(file), "kind", fill=0) for file in (houses, here / "houses.parquet"))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one.tensors[0], other.tensors[0])
+    assert torch.equal(one.tensors[1], other.tensors[1])
+
+
+def test_a_validation_file_has_the_categories_of_the_training_file(here: Path, houses: Path) -> None:
+    (here / "val.csv").write_text("kind,price,colour,size\na,1,green,5\n")
+    rows = table(str(houses), "kind", part="val", val_file="val.csv")
+    assert rows is not None
+    assert rows.columns == ["size", "colour=blue", "colour=green", "colour=red", "price"]
+    assert rows.tensors[0].tolist() == [[5, 0, 1, 0, 1]]
+    assert rows.tensors[1].tolist() == [0]
+    (here / "val.csv").write_text("kind,price,colour,size\na,1,pink,5\n")
+    with pytest.raises(DataError, match="no value 'pink' in the column 'colour'"):
+        table(str(houses), "kind", part="val", val_file="val.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"x,y\n", "the table has no rows"),
+        (b"x,y\n1,2\n1,2,3\n", "line 3 has 3 values, and the header has 2"),
+        (b"x,x,y\n1,2,3\n", "several columns have the name 'x'"),
+        (b"x,y\n1,\xff\n", "byte 6 is not UTF-8"),
+        (b"x,y\n1,2\nNA,2\n", "the column 'x' has no value in row 2"),
+        (b"x,y\n1,2\n3,\n", "the column 'y' has no value in row 2"),
+        (b"x,z\n1,2\n", "data.target=y: t.csv has no such column"),
+        (b"y\n1\n", "no column is left for the inputs"),
+        (b"PAR1 is not parquet", "it is not a parquet file"),
+    ],
+)
+def test_a_damaged_table_is_one_clear_error(content: bytes, words: str, here: Path) -> None:
+    (here / "t.csv").write_bytes(content)
+    with pytest.raises((DataError, ConfigError), match=words):
+        table("t.csv", "y")
+
+
+def test_words_in_a_regression_are_an_error_that_names_the_row(houses: Path) -> None:
+    with pytest.raises(DataError, match="row 1 of the column 'kind' is 'b', not a number"):
+        table(str(houses), "kind", fill=0, task="regression")
+
+
+def test_a_misspelt_column_is_corrected(houses: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean price"):
+        table(str(houses), "prise")
+
+
+def test_the_shipped_table_is_the_diabetes_set_of_scikit_learn() -> None:
+    rows = table("package:diabetes.csv", "progression")
+    assert rows is not None
+    data = load_diabetes(scaled=False)
+    np.testing.assert_array_equal(rows.tensors[0].numpy(), data.data.astype(np.float32))
+    np.testing.assert_array_equal(rows.tensors[1][:, 0].numpy(), data.target.astype(np.float32))
+
+
+def test_inputs_are_standardized_by_the_training_samples_alone() -> None:
+    overrides = ["data=table", "data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"]
+    session = build_session(compose_settings([*overrides, "data.folds=5", "data.fold=2", "batch_size=1000"]))
+    assert session.val is not None
+    data = load_diabetes(scaled=False).data
+    scaler = StandardScaler().fit(data[list(session.train.dataset.indices)])
+    wanted = scaler.transform(data[list(session.val.dataset.indices)])
+    np.testing.assert_allclose(next(session.val.batches(0))[0].numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_images_cannot_be_standardized() -> None:
+    with pytest.raises(ConfigError, match=r"data\.standardize: it needs inputs"):
+        build_session(compose_settings(["data=synthetic", "model=mlp", "data.standardize=on"]))
