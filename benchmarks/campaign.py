@@ -95,7 +95,7 @@ def kill_runs(campaign: Campaign, kills: int, runs_per_config: int = 8) -> None:
     """Kill random runs at random moments and resume them until they are completed."""
     done = number = 0
     while done < kills:
-        argv, number = draw_config(campaign.draw), number + 1
+        argv, number = draw_config(campaign.draw, by_steps=True), number + 1
         began = time.monotonic()
         wanted = final_of(campaign.train(argv, f"straight{number}"))
         length = time.monotonic() - began

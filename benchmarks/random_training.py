@@ -61,10 +61,14 @@ def write_project(folder: Path) -> None:
         (folder / "conf" / f"{name}.yaml").write_text(text)
 
 
-def draw_config(draw: random.Random) -> list[str]:
-    """Return the overrides of a random small training."""
+def draw_config(draw: random.Random, *, by_steps: bool = False) -> list[str]:
+    """Return the overrides of a random small training; half of them are planned in steps if `by_steps`."""
     argv = ["model=net", "data=points", "batch_size=8", "progress=off", f"seed={draw.randrange(99)}"]
-    argv += [f"epochs={draw.randint(2, 4)}", f"optim={draw.choice(['sgd', 'adamw', 'rmsprop', 'nadam', 'adagrad'])}"]
+    if by_steps and draw.random() < 0.5:  # a pass has 8 steps
+        argv += [f"steps={draw.randint(12, 30)}", f"steps_per_epoch={draw.choice(['off', '5', '8', '11'])}"]
+    else:
+        argv += [f"epochs={draw.randint(2, 4)}"]
+    argv += [f"optim={draw.choice(['sgd', 'adamw', 'rmsprop', 'nadam', 'adagrad'])}"]
     argv += [f"scheduler={draw.choice(['none', 'onecycle', 'cosine', 'plateau', 'step', 'warmup_cosine'])}"]
     argv += [f"ema={draw.choice(['off', '0.9'])}", f"micro_batch={draw.choice(['off', '3'])}"]
     argv += [f"checkpoint.every_steps={draw.choice(['off', '1', '3'])}", f"checkpoint.keep={draw.randint(1, 3)}"]

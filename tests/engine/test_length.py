@@ -19,6 +19,7 @@ from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import digest
 from trainkit.training.metrics import CLOCKS
 
+slow = pytest.mark.slow
 MODULE = """
 import os, signal, time
 import torch
@@ -164,10 +165,13 @@ def test_a_run_by_steps_ends_inside_an_epoch_with_a_whole_history_line(forked: C
 @pytest.mark.parametrize(
     ("first", "more"),
     [
-        (20, ["scheduler=step", "scheduler.step_size=1", "scheduler.gamma=0.7", "ema=0.9"]),
-        (20, ["steps_per_epoch=6", "early_stop.patience=9", "checkpoint.keep=1", "lr=0.9"]),
-        pytest.param(5, ["scheduler=plateau", "scheduler.patience=0"], marks=pytest.mark.slow),
-        pytest.param(16, ["checkpoint.every_steps=3"], marks=pytest.mark.slow),
+        (
+            20,
+            ["scheduler=step", "scheduler.step_size=1", "ema=0.9", "steps_per_epoch=6", "checkpoint.keep=1", "lr=0.9"],
+        ),
+        pytest.param(20, ["early_stop.patience=9", "scheduler=step", "scheduler.step_size=1"], marks=slow),
+        pytest.param(5, ["scheduler=plateau", "scheduler.patience=0"], marks=slow),
+        pytest.param(16, ["checkpoint.every_steps=3"], marks=slow),
     ],
     ids=str,
 )
@@ -204,9 +208,13 @@ def killed(forks: Forks, own: Path, *overrides: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "hook", ["{_target_: lengthmodule.Kill, step: 17}", "{_target_: lengthmodule.KillInEpoch, epoch: 4}"]
+    "hook",
+    [
+        pytest.param("{_target_: lengthmodule.Kill, step: 17}", marks=slow),
+        "{_target_: lengthmodule.KillInEpoch, epoch: 4}",
+    ],
 )
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=slow)])
 def test_a_killed_run_by_steps_resumes_to_the_same_bits(
     workers: int, hook: str, forked: Command, forks: Forks, own: Path
 ) -> None:

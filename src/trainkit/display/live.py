@@ -226,7 +226,8 @@ class Rich(Plain):
         self.losses.append(metrics["train/loss"])
         super().on_epoch_end(state, metrics)
         self.show_whole(state, text=f"loss {metrics['train/loss']:.4f}")
-        self.bars.reset(self.batches, total=state.planned_batches, text="")
+        if not state.done:
+            self.bars.reset(self.batches, total=state.planned_batches, text="")
         self.epoch_began, self.seen_before = time.monotonic(), 0
 
     def close(self) -> None:

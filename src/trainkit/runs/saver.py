@@ -85,10 +85,12 @@ class Saver:
         If the training ends inside an epoch, save the open epoch, so that a longer run continues it exactly.
         """
         progress = state.progress
+        if progress.batch >= progress.batches:
+            return
+        planned = self.step_is_planned(state)
         ends = state.ends_inside_epoch and math.isfinite(progress.loss.item())
-        planned = self.step_is_planned(state) or ends
-        if progress.batch < progress.batches and (planned or self.minutes_are_over()):
-            self.save(state, planned=planned)
+        if planned or ends or self.minutes_are_over():
+            self.save(state, planned=planned)  # a longer run does not plan to save at its former end
 
     def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Save if it is time, if the epoch is the best so far, or if it is the last one."""
