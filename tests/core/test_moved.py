@@ -23,6 +23,13 @@ def test_an_old_name_imports_the_new_module_with_a_warning(old: str) -> None:
     assert new.__spec__.name == new.__name__ == MOVED_MODULES[old]
 
 
+def test_an_old_name_in_a_module_of_today_is_found_with_a_warning() -> None:
+    from trainkit.training.metrics import Mean
+
+    with pytest.warns(DeprecationWarning, match="metrics.Mean has moved to trainkit.training.metrics"):
+        assert getattr(importlib.import_module("trainkit.metrics"), "Mean") is Mean  # noqa: B009
+
+
 def test_an_unknown_module_is_still_an_import_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="nothing"):
         importlib.import_module("trainkit.nothing")

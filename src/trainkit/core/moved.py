@@ -17,7 +17,6 @@ MOVED_MODULES = {
     "trainkit.errors": "trainkit.core.errors",
     "trainkit.loaders": "trainkit.data.loaders",
     "trainkit.loop": "trainkit.training.loop",
-    "trainkit.metrics": "trainkit.training.metrics",
     "trainkit.run": "trainkit.runs.directory",
     "trainkit.samples": "trainkit.data.reading",
     "trainkit.schedulers": "trainkit.optim.schedulers",

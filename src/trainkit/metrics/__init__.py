@@ -3,6 +3,8 @@
 The counts are int64 and the sums float64, on the device of the outputs, which `update` does not synchronize.
 """
 
+from typing import Any
+
 from trainkit.metrics.classification import (
     F1,
     Accuracy,
@@ -34,3 +36,15 @@ __all__ = [
     "Recall",
     "TopK",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what this module held in version 0.1.0, which is now in `trainkit.training.metrics`."""
+    import importlib
+    import warnings
+
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module("trainkit.training.metrics"), name)
+    warnings.warn(f"trainkit.metrics.{name} has moved to trainkit.training.metrics", DeprecationWarning, stacklevel=2)
+    return value
