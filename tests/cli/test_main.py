@@ -206,7 +206,7 @@ def test_a_multirun_into_a_used_directory_is_an_error(forked: Command, tmp_path:
         (["+model.num_clases=3", "+loss.weigth=1"], 2, ["model.num_classes?", "did you mean loss.weight?"]),
         (["model=mymodels.NoInit", "model.width=3"], 2, ["model.width: mymodels.NoInit takes no arguments"]),
         (["data=mydata.Birds"], 2, ["mydata.Birds", "write data.train._target_=mydata.Birds"]),
-        (["data.shuffle=off"], 2, ["data.shuffle", "the keys of data are: train, val"]),
+        (["data.colour=red"], 2, ["data.colour", "the keys of data are: train, val"]),
         (["model.num_classes=ten"], 2, ["model.num_classes=ten", "type int"]),
         (["+hooks.h._target_=mymodels.Countre"], 2, ["hooks.h._target_", "did you mean mymodels.Counter?"]),
         (["watch=[fc2.wieght]"], 2, ["fc2.wieght", "did you mean fc2.weight?"]),
