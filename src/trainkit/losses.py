@@ -45,7 +45,7 @@ class FromModel(nn.Module):
     for integer targets the number of those that are not `ignore_index`, else the number of samples.
 
     Args:
-        key: of the loss in the outputs.
+        entry: the key of the loss in the outputs.
         logits: key of the class outputs, (N, ..., C), for the accuracy.
         ignore_index: marks targets that the model ignores.
         shifted: the model predicts the next token, so the first token of a sequence is not a target. auto: if the
@@ -53,10 +53,10 @@ class FromModel(nn.Module):
     """
 
     def __init__(
-        self, key: str = "loss", logits: str = "logits", ignore_index: int = -100, shifted: bool | str = "auto"
+        self, entry: str = "loss", logits: str = "logits", ignore_index: int = -100, shifted: bool | str = "auto"
     ) -> None:
         super().__init__()
-        self.key, self.logits, self.ignore_index, self.shifted = key, logits, ignore_index, shifted
+        self.entry, self.logits, self.ignore_index, self.shifted = entry, logits, ignore_index, shifted
 
     def bind(self, model: nn.Module) -> None:
         """Decide by the class of the model whether the targets are shifted, if this is not given."""
@@ -69,10 +69,10 @@ class FromModel(nn.Module):
         Raises:
             ConfigError: the outputs contain no loss.
         """
-        loss = _entry(outputs, self.key)
+        loss = _entry(outputs, self.entry)
         if loss is None:
             names = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
-            cause = f"loss: the model returns a {type(outputs).__name__}{names}, without a {self.key!r}"
+            cause = f"loss: the model returns a {type(outputs).__name__}{names}, without a {self.entry!r}"
             hint = "give the model its targets: write data.inputs=off, or add the key of the targets to data.inputs"
             raise ConfigError(cause, hint=hint)
         return cast(Tensor, loss)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -296,3 +297,22 @@ def double_convolution(before: int, after: int) -> nn.Sequential:
         nn.BatchNorm2d(after),
         nn.ReLU(),
     )
+
+
+class Pick(nn.Module):
+    """Takes one entry of the outputs of the model before it, such as `out` of torchvision's segmentation models.
+
+    Args:
+        entry: a key of a mapping, a position in a tuple, or the name of an attribute.
+    """
+
+    def __init__(self, entry: str | int) -> None:
+        super().__init__()
+        self.entry = entry
+
+    def forward(self, outputs: Any) -> Any:
+        """Return the entry."""
+        if isinstance(outputs, Mapping | tuple | list):
+            entries: Any = outputs
+            return entries[self.entry]
+        return getattr(outputs, str(self.entry))

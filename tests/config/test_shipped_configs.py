@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import inspect
 import math
 import pickle
@@ -42,12 +43,23 @@ DATA = {  # the overrides that each data set needs
     "table": ["data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"],
     "text": ["model=lstm_lm"],
     "shapes": ["model=unet"],
+    "huggingface": ["data.path=table.jsonl", "data.target=y", "model=linear", "loss=mse"],
 }
 MODELS = {
     "linear": ["data=line", "loss=mse"],
     "polynomial": ["data=line", "loss=identity"],
     "unet": ["data=shapes"],
     "lstm_lm": ["data=text", "data.sampler=contiguous"],
+    "torchvision": ["model.name=squeezenet1_1"],
+    "timm": ["model.name=resnet10t"],
+    "huggingface": [
+        "data=huggingface",
+        "data.path=tokens.jsonl",
+        "data.target=labels",
+        "data.classes=2",
+        "model.config={model_type: bert, vocab_size: 9, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}",
+        "loss=from_model",
+    ],
 }
 COMPANIONS = {
     "loss": LOSSES,
@@ -58,6 +70,12 @@ COMPANIONS = {
 }
 
 
+EXTRAS = {  # the packages that choices need
+    "data=huggingface": "datasets",
+    "model=huggingface": "transformers",
+    "model=timm": "timm",
+    "experiment=vit": "timm",
+}
 CODE = """
 import torch
 
@@ -102,9 +120,12 @@ def downloads(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def all_data(downloads: Path) -> Path:
+def all_data(downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create a folder with the files that the shipped configs read."""
     (downloads / "confrates.py").write_text(CODE)
+    (downloads / "table.jsonl").write_text('{"x": [0.5], "y": [1.0]}\n' * 30)
+    (downloads / "tokens.jsonl").write_text('{"input_ids": [3, 4], "labels": 1}\n{"input_ids": [5], "labels": 0}\n' * 9)
+    monkeypatch.setenv("HF_HOME", str(downloads / "hf"))
     rng = np.random.default_rng(0)
     np.savez(downloads / "arrays.npz", X=rng.normal(size=(30, 4)), y=np.arange(30) % 3)
     for part, name, shade in (("train", "a", 10), ("train", "b", 200), ("val", "a", 20), ("val", "b", 210)):
@@ -115,7 +136,15 @@ def all_data(downloads: Path) -> Path:
     return downloads
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+def with_marks(choice: str) -> Any:
+    """Return a choice as a parameter: those that need an extra are slow, and skipped without it."""
+    package = EXTRAS.get(choice)
+    missing = package is not None and importlib.util.find_spec(package) is None
+    marks = [pytest.mark.slow, pytest.mark.skipif(missing, reason=f"needs {package}")] if package else []
+    return pytest.param(choice, marks=marks)
+
+
+@pytest.mark.parametrize("choice", map(with_marks, CHOICES))
 def test_every_config_composes_builds_and_trains(choice: str, all_data: Path) -> None:  # noqa: ARG001
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])

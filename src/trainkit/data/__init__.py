@@ -6,6 +6,7 @@ The data sets that configs name as `trainkit.data.NAME` are exported here.
 from trainkit.core.pytree import Samples
 from trainkit.data.collate import Pad, lists
 from trainkit.data.datasets import arrays, digits, image_folder, line, synthetic
+from trainkit.data.huggingface_sets import huggingface
 from trainkit.data.shapes import shapes
 from trainkit.data.tables import table
 from trainkit.data.text import text
@@ -15,6 +16,7 @@ __all__ = [
     "Samples",
     "arrays",
     "digits",
+    "huggingface",
     "image_folder",
     "line",
     "lists",

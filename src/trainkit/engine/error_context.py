@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Subset
 
 from trainkit.build.session import Session
@@ -18,6 +19,7 @@ from trainkit.core.spelling import did_you_mean
 from trainkit.data.sample_errors import explain_sample_error
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop, step
+from trainkit.training.call import describe_call
 from trainkit.training.first_batch import WrongPartError
 from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
@@ -52,12 +54,17 @@ HINTS: list[tuple[type[Exception], str, str]] = [
     (
         TypeError,
         "required positional argument",
-        "trainkit calls model(inputs) and loss(outputs, targets): take all inputs as one argument",
+        "docs/tasks.md says how a model is called; data.inputs chooses its inputs. A loss gets (outputs, targets)",
     ),
     (
         TypeError,
         "must be Tensor, not",
-        "trainkit calls model(inputs) with the inputs of the batch as they are: take them apart in forward",
+        "name the inputs as forward does (data.inputs), or take them apart in forward: see docs/tasks.md",
+    ),
+    (
+        TypeError,
+        "unexpected keyword argument",
+        "docs/tasks.md says how a model is called; data.inputs chooses its inputs",
     ),
     (
         RuntimeError,
@@ -163,7 +170,10 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         in_step = frame.f_code.co_filename in (loop.__file__, step.__file__)
         if in_step and {"inputs", "targets"} <= frame.f_locals.keys():
-            shapes = f"inputs {describe(frame.f_locals['inputs'])}, targets {describe(frame.f_locals['targets'])}"
+            inputs = frame.f_locals["inputs"]
+            shapes = f"inputs {describe(inputs)}, targets {describe(frame.f_locals['targets'])}"
+            if isinstance(error, TypeError) and not isinstance(inputs, Tensor):
+                shapes += f"\n  called as {describe_call(session.state.objects.model, inputs)}"
         owner = frame.f_locals.get("self")
         if frame.f_code is denominator.__code__:
             owner = frame.f_locals["loss_fn"]

@@ -60,7 +60,8 @@ def describe_call(model: nn.Module, inputs: Any) -> str:
         return f"model(inputs) with inputs {describe(inputs)}"
     if unpack.names is None:
         return f"model(*inputs) with {', '.join(map(describe, inputs))}"
-    return f"model(**inputs) with {', '.join(f'{name}: {describe(inputs[name])}' for name in unpack.names)}"
+    named = [f"{name}: {describe(inputs[name])}" for name in unpack.names if name in inputs]
+    return f"model(**inputs) with {', '.join(named)}"
 
 
 def choose_call(model: nn.Module, inputs: Any) -> tuple[Unpack | None, str]:

@@ -104,6 +104,8 @@ def check_arguments(loss_fn: nn.Module, arguments: tuple[Any, ...]) -> None:
     name = type(loss_fn).__name__
     if not isinstance(outputs, Tensor):
         hint = f"return a tensor from forward, or write a loss that takes {type(outputs).__name__}"
+        if isinstance(outputs, Mapping):
+            hint = "end the model with trainkit.models.Pick, which takes one entry, or write loss=from_model"
         raise WrongPartError("model", f"it returns {describe(outputs)}, and {name} needs a tensor", hint)
     if not isinstance(targets, Tensor):
         hint = "return a number or a tensor as the target, or write a loss that takes these targets"

@@ -1,0 +1,115 @@
+"""The commands in docs/tasks.md about samples and models train."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Command
+
+PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+SECTIONS = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
+DATA = """
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+
+class Photos:
+    classes, targets = 2, [0, 1] * 9
+    def __len__(self): return 18
+    def image(self, index): return torch.full((3, 32, 32), index * 9, dtype=torch.uint8)
+    def __getitem__(self, index):
+        return {"image": to_pil_image(self.image(index)), "label": index % 2, "file": f"{index}.png"}
+
+class Bare(Photos):
+    def __getitem__(self, index): return self.image(index)
+
+class Triples(Photos):
+    def __getitem__(self, index): return self.image(index), self.image(index // 2), float(index % 2)
+
+class Words(Photos):
+    def __getitem__(self, index): return {"tokens": [1 + index % 5] * (1 + index % 3), "label": index % 2}
+"""
+MODELS = """
+import torch
+from torch import nn
+
+class Autoencoder(nn.Conv2d):
+    def __init__(self): super().__init__(3, 3, 1)
+
+class Compare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+    def forward(self, one, other): return self.scale * (one - other).double().abs().mean((1, 2, 3))
+
+class Dict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.LazyLinear(10)
+    def forward(self, images): return {"out": self.head(images.flatten(1)), "aux": None}
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 2, padding_idx=0)
+    def forward(self, tokens): return self.bag(tokens)
+"""
+
+
+def commands() -> list[Any]:
+    """Return the commands of the sections; those that need an extra are slow."""
+    found: list[Any] = []
+    for section in SECTIONS:
+        text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        package = {"Hugging Face": "transformers", "timm": "timm"}.get(section)
+        missing = package is not None and importlib.util.find_spec(package) is None
+        marks = [pytest.mark.slow, pytest.mark.skipif(missing, reason=f"needs {package}")] if package else []
+        for line in re.findall(r"^    (trainkit .*)$", text, re.M):
+            found.append(pytest.param(line, marks=marks, id=f"{section} {len(found)}"))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The files that the page describes."""
+    (tmp_path / "taskdata.py").write_text(DATA)
+    (tmp_path / "taskmodels.py").write_text(MODELS)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    lines = PAGE.partition("# conf/model/picked.yaml\n")[2].split("\n\n")[0]
+    (tmp_path / "conf" / "model" / "picked.yaml").write_text(textwrap.dedent(lines))
+    return tmp_path
+
+
+def save_reviews(folder: Path) -> None:
+    """Save texts with two classes, and a tokenizer of words."""
+    import datasets
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    rows = [{"text": " ".join(["film"] * (1 + n % 4) + [("bad", "good")[n % 2]]), "label": n % 2} for n in range(40)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(folder / "reviews"))
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "film": 2, "bad": 3, "good": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(str(folder / "words"))
+
+
+def test_every_section_has_a_command() -> None:
+    assert len(commands()) >= len(SECTIONS)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_about_samples_and_models_trains(line: str, folder: Path, forked: Command) -> None:
+    if "data.path=reviews" in line:
+        save_reviews(folder)
+    done = forked(*shlex.split(line)[1:], "epochs=1", "limit_batches=2", "batch_size=8", "device=cpu", "report=off")
+    assert done.returncode == 0, done.stderr
+    assert "best of 1 epoch" in done.stdout
