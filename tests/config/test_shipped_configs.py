@@ -144,7 +144,7 @@ def with_marks(choice: str) -> Any:
     return pytest.param(choice, marks=marks)
 
 
-@pytest.mark.parametrize("choice", map(with_marks, CHOICES))
+@pytest.mark.parametrize("choice", [*map(with_marks, CHOICES)])
 def test_every_config_composes_builds_and_trains(choice: str, all_data: Path) -> None:  # noqa: ARG001
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])
