@@ -15,6 +15,7 @@ from tests.conftest import Command
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
+SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch")
 DATA = """
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
@@ -79,6 +80,9 @@ def commands() -> list[Any]:
 def folder(tmp_path: Path) -> Path:
     """The files that the page describes."""
     (tmp_path / "taskdata.py").write_text(DATA)
+    rows = [f"{index},{index % 7},{'ab'[index % 2]},{'xy'[index % 3 // 2]},{index * 10}" for index in range(60)]
+    (tmp_path / "houses.csv").write_text("\n".join(["id,size,place,kind,price", *rows]))
+    (tmp_path / "book.txt").write_text("a book of words, and more words\n" * 150)
     (tmp_path / "taskmodels.py").write_text(MODELS)
     (tmp_path / "conf" / "model").mkdir(parents=True)
     lines = PAGE.partition("# conf/model/picked.yaml\n")[2].split("\n\n")[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from tests.conftest import Command
 from tests.helpers import compose_settings
 from trainkit.build.session import build_session
 from trainkit.core.errors import ConfigError
@@ -71,3 +73,25 @@ def test_folds_that_contradict_other_keys_are_a_config_error(overrides: list[str
 def test_more_folds_than_samples_are_a_config_error() -> None:
     with pytest.raises(ConfigError, match="the training set has 3 samples"):
         take_fold(Store.of(TensorDataset(torch.zeros(3), torch.zeros(3))), 4, 0)
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_all_folds_and_compare_prints_their_mean(trainkit: Command) -> None:
+    small = ["data=table", "data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"]
+    folds = ["-m", "data.folds=3", "data.fold=range(3)", "epochs=1", "hydra.sweep.dir=sweep"]
+    swept = trainkit(*small, *folds)
+    assert swept.returncode == 0, swept.stderr
+    shown = trainkit("compare", "sweep").stdout.splitlines()
+    assert shown[0].split()[0] == "fold"
+    assert {line.split()[0] for line in shown[1:4]} == {"0", "1", "2"}
+    mean = trainkit("compare", "sweep", "--group-by", "data.folds").stdout.splitlines()
+    assert mean[0].split()[:2] == ["data.folds", "n"]
+    assert mean[1].split()[:2] == ["3", "3"]
+
+
+@pytest.mark.slow
+def test_a_killed_fold_resumes_to_the_same_bits(trainkit: Command) -> None:
+    small = ["data=table", "data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"]
+    more = ["data.folds=3", "data.fold=1", "epochs=2", "data.sampler=torch.utils.data.RandomSampler"]
+    done = trainkit("verify-resume", *small, *more, "checkpoint.every_steps=3", "--kills", "1", "--json")
+    assert json.loads(done.stdout)["equal"], done.stderr
