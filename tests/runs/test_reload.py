@@ -25,10 +25,24 @@ OVERRIDES = [
 ]
 
 
+# The keys of version 0.1.0.
+ROOT_KEYS = (
+    *("lr", "epochs", "batch_size", "micro_batch", "seed", "device", "precision", "memory_format", "compile"),
+    *("deterministic", "clip_norm", "clip_value", "ema", "on_oom", "on_nonfinite", "limit_batches", "watch", "hooks"),
+    *("progress", "monitor", "early_stop", "checkpoint", "scheduler", "param_groups", "data", "model", "loss", "optim"),
+)
+DATA_KEYS = (
+    *("train", "val", "split", "classes", "normalize", "augment", "cache", "cache_limit", "num_workers"),
+    "on_unreadable",
+)
+
+
 def age(run: Path) -> None:
     """Rewrite the saved config of a run as version 0.1.0 wrote it."""
     file = run / ".hydra" / "config.yaml"
     config = yaml.safe_load(file.read_text())
+    config = {key: value for key, value in config.items() if key in ROOT_KEYS}
+    config["data"] = {key: value for key, value in config["data"].items() if key in DATA_KEYS}
     data = config["data"]
     data["on_error"] = data.pop("on_unreadable")
     data["augment"]["crop"] = data["augment"].pop("crop_padding")

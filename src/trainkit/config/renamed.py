@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from trainkit.config.search_path import CONF
 from trainkit.core.errors import Problem
 from trainkit.core.moved import MOVED_MODULES
 
@@ -14,20 +16,7 @@ RENAMED_KEYS = {
     "data.on_error": "data.on_unreadable",
     "data.augment.crop": "data.augment.crop_padding",
 }
-NEW_KEYS: dict[str, Any] = {  # that older versions did not have, with their defaults
-    "logger": {},
-    "val_batch_size": "${batch_size}",
-    "steps": None,
-    "steps_per_epoch": None,
-    "max_minutes": None,
-    "limit_val_batches": "${limit_batches}",
-    "data.folds": None,
-    "data.fold": None,
-    "data.shuffle": True,
-    "data.drop_last": None,
-    "data.sampler": None,
-    "data.standardize": None,
-}
+ON_BEFORE = {"data.shuffle": True}  # keys that older versions did not have, and that are not off
 RENAMED_VALUES = {"data.cache_limit": "auto"}  # key -> the value that was written as off
 
 
@@ -45,13 +34,8 @@ def renamed_problem(key: str, written: str, value: str = "VALUE") -> Problem | N
 
 
 def upgrade_saved_config(config: DictConfig) -> None:
-    """Replace old names of keys, values and modules in the config of a saved run, in place."""
+    """Replace old names of keys, values and modules in the config of a saved run, and add new keys, in place."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    for key, value in NEW_KEYS.items():
-        section, _, leaf = key.rpartition(".")
-        node = plain.get(section) if section else plain
-        if isinstance(node, dict):
-            node.setdefault(leaf, value)
     for old, new in RENAMED_KEYS.items():
         *above, leaf = old.split(".")
         node = plain
@@ -64,6 +48,7 @@ def upgrade_saved_config(config: DictConfig) -> None:
         node = plain.get(section)
         if isinstance(node, dict) and node.get(leaf, value) in (None, False, "off"):
             node[leaf] = value
+    _add_new_keys(plain, yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8")))
     _upgrade_targets(plain)
     OmegaConf.set_struct(config, False)
     for key, value in plain.items():
@@ -75,8 +60,7 @@ def upgrade_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
     So a run that an older version saved can be compared and resumed.
     """
-    present = {key: value for key, value in NEW_KEYS.items() if value is True}  # a missing key counts as off
-    return present | {
+    return ON_BEFORE | {  # any other missing key counts as off
         RENAMED_KEYS.get(key, key): current_target(value) if key.endswith("_target_") else value
         for key, value in fingerprint.items()
     }
@@ -88,6 +72,17 @@ def current_target(dotted: Any) -> Any:
         if isinstance(dotted, str) and dotted.startswith(f"{old}."):
             return new + dotted.removeprefix(old)
     return dotted
+
+
+def _add_new_keys(saved: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Add the keys that an older version did not have, with the values of config.yaml, in place."""
+    for key, value in defaults.items():
+        if key in ("defaults", "hydra") or value == "???":
+            continue
+        if isinstance(value, dict) and isinstance(saved.get(key), dict):
+            _add_new_keys(saved[key], value)
+        else:
+            saved.setdefault(key, value)
 
 
 def _upgrade_targets(node: Any) -> None:
