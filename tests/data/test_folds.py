@@ -77,7 +77,7 @@ def test_more_folds_than_samples_are_a_config_error() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_trains_all_folds_and_compare_prints_their_mean(trainkit: Command) -> None:
-    small = ["data=table", "data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"]
+    small = ["experiment=table_regression"]
     folds = ["-m", "data.folds=3", "data.fold=range(3)", "epochs=1", "hydra.sweep.dir=sweep"]
     swept = trainkit(*small, *folds)
     assert swept.returncode == 0, swept.stderr
@@ -91,7 +91,7 @@ def test_a_sweep_trains_all_folds_and_compare_prints_their_mean(trainkit: Comman
 
 @pytest.mark.slow
 def test_a_killed_fold_resumes_to_the_same_bits(trainkit: Command) -> None:
-    small = ["data=table", "data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"]
+    small = ["experiment=table_regression"]
     more = ["data.folds=3", "data.fold=1", "epochs=2", "data.sampler=torch.utils.data.RandomSampler"]
     done = trainkit("verify-resume", *small, *more, "checkpoint.every_steps=3", "--kills", "1", "--json")
     assert json.loads(done.stdout)["equal"], done.stderr
