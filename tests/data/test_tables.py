@@ -101,6 +101,13 @@ def test_a_damaged_table_is_one_clear_error(content: bytes, words: str, here: Pa
         table("t.csv", "y")
 
 
+def test_a_table_may_be_separated_by_semicolons(here: Path) -> None:
+    (here / "t.csv").write_text("x;y\n1;2\n3;4\n")
+    rows = table("t.csv", "y")
+    assert rows is not None
+    assert rows.tensors[1].tolist() == [[2], [4]]
+
+
 def test_words_in_a_regression_are_an_error_that_names_the_row(houses: Path) -> None:
     with pytest.raises(DataError, match="row 1 of the column 'kind' is 'b', not a number"):
         table(str(houses), "kind", fill=0, task="regression")

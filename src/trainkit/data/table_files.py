@@ -46,7 +46,8 @@ def _csv(file: str, content: bytes) -> dict[str, list[Any]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: byte {error.start} is not UTF-8", hint="save the table as CSV in UTF-8") from error
-    delimiter = "\t" if Path(file).suffix == ".tsv" else ","
+    header = text.lstrip().partition("\n")[0]
+    delimiter = "\t" if Path(file).suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows: list[list[str]] = []
     try:
