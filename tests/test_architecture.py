@@ -143,7 +143,8 @@ def test_the_training_step_contains_the_five_lines_of_every_tutorial() -> None:
     text = (PACKAGE / "training" / "loop.py").read_text()
     step = text[text.index("def train_step(") :]
     lines = (
-        "loss = loss_fn(model(inputs), targets)",
+        "outputs = model(inputs)",
+        "loss = loss_fn(outputs, targets)",
         "optimizer.zero_grad()",
         "loss.backward()",
         "optimizer.step()",

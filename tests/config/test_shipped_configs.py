@@ -62,6 +62,7 @@ MODELS = {
     ],
 }
 COMPANIONS = {
+    "metrics": {"regression": ["data=line", "model=linear", "loss=mse"]},
     "loss": LOSSES,
     "data": DATA,
     "model": MODELS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainkit.build.data import build_loaders
-from trainkit.build.instantiate import call_target
+from trainkit.build.hooks import build_hook
 from trainkit.build.loggers import build_logger
 from trainkit.build.memory_format import apply_memory_format, choose_memory_format
+from trainkit.build.metrics import build_metrics, choose_mode
 from trainkit.build.model import build_loss, build_model, initialize_lazy_layers
 from trainkit.build.optim import build_optimizers, build_schedulers
-from trainkit.config.schema import Node
+from trainkit.config.metrics import parts_of
 from trainkit.config.settings import Settings
 from trainkit.core.device import disable_malloc_trim, is_out_of_memory, select_device
 from trainkit.core.errors import ConfigError, OutOfMemoryError, Problem, TrainkitError, UserCodeError
 from trainkit.core.rng import preserve_rng, seed_all
-from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
 from trainkit.data.loaders import Loader, SlicingLoader
@@ -33,7 +32,6 @@ from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.params import named_params
 from trainkit.training.call import install_call
 from trainkit.training.compile import compile_model, defer_dynamo
-from trainkit.training.hooks import EVENTS, arguments_of
 from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import LoopSettings, State, new_state
 from trainkit.training.whole_batch import declared_error
@@ -107,6 +105,8 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
 
     # Seed again: the model must not depend on the random numbers that the data used.
     seed_all(settings.seed, deterministic=bool(settings.deterministic))
+    metrics = build_metrics(settings, device)
+    settings = settings.with_mode(choose_mode(settings, metrics))
     model = build_model(settings.model, device)
     call_note = _install_call(model, train)
     initialize_lazy_layers(model, train)
@@ -126,14 +126,16 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
         raise ConfigError(*problems)
     table = optim.param_table(named, groups, options)  # before schedulers change the learning rates
     state = build_state(settings, device, model, loss_fn, optimizers, val)
+    state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
     if settings.compile:  # last: the averaged model must stay uncompiled
         compile_model(model, "default" if settings.compile is True else settings.compile)
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
+    state.objects.hooks = {name: hook for name, hook in hooks.items() if hasattr(hook, "state_dict")}
     loggers = {name: build_logger(name, node) for name, node in settings.logger.items()}
-    notes = [*data.notes, *filter(None, (call_note, format_note)), *_notes(settings, device)]
+    notes = [*data.notes, *filter(None, (call_note, format_note)), *_notes(settings, device, val)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
 
@@ -160,11 +162,14 @@ def _prepare_process(settings: Settings) -> torch.device:
     return device
 
 
-def _notes(settings: Settings, device: torch.device) -> list[str]:
+def _notes(settings: Settings, device: torch.device, val: Loader | None) -> list[str]:
     notes = [f"precision={settings.precision}"] if settings.precision != "fp32" else []
     notes += ["the first step compiles the model, which takes a while"] if settings.compile else []
     if settings.precision == "fp16" and device.type == "cpu":
         notes.append("note: few CPUs compute in fp16; bf16 is faster on most CPUs")
+    unused = [name for name, node in settings.metrics.items() if "val" in parts_of(node)] if val is None else []
+    if unused:
+        notes.append(f"note: there is no validation set, so there is no val/{', val/'.join(unused)}")
     return notes
 
 
@@ -231,7 +236,10 @@ def choose_monitor(settings: Settings, loss_fn: nn.Module, val: Loader | None) -
         ConfigError: the training does not compute the metric.
     """
     metric = settings.monitor.metric
-    if metric == "val/accuracy" and isinstance(loss_fn, REGRESSION_LOSSES):
+    own = [name for name, node in settings.metrics.items() if "val" in parts_of(node)]
+    if val is None and metric.removeprefix("val/").partition("/")[0] in own:
+        raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint="write data.split=0.2")
+    if metric == "val/accuracy" and "accuracy" not in own and isinstance(loss_fn, REGRESSION_LOSSES):
         raise ConfigError(
             f"monitor.metric={metric}: accuracy needs classes, which {type(loss_fn).__name__} does not have",
             hint="write monitor.metric=val/loss monitor.mode=min",
@@ -248,32 +256,3 @@ def unknown_watched_params(watch: Sequence[str], params: list[str]) -> list[Prob
         for name in watch
         if name not in params
     ]
-
-
-def build_hook(name: str, node: Node) -> Any:
-    """Build a user's hook.
-
-    Raises:
-        ConfigError: the hook has no method that the loop calls, or a method with an unknown name.
-    """
-    hook = call_target(node, f"hooks.{name}")
-    methods = [name for name in dir(hook) if name.startswith("on_") and callable(getattr(hook, name))]
-    unknown = [method for method in methods if method not in EVENTS]
-    if unknown:
-        raise ConfigError(f"hooks.{name}: {unknown[0]} is never called", hint=did_you_mean(unknown[0], EVENTS))
-    for method in methods:
-        arguments = arguments_of(method)
-        if inspect.iscoroutinefunction(getattr(hook, method)):
-            cause = f"hooks.{name}: {name_and_place(hook, method)}: {method} is async, and would never run"
-            raise ConfigError(cause, hint=f"write def {method}, without async")
-        try:
-            inspect.signature(getattr(hook, method)).bind(*arguments)
-        except TypeError as error:
-            cause = f"hooks.{name}: {name_and_place(hook, method)}: {method} is called with ({', '.join(arguments)})"
-            raise ConfigError(f"{cause}: {error}", hint=f"write def {method}(self, {', '.join(arguments)})") from error
-        except ValueError:  # compiled code has no signature
-            continue
-    if not methods:
-        cause = f"hooks.{name}: {type(hook).__name__} has no method that the loop calls"
-        raise ConfigError(cause, hint=f"add one of {', '.join(EVENTS)}")
-    return hook

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainkit.config.hints import is_off
 from trainkit.config.length import find_wrong_length
+from trainkit.config.metrics import find_wrong_metrics, is_metric, metric_names
 from trainkit.config.schema import METRICS, key_path, named_nodes
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
@@ -26,6 +27,7 @@ def find_missing_targets(plain: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield each node that needs a `_target_` and has none."""
     nodes = {"loss": plain.get("loss"), **_paths("optim", plain.get("optim"))}
     nodes |= {f"hooks.{name}": node for name, node in _mapping(plain.get("hooks")).items()}
+    nodes |= {f"metrics.{name}": node for name, node in _mapping(plain.get("metrics")).items() if not is_off(node)}
     nodes |= {f"logger.{name}": node for name, node in _mapping(plain.get("logger")).items() if not is_off(node)}
     nodes |= {f"data.{part}": _mapping(plain.get("data")).get(part) for part in ("train", "val")}
     if isinstance(plain.get("model"), dict):
@@ -40,7 +42,12 @@ def find_missing_targets(plain: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def find_missing_packages(plain: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield each logger whose package is not installed. A folder of the package's name does not count."""
+    """Yield each metric and logger whose package is not installed. A folder of the package's name does not count."""
+    for name, node in _mapping(plain.get("metrics")).items():
+        is_torchmetrics = str(_mapping(node).get("_target_")).startswith("torchmetrics.")
+        if is_torchmetrics and importlib.util.find_spec("torchmetrics") is None:
+            hint = "install it: pip install torchmetrics"
+            yield Problem(f"metrics.{name}: the package torchmetrics is not installed", hint)
     for name, node in _mapping(plain.get("logger")).items():
         package = LOGGER_EXTRAS.get(str(_mapping(node).get("_target_")))
         if package is not None:
@@ -76,15 +83,20 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
     if plain.get("on_nonfinite") == "rollback" and is_off(plain.get("checkpoint")):
         cause = "on_nonfinite=rollback: it needs checkpoints, and checkpoint is off"
         yield Problem(cause, "remove checkpoint=off, or write on_nonfinite=skip")
+    metrics = _mapping(plain.get("metrics"))
+    yield from find_wrong_metrics(metrics)
     hooks = [node for node in _mapping(plain.get("hooks")).values() if not is_off(node)]
-    yield from _monitor(_mapping(plain.get("monitor")), hooks_add_metrics=bool(hooks))
+    yield from _monitor(_mapping(plain.get("monitor")), metrics, hooks_add_metrics=bool(hooks))
 
 
-def _monitor(monitor: Mapping[str, Any], *, hooks_add_metrics: bool) -> Iterator[Problem]:
+def _monitor(monitor: Mapping[str, Any], metrics: Mapping[str, Any], *, hooks_add_metrics: bool) -> Iterator[Problem]:
     """Yield a metric that is not computed, or a mode that does not fit the metric."""
     metric, mode = monitor.get("metric"), monitor.get("mode")
+    if isinstance(metric, str) and is_metric(metric, metrics):  # the object says which mode fits
+        return
     if isinstance(metric, str) and metric not in METRICS and metric != "???" and not hooks_add_metrics:
-        hint = f"{did_you_mean(metric, METRICS, 'monitor.metric=')}; a hook can add metrics"
+        names = [*METRICS, *metric_names(metrics)]
+        hint = f"{did_you_mean(metric, names, 'monitor.metric=')}; the key metrics and a hook can add metrics"
         yield Problem(f"monitor.metric={metric}: trainkit does not compute {metric}", hint)
     best = BEST_MODES.get(str(metric))
     if mode == "auto" and isinstance(metric, str) and best is None and (metric in METRICS or hooks_add_metrics):

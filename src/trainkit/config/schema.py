@@ -77,7 +77,7 @@ def key_path(key: str, name: str) -> str:
 class MonitorSettings:
     """The metric that decides the best epoch."""
 
-    metric: str  # of `METRICS`, or a metric that a hook adds
+    metric: str  # of `METRICS`, of `metrics`, or a metric that a hook adds
     mode: Literal["auto", "min", "max"]
 
 
@@ -154,6 +154,7 @@ class RootKeys:
     optim: Annotated[dict[str, Node], OneOrNamed()]
     scheduler: Annotated[dict[str, Node], OneOrNamed(optional=True)]
     param_groups: dict[str, Node]
+    metrics: dict[str, Node]
     logger: dict[str, Node]
     lr: Annotated[float, Range(minimum=0)] | None
     epochs: Count | None

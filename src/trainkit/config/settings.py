@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.config.check import find_problems
 from trainkit.config.consistency import BEST_MODES
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_off, is_one_or_named
+from trainkit.config.metrics import is_metric
 from trainkit.config.resolvers import set_steps_per_epoch
 from trainkit.config.schema import Node, RootKeys, named_nodes
 from trainkit.config.targets import find_wrong_targets
@@ -50,6 +51,13 @@ class Settings(RootKeys):
         merged: Settings = _merge(self, _from_source(self.source), _from_source(source))
         return dataclasses.replace(merged, source=source)
 
+    def with_mode(self, mode: str) -> Settings:
+        """Return settings with this `monitor.mode`, which may be auto until the metrics are built."""
+        source = self.source.copy()
+        source.monitor.mode = mode
+        merged: Settings = _merge(self, _from_source(self.source), _from_source(source))
+        return dataclasses.replace(merged, source=source)
+
     @property
     def model_needs_classes(self) -> bool:
         """Whether the model refers to `data.classes`."""
@@ -75,7 +83,8 @@ def read_settings(config: DictConfig) -> Settings:
     _turn_off(source, RootKeys)
     if source.steps is not None:
         source.epochs = None
-    if source.monitor.mode == "auto":
+    metrics: Any = OmegaConf.to_container(source.metrics, resolve=True)
+    if source.monitor.mode == "auto" and not is_metric(source.monitor.metric, metrics):  # its object says which
         source.monitor.mode = BEST_MODES[source.monitor.metric]
     OmegaConf.set_struct(source, True)
     return _from_source(source)

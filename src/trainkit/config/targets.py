@@ -165,10 +165,22 @@ def find_wrong_targets(config: Any) -> list[Problem]:
         if path == "data.collate" and not inspect.isclass(called):
             with suppress(TypeError, ValueError):
                 given = tuple(_positional_parameters(called))[:1]  # the list of samples
+        if re.fullmatch(r"metrics\.[^.\[]+", path):
+            if is_loss_function(called, node):
+                problems.append(_function_as_metric(path, node["_target_"]))
+                continue
+            node = {key: value for key, value in node.items() if key != "on"}
         own = {key: value for key, value in node.items() if not (given == ("optimizer",) and key == "interval")}
         problems += find_wrong_arguments(path, own, called, given)
     secrets = set(find_secrets(config))
     return [problem.without(secrets) for problem in problems]
+
+
+def _function_as_metric(path: str, dotted: str) -> Problem:
+    """Return the problem of a function of (outputs, targets) as a metric: a mean of its batch values is not exact."""
+    cause = f"{path}: {dotted} is a function, and a metric is an object with update, compute and reset"
+    hint = f"{path}._target_=trainkit.metrics.Collected +{path}.function={dotted} calls it once, on all samples"
+    return Problem(cause, f"write {hint}")
 
 
 def arguments_given_by_trainkit(path: str) -> tuple[str, ...]:

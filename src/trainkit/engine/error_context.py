@@ -23,6 +23,7 @@ from trainkit.training.call import describe_call
 from trainkit.training.first_batch import WrongPartError
 from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
+from trainkit.training.metric_set import MetricError
 
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
@@ -122,6 +123,8 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     if isinstance(error, HookError):
         name = next((name for name, hook in session.hooks.items() if hook is error.hook), "")
         return ConfigError(f"hooks.{name}: {name_and_place(error.hook, 'on_epoch')}: {error.cause}", hint=error.hint)
+    if isinstance(error, MetricError):
+        return ConfigError(f"metrics.{error.name}: {error.cause}", hint=error.hint)
     if isinstance(error, WrongPartError):
         return ConfigError(f"{error.part}: {_part_name(session, error.part)}: {error.cause}", hint=error.hint)
     key, shapes = _find_owner(error, session)
@@ -193,4 +196,6 @@ def _owners(session: Session) -> list[tuple[str, Any]]:
     owners += [("scheduler", scheduler) for scheduler in objects.schedulers]
     owners += [("data.train", session.train), ("data.train" if session.held_out else "data.val", session.val)]
     owners += [(f"hooks.{name}", hook) for name, hook in session.hooks.items()]
+    sets = (objects.train_metrics, objects.val_metrics)
+    owners += [(f"metrics.{name}", metric) for part in sets for name, metric in part.metrics.items()]
     return owners

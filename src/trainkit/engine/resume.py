@@ -64,7 +64,8 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
             changes, more = restore_session(session, saved, allow)
             notes += more
             if changes.keys:  # the saved state is no longer the state to restore
-                saved = copy_to_cpu(capture_state(session.state, {}))
+                hooks = saved.get("hooks", {})  # those of the session have not started yet
+                saved = {**copy_to_cpu(capture_state(session.state, {}, with_hooks=False)), "hooks": hooks}
         refuse_shorter_run(session)
         session.state.check_time()
         notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()

@@ -33,6 +33,7 @@ FREE_KEYS = {
     "checkpoint",
     "watch",
     "hooks",
+    "metrics",
     "logger",
     "progress",
     "report",

@@ -129,9 +129,9 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
     if key == "scheduler" and value in ("none", "off"):
         config.scheduler = None
         return []
-    if key == "logger" and isinstance(value, str | list):  # the only group that a resume may choose anew
+    if key in ("logger", "metrics") and isinstance(value, str | list):  # the groups that a resume may choose anew
         try:
-            config.logger = loader.load_configuration("config", [text], RunMode.RUN).logger
+            config[key] = loader.load_configuration("config", [text], RunMode.RUN)[key]
             return []
         except COMPOSITION_ERRORS as error:
             return diagnose(loader, [text], error)[1]

@@ -12,7 +12,7 @@ from trainkit.core.errors import CheckpointError, NonFiniteError
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.checkpoint_files import DamagedError
 from trainkit.runs.directory import Run
-from trainkit.runs.snapshot import capture_state, restore_state, restore_weights
+from trainkit.runs.snapshot import capture_state, restore_hooks, restore_state, restore_weights
 from trainkit.training.finite import nonfinite_metric
 from trainkit.training.state import State
 
@@ -30,6 +30,7 @@ class Restorer:
     def on_start(self, state: State) -> None:
         """Restore the state once more, and free the saved one."""
         if self.saved is not None:
+            restore_hooks(state, self.saved)  # first, because it may draw random numbers
             restore_state(state, self.saved)
         self.saved = None
 
@@ -128,6 +129,7 @@ class Saver:
         if state.settings.on_nonfinite == "rollback":
             name, saved, damaged = self.checkpoints.newest(planned=True)
             restore_weights(state, saved)
+            restore_hooks(state, saved)
             self.checkpoints.delete_after(name)  # a resume would continue from a discarded step
             skipped = "".join(f"; skipped {reason}" for reason in damaged)
             self.run.log(f"note: back to the weights of {name}{skipped}")

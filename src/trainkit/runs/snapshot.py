@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainkit.core.errors import CheckpointError
+from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import rng_state, set_rng_state
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.progress import Progress
@@ -47,8 +48,12 @@ LOSS_ARGUMENTS = {"weight", "pos_weight"}  # arguments that torch stores as buff
 PLATEAU_COUNTS = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch"}
 PLATEAU_MONITOR = {"best", "num_bad_epochs", "mode", "mode_worse"}
 
+PARTS = "numbers, strings, tensors, lists and dicts"
+HOOK_HINT = f"let state_dict return {PARTS}, or write checkpoint=off"
+METRIC_HINT = f"define state_dict and load_state_dict with {PARTS}, or use the metric with on: [val]"
 
-def capture_state(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+
+def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: bool = True) -> dict[str, Any]:
     """Return the state of a training between two steps, readable by `torch.load(weights_only=True)`.
 
     The tensors are not copies. Write them before the next step.
@@ -56,17 +61,22 @@ def capture_state(state: State, fingerprint: Mapping[str, Any]) -> dict[str, Any
     Args:
         state: the state of the training.
         fingerprint: what the results depend on; used for comparisons only.
+        with_hooks: include the states of custom hooks.
 
     Raises:
         CheckpointError: the state has a value that cannot be stored.
     """
+    captured = state.objects.state_dict()
+    metrics = _strict(captured.pop("train_metrics"), "metrics", METRIC_HINT)
     objects = {
         key: _module_state(value, key) if key in MODULE_KEYS else _plain(value, key, without_callables=True)
-        for key, value in state.objects.state_dict().items()
+        for key, value in captured.items()
     }
+    hooks = {name: hook.state_dict() for name, hook in state.objects.hooks.items()} if with_hooks else {}
+    more = {"train_metrics": metrics, "hooks": _strict(hooks, "hooks", HOOK_HINT)}
     progress = {key: _plain(value, key) for key, value in state.progress.state_dict().items()}
     rest = {"rng": rng_state(), "fingerprint": _plain(fingerprint, "fingerprint")}
-    return {"format": FORMAT, **objects, **progress, **rest}
+    return {"format": FORMAT, **objects, **progress, **more, **rest}
 
 
 def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
@@ -87,6 +97,8 @@ def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[st
     with refuse_mismatch():
         restore_weights(state, saved, changed)
         state.progress.load_state_dict(_without_changed(state, saved, changed))
+        # The metrics cover the samples of the epoch's loss, so a rollback of the weights leaves them as they are.
+        state.objects.train_metrics.load_state_dict(saved.get("train_metrics", {}), in_epoch=saved["batch"] > 0)
         if ORDER_KEYS & set(changed):
             state.begin_epoch()
         best, monitor = state.progress.best, state.settings.monitor
@@ -119,6 +131,13 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
                     _restore_plateau(scheduler, number, saved, set(changed))
                 else:
                     _fast_forward(state, scheduler, saved, set(changed))
+
+
+def restore_hooks(state: State, saved: Mapping[str, Any]) -> None:
+    """Restore the states of the custom hooks, after their `on_start`. A hook without a saved state is left as it is."""
+    for name, content in saved.get("hooks", {}).items():
+        if name in state.objects.hooks:
+            state.objects.hooks[name].load_state_dict(copy_to_cpu(content))
 
 
 def _without_changed(state: State, saved: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
@@ -234,6 +253,22 @@ def _plain(value: Any, path: str, *, without_callables: bool = False) -> Any:
         f"{path}: a {type(value).__name__} cannot be stored in a checkpoint",
         hint="store only numbers, strings, tensors, lists and dicts in state_dict, or write checkpoint=off",
     )
+
+
+def _strict(value: Any, path: str, hint: str) -> Any:
+    """Return a value of numbers, strings, tensors, lists, tuples and dicts, which is restored as it is.
+
+    Raises:
+        CheckpointError: the value has another type, such as a set, which would be restored as a list.
+    """
+    if isinstance(value, Mapping):
+        return {_strict(key, path, hint): _strict(item, f"{path}.{key}", hint) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_strict(item, path, hint) for item in value)
+    if value is None or isinstance(value, Tensor | bool | int | float | complex | str | bytes):
+        return _plain(value, path)
+    cause = f"{path}: a {type(value).__name__} cannot be stored in a checkpoint"
+    raise CheckpointError(cause, hint=hint)
 
 
 def check_types(saved: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from trainkit.training.metrics import Metrics, plain_metric
 EVENTS = {
     "on_start": "(state) before the first step, and again when a run resumes (state.progress.step > 0 then)",
     "on_step": "(state) after each batch",
+    "on_val_batch": "(state, inputs, targets, outputs) after each micro batch of a validation",
     "on_epoch": "(state, metrics) after each epoch; metrics that the hook adds are recorded, and may be monitored",
     "on_epoch_end": "(state, metrics) after the best epoch and early stopping are decided; the metrics are final",
     "on_end": "(state) after the last epoch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
 from trainkit.training.last_step import last_step_metrics
 from trainkit.training.losses import denominator, is_sum
+from trainkit.training.metric_set import detach
 from trainkit.training.metrics import CLOCKS, Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
@@ -104,11 +106,14 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
 
     weight = denominator(loss_fn, targets, samples)
     with objects.autocast:
-        loss = loss_fn(model(inputs), targets)
+        outputs = model(inputs)
+        loss = loss_fn(outputs, targets)
     optimizer.zero_grad()
     loss.backward()
     before_update(state, loss, weight)
     optimizer.step()
+    if objects.train_metrics:
+        objects.train_metrics.update(outputs, targets)
     return state.progress.loss.update(loss, weight=weight)
 
 
@@ -124,6 +129,7 @@ def training_metrics(state: State) -> Metrics:
         metrics["train/skipped"] = progress.skipped
     if objects.scaler is not None:
         metrics["train/scale"] = objects.scaler.get_scale()
+    metrics |= objects.train_metrics.compute()
     synchronize(objects.device)
     seconds = progress.elapsed or math.inf
     metrics["samples_per_second"] = progress.seen / seconds
@@ -179,38 +185,55 @@ def _improves(state: State, value: float, reference: float | None, by: float = 0
 
 @torch.no_grad()
 def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics:
-    """Return the loss and, for classes, the accuracy over a whole data set.
+    """Return the loss, for classes the accuracy, and the other metrics over a whole data set.
 
     With `ema` the averaged weights are evaluated. Weights, RNG states and the carried state do not change.
     """
-    model, loss_fn = state.objects.evaluated
+    (model, loss_fn), metrics = state.objects.evaluated, state.objects.val_metrics
     model.eval()
     loss_fn.eval()
     loss, accuracy = Mean(state.objects.device, summed=is_sum(loss_fn)), Mean(state.objects.device, summed=True)
     has_accuracy = False
     batches = loader.batches(0)
     carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
+    metrics.reset()
+    keep = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
+    work = functools.partial(evaluate_batch, keep=keep)
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
-            value, weight, counts = run_with_oom_split(evaluate_batch, state, inputs, targets, hooks)
+            value, weight, counts, kept = run_with_oom_split(work, state, inputs, targets, hooks)
             loss.update(value, weight=weight)
             for correct in counts:
                 has_accuracy = True
                 accuracy.update(*correct)
-    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {})
+            for part, part_targets, outputs in kept:
+                metrics.update(outputs, part_targets)
+                call_hooks(hooks, "on_val_batch", state, part, part_targets, outputs)
+        values = metrics.compute()
+    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {}) | values
 
 
-def evaluate_batch(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Any, list[tuple[Tensor, Tensor]]]:
-    """Return the loss of a batch, its denominator, and `count_correct` of each micro batch that has classes."""
+def evaluate_batch(
+    state: State, inputs: Any, targets: Any, *, keep: bool = False
+) -> tuple[Tensor, Any, list[tuple[Tensor, Tensor]], list[tuple[Any, Any, Any]]]:
+    """Return the loss of a batch, its denominator, and lists with entries of its micro batches.
+
+    The lists hold `count_correct` where there are classes, and with `keep` the inputs, the targets and the outputs.
+    """
     model, loss_fn = state.objects.evaluated
     batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
-    total, counts = torch.zeros((), device=state.objects.device), []
-    parts = forward_in_parts(state, model, loss_fn, inputs, targets, batch_denominator)
-    for outputs, part_targets, loss in parts:
+    total, counts, kept = torch.zeros((), device=state.objects.device), [], []
+    counts_accuracy = "accuracy" not in state.objects.val_metrics.metrics
+    for part, part_targets, outputs, loss in forward_in_parts(
+        state, model, loss_fn, inputs, targets, batch_denominator
+    ):
         total = total if loss is None else total + loss
-        correct = count_correct(loss_fn, outputs, part_targets, state.settings.classes)
-        counts += [] if correct is None else [correct]
-    return total, batch_denominator, counts
+        if counts_accuracy:
+            correct = count_correct(loss_fn, outputs, part_targets, state.settings.classes)
+            counts += [] if correct is None else [correct]
+        if keep:
+            kept.append((part, part_targets, detach(outputs)))
+    return total, batch_denominator, counts, kept
 
 
 # -------------------------------------------------------------------------------------- signals

@@ -23,6 +23,7 @@ from trainkit.optim.schedulers import Scheduler
 from trainkit.training.carried import carrying_modules, check_carried, match_saved_buffers
 from trainkit.training.length import Length
 from trainkit.training.losses import is_sum, whole_batch_module
+from trainkit.training.metric_set import MetricSet
 from trainkit.training.metrics import Mean, Metrics
 from trainkit.training.progress import Progress
 
@@ -70,6 +71,9 @@ class Objects:
     tracks_statistics: bool = False  # a layer takes batch statistics
     statistics: list[Tensor] = field(default_factory=list)  # batch statistics to undo if a step is repeated
     carrying: list[nn.Module] = field(default_factory=list)  # modules that carry state from batch to batch
+    train_metrics: MetricSet = field(default_factory=lambda: MetricSet("train", {}, torch.device("cpu")))
+    val_metrics: MetricSet = field(default_factory=lambda: MetricSet("val", {}, torch.device("cpu")))
+    hooks: dict[str, Any] = field(default_factory=dict)  # custom hooks that have a state
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -103,6 +107,7 @@ class Objects:
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "train_metrics": self.train_metrics.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, keep_rates: bool = False) -> None:
@@ -176,6 +181,7 @@ class State(Length):
         progress.loss = new_loss_mean(self.objects)
         progress.batch = progress.seen = progress.tokens = progress.skipped = 0
         progress.seconds, progress.began = 0.0, None
+        self.objects.train_metrics.reset()
 
     @property
     def model(self) -> nn.Module:

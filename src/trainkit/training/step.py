@@ -13,6 +13,7 @@ from trainkit.data.prepare import Batch
 from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
 from trainkit.training.losses import denominator, loss_contribution
+from trainkit.training.metric_set import detach
 from trainkit.training.state import Objects, Phase, State
 
 
@@ -20,14 +21,16 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     """Update the weights once from micro batches, with a scaler, or with an optimizer that evaluates the loss itself.
 
     Each micro batch's loss is weighted by its share of the whole denominator, so the gradient is that of the whole
-    batch. If the optimizer evaluates the loss several times, the epoch's loss counts the first.
+    batch. If the optimizer evaluates the loss several times, the epoch's loss and metrics count the first.
     """
     objects = state.objects
     evaluations: list[tuple[Tensor, Tensor | int]] = []
+    kept: list[tuple[Any, Any]] = []
 
     def closure() -> Tensor:
         objects.optimizer.zero_grad()
-        loss, weight = accumulate_gradient(state, inputs, targets)
+        keep = kept if objects.train_metrics and not evaluations else None
+        loss, weight = accumulate_gradient(state, inputs, targets, keep)
         before_update(state, loss, weight, first=not evaluations)
         evaluations.append((loss, weight))
         return loss
@@ -38,16 +41,28 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     else:
         closure()
         update(state)
+    for outputs, part_targets in kept:
+        objects.train_metrics.update(outputs, part_targets)
     loss, weight = evaluations[0]
     state.progress.loss.update(loss, weight=weight)
 
 
-def accumulate_gradient(state: State, inputs: Any, targets: Any) -> tuple[Tensor, Tensor | int]:
-    """Return the loss of a batch and its denominator; if gradients are enabled, accumulate the gradient."""
+def accumulate_gradient(
+    state: State, inputs: Any, targets: Any, kept: list[tuple[Any, Any]] | None = None
+) -> tuple[Tensor, Tensor | int]:
+    """Return the loss of a batch and its denominator; if gradients are enabled, accumulate the gradient.
+
+    The detached outputs and the targets of each micro batch are appended to `kept`, if it is given.
+    """
     objects = state.objects
     batch_denominator = denominator(objects.loss_fn, targets, batch_size_of(inputs))
     total = torch.zeros((), device=objects.device)
-    for _, _, loss in forward_in_parts(state, objects.model, objects.loss_fn, inputs, targets, batch_denominator):
+    for _, part_targets, outputs, loss in forward_in_parts(
+        state, objects.model, objects.loss_fn, inputs, targets, batch_denominator
+    ):
+        if kept is not None:
+            kept.append((detach(outputs), part_targets))
+        del outputs
         if loss is None:
             continue
         if torch.is_grad_enabled():
@@ -58,8 +73,8 @@ def accumulate_gradient(state: State, inputs: Any, targets: Any) -> tuple[Tensor
 
 def forward_in_parts(
     state: State, model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, batch_denominator: Tensor | int
-) -> Iterator[tuple[Any, Any, Tensor | None]]:
-    """Yield for each micro batch its outputs, its targets, and what `loss_contribution` returns."""
+) -> Iterator[tuple[Any, Any, Any, Tensor | None]]:
+    """Yield for each micro batch its inputs, its targets, its outputs, and what `loss_contribution` returns."""
     samples = batch_size_of(inputs)
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
         count = batch_size_of(part)
@@ -67,7 +82,7 @@ def forward_in_parts(
             outputs = model(part)
             whole = None if count == samples else batch_denominator
             loss = loss_contribution(loss_fn, outputs, part_targets, count, whole)
-        yield outputs, part_targets, loss
+        yield part, part_targets, outputs, loss
         del outputs, loss  # before the next forward pass needs memory
 
 
