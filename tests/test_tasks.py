@@ -14,8 +14,9 @@ import pytest
 from tests.conftest import Command
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
-SECTIONS = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
-SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch")
+SECTIONS: tuple[str, ...] = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
+SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch", "A small GPT")
+SECTIONS += ("Segmentation",)
 DATA = """
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
@@ -114,6 +115,7 @@ def test_every_section_has_a_command() -> None:
 def test_every_command_about_samples_and_models_trains(line: str, folder: Path, forked: Command) -> None:
     if "data.path=reviews" in line:
         save_reviews(folder)
-    done = forked(*shlex.split(line)[1:], "epochs=1", "limit_batches=2", "batch_size=8", "device=cpu", "report=off")
+    length = "steps=2" if "char_gpt" in line else "epochs=1"
+    done = forked(*shlex.split(line)[1:], length, "limit_batches=2", "batch_size=8", "device=cpu", "report=off")
     assert done.returncode == 0, done.stderr
     assert "best of 1 epoch" in done.stdout

@@ -50,6 +50,7 @@ MODELS = {
     "polynomial": ["data=line", "loss=identity"],
     "unet": ["data=shapes"],
     "lstm_lm": ["data=text", "data.sampler=contiguous"],
+    "gpt": ["data=text"],
     "torchvision": ["model.name=squeezenet1_1"],
     "timm": ["model.name=resnet10t"],
     "huggingface": [
@@ -150,7 +151,14 @@ def test_every_config_composes_builds_and_trains(choice: str, all_data: Path) ->
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])
     settings = compose_settings(
-        [choice, *companions, "epochs=1", "limit_batches=1", "device=cpu", "data.num_workers=0"]
+        [
+            choice,
+            *companions,
+            "steps=1" if name == "char_gpt" else "epochs=1",
+            "limit_batches=1",
+            "device=cpu",
+            "data.num_workers=0",
+        ]
     )
     session = build.build_session(settings)
     fit(session.state, session.train, session.val)
