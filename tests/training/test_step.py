@@ -19,7 +19,7 @@ from tests.helpers import (
     make_state,
 )
 from trainkit.data.loaders import epoch_order
-from trainkit.training.loop import fit, train_epoch
+from trainkit.training.loop import evaluate, fit, train_epoch
 
 
 def test_an_optimizer_without_a_learning_rate_trains() -> None:
@@ -36,6 +36,31 @@ def test_an_optimizer_without_a_learning_rate_trains() -> None:
     state = make_state(model, loss_fn, optimizer=Signs(model.parameters()))
     fit(state, make_loader_of(inputs, targets, 16), hooks=[MetricsCollector(seen)])
     assert not [name for name in seen[0] if name.startswith("lr/")]
+
+
+def test_a_batch_of_sparse_and_0d_tensors_trains_and_validates_if_it_is_not_split() -> None:
+    class Graph(nn.Linear):
+        def forward(self, batch: Any) -> Tensor:  # type: ignore[override]
+            outputs: Tensor = batch["adjacency"] @ super().forward(batch["features"]) * batch["scale"]
+            return outputs
+
+    class OneBatch:
+        samples = 5
+
+        def __len__(self) -> int:
+            return 1
+
+        def batches(self, epoch: int, start: int = 0) -> Any:  # noqa: ARG002
+            adjacency = torch.eye(5).to_sparse()
+            yield {"features": torch.ones(5, 3), "adjacency": adjacency, "scale": torch.tensor(2.0)}, torch.arange(5)
+
+    torch.manual_seed(0)
+    model, loss_fn = Graph(3, 5), nn.CrossEntropyLoss()
+    expected = loss_fn(2 * (torch.ones(5, 3) @ model.weight.T + model.bias), torch.arange(5)).item()
+    loader: Any = OneBatch()
+    state = make_state(model, loss_fn, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert evaluate(state, loader)["val/loss"] == pytest.approx(expected, rel=1e-6)
+    assert train_epoch(state, loader, [])["train/loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_lbfgs_reports_the_loss_of_its_first_evaluation() -> None:

@@ -89,8 +89,11 @@ def forward_in_parts(
 def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
     """Yield a batch in parts of at most `size` samples, in order."""
     samples = batch_size_of(inputs)
-    for start in range(0, samples, size or samples):
-        stop = start + (size or samples)
+    if size is None or size >= samples:
+        yield inputs, targets  # whole, because sparse and 0-d tensors cannot be sliced
+        return
+    for start in range(0, samples, size):
+        stop = start + size
         yield take_samples(inputs, start, stop, samples), take_samples(targets, start, stop, samples)
 
 
