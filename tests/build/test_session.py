@@ -34,6 +34,9 @@ class WithoutClasses:
     def __getitem__(self, index):
         return torch.zeros(3, 32, 32), index % 3
 
+class TwelveClasses(WithoutClasses):
+    classes = 12
+
 class UnknownMethod:
     def on_epoch_start(self, state, metrics): ...
 
@@ -175,6 +178,17 @@ def test_unused_splits_and_frozen_batch_norms_give_a_note(here: Path) -> None:
     assert any("frozen batch norm" in line for line in lines)
     assert any(line.split()[:4] == ["default", "2", "30,730", "SGD"] for line in lines)
     assert any(line.split()[:2] == ["(frozen)", "2"] for line in lines)
+
+
+def test_classes_of_the_config_that_the_data_set_contradicts_give_a_note(here: Path) -> None:
+    (here / "conf" / "experiment").mkdir()
+    text = "# @package _global_\ndata: {train: {_target_: buildmodule.TwelveClasses}, split: 0.2}\n"
+    (here / "conf" / "experiment" / "inherits.yaml").write_text(text)
+    overrides = ["experiment=inherits", "data=digits"]  # the experiment inherits the 10 classes of digits
+    lines = startup_notes(build.build_session(compose_settings(overrides)))
+    assert any("data.classes is 10, and the data set has 12 classes" in line for line in lines), lines
+    lines = startup_notes(build.build_session(compose_settings([*overrides, "data.classes=null"])))
+    assert not any("classes" in line for line in lines), lines
 
 
 def test_targets_beyond_the_outputs_of_the_model_give_a_hint() -> None:

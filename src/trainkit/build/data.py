@@ -120,7 +120,20 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
         which = f"fold {settings.data.fold} of {settings.data.folds}"
         notes[0] += f"; {len(val):,} of these samples, {which}, are held out for validation"
     classes = settings.data.classes or count_classes(train_set, form)
+    notes += note_classes(settings.data.classes, train_set)
     return Stores(train, val, classes, held_out, notes)
+
+
+def note_classes(configured: int | None, dataset: Any) -> list[str]:
+    """Return a note if the config gives another number of classes than the data set's attribute `classes`."""
+    if configured is None or getattr(dataset, "classes", None) is None:
+        return []
+    with suppress(ConfigError):  # a wrong attribute does not matter, because the config gives the number
+        found = count_classes(dataset)
+        if found != configured:
+            text = f"note: data.classes is {configured:,}, and the data set has {found:,} classes"
+            return [f"{text}; data.classes=null takes the number of the data set"]
+    return []
 
 
 def build_dataset(settings: Settings, part: str) -> Any:
