@@ -289,6 +289,9 @@ CASES = {
     "dict outputs": Case("model=mine.Dicts", "model", "a dict (logits: (32, 10) float32)", "a tensor", "def forward"),
     "flat outputs": Case("model=mine.Flat", "model", "(32,) float32", "(N, classes)", "def forward"),
     "narrow": Case("model=mine.Narrow", "model", "32x7 and 8x10", "fix that code", "self.linear(x[:, :7])"),
+    "narrow in a closure": Case(
+        "model=mine.Narrow optim=lbfgs", "model", "32x7 and 8x10", "fix that code", "self.linear(x[:, :7])"
+    ),
     "dict loss": Case(f"{LOSS}=dict", "loss", "a dict (ce: () float32, count: 32)", "one element", "def forward"),
     "vector loss": Case(f"{LOSS}=vector", "loss", "(32,) float32", "one element", "def forward"),
     "float loss": Case(f"{LOSS}=float", "loss", "a Python float", "one element", "def forward"),

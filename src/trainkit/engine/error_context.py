@@ -70,7 +70,7 @@ HINTS: list[tuple[type[Exception], str, str]] = [
     (
         RuntimeError,
         "must have the same dtype",
-        "return float32 tensors from the data set, such as x.float()",
+        "return float32 tensors from the data set, such as x.float(), or call self.double() in the model",
     ),
     (
         RuntimeError,
@@ -166,12 +166,14 @@ def _part_name(session: Session, part: str) -> str:
 def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     """Return the config key whose object raised an error, and the shapes of the batch in the step.
 
-    The outermost frame of a method of an object decides.
+    The outermost frame of a method of an object decides. In a closure, these are the frames that the closure calls.
     """
     owners = _owners(session)
     key, shapes = "training", ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         in_step = frame.f_code.co_filename in (loop.__file__, step.__file__)
+        if key.startswith("optim") and frame.f_code.co_filename == step.__file__:
+            key = "training"  # the optimizer has called the closure, so the model, the loss or a hook decides
         if in_step and {"inputs", "targets"} <= frame.f_locals.keys():
             inputs = frame.f_locals["inputs"]
             shapes = f"inputs {describe(inputs)}, targets {describe(frame.f_locals['targets'])}"
@@ -180,8 +182,9 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
         owner = frame.f_locals.get("self")
         if frame.f_code is denominator.__code__:
             owner = frame.f_locals["loss_fn"]
-        key = next((name for name, built in owners if owner is built and built is not None), key)
-        if key != "training":
+        if key == "training":
+            key = next((name for name, built in owners if owner is built and built is not None), key)
+        if key != "training" and not key.startswith("optim"):
             break
     return key, shapes
 
