@@ -16,7 +16,7 @@ from tests.conftest import Command
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS: tuple[str, ...] = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
 SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch", "A small GPT")
-SECTIONS += ("Segmentation",)
+SECTIONS += ("Segmentation", "A graph")
 DATA = """
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
@@ -33,6 +33,9 @@ class Bare(Photos):
 
 class Triples(Photos):
     def __getitem__(self, index): return self.image(index), self.image(index // 2), float(index % 2)
+
+def nodes():
+    return torch.utils.data.TensorDataset(torch.arange(18), torch.arange(18) % 2)
 
 class Words(Photos):
     def __getitem__(self, index): return {"tokens": [1 + index % 5] * (1 + index % 3), "label": index % 2}
@@ -84,7 +87,8 @@ def folder(tmp_path: Path) -> Path:
     rows = [f"{index},{index % 7},{'ab'[index % 2]},{'xy'[index % 3 // 2]},{index * 10}" for index in range(60)]
     (tmp_path / "houses.csv").write_text("\n".join(["id,size,place,kind,price", *rows]))
     (tmp_path / "book.txt").write_text("a book of words, and more words\n" * 150)
-    (tmp_path / "taskmodels.py").write_text(MODELS)
+    graph = textwrap.dedent(PAGE.partition("    # taskmodels.py\n")[2].split("\n\n")[0])
+    (tmp_path / "taskmodels.py").write_text(f"{MODELS}\n{graph}")
     (tmp_path / "conf" / "model").mkdir(parents=True)
     lines = PAGE.partition("# conf/model/picked.yaml\n")[2].split("\n\n")[0]
     (tmp_path / "conf" / "model" / "picked.yaml").write_text(textwrap.dedent(lines))

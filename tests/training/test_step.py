@@ -40,7 +40,7 @@ def test_an_optimizer_without_a_learning_rate_trains() -> None:
 
 def test_a_batch_of_sparse_and_0d_tensors_trains_and_validates_if_it_is_not_split() -> None:
     class Graph(nn.Linear):
-        def forward(self, batch: Any) -> Tensor:  # type: ignore[override]
+        def forward(self, batch: Any) -> Tensor:
             outputs: Tensor = batch["adjacency"] @ super().forward(batch["features"]) * batch["scale"]
             return outputs
 
