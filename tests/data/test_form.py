@@ -19,7 +19,7 @@ from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.reading import ReadSamples, collate
-from trainkit.data.sample_errors import SampleFormError
+from trainkit.data.sample_errors import SampleFormError, key_of_sample_error
 from trainkit.data.store import Store
 
 Named = namedtuple("Named", ["image", "mask", "weight"])
@@ -166,3 +166,35 @@ def test_a_data_set_with_a_collate_streams_the_same_batches_with_workers() -> No
     ):
         assert torch.equal(inputs, pad_sequence([sequences[i] for i in targets], batch_first=True))
         assert torch.equal(inputs, others)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (None, "returns None, and a batch must be a pair"),
+        ((1, 2, 3), "returns a tuple of 3 values, and a batch must be a pair"),
+        ((torch.tensor(1.0), torch.ones(2)), "the inputs that .* returns for 2 samples are"),
+        (([torch.ones(3), torch.ones(3)], torch.ones(2)), "the inputs that .* are a list of 2"),
+        ((np.ones((2, 3)), torch.ones(2)), "the inputs that .* are a ndarray"),
+        ({"x": torch.ones(2, 3)}, "the keys 'x'"),
+    ],
+)
+def test_a_wrong_batch_of_a_custom_collate_names_its_code(batch: Any, words: str) -> None:
+    def custom(samples: list[Any]) -> Any:  # noqa: ARG001
+        return batch
+
+    read = ReadSamples(None, [(IMAGE, 0), (IMAGE, 1)], [0, 1], [])
+    with pytest.raises(SampleFormError, match=words) as caught:
+        collate(read, SampleForm(collate=custom))
+    assert "custom (" in str(caught.value)
+    assert "test_form.py, line" in str(caught.value)
+
+
+def test_an_error_in_a_custom_collate_names_the_key_of_the_collate() -> None:
+    def custom(samples: list[Any]) -> Any:  # noqa: ARG001
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError) as caught:
+        collate(ReadSamples(None, [(IMAGE, 0)], [0], []), SampleForm(collate=custom))
+    assert key_of_sample_error("data.train", caught.value) == "data.collate"
+    assert key_of_sample_error("data.train", KeyError("oops")) == "data.train"

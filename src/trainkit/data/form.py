@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainkit.core.pytree import batch_size_of, describe, tensors_in
 from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
 from trainkit.data.pairs import Pair
-from trainkit.data.sample_errors import FIX, SampleFormError, base_of, describe_sample, not_a_pair_error
+from trainkit.data.sample_errors import FIX, NotAPairError, SampleFormError, base_of, describe_sample, not_a_pair_error
 
 TARGET_KEYS = ("targets", "target", "labels", "label", "y")  # the first of these that a mapping has
 
@@ -35,6 +37,12 @@ class SampleForm:
     targets_too: bool = False
     collate: Callable[[list[Any]], Any] | None = None
 
+    @property
+    def own_collate(self) -> Any:
+        """Return `collate` if it is custom code, without the arguments of a partial function; else None."""
+        function: Any = getattr(self.collate, "func", self.collate)
+        return None if function is None or function.__module__.startswith("trainkit.") else function
+
     def pair(self, sample: Any, dataset: Any) -> Pair:
         """Return the inputs and the targets of a sample or a batch; the same object twice for a bare tensor.
 
@@ -57,6 +65,29 @@ class SampleForm:
                 raise self._wrong_key(next(iter(self._keys())), {}, dataset, sample)
             return sample, sample
         raise not_a_pair_error(dataset, sample)
+
+    def pair_of_batch(self, batch: Any, dataset: Any, samples: int) -> Pair:
+        """Return the inputs and the targets of a batch that `collate` has made of so many samples.
+
+        Raises:
+            SampleFormError: the batch is not a pair, lacks a key, or its inputs have no dimension for the samples.
+        """
+        whose = name_and_place(getattr(self.collate, "func", self.collate), "__call__")
+        try:
+            inputs, targets = self.pair(batch, dataset if self.own_collate is None else self.own_collate)
+        except NotAPairError:
+            fix = "write return inputs, targets"
+            cause = f"data.collate: {whose} returns {describe_sample(batch)}, and a batch must be a pair"
+            raise SampleFormError(f"{cause} (inputs, targets){FIX}{fix}") from None
+        for name, part in (("inputs", inputs), ("targets", targets)):
+            wrong = not tensors_in(part) and name == "inputs" and not isinstance(part, list | tuple | Mapping)
+            wrong |= any(not tensor.dim() for tensor in tensors_in(part)[:1])
+            wrong |= type(part) is list and len(part) == samples and batch_size_of(part) != samples
+            if wrong:
+                cause = f"data.collate: the {name} that {whose} returns for {samples} samples are {describe(part)}"
+                fix = "return tensors (N, ...), or trainkit.data.Samples(entries) with an entry per sample"
+                raise SampleFormError(f"{cause}{FIX}{fix}")
+        return inputs, targets
 
     def _pair_of(self, parts: Mapping[Any, Any], dataset: Any, joins: Callable[[dict[Any, Any]], Any]) -> Pair:
         """Return inputs and targets of a sample with keys; `joins` makes one object of several parts."""
@@ -120,4 +151,6 @@ def _shown(parts: Mapping[Any, Any]) -> str:
 
 
 def _whose(dataset: Any) -> str:
-    return name_and_place(type(base_of(dataset)), "__getitem__")
+    """Return the name and the place of the code that makes the samples, or of a `collate` that makes the batches."""
+    base = base_of(dataset)
+    return name_and_place(base if inspect.isroutine(base) else type(base), "__getitem__")

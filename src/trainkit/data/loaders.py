@@ -24,7 +24,7 @@ from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, SeededReader, collate, ignore_signals
-from trainkit.data.sample_errors import explain_sample_error
+from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
 from trainkit.data.store import Store
 from trainkit.data.unreadable import (
     record_unreadable_sample,
@@ -252,7 +252,9 @@ class StreamingLoader:
                 read = reader.__getitems__([(0, index)])
                 batch = collate(replace(read, samples=2 * read.samples, indices=2 * read.indices), self.form)
             except Exception as error:
-                raise explain_sample_error(self.key, error) or UserCodeError(self.key, error) from error
+                raise explain_sample_error(self.key, error) or UserCodeError(
+                    key_of_sample_error(self.key, error), error
+                ) from error
             if batch.inputs is not None:
                 return self.prepare(*batch.pair)
             first_failure = first_failure or batch.unreadable[0]

@@ -25,6 +25,7 @@ from trainkit.data.collate import as_tensors, stack
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs
 from trainkit.data.sample_errors import (
+    BY_COLLATE,
     MixedTargetsError,
     RandomSampleError,
     UnequalSamplesError,
@@ -260,9 +261,9 @@ def collate(read: ReadSamples, form: SampleForm = PAIRS) -> CollatedBatch:
         try:
             batch = form.collate(read.samples)
         except Exception as error:
-            error.add_note(f"raised by data.collate for a batch of {len(read.samples)} samples")
+            error.add_note(f"{BY_COLLATE} for a batch of {len(read.samples)} samples")
             raise
-        return CollatedBatch(*form.pair(batch, read.dataset), read.indices, read.unreadable)
+        return CollatedBatch(*form.pair_of_batch(batch, read.dataset, len(read.samples)), read.indices, read.unreadable)
     pairs = [form.pair(sample, read.dataset) for sample in read.samples]
     inputs = [as_tensors(pair[0]) for pair in pairs]
     same = all(map(target_is_inputs, pairs))

@@ -34,6 +34,7 @@ class SampleFormError(ValueError):
 
 
 FIX = "; fix: "
+BY_COLLATE = "raised by data.collate"  # begins the note of an error that `data.collate` raised
 
 
 def base_of(dataset: Any) -> Any:
@@ -75,6 +76,12 @@ def describe_sample(sample: Any) -> str:
     if isinstance(sample, tuple | list):
         return f"a {kind} of {len(sample)} value{'s' * (len(sample) != 1)}"
     return f"a {kind} {structure_of(sample)}" if hasattr(sample, "shape") else f"a {kind}"
+
+
+def key_of_sample_error(key: str, error: BaseException) -> str:
+    """Return the config key of the code that raised an error while samples were read: `key`, or `data.collate`."""
+    lines = [*str(error).splitlines(), *getattr(error, "__notes__", ())]  # a worker's notes are in the message
+    return "data.collate" if any(line.startswith(BY_COLLATE) for line in lines) else key
 
 
 def explain_sample_error(key: str, error: BaseException) -> TrainkitError | None:

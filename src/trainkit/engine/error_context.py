@@ -16,7 +16,10 @@ from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, Train
 from trainkit.core.pytree import describe
 from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
-from trainkit.data.sample_errors import explain_sample_error
+from trainkit.data.flow import FlowingLoader
+from trainkit.data.form import PAIRS
+from trainkit.data.loaders import StreamingLoader
+from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import loop, step
 from trainkit.training.call import describe_call
@@ -126,8 +129,10 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     if isinstance(error, MetricError):
         return ConfigError(f"metrics.{error.name}: {error.cause}", hint=error.hint)
     if isinstance(error, WrongPartError):
-        return ConfigError(f"{error.part}: {_part_name(session, error.part)}: {error.cause}", hint=error.hint)
+        part = "data.collate" if error.part == "data.train" and _collate_of(session) is not None else error.part
+        return ConfigError(f"{part}: {_part_name(session, part)}: {error.cause}", hint=error.hint)
     key, shapes = _find_owner(error, session)
+    key = key_of_sample_error(key, error)
     explained = explain_sample_error(key, error)
     if explained is not None:
         return explained
@@ -153,7 +158,9 @@ def _suggest_metric(error: KeyError) -> str:
 
 
 def _part_name(session: Session, part: str) -> str:
-    """Return the class of the model, the loss or the data set, and where it is defined."""
+    """Return the class of the model, the loss, the data set or its `collate`, and where it is defined."""
+    if part == "data.collate":
+        return name_and_place(_collate_of(session), "__call__")
     if part == "data.train":
         dataset = session.train.dataset
         while isinstance(dataset, Subset):
@@ -161,6 +168,13 @@ def _part_name(session: Session, part: str) -> str:
         return name_and_place(dataset, "__getitem__")
     objects = session.state.objects
     return name_and_place(objects.model if part == "model" else objects.loss_fn)
+
+
+def _collate_of(session: Session) -> Any:
+    """Return the custom function that makes the training batches, or None."""
+    loader = session.train.loader if isinstance(session.train, FlowingLoader) else session.train
+    form = loader.form if isinstance(loader, StreamingLoader) else PAIRS
+    return form.own_collate
 
 
 def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
