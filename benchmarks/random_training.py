@@ -30,14 +30,17 @@ class Points:
 
     classes = ["a", "b", "c"]
 
-    def __init__(self, size=64, wait=0.0, bad=None):
-        self.size, self.wait, self.bad = size, wait, bad
+    def __init__(self, size=64, wait=0.0, bad=None, broken=None):
+        self.size, self.wait, self.bad, self.broken = size, wait, bad, broken
+        self.lengths = [index % 7 for index in range(size)]
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
         time.sleep(self.wait)
+        if index == self.broken:
+            raise OSError("the file is damaged")
         noise = torch.randn(8) + float(np.random.rand()) + random.random()
         x = torch.randn(8, generator=torch.Generator().manual_seed(index)) + 0.1 * noise
         return (x * float("nan") if index == self.bad else x), index % 3
@@ -47,6 +50,61 @@ class Size:
 
     def on_epoch(self, state, metrics):
         metrics["size"] = sum(float(p.detach().square().sum()) for p in state.model.parameters())
+
+class Trained:
+    """A hook with an optimizer, which also counts the validated samples."""
+
+    def on_start(self, state):
+        self.point, self.count = nn.Parameter(torch.zeros(3)), 0
+        self.optimizer = torch.optim.Adam([self.point], lr=0.1)
+
+    def on_step(self, state):
+        self.optimizer.zero_grad()
+        (self.point - state.step).square().sum().backward()
+        self.optimizer.step()
+
+    def on_val_batch(self, state, inputs, targets, outputs):
+        self.count += len(targets)
+
+    def on_epoch(self, state, metrics):
+        metrics["point"], metrics["count"] = float(self.point.sum()), self.count
+
+    def state_dict(self):
+        return {"point": self.point.detach().clone(), "count": self.count, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, saved):
+        self.point.data.copy_(saved["point"])
+        self.count = saved["count"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+class Confidence:
+    """A metric whose state is its attributes: the values of each batch, in order."""
+
+    higher_is_better = True
+
+    def reset(self):
+        self.values = []
+
+    def update(self, outputs, targets):
+        self.values.append(outputs.double().softmax(1).amax(1).sum())
+
+    def compute(self):
+        return {"sum": sum(self.values), "each": torch.stack(self.values)}
+
+class Order(torch.utils.data.Sampler):
+    """Half of the samples, in a random order."""
+
+    def __init__(self, data_source):
+        self.samples = len(data_source)
+
+    def __iter__(self):
+        return iter(torch.randperm(self.samples)[: self.samples // 2].tolist())
+
+def correlation(outputs, targets):
+    return float(np.corrcoef(outputs.double().argmax(1).numpy(), targets.numpy())[0, 1])
+
+def collate(samples):
+    return torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples])
 '''
 POINTS = "train: {_target_: campaignmodule.Points, wait: 0.0005}\nval: {_target_: campaignmodule.Points, size: 16}\n"
 NET = "_target_: campaignmodule.Net\nwidth: 16\n"
@@ -76,9 +134,36 @@ def draw_config(draw: random.Random, *, by_steps: bool = False) -> list[str]:
     argv += [f"precision={draw.choice(['fp32', 'bf16'])}", f"clip_norm={draw.choice(['off', '1'])}"]
     nonfinite = draw.choice(["stop", "skip", "rollback"])
     argv += [f"on_nonfinite={nonfinite}"] + ([f"+data.train.bad={draw.randrange(64)}"] if nonfinite != "stop" else [])
+    argv += draw_data(draw) + draw_metrics(draw)
     if draw.random() < 0.4:
         argv += ["+hooks.size._target_=campaignmodule.Size", "monitor.metric=size", "monitor.mode=min"]
     return argv
+
+
+def draw_data(draw: random.Random) -> list[str]:
+    """Return random overrides about the samples and their order."""
+    orders = ["data.sampler=balanced", "data.sampler=length_bucketed", "data.sampler=contiguous"]
+    orders += ["data.sampler=campaignmodule.Order", "data.shuffle=off"]
+    argv = [draw.choice(orders)] if draw.random() < 0.5 else []
+    argv += ["data.folds=3", f"data.fold={draw.randrange(3)}", "data.val=null"] if draw.random() < 0.3 else []
+    argv += ["data.collate=campaignmodule.collate", "data.cache=auto"] if draw.random() < 0.3 else []
+    argv += ["data.on_unreadable=skip", f"+data.train.broken={draw.randrange(64)}"] if draw.random() < 0.3 else []
+    argv += [f"val_batch_size={draw.choice([1, 5, 16])}"] if draw.random() < 0.5 else []
+    argv += [f"limit_val_batches={draw.randint(1, 2)}"] if draw.random() < 0.3 else []
+    return argv + (["data.drop_last=on"] if draw.random() < 0.3 else [])
+
+
+def draw_metrics(draw: random.Random) -> list[str]:
+    """Return random overrides that add metrics and a hook with a state."""
+    on, argv = "on: [train, val]", []
+    if draw.random() < 0.5:
+        argv += ["metrics=classification", "+metrics.f1.on=[train,val]", "monitor.metric=val/f1"]
+    if draw.random() < 0.4:
+        argv += [f"+metrics.confidence={{_target_: campaignmodule.Confidence, {on}}}"]
+    if draw.random() < 0.4:
+        target = "_target_: trainkit.metrics.Collected, function: campaignmodule.correlation"
+        argv += [f"+metrics.correlation={{{target}, {on}}}"]
+    return argv + (["+hooks.trained._target_=campaignmodule.Trained"] if draw.random() < 0.4 else [])
 
 
 def final_of(run: Path) -> Final:
