@@ -278,3 +278,17 @@ def test_a_sweep_with_endless_values_is_an_error(endless: str) -> None:
 )
 def test_the_large_libraries_of_a_job_are_those_of_its_targets(overrides: list[str], libraries: list[str]) -> None:
     assert libraries_of(compose_run(overrides).settings.source) == libraries
+
+
+def test_the_key_on_of_a_metric_needs_no_quotes_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    node = "{_target_: trainkit.metrics.TopK, k: 3, on: [train, val]}"  # YAML 1.1 reads this key as true
+    for file, text in (("metrics/mine", f"top3: {node}"), ("experiment/mine", f"metrics: {{top3: {node}}}")):
+        path = tmp_path / "conf" / f"{file}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text("# @package _global_\n" * file.startswith("experiment") + text)
+    for choice in ("metrics=mine", "experiment=mine"):
+        assert compose([choice]).metrics.top3 == {"_target_": "trainkit.metrics.TopK", "k": 3, "on": ["train", "val"]}
+        assert compose([choice, "metrics.top3.on=[val]"]).metrics.top3.on == ["val"]
+        jobs = compose_sweep([choice, "lr=0.1,0.2"]).jobs
+        assert [job.settings.metrics["top3"]["on"] for job in jobs] == [["train", "val"]] * 2

@@ -58,12 +58,13 @@ def ignored_configs(config_dir: str | None = None) -> list[tuple[Path, str]]:
 def make_loader(config_dir: str | None = None) -> ConfigLoaderImpl:
     """Return Hydra's config loader for the search path."""
     from hydra import version as hydra_version
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.utils import setup_globals
+
+    from trainkit.config.config_loader import ConfigLoader
 
     hydra_version.setbase("1.3")
     setup_globals()
-    return ConfigLoaderImpl(search_path(config_dir))
+    return ConfigLoader(search_path(config_dir))
 
 
 def make_sweep_loader(config_dir: str | None = None) -> ConfigLoaderImpl:

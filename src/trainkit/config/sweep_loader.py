@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -17,8 +17,10 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from trainkit.config.config_loader import ConfigLoader
 
-class SweepLoader(ConfigLoaderImpl):
+
+class SweepLoader(ConfigLoader):
     """A loader that keeps what it has loaded, so that later jobs do not see changed files.
 
     Its configs equal those of Hydra's loader. The config of a job is a copy of the config of its group choices, to
