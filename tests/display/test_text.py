@@ -26,7 +26,10 @@ def test_numbers_have_four_decimals_or_scientific_notation() -> None:
 
 
 def test_an_epoch_line_shows_losses_watched_values_and_speed() -> None:
-    metrics = {"epoch": 3, "train/loss": 0.5, "train/samples": 9, "param/w": 2.0, "grad/w": None}
-    state: Any = SimpleNamespace(epochs=20, settings=SimpleNamespace(steps=None, monitor="train/loss"))
+    metrics: dict[str, Any] = {"epoch": 3, "train/loss": 0.5, "train/samples": 9, "param/w": 2.0, "grad/w": None}
+    metrics |= {"val/f1": 0.25, "val/matrix": [[1, 2]], "hook/value": 7.0}
+    empty, own = SimpleNamespace(part="train", metrics={}), SimpleNamespace(part="val", metrics={"f1": 0, "matrix": 0})
+    objects = SimpleNamespace(train_metrics=empty, val_metrics=own)
+    state: Any = SimpleNamespace(epochs=20, settings=SimpleNamespace(steps=None, monitor="train/loss"), objects=objects)
     line = epoch_line(state, metrics | {"seconds": 1.0, "samples_per_second": 1234.5})
-    assert line == "epoch  3/20  train/loss 0.5000  param/w 2.0000  1,234 samples/s  1.0 s"
+    assert line == "epoch  3/20  train/loss 0.5000  val/f1 0.2500  param/w 2.0000  1,234 samples/s  1.0 s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,18 +64,25 @@ def finite_or_null(value: Any) -> Any:
 
 
 def epoch_line(state: State, metrics: Mapping[str, Any]) -> str:
-    """Return the metrics of an epoch as a line: losses, accuracy, the monitored metric and the watched values."""
+    """Return the metrics of an epoch as a line: losses, accuracy, metrics of the config, and the watched values."""
     epochs, steps = state.epochs, state.settings.steps
-    shown = {*SHOWN_METRICS, state.settings.monitor}
+    sets = (state.objects.train_metrics, state.objects.val_metrics)
+    own = {f"{metrics_of.part}/{name}" for metrics_of in sets for name in metrics_of.metrics}
+    shown = {*SHOWN_METRICS, *own, state.settings.monitor}
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}" if epochs else f"epoch {metrics['epoch']}"]
     parts += [f"step {metrics['step']:>{len(str(steps))}}/{steps}"] if steps is not None else []
-    parts += [f"{name} {number(value)}" for name, value in metrics.items() if name in shown]
+    parts += shown_values(metrics, shown)
     watched = {name: value for name, value in metrics.items() if name.startswith(WATCHED_PREFIXES)}
     parts += [f"{name} {number(value)}" for name, value in watched.items() if value is not None]
     units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in metrics]
     parts += [f"{metrics[f'{unit}_per_second']:,.0f} {unit}/s" for unit in units]
     parts += [duration(metrics["seconds"])]
     return "  ".join(parts)
+
+
+def shown_values(metrics: Mapping[str, Any], shown: Collection[str]) -> list[str]:
+    """Return the names and values of the metrics in `shown` that are numbers; a confusion matrix is not."""
+    return [f"{name} {number(v)}" for name, v in metrics.items() if name in shown and isinstance(v, int | float)]
 
 
 def oom_line(state: State) -> str:
