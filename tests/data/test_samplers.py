@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -111,9 +112,11 @@ def test_the_order_of_a_sampler_depends_on_seed_and_epoch_alone() -> None:
         ([[0, 1]], "yields lists of indices"),
         ([0, 9], "yields the index 9, and the training set has 4 samples"),
         ([0.5], "yields 0.5, not an index"),
+        ([True, False], "yields True and False, not indices"),
+        (itertools.cycle([0]), "yields more than 4,000 indices"),
     ],
 )
-def test_a_sampler_that_does_not_yield_indices_is_a_config_error(items: list[Any], words: str) -> None:
+def test_a_sampler_that_does_not_yield_indices_is_a_config_error(items: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         order_of_sampler(Yields(items), 4, seed=0)
 

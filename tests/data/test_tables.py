@@ -101,6 +101,12 @@ def test_a_damaged_table_is_one_clear_error(content: bytes, words: str, here: Pa
         table("t.csv", "y")
 
 
+def test_a_number_outside_of_float32_is_an_error_that_names_the_row(here: Path) -> None:
+    (here / "t.csv").write_text("a,b\n1,2\n1e300,3\n")
+    with pytest.raises(DataError, match="row 2 of the column 'a' is 1e\\+300, outside of float32"):
+        table("t.csv", "b")
+
+
 def test_a_table_may_be_separated_by_semicolons(here: Path) -> None:
     (here / "t.csv").write_text("x;y\n1;2\n3;4\n")
     rows = table("t.csv", "y")

@@ -17,7 +17,7 @@ from trainkit.display.sweep_report import JobFacts, SweepFacts, sweep_page
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=//evil.example/x onerror=alert(2)>\x1b[31m\ud800$\\frac{"
 
 
-def history(**metrics: list[float]) -> list[dict[str, Any]]:
+def history(**metrics: list[Any]) -> list[dict[str, Any]]:
     """Return the rows of a history from the values of each metric."""
     length = len(next(iter(metrics.values())))
     return [{"epoch": i + 1, **{name: values[i] for name, values in metrics.items()}} for i in range(length)]
@@ -91,6 +91,15 @@ def test_training_and_validation_share_a_chart_and_every_metric_has_one() -> Non
         "f1": ["train/f1", "val/f1"],
         "mine/score": ["mine/score"],
     }
+
+
+def test_lists_and_matrices_of_the_best_epoch_are_tables() -> None:
+    rows = history(**{"val/f1": [[0.1, 0.2], [0.3, 0.4]], "val/confusion": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]})
+    text = run_page(RunFacts("run", info={"best": {"metric": "val/loss", "value": 1.0, "epoch": 1}}, history=rows))
+    assert "val/confusion of epoch 1</span></caption>" in text
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", text.partition("Metrics with several values")[2])
+    assert cells[:6] == ["metric", "0", "1", "val/f1", "0.1000", "0.2000"]
+    assert cells[6:15] == ["row", "0", "1", "0", "1", "2", "1", "3", "4"]
 
 
 def test_the_best_epoch_is_marked_on_the_chart_of_the_monitored_metric() -> None:

@@ -5,6 +5,7 @@ So a resumed run continues the order of the run that was stopped.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from trainkit.data.split import targets_of
 from trainkit.data.store import Store
 
 BUCKET = 50  # batches whose samples `length_bucketed` sorts by length
+MAX_REPEATS = 1000  # of the data set in an epoch of a custom sampler, so that an endless one is an error
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -177,6 +179,8 @@ def order_of_sampler(sampler: Any, samples: int, seed: int) -> EpochOrder:
     if not hasattr(type(sampler), "__iter__"):
         raise ConfigError(f"data.sampler: {name} has no __iter__", hint="write __iter__, which yields the indices")
 
+    maximum = MAX_REPEATS * samples + (len(sampler) if hasattr(type(sampler), "__len__") else 0)
+
     def draw(epoch: int) -> Tensor:
         with preserve_rng():
             number = epoch_seed(seed, epoch)
@@ -185,7 +189,7 @@ def order_of_sampler(sampler: Any, samples: int, seed: int) -> EpochOrder:
             torch.manual_seed(number)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-            return _as_indices(list(sampler), samples, name)
+            return _as_indices([*itertools.islice(sampler, maximum + 1)], samples, maximum, name)
 
     first = draw(0)
 
@@ -204,11 +208,16 @@ def order_of_sampler(sampler: Any, samples: int, seed: int) -> EpochOrder:
     return order
 
 
-def _as_indices(yielded: list[Any], samples: int, name: str) -> Tensor:
+def _as_indices(yielded: list[Any], samples: int, maximum: int, name: str) -> Tensor:
     """Return what a sampler yielded as a tensor, (N,) int64."""
     hint = f"yield indices from 0 to {samples - 1}"
     if not yielded:
         raise ConfigError(f"data.sampler: {name} yields no indices", hint=hint)
+    if len(yielded) > maximum:
+        cause = f"{name} yields more than {maximum:,} indices, and the training set has {samples} samples"
+        raise ConfigError(f"data.sampler: {cause}", hint="end __iter__ after the indices of one epoch")
+    if any(isinstance(item, bool) for item in yielded):
+        raise ConfigError(f"data.sampler: {name} yields True and False, not indices", hint=hint)
     wrong = next((item for item in yielded if isinstance(item, list | tuple)), None)
     if wrong is not None:
         cause = f"{name} yields lists of indices, and trainkit makes the batches"

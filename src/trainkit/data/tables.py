@@ -150,7 +150,7 @@ def _numbered(name: str, words: list[str], rows: Column, file: str) -> np.ndarra
 
 def _as_numbers(name: str, rows: Column, file: str) -> Numbers:
     if not isinstance(rows, list):
-        return rows
+        return _finite(name, rows, file)
     for line, value in enumerate(rows, start=1):
         try:
             float(value or "nan")
@@ -159,7 +159,16 @@ def _as_numbers(name: str, rows: Column, file: str) -> Numbers:
             raise DataError(
                 f"{file}: row {line} of the column {name!r} is {value!r}, not a number", hint=hint
             ) from None
-    return np.array([float(value or "nan") for value in rows])
+    return _finite(name, np.array([float(value or "nan") for value in rows]), file)
+
+
+def _finite(name: str, numbers: Numbers, file: str) -> Numbers:
+    """Return numbers that fit into float32. NaN is a missing value, which is reported as such."""
+    outside = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
+    if len(outside):
+        cause = f"{file}: row {outside[0] + 1} of the column {name!r} is {numbers[outside[0]]:g}, outside of float32"
+        raise DataError(cause, hint="correct the value, or leave the column out: data.drop")
+    return numbers
 
 
 def _missing(rows: Column) -> list[int]:

@@ -26,6 +26,8 @@ from trainkit.display.page import (
 from trainkit.display.report_parts import MAX_ROWS, chart_section, first_rows, footer, metric_cell, missing_lines
 from trainkit.display.text import SHOWN_METRICS, count, duration, number, option_value, shown_options
 
+MAX_VALUES = 50  # of a list or in a row of a matrix
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -72,6 +74,7 @@ def run_page(facts: RunFacts) -> str:
         missing_lines(facts.missing),
         tiles(_run_numbers(facts)),
         section("Learning curves", chart_section(facts.charts), details("Numbers", _epochs(facts.history))),
+        section("Metrics with several values", *_lists(facts)),
         section("Param groups", _groups(facts.params), details("Parameters", _parameters(facts.params))),
         section(
             "Config",
@@ -125,6 +128,27 @@ def _epochs(history: Sequence[Mapping[str, Any]]) -> Html:
     names = ["epoch", *(name for name in metric_names(history) if name != "epoch")]
     rows = [[str(row["epoch"]), *(metric_cell(row.get(name)) for name in names[1:])] for row in history[-MAX_ROWS:]]
     return table("Metrics of each epoch", names, rows, sortable=True)
+
+
+def _lists(facts: RunFacts) -> list[Html]:
+    """Return the metrics of the best epoch that are lists, such as a value per class, or matrices."""
+    best, history = facts.info.get("best") or {}, facts.history
+    row = next((row for row in history if row["epoch"] == best.get("epoch")), history[-1] if history else {})
+    lists = {name: value for name, value in row.items() if isinstance(value, list) and 0 < len(value) <= MAX_VALUES}
+    tables = []
+    for size in dict.fromkeys(map(len, lists.values())):
+        flat = {name: value for name, value in lists.items() if len(value) == size and not _has_lists(value)}
+        rows = [[name, *map(metric_cell, value)] for name, value in flat.items()]
+        tables.append(table(f"Epoch {row['epoch']}", ["metric", *map(str, range(size))], rows))
+    for name, matrix in lists.items():
+        if _has_lists(matrix) and len({len(line) for line in matrix}) == 1 and len(matrix[0]) <= MAX_VALUES:
+            rows = [[str(place), *map(metric_cell, line)] for place, line in enumerate(matrix)]
+            tables.append(table(f"{name} of epoch {row['epoch']}", ["row", *map(str, range(len(matrix[0])))], rows))
+    return tables
+
+
+def _has_lists(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, list) for value in values)
 
 
 def _groups(params: Sequence[Mapping[str, Any]]) -> Html:

@@ -83,7 +83,12 @@ HINTS: list[tuple[type[Exception], str, str]] = [
     (
         IndexError,
         "out of bounds",
-        "the model has fewer outputs than the data has classes: see data.classes and the model's arguments",
+        "the model has fewer outputs, or the loss fewer weights, than the data has classes: see data.classes",
+    ),
+    (
+        IndexError,
+        "index out of range in self",
+        "an input is a number that an embedding does not have: give it as many entries as the data has tokens",
     ),
     (
         RuntimeError,

@@ -10,6 +10,8 @@ from trainkit.display import text
 from trainkit.runs.directory import Run
 from trainkit.training.state import State
 
+COUNTS = ("train/samples", "train/skipped", "train/scale")  # of an epoch, which do not compare runs
+
 
 class Recorder:
     """Writes the metrics of each epoch, and logs what happens in between.
@@ -72,6 +74,7 @@ def best_epoch(state: State) -> dict[str, Any] | None:
     best, monitor = state.progress.best, state.settings.monitor
     if best is None:
         return None
-    shown = {name: value for name, value in best.items() if name.startswith(("train/loss", "val/")) or name == monitor}
+    parts = ("train/", "val/")
+    shown = {name: v for name, v in best.items() if name == monitor or (name.startswith(parts) and name not in COUNTS)}
     chosen = {"metric": monitor, "mode": state.settings.mode, "value": best[monitor], "epoch": best["epoch"]}
     return chosen | shown

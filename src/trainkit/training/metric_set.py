@@ -173,7 +173,8 @@ def _plain_value(name: str, value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain_value(name, item) for item in value]
-    if isinstance(value, int | float):
+    if isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
         return value
-    cause = f"compute returns a {type(value).__name__}, which cannot be reported"
+    kind = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    cause = f"compute returns {kind}, which cannot be reported"
     raise MetricError(name, cause, "return a number, a list of numbers, or a mapping of names to numbers")
