@@ -94,7 +94,8 @@ def test_training_and_validation_share_a_chart_and_every_metric_has_one() -> Non
 
 
 def test_lists_and_matrices_of_the_best_epoch_are_tables() -> None:
-    rows = history(**{"val/f1": [[0.1, 0.2], [0.3, 0.4]], "val/confusion": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]})
+    values: dict[str, list[Any]] = {"val/f1": [[0.1, 0.2], [0.3, 0.4]]}
+    rows = history(**values, **{"val/confusion": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]})
     text = run_page(RunFacts("run", info={"best": {"metric": "val/loss", "value": 1.0, "epoch": 1}}, history=rows))
     assert "val/confusion of epoch 1</span></caption>" in text
     cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", text.partition("Metrics with several values")[2])
