@@ -44,6 +44,23 @@ def two(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints")
 
 
+@pytest.mark.filterwarnings("error:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_buffer_is_saved_and_counts_in_the_digest(layout: torch.layout, tmp_path: Path) -> None:
+    saved = content(7)
+    dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    saved["model"]["adjacency"] = dense.to_sparse(layout=layout)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.write(saved)
+    loaded = checkpoints.load("step-00000007")
+    assert torch.equal(loaded["model"]["adjacency"].to_dense(), dense)
+    assert digest(loaded) == digest(saved)
+    for other in (dense + torch.tensor([[0.0, 1.0], [0.0, 0.0]]), dense.T):  # other values, other indices
+        saved["model"]["adjacency"] = other.to_sparse(layout=layout)
+        assert digest(loaded) != digest(saved)
+
+
 def test_a_checkpoint_is_a_directory_with_state_and_manifest_that_returns_what_was_written(
     tmp_path: Path,
 ) -> None:

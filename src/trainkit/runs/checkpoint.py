@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,9 @@ class Checkpoints:
         with verified_state(path) as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                saved = torch.load(file, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Validating sparse tensor")  # torch: it takes time
+                    saved = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # torch and pickle raise errors of many types
                 wanted = re.search(r"Unsupported (?:global|class|operand)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
                 found = f" ({wanted[1]})" if wanted else ""

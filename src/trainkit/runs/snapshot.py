@@ -196,6 +196,10 @@ def digest(saved: Mapping[str, Any]) -> str:
             whole.update(f"[{len(value)}]".encode())
             for item in value:
                 add(item)
+        elif isinstance(value, Tensor) and value.layout != torch.strided:
+            sparse = value.detach().to_sparse().coalesce()
+            whole.update(f"{value.layout}{tuple(value.shape)}".encode())
+            add([sparse.indices(), sparse.values()])
         elif isinstance(value, Tensor):
             real = torch.view_as_real(value) if value.is_complex() else value
             whole.update(f"{value.dtype}{tuple(value.shape)}".encode())
