@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from torch import nn
 
 from tests.conftest import Command
 from tests.helpers import loss_case, make_loader_of, make_state, read_history
 from trainkit import metrics as M
 from trainkit.core.errors import CheckpointError
-from trainkit.runs.snapshot import capture_state, restore_state
+from trainkit.runs.snapshot import capture_state, digest, restore_state
+from trainkit.training.first_metrics import try_metrics
 from trainkit.training.loop import evaluate, fit
 from trainkit.training.metric_set import MetricSet
 
@@ -139,6 +141,27 @@ def test_wrong_metrics_are_config_errors_with_a_hint(forked: Command, tmp_path: 
     matrix = ["metrics=classification", "monitor.metric=val/confusion_matrix"]
     found = forked(*matrix)
     assert "auto does not cover val/confusion_matrix, because ConfusionMatrix has no higher_is_better" in found.stderr
+
+
+def test_a_metric_that_does_not_take_the_outputs_ends_the_run_after_the_first_step(
+    forked: Command, tmp_path: Path
+) -> None:
+    found = forked("metrics=regression", "limit_batches=4", "hydra.run.dir=run")
+    assert found.returncode == 1
+    assert "error: metrics.mae: ValueError: expected outputs and targets of the same shape" in found.stderr
+    assert not (tmp_path / "run" / "history.jsonl").exists()
+
+
+def test_trying_the_metrics_does_not_change_the_training() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout())
+    state = make_state(model, nn.MSELoss())
+    state.objects.val_metrics = MetricSet("val", {"mean": Average()}, CPU)
+    inputs = torch.randn(4, 3)
+    before, rng = capture_state(state, {}), torch.get_rng_state()
+    try_metrics(state, inputs, torch.zeros(4, 2))
+    assert digest(capture_state(state, {})) == digest(before)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("command", re.findall(r"^    (trainkit .*)$", PAGE, re.M))

@@ -33,6 +33,7 @@ from trainkit.runs.loggers import Loggers
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
+from trainkit.training.first_metrics import FirstMetrics
 from trainkit.training.loop import fit
 from trainkit.training.state import State, takes_batch_statistics
 
@@ -94,6 +95,8 @@ def run_training(
     loggers = Loggers(run, session.loggers, config, report)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen, loggers) if hook is not None]
     hooks.append(FirstBatch(hooks))
+    if session.val is not None and not session.settings.compile:  # which would compile for one more shape
+        hooks.append(FirstMetrics(session.val.example))
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:
