@@ -25,6 +25,23 @@ class Net(nn.Module):
     def forward(self, x):
         return self.last(self.dropout(torch.relu(self.first(x))))
 
+class Carrying(Net):
+    """Carries its hidden layer from batch to batch."""
+
+    def __init__(self, width=16):
+        super().__init__(width)
+        self.register_buffer("state", None)
+
+    def reset_state(self):
+        self.state = None
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        if self.state is not None and self.state.shape == hidden.shape:
+            hidden = hidden + 0.5 * self.state
+        self.state = hidden.detach()
+        return self.last(self.dropout(hidden))
+
 class Points:
     """Random samples; the inputs of the sample `bad` are not finite."""
 
@@ -128,7 +145,9 @@ def draw_config(draw: random.Random, *, by_steps: bool = False) -> list[str]:
         argv += [f"epochs={draw.randint(2, 4)}"]
     argv += [f"optim={draw.choice(['sgd', 'adamw', 'rmsprop', 'nadam', 'adagrad'])}"]
     argv += [f"scheduler={draw.choice(['none', 'onecycle', 'cosine', 'plateau', 'step', 'warmup_cosine'])}"]
-    argv += [f"ema={draw.choice(['off', '0.9'])}", f"micro_batch={draw.choice(['off', '3'])}"]
+    carrying = draw.random() < 0.2  # never split into micro batches
+    argv += ["model._target_=campaignmodule.Carrying"] if carrying else [f"micro_batch={draw.choice(['off', '3'])}"]
+    argv += [f"ema={draw.choice(['off', '0.9'])}"]
     argv += [f"checkpoint.every_steps={draw.choice(['off', '1', '3'])}", f"checkpoint.keep={draw.randint(1, 3)}"]
     argv += [f"data.num_workers={draw.choice([0, 0, 2])}", f"data.cache={draw.choice(['auto', 'none'])}"]
     argv += [f"precision={draw.choice(['fp32', 'bf16'])}", f"clip_norm={draw.choice(['off', '1'])}"]

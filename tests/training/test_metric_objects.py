@@ -149,6 +149,7 @@ def test_a_metric_that_does_not_take_the_outputs_ends_the_run_after_the_first_st
     found = forked("metrics=regression", "limit_batches=4", "hydra.run.dir=run")
     assert found.returncode == 1
     assert "error: metrics.mae: ValueError: expected outputs and targets of the same shape" in found.stderr
+    assert "inputs (2, 3, 32, 32) float32, targets (2,) int64" in found.stderr
     assert not (tmp_path / "run" / "history.jsonl").exists()
 
 

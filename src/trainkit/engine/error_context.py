@@ -21,7 +21,7 @@ from trainkit.data.form import PAIRS
 from trainkit.data.loaders import StreamingLoader
 from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
 from trainkit.optim.chained import ChainedOptimizer
-from trainkit.training import loop, step
+from trainkit.training import first_metrics, loop, step
 from trainkit.training.call import describe_call
 from trainkit.training.first_batch import WrongPartError
 from trainkit.training.hooks import HookError, add_hook_metrics
@@ -190,7 +190,7 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     owners = _owners(session)
     key, shapes = "training", ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        in_step = frame.f_code.co_filename in (loop.__file__, step.__file__)
+        in_step = frame.f_code.co_filename in (loop.__file__, step.__file__, first_metrics.__file__)
         if key.startswith("optim") and frame.f_code.co_filename == step.__file__:
             key = "training"  # the optimizer has called the closure, so the model, the loss or a hook decides
         if in_step and {"inputs", "targets"} <= frame.f_locals.keys():
