@@ -15,7 +15,7 @@ from torch import nn
 from tests.conftest import Command
 from tests.helpers import loss_case, make_loader_of, make_state, read_history
 from trainkit import metrics as M
-from trainkit.core.errors import CheckpointError
+from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.first_metrics import try_metrics
 from trainkit.training.loop import evaluate, fit
@@ -151,6 +151,17 @@ def test_a_metric_that_does_not_take_the_outputs_ends_the_run_after_the_first_st
     assert "error: metrics.mae: ValueError: expected outputs and targets of the same shape" in found.stderr
     assert "inputs (2, 3, 32, 32) float32, targets (2,) int64" in found.stderr
     assert not (tmp_path / "run" / "history.jsonl").exists()
+
+
+def test_a_monitored_metric_that_is_not_a_number_ends_the_run_after_the_first_step() -> None:
+    state = make_state(nn.Linear(3, 2), nn.MSELoss(), monitor="val/mean")
+    state.objects.val_metrics = MetricSet("val", {"mean": Average()}, CPU)
+    with pytest.raises(ConfigError, match=r"val/mean: this run has no such metric\n.* val/mean/mean"):
+        try_metrics(state, torch.randn(4, 3), torch.zeros(4, 2))
+    state = make_state(nn.Linear(3, 2), nn.MSELoss(), monitor="val/f1")
+    state.objects.val_metrics = MetricSet("val", {"f1": M.F1(average="none")}, CPU)
+    with pytest.raises(ConfigError, match=r"val/f1: is \[.*\], not a number"):
+        try_metrics(state, torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
 
 
 def test_trying_the_metrics_does_not_change_the_training() -> None:

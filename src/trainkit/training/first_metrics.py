@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from trainkit.core.rng import preserve_rng
 from trainkit.data.prepare import Batch
 from trainkit.training.carried import capture_carried, carrying_modules, reset_carried, restore_carried
+from trainkit.training.loop import monitored_value
 from trainkit.training.metric_set import detach
 from trainkit.training.state import State
 
@@ -38,10 +40,7 @@ class FirstMetrics:
 
 @torch.no_grad()
 def try_metrics(state: State, inputs: Any, targets: Any) -> None:
-    """Update the metrics of the validation with one batch. The state of the training does not change.
-
-    `compute` is not called, because some metrics have no value for a few samples.
-    """
+    """Update the metrics of the validation with one batch. The state of the training does not change."""
     objects = state.objects
     model, metrics = objects.evaluated[0], objects.val_metrics
     modes, buffers = [(module, module.training) for module in model.modules()], capture_carried([model])
@@ -51,7 +50,29 @@ def try_metrics(state: State, inputs: Any, targets: Any) -> None:
         with objects.autocast:
             outputs = model(inputs)
         metrics.update(detach(outputs), targets)
+        check_monitored(state)
     metrics.reset()
     restore_carried(buffers)
     for module, mode in modes:
         module.training = mode
+
+
+def check_monitored(state: State) -> None:
+    """Check that the monitored metric is a number if the key `metrics` reports it.
+
+    Raises:
+        ConfigError: it is a list or a mapping, or a key of a metric that is not a mapping.
+    """
+    monitor, metrics = state.settings.monitor, state.objects.val_metrics
+    part, name, *_ = [*monitor.split("/"), ""]
+    if part != metrics.part or name not in metrics.metrics:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = metrics.compute()
+    except Exception:  # some metrics have no value for a few samples
+        return
+    found = f"{part}/{name}"
+    if monitor in values or monitor == found or found in values:  # the keys of a mapping may depend on the samples
+        monitored_value(monitor, {"train/loss": 0.0, "val/loss": 0.0, **values})

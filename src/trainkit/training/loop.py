@@ -156,11 +156,7 @@ def finish_epoch(state: State, metrics: Metrics) -> None:
         ConfigError: the metrics do not contain the monitored number.
     """
     progress, monitor = state.progress, state.settings.monitor
-    value = metrics.get(monitor)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        choices = [name for name, number in metrics.items() if isinstance(number, float) and name not in CLOCKS]
-        cause = f"is {value!r}, not a number" if monitor in metrics else "this run has no such metric"
-        raise ConfigError(f"monitor.metric={monitor}: {cause}", hint=f"choose from {', '.join(choices)}")
+    value = monitored_value(monitor, metrics)
     if _improves(state, value, (progress.best or {}).get(monitor)):
         progress.best = metrics
     if _improves(state, value, progress.patience_reference, by=state.settings.min_delta):
@@ -173,6 +169,20 @@ def finish_epoch(state: State, metrics: Metrics) -> None:
         else:
             scheduler.step()
     state.begin_epoch()
+
+
+def monitored_value(monitor: str, metrics: Metrics) -> float:
+    """Return the value of the monitored metric.
+
+    Raises:
+        ConfigError: the metrics do not contain it, or it is not a number.
+    """
+    value = metrics.get(monitor)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    choices = [name for name, number in metrics.items() if isinstance(number, float) and name not in CLOCKS]
+    cause = f"is {value!r}, not a number" if monitor in metrics else "this run has no such metric"
+    raise ConfigError(f"monitor.metric={monitor}: {cause}", hint=f"choose from {', '.join(choices)}")
 
 
 def _improves(state: State, value: float, reference: float | None, by: float = 0.0) -> bool:
