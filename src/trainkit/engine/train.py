@@ -95,7 +95,9 @@ def run_training(
     loggers = Loggers(run, session.loggers, config, report)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen, loggers) if hook is not None]
     hooks.append(FirstBatch(hooks))
-    if session.val is not None and not session.settings.compile:  # which would compile for one more shape
+    if (
+        session.val is not None and state.objects.val_metrics and not session.settings.compile
+    ):  # it would compile for one more shape
         hooks.append(FirstMetrics(session.val.example))
     with handle_signals(state):
         try:

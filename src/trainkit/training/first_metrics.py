@@ -28,8 +28,8 @@ class FirstMetrics:
         self.done = False
 
     def on_start(self, state: State) -> None:
-        """Try nothing in a resumed training, or without metrics."""
-        self.done = state.progress.step > 0 or not state.objects.val_metrics
+        """Try nothing in a resumed training."""
+        self.done = state.progress.step > 0
 
     def on_step(self, state: State) -> None:
         """Try the metrics after the first step, whose own errors come first."""
