@@ -337,16 +337,16 @@ def test_an_invalid_image_is_a_data_error_that_names_the_file(forked: Command, t
 
 def test_a_sample_that_is_not_a_pair_gives_the_same_error_in_a_worker(forked: Command, tmp_path: Path) -> None:
     (tmp_path / "mydata.py").write_text(
-        "import torch\nclass Dicts:\n    classes = list('ab')\n    def __len__(self): return 8\n"
-        "    def __getitem__(self, i): return {'x': torch.zeros(3, 32, 32)}\n"
+        "import torch\nclass Triples:\n    classes = list('ab')\n    def __len__(self): return 8\n"
+        "    def __getitem__(self, i): return torch.zeros(3, 32, 32), i, i\n"
     )
     (tmp_path / "conf" / "data").mkdir(parents=True)
-    (tmp_path / "conf" / "data" / "mine.yaml").write_text("train: {_target_: mydata.Dicts}\n")
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("train: {_target_: mydata.Triples}\n")
     for workers in (0, 2):
         done = forked("data=mine", f"data.num_workers={workers}", *QUICK)
         assert done.returncode == 2, done.stderr
-        assert "data.train: __getitem__ of mydata.Dicts (" in done.stderr
-        assert "returns a dict with the keys 'x', and a sample must be a pair (inputs, target)" in done.stderr
+        assert "data.train: __getitem__ of mydata.Triples (" in done.stderr
+        assert "returns a tuple of 3 values, and a sample must be a pair (inputs, target)" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -75,7 +75,7 @@ MISTAKES = [
     ("optim._target_=torch.optim.SDG", "SDG", "did you mean torch.optim.SGD?"),
     ("optim._target_=trch.optim.SGD", "trch", "did you mean torch.optim.SGD?"),
     ("model._target_=Net", "Net", "dotted path"),
-    ("data.shuffle=off", "the key 'data.shuffle' does not exist", "the keys of data are: train, val, split,"),
+    ("data.pin_memory=on", "the key 'data.pin_memory' does not exist", "the keys of data are: train, val, split,"),
     ("data.collate_fn=mine.collate", "the key 'data.collate_fn' does not exist", "the keys of data are: train,"),
     ("monitor.smoothing=3", "the key 'monitor.smoothing' does not exist", "the keys of monitor are: metric, mode"),
     ("data.augment.rotate=3", "the key 'data.augment.rotate' does not exist", "the keys of data.augment are: flip,"),
@@ -121,7 +121,7 @@ def test_a_mistake_is_reported_with_its_cause_and_a_hint(mistake: str, cause: st
 
 @pytest.mark.parametrize(
     "override",
-    ["data.shuffle=off", "data.augment.rotate=3", "checkpoint.name=x", "early_stop.warmup=3", "monitor.x=1", "foo=1"],
+    ["data.pin_memory=on", "data.augment.rotate=3", "checkpoint.name=x", "early_stop.warmup=3", "monitor.x=1", "foo=1"],
 )
 def test_no_plus_sign_is_advised_for_a_key_that_a_section_cannot_have(override: str) -> None:
     (problem,) = problems_of(override)

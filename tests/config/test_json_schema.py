@@ -60,7 +60,7 @@ def test_valid_configs_are_accepted(config: str) -> None:
         "epoch: 3",
         "epochs: ten",
         "epochs: 0",
-        "epochs: off",
+        "epochs: never",
         "epochs: 2.5",
         "ema: 1",
         "lr: -0.1",

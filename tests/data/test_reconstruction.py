@@ -257,7 +257,7 @@ def test_a_set_with_some_targets_that_are_the_inputs_is_streamed(workers: int, o
 
 
 def test_targets_that_are_not_the_inputs_are_unchanged() -> None:
-    settings = replace(settings_of("maps"), batch_size=COUNT)
+    settings = replace(settings_of("maps"), batch_size=COUNT, val_batch_size=COUNT)
     stores = build_data.build_stores(settings, CPU, lambda *_: None)
     ((_, targets),) = build_data.build_loader(settings, stores.train, CPU, train=False).batches(0)
     assert torch.equal(targets, IMAGES / 255)

@@ -280,12 +280,14 @@ CASES = {
     "beyond": Case(f"{DATA}=beyond", "data.train", "class 14", "10 outputs: classes 0 to 9", GETITEM),
     "regression": Case(f"{DATA}=numbers", "data.train", "(32, 1) float32", "choose a loss for numbers", GETITEM),
     "doubles": Case(f"{DATA}=doubles", "model", "inputs (32, 8) float64", "return float32", "self.linear(x)"),
-    "pairs": Case(f"{DATA}=pairs", "model", "a list of 2 ((32, 8) float32)", "calls model(inputs)", "self.linear(x)"),
+    "pairs": Case(
+        f"{DATA}=pairs", "model", "a list of 2 ((32, 8) float32)", "take them apart in forward", "self.linear(x)"
+    ),
     "unequal samples": Case(f"{DATA}=unequal", "data.train", "(3,) float32", "equal shape", GETITEM, 5),
-    "inputs alone": Case(f"{DATA}=alone", "data.train", "Tensor", "pair (inputs, target)", GETITEM),
+    "inputs alone": Case(f"{DATA}=alone", "data.train", "(32, 8) float32", "or probabilities (32, 10)", GETITEM),
     "a missing key": Case(f"{DATA}=missing", "data.train", "KeyError: ", "fix that code", '"missing"'),
     "a stream": Case("data.train._target_=mine.Stream", "data.train", "IterableDataset", "__getitem__", "class Stream"),
-    "two inputs": Case("model=mine.TwoInputs", "model", "argument: 'other'", "calls model(inputs)", "def forward"),
+    "two inputs": Case("model=mine.TwoInputs", "model", "argument: 'other'", "how a model is called", "def forward"),
     "dict outputs": Case("model=mine.Dicts", "model", "a dict (logits: (32, 10) float32)", "a tensor", "def forward"),
     "flat outputs": Case("model=mine.Flat", "model", "(32,) float32", "(N, classes)", "def forward"),
     "narrow": Case("model=mine.Narrow", "model", "32x7 and 8x10", "fix that code", "self.linear(x[:, :7])"),

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from tests.helpers import compose_settings
 from trainkit.build import session as build
-from trainkit.build.model import build_model
+from trainkit.build.model import build_model, initialize_lazy_layers
 from trainkit.config.schema import UNNAMED
 from trainkit.config.search_path import CONF
 from trainkit.core.errors import TrainkitError
@@ -64,6 +64,7 @@ def test_twenty_steps_equal_those_of_plain_torch(optimizer: str, scheduler: str)
     images, labels = session.train.tensors  # type: ignore[attr-defined]
     torch.manual_seed(0)
     model = build_model(settings.model, torch.device("cpu"))
+    initialize_lazy_layers(model, session.train)
     rest = [p for name, p in model.named_parameters() if not name.startswith("head")]
     head = [p for name, p in model.named_parameters() if name.startswith("head")]
     lr = settings.lr

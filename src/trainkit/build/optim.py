@@ -16,7 +16,7 @@ from trainkit.build.instantiate import call_target, import_function
 from trainkit.config.schema import UNNAMED, Node, key_path
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
-from trainkit.core.errors import ConfigError, TrainkitError, UserCodeError
+from trainkit.core.errors import ConfigError, UserCodeError
 from trainkit.core.source import name_and_place
 from trainkit.optim.groups import Group, resolve_groups
 from trainkit.optim.params import Param
@@ -173,6 +173,12 @@ def try_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[floa
     copied.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
     try:
         scheduler = build_scheduler(node, path, copied, ratios)
+    except UserCodeError as error:
+        details, hint = _not_a_list(error.error)
+        if not hint:
+            raise
+        raise UserCodeError(path, error.error, details=details, hint=hint) from error
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the optimizer has not stepped yet
             if isinstance(scheduler, ReduceLROnPlateau):
@@ -180,11 +186,8 @@ def try_scheduler(node: Node, path: str, optimizer: Optimizer, ratios: list[floa
             else:
                 scheduler.step()
     except Exception as error:
-        cause = error.error if isinstance(error, UserCodeError) else error
-        if isinstance(cause, TrainkitError):
-            raise
-        details, hint = _not_a_list(cause)
-        raise UserCodeError(path, cause, details=details, hint=hint) from error
+        details, hint = _not_a_list(error)
+        raise UserCodeError(path, error, details=details, hint=hint) from error
 
 
 def _not_a_list(error: BaseException) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -38,7 +38,8 @@ def find_problems(config: DictConfig) -> list[Problem]:
     problems: list[Problem] = []
     plain = _resolve(config, "", problems)
     raw = OmegaConf.to_container(config, resolve=False)
-    problems += _Checker(set(references(raw, ()))).check_mapping(plain, RootKeys, "")
+    wrong_values = _Checker(set(references(raw, ()))).check_mapping(plain, RootKeys, "")
+    problems += _without_followers(list(wrong_values), raw)
     for path, node in nodes_with_target(plain):
         problem = find_missing_target(node["_target_"])
         if problem:
@@ -61,6 +62,14 @@ def all_keys(config: DictConfig) -> list[str]:
 
     walk(OmegaConf.to_container(config, resolve=False), "")
     return found
+
+
+def _without_followers(problems: Sequence[Problem], raw: Any) -> list[Problem]:
+    """Leave out the problems of root keys that refer to another wrong key, as `val_batch_size: ${batch_size}` does."""
+    wrong = {problem.cause.partition("=")[0] for problem in problems}
+    followed = {key: re.fullmatch(r"\$\{(\w+)\}", str(value)) for key, value in raw.items()}
+    followers = {key for key, match in followed.items() if match is not None and match[1] in wrong}
+    return [problem for problem in problems if problem.cause.partition("=")[0] not in followers]
 
 
 # ----------------------------------------------------------------------------------- values and ranges
