@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+# For 2 cores: tests often wait for the processes that they start.
+WORKERS ?= 3
 # The tests start many processes: without bytecode each would compile torch anew.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -15,10 +17,10 @@ test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) -m "not slow"
 
 test-slow: .venv/tests
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n $(WORKERS) -m slow
 
 format: .venv/tests
 	$(BIN)/ruff format .
