@@ -40,11 +40,11 @@ class Settings(RootKeys):
             classes: the number of classes in the data, used if `data.classes` is off.
             steps_per_epoch: the optimizer steps of one epoch.
         """
+        if self.data.classes is not None and steps_per_epoch is None:
+            return self
         source = self.source.copy()
         if self.data.classes is None:
             source.data.classes = classes
-        elif steps_per_epoch is None:
-            return self
         if steps_per_epoch is not None:
             set_steps_per_epoch(source, steps_per_epoch)
         # `dataclasses.replace` may have changed other values, which must stay.

@@ -215,7 +215,7 @@ def _as_indices(yielded: list[Any], samples: int, maximum: int, name: str) -> Te
         raise ConfigError(f"data.sampler: {name} yields no indices", hint=hint)
     if len(yielded) > maximum:
         cause = f"{name} yields more than {maximum:,} indices, and the training set has {samples} samples"
-        raise ConfigError(f"data.sampler: {cause}", hint="end __iter__ after the indices of one epoch")
+        raise ConfigError(f"data.sampler: {cause}", hint="stop __iter__ at the end of an epoch")
     if any(isinstance(item, bool) for item in yielded):
         raise ConfigError(f"data.sampler: {name} yields True and False, not indices", hint=hint)
     wrong = next((item for item in yielded if isinstance(item, list | tuple)), None)

@@ -42,7 +42,7 @@ def plot_curves(
     log_x: bool = False,
     points: bool = False,
 ) -> None:
-    """Plot curves with bands of one standard deviation.
+    """Plot curves, each with a band of one standard deviation.
 
     The vertical axis is logarithmic if the values are positive and span more than `LOG_Y_RATIO`.
 

@@ -1,7 +1,7 @@
 """How a model is called: with the inputs as they are, as `model(*inputs)`, or as `model(**inputs)`.
 
-The signature of `forward` decides, once, on an example of the training data. A forward pre-hook then takes the inputs
-apart, so `model(inputs)` works everywhere. A model of one tensor gets no hook.
+The signature of `forward` decides, once, on an example of the training data. A forward pre-hook then unpacks
+the inputs, so `model(inputs)` works everywhere. If the inputs are a single tensor, the model has no such hook.
 """
 
 from __future__ import annotations
