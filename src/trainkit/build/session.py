@@ -127,6 +127,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
     table = optim.param_table(named, groups, options)  # before schedulers change the learning rates
     state = build_state(settings, device, model, loss_fn, optimizers, val)
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
+    _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
@@ -138,6 +139,15 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
     notes = [*data.notes, *filter(None, (call_note, format_note)), *_notes(settings, device, val)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
+
+
+def _freeze_until_joined(state: State, groups: list[optim.Group]) -> None:
+    """Freeze the parameters of the groups that join the training after some epochs."""
+    for group in groups:
+        if group.frozen_epochs:
+            tensors = [param.tensor for param in group.params]
+            state.objects.joining.setdefault(group.frozen_epochs, []).extend(tensors)
+    state.set_frozen()
 
 
 def _install_call(model: nn.Module, train: Loader) -> str | None:

@@ -28,9 +28,9 @@ def inspect_step(session: Session) -> dict[str, Any]:
 
     Returns:
         `loss` and `samples` of the batch, and `parameters`: a row for each parameter with `name`, `shape`,
-        `count`, `group`, `weight`, `grad_before`, `grad` (after backward), `grad_twice` (after a second
-        backward of the same loss), `grad_after_zero`, `update`, `relative_update` (norm of the update over
-        norm of the weight), `weight_after`, `finite_difference` (see `finite_differences`).
+        `count`, `group`, `frozen_epochs` (before it is trained), `weight`, `grad_before`, `grad` (after backward),
+        `grad_twice` (after a second backward of the same loss), `grad_after_zero`, `update`, `relative_update`
+        (norm of the update over norm of the weight), `weight_after`, `finite_difference` (see `finite_differences`).
         A tensor of one element is given by its value, other tensors by their norm, and a missing gradient by None.
     """
     state = session.state
@@ -39,6 +39,8 @@ def inspect_step(session: Session) -> dict[str, Any]:
     objects.trained.train()
     state.settings = replace(state.settings, check_steps=False)  # NaN is shown like any other number
     rows = {row["name"]: {key: row[key] for key in ("name", "shape", "count", "group")} for row in session.params}
+    for row in session.params:
+        rows[row["name"]]["frozen_epochs"] = row["options"].get("freeze", 0)
     params = {name: session.named[name] for name in rows}
     loss_scale = 1.0 if objects.scaler is None else objects.scaler.get_scale()
 

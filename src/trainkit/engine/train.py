@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -235,6 +236,11 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
         notes.append(f"note: {count(len(layers), 'layer')} with batch statistics see {size} samples at a time")
     if any(not param.requires_grad for layer in layers for param in layer.parameters(recurse=False)):
         notes.append("note: frozen batch norm layers still update their running statistics")
+    for group in session.groups:
+        if (state.epochs or math.inf) <= group.frozen_epochs:
+            notes.append(
+                f"note: param group {group.name} stays frozen, because the run has {count(state.epochs or 0, 'epoch')}"
+            )
     ema = session.settings.ema
     if ema is not None and session.val is not None:
         notes.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")

@@ -29,12 +29,14 @@ class Group:
         optimizer: the name of the optimizer.
         params: the parameters, each under its first name.
         options: the options that rules set, and lr.
+        frozen_epochs: the number of epochs before the parameters are trained.
     """
 
     name: str
     optimizer: str
     params: list[Param]
     options: dict[str, Any]
+    frozen_epochs: int = 0
 
     def as_param_group(self) -> dict[str, Any]:
         """Return the param group that a torch optimizer expects."""
@@ -67,6 +69,10 @@ def resolve_groups(
     trainable = _trainable(params)
     if not trainable:
         raise ConfigError("the model has no trainable parameter", hint="freeze fewer parameters")
+    epochs = min(param.frozen_epochs for param in trainable)
+    if epochs:
+        cause = f"param_groups: the rules freeze all parameters in the first {epochs} epochs"
+        raise ConfigError(cause, hint="freeze fewer parameters: the first epochs must train some")
     problems = [*_assign_optimizers(trainable, rules, list(optimizers)), *_check_options(trainable, optimizers)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -220,9 +226,10 @@ def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[st
     deciders: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}  # for each group: rules -> position
     for param in params:
         optimizer, options = param.rule_options["optimizer"], _effective_options(param, optimizers)
-        key = repr((optimizer, sorted((name, _comparable(value)) for name, value in options.items())))
+        values = sorted((name, _comparable(value)) for name, value in options.items())
+        key = repr((optimizer, values, param.frozen_epochs))
         shown = {name: value for name, value in options.items() if name == "lr" or name in param.rule_options}
-        groups.setdefault(key, Group("", optimizer, [], shown)).params.append(param)
+        groups.setdefault(key, Group("", optimizer, [], shown, param.frozen_epochs)).params.append(param)
         names, position = _deciders(param, rules)
         deciders.setdefault(key, {})[names] = position
     positioned = []
@@ -268,8 +275,9 @@ def param_table(
     """Return a row for each parameter with its group, effective options and the rule that decided each option.
 
     A tied parameter has one row, with its further names in `aliases`. `count` is the number of elements.
-    `options` maps the name of each option to its value. `decided_by` maps it to the name of a rule or to
-    `default`. The group and the optimizer of a frozen parameter are None.
+    `options` maps the name of each option to its value, and `freeze` to the epochs before the parameter is trained.
+    `decided_by` maps it to the name of a rule or to `default`. The group and the optimizer of a frozen parameter
+    are None.
     """
     group_of = {id(param.tensor): (group, param) for group in groups for param in group.params}
     rows: dict[int, dict[str, Any]] = {}
@@ -279,6 +287,7 @@ def param_table(
             continue
         group, grouped = group_of.get(id(param.tensor), (None, param))
         options = _effective_options(grouped, optimizers) if group else {}
+        options |= {"freeze": grouped.frozen_epochs} if group and grouped.frozen_epochs else {}
         rows[id(param.tensor)] = {
             "name": param.name,
             "aliases": [],

@@ -37,8 +37,13 @@ class Param:
 
     @property
     def frozen(self) -> bool:
-        """Whether the parameter is not trained."""
-        return not self.tensor.requires_grad or bool(self.rule_options.get("freeze"))
+        """Whether the parameter is never trained."""
+        return not self.tensor.requires_grad or self.rule_options.get("freeze") is True
+
+    @property
+    def frozen_epochs(self) -> int:
+        """The number of epochs before the parameter is trained."""
+        return int(self.rule_options.get("freeze") or 0)
 
 
 def named_params(model: nn.Module, loss_fn: nn.Module | None = None) -> list[Param]:

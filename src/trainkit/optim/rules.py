@@ -12,7 +12,8 @@ The options are those of the optimizer, and:
 
 - `lr_mult`: multiplies lr
 - `layer_decay`: multiplies lr by layer_decay ** (number of layers above), as in BEiT (https://arxiv.org/abs/2106.08254)
-- `freeze`: true sets requires_grad to false and excludes the parameter from the optimizer
+- `freeze`: true sets requires_grad to false and excludes the parameter from the optimizer; a number does not train the
+  parameter in the first epochs
 - `optimizer`: the name of the optimizer, if there are several
 - `optional`: true allows that the rule has no effect
 """
@@ -38,7 +39,7 @@ LIST_SELECTORS = ("module", "type", "layer")  # these accept several values
 RULE_OPTIONS = ("lr_mult", "layer_decay", "freeze", "optimizer", "optional")  # not options of torch's optimizers
 LR_OPTIONS = ("lr", "lr_mult", "layer_decay")
 VALUE_TYPES = {"name": str, "module": str, "type": str, "ndim": int, "layer": int}
-VALUE_TYPES |= {"freeze": bool, "optimizer": str, "optional": bool}
+VALUE_TYPES |= {"optimizer": str, "optional": bool}
 EXAMPLES = {str: "NAME", int: "1", bool: "true"}
 
 
@@ -139,6 +140,10 @@ def _check_types(path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
         for value in values:
             if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
                 yield Problem(f"{path}.{key}={value!r}: must be of type {wanted.__name__}", hint)
+    freeze = rule.get("freeze", False)
+    if not isinstance(freeze, bool) and not (isinstance(freeze, int) and freeze >= 1):
+        hint = f"write {path}.freeze=true, or {path}.freeze=2 to train from the third epoch on"
+        yield Problem(f"{path}.freeze={freeze!r}: must be true, false, or a number of epochs of at least 1", hint)
 
 
 def _check_optimizer(

@@ -101,6 +101,7 @@ def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[st
         state.objects.train_metrics.load_state_dict(saved.get("train_metrics", {}), in_epoch=saved["batch"] > 0)
         if ORDER_KEYS & set(changed):
             state.begin_epoch()
+        state.set_frozen()
         best, monitor = state.progress.best, state.settings.monitor
         if best is not None and not isinstance(best[monitor], int | float):
             raise ValueError(f"the best {monitor} is {best[monitor]!r}, expected a number")

@@ -72,6 +72,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     objects, progress = state.objects, state.progress
     objects.model.train()
     objects.loss_fn.train()
+    state.set_frozen()
     if progress.batch == 0:
         reset_carried(objects.carrying)
     for inputs, targets in stoppable(state, loader.batches(progress.epoch, progress.batch)):

@@ -67,6 +67,7 @@ class Objects:
     scaler: torch.amp.GradScaler | None = None  # for fp16, whose small gradients would underflow to 0
     ema: AveragedModel | None = None  # the moving average of `trained`
     watch: dict[str, nn.Parameter] = field(default_factory=dict)  # parameters that are logged each epoch
+    joining: dict[int, list[nn.Parameter]] = field(default_factory=dict)  # epochs -> parameters frozen until then
     needs_closure: bool = False  # the optimizer evaluates the loss itself, as LBFGS does
     tracks_statistics: bool = False  # a layer takes batch statistics
     statistics: list[Tensor] = field(default_factory=list)  # batch statistics to undo if a step is repeated
@@ -182,6 +183,15 @@ class State(Length):
         progress.batch = progress.seen = progress.tokens = progress.skipped = 0
         progress.seconds, progress.began = 0.0, None
         self.objects.train_metrics.reset()
+
+    def set_frozen(self) -> None:
+        """Freeze the parameters that join later, and unfreeze those that have joined.
+
+        An optimizer skips parameters without a gradient, so its state of a parameter starts when it joins.
+        """
+        for epochs, params in self.objects.joining.items():
+            for param in params:
+                param.requires_grad_(self.progress.epoch >= epochs)
 
     @property
     def model(self) -> nn.Module:

@@ -58,7 +58,11 @@ def step_table(step: Mapping[str, Any]) -> list[str]:
     notes = [f"loss {number(step['loss'])} of a batch of {count(step['samples'], 'sample')}"]
     notes.append("a tensor of one element is shown by its value, other tensors by their norm")
     notes.append("gradients add up until zero_grad")
-    unused = [row["name"] for row in rows if row["group"] is not None and row["grad"] is None]
+    for epochs in sorted({row["frozen_epochs"] for row in rows} - {0}):
+        names = ", ".join(row["name"] for row in rows if row["frozen_epochs"] == epochs)
+        notes.append(f"note: frozen in the first {count(epochs, 'epoch')}: {names}")
+    trained = [row for row in rows if row["group"] is not None and not row["frozen_epochs"]]
+    unused = [row["name"] for row in trained if row["grad"] is None]
     if unused:
         notes.append(f"note: the loss does not depend on {', '.join(unused)}")
     return [*columns(cells), *notes]
