@@ -14,7 +14,8 @@ PACKAGE = Path(trainkit.__file__).parent
 # A folder may import the folders in the rows above.
 LAYERS = [
     {"core"},
-    {"config", "data", "optim", "display", "models", "model_libraries", "losses", "metrics"},
+    {"config", "data", "optim", "display", "models", "model_libraries", "losses", "metrics"}
+    | {"image_models", "steps", "hooks"},
     {"training"},
     {"build", "runs"},
     {"engine"},

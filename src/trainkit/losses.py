@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,6 +37,32 @@ class Identity(nn.Module):
     def forward(self, outputs: Tensor, targets: object) -> Tensor:  # noqa: ARG002
         """Return the mean of `outputs`; `targets` are ignored."""
         return outputs.mean()
+
+
+class NTXent(nn.Module):
+    """The loss of SimCLR: each view has to find the other view of its image among all views of the batch.
+
+    T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020,
+    https://arxiv.org/abs/2002.05709.
+
+    Args:
+        temperature: divides the cosine similarities.
+
+    Shape: the outputs are a pair, or a tensor with a first dimension of 2: the views, (N, D) each.
+    """
+
+    whole_batch = True  # compares the samples of a batch
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, outputs: Any, targets: object) -> Tensor:  # noqa: ARG002
+        """Return the mean over all views."""
+        first, second = outputs
+        views = functional.normalize(torch.cat([first, second]), dim=1)
+        similarities = (views @ views.T / self.temperature).fill_diagonal_(float("-inf"))  # a view is not its own pair
+        return functional.cross_entropy(similarities, torch.arange(len(views), device=views.device).roll(len(first)))
 
 
 class FromModel(nn.Module):

@@ -86,6 +86,7 @@ def run_training(
         Stopped: see `train`.
     """
     state, recorder, started = session.state, Recorder(run, session.params), time.monotonic()
+    state.directory = run.directory
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
 
     def report(line: str) -> None:

@@ -48,6 +48,7 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
     """
     hooks, progress = hooks or [], state.progress
     progress.batches, progress.samples = len(train), train.samples
+    state.loaders = {"train": train} | ({} if val is None else {"val": val})
     state.check_time()
     call_hooks(hooks, "on_start", state)
     while not state.done:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainkit.core.device import autocast
 from trainkit.core.errors import Stopped
 from trainkit.core.pytree import copy_to_cpu
+from trainkit.data.loaders import Loader
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
@@ -174,6 +176,8 @@ class State(Length):
     progress: Progress
     phase: Phase = Phase.IDLE
     stop: Stopped | None = None  # the signal that asked for a stop
+    directory: Path | None = None  # of the run; None: the training has no run directory
+    loaders: dict[str, Loader] = field(default_factory=dict)  # of the data: train, and val if there is validation data
 
     def begin_epoch(self) -> None:
         """Reset the counts of the epoch."""

@@ -1,0 +1,152 @@
+"""Hooks that configs name: sample images of a generative model, and a linear probe of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainkit.core.atomic import atomic_write
+from trainkit.core.errors import ConfigError
+from trainkit.core.rng import preserve_rng
+from trainkit.core.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from trainkit.training.state import State
+
+
+class SampleImages:
+    """Writes a grid of generated images to `samples/epoch-0001.png` in the run directory after each epoch.
+
+    The noise is the same in each epoch. With `ema`, the averaged model generates the images.
+
+    Args:
+        count: the number of images.
+        columns: images in a row of the grid.
+        every: write after each so many epochs.
+        seed: of the noise.
+    """
+
+    def __init__(self, count: int = 64, columns: int = 8, every: int = 1, seed: int = 0) -> None:
+        self.count, self.columns, self.every, self.seed = count, columns, every, seed
+
+    def on_start(self, state: State) -> None:
+        """Check that the model generates images.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        model = state.model
+        if not (callable(getattr(model, "sample", None)) and isinstance(getattr(model, "latent", None), int)):
+            raise ConfigError(
+                f"hooks: SampleImages needs a model with a size `latent` and a method sample(noise), and "
+                f"{type(model).__name__} is not",
+                hint="add both to the model, or use another hook",
+            )
+
+    def on_epoch_end(self, state: State, metrics: dict[str, Any]) -> None:  # noqa: ARG002
+        """Write the images of the epoch."""
+        if state.directory is None or state.epoch % self.every:
+            return
+        from torchvision.transforms.v2.functional import to_pil_image
+        from torchvision.utils import make_grid
+
+        model: Any = state.evaluated[0]
+        noise = torch.randn(self.count, model.latent, generator=torch.Generator().manual_seed(self.seed))
+        with evaluating(model), preserve_rng():
+            images = model.sample(noise.to(state.device)).float().clamp(0, 1).cpu()
+        picture = to_pil_image(make_grid(images, nrow=self.columns))
+        folder = state.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        atomic_write(folder / f"epoch-{state.epoch:04d}.png", lambda file: picture.save(file, "PNG"))
+
+
+class LinearProbe:
+    """Adds `val/probe_accuracy`: that of a linear classifier on the features of a part of the model.
+
+    The classifier is fitted to the features and the classes of the training data after each epoch. It starts at 0 and
+    is fitted to the end, so it needs no random numbers, and its accuracy depends on the weights of the model alone.
+
+    Args:
+        part: the name of the module that returns the features, (N, ...); '': the model.
+        penalty: the weight of the squared weights of the classifier.
+        iterations: the maximum number of iterations of LBFGS.
+    """
+
+    def __init__(self, part: str = "", penalty: float = 1e-4, iterations: int = 100) -> None:
+        self.part, self.penalty, self.iterations = part, penalty, iterations
+
+    def on_start(self, state: State) -> None:
+        """Check that there are validation data and the part.
+
+        Raises:
+            ConfigError: one of them is missing.
+        """
+        if "val" not in state.loaders:
+            raise ConfigError("hooks: LinearProbe needs a validation set", hint="write data.split=0.2")
+        names = [name for name, _ in state.model.named_modules()]
+        if self.part not in names:
+            cause = f"hooks: LinearProbe: the model has no module {self.part!r}"
+            raise ConfigError(cause, hint=did_you_mean(self.part, names[1:]))
+
+    def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
+        """Add the accuracy."""
+        module = state.evaluated[0].get_submodule(self.part)
+        with evaluating(module), preserve_rng():
+            features, classes = collect(module, state.loaders["train"].batches(state.epoch - 1))
+            val_features, val_classes = collect(module, state.loaders["val"].batches(0))
+        classify = fit_linear_classifier(features, classes, penalty=self.penalty, iterations=self.iterations)
+        metrics["val/probe_accuracy"] = (classify(val_features) == val_classes).double().mean().item()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module and its children in evaluation mode, without gradients, for the block."""
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+def collect(module: nn.Module, batches: Iterator[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a module for all batches, (N, F) float64, and the targets, on the CPU."""
+    outputs, targets = [], []
+    for inputs, batch_targets in batches:
+        outputs.append(module(inputs).flatten(1).double().cpu())
+        targets.append(batch_targets.cpu())
+    return torch.cat(outputs), torch.cat(targets)
+
+
+def fit_linear_classifier(
+    features: Tensor, classes: Tensor, *, penalty: float, iterations: int
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from features to classes: a logistic regression, fitted by LBFGS from weights of 0.
+
+    Args:
+        features: (N, F); the classifier gets them with mean 0 and standard deviation 1.
+        classes: (N,) int64.
+        penalty: the weight of the squared weights.
+        iterations: the maximum number of iterations.
+    """
+    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    standardized = (features - mean) / deviation
+    weight = torch.zeros(features.shape[1], int(classes.max()) + 1, dtype=features.dtype, requires_grad=True)
+    bias = torch.zeros(weight.shape[1], dtype=features.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(standardized @ weight + bias, classes) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return lambda features: ((features - mean) / deviation @ weight.detach() + bias.detach()).argmax(1)
