@@ -63,7 +63,7 @@ MISTAKES = [
     ("data.split=1.5", "data.split=1.5", "below 1"),
     ("device=gpu", "device=gpu", "auto, cpu, cuda"),
     ("monitor.metric=val/acc", "val/acc", "did you mean monitor.metric=val/accuracy?"),
-    ("monitor.metric=val/miou monitor.mode=max", "does not compute val/miou", "a hook can add metrics"),
+    ("monitor.metric=val/miou monitor.mode=max", "does not compute val/miou", "a custom step can add metrics"),
     ("monitor.metric=3", "monitor.metric=3", "must be a word"),
     ("monitor.metric=train/loss_sum monitor.mode=max", "is best at its min", "write monitor.mode=min"),
     ("monitor.mode=mx", "mx", "did you mean monitor.mode=max?"),

@@ -148,11 +148,11 @@ def test_fp16_repeats_a_step_after_a_memory_error_in_clipping(
 ) -> None:
     clip, calls = steps.clip_gradients, []
 
-    def once(state: Any) -> None:
+    def once(state: Any, optimizer: Any) -> None:
         calls.append(state.progress.step)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("out of memory")
-        clip(state)
+        clip(state, optimizer)
 
     overrides = small_run(SmallCNN, "precision=fp16", "on_oom=split", "clip_norm=0.1")
     whole = train_session(overrides)

@@ -18,6 +18,7 @@ from trainkit.build.memory_format import apply_memory_format, choose_memory_form
 from trainkit.build.metrics import build_metrics, choose_mode
 from trainkit.build.model import build_loss, build_model, initialize_lazy_layers
 from trainkit.build.optim import build_optimizers, build_schedulers
+from trainkit.build.steps import build_steps
 from trainkit.config.metrics import parts_of
 from trainkit.config.settings import Settings
 from trainkit.core.device import disable_malloc_trim, is_out_of_memory, select_device
@@ -32,6 +33,7 @@ from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.params import named_params
 from trainkit.training.call import install_call
 from trainkit.training.compile import compile_model, defer_dynamo
+from trainkit.training.custom_step import CustomStep
 from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import LoopSettings, State, new_state
 from trainkit.training.whole_batch import declared_error
@@ -101,7 +103,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
         raise ConfigError(*problems)
     device = _prepare_process(settings)
     settings, data = build_loaders(settings, device, on_progress)
-    train, val = data.train, data.val
+    train, val = data.train, data.val if settings.evaluation_step is not None else None
 
     # Seed again: the model must not depend on the random numbers that the data used.
     seed_all(settings.seed, deterministic=bool(settings.deterministic))
@@ -125,7 +127,8 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
     if problems:
         raise ConfigError(*problems)
     table = optim.param_table(named, groups, options)  # before schedulers change the learning rates
-    state = build_state(settings, device, model, loss_fn, optimizers, val)
+    steps = build_steps(settings, device)
+    state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
     _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
@@ -190,6 +193,7 @@ def build_state(
     loss_fn: nn.Module,
     optimizers: dict[str, Optimizer],
     val: Loader | None,
+    steps: tuple[CustomStep | None, CustomStep | None] = (None, None),
 ) -> State:
     """Build the schedulers and the state of a training. With `ema`, the state copies the model.
 
@@ -225,12 +229,17 @@ def build_state(
             loop_settings,
             step_schedulers=step_schedulers,
             epoch_schedulers=epoch_schedulers,
+            training_step=steps[0],
+            evaluation_step=steps[1],
         )
     except TrainkitError:
         raise
     except Exception as error:
         raise UserCodeError("ema" if settings.ema else "training", error) from error
-    whole_batch = whole_batch_module(model, loss_fn)
+    if steps[0] is not None and steps[0].is_generator and state.objects.needs_closure:
+        cause = f"training_step: it yields a loss for each optimizer, and {type(optimizer).__name__} evaluates the loss"
+        raise ConfigError(cause, hint="choose another optim")
+    whole_batch = whole_batch_module(model, loss_fn) if steps[0] is None else None
     if whole_batch is not None and settings.micro_batch is not None and settings.micro_batch < settings.batch_size:
         raise declared_error(whole_batch, settings.micro_batch)
     if state.objects.scaler is not None and state.objects.needs_closure:

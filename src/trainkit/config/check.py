@@ -21,7 +21,7 @@ from trainkit.config.consistency import (
     find_missing_packages,
     find_missing_targets,
 )
-from trainkit.config.data_keys import find_data_problems
+from trainkit.config.data_keys import find_data_problems, find_wrong_steps
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_off, options_of
 from trainkit.config.renamed import RENAMED_VALUES, renamed_problem
 from trainkit.config.schema import RootKeys
@@ -46,6 +46,7 @@ def find_problems(config: DictConfig) -> list[Problem]:
             problems.append(Problem(f"{path}._target_={node['_target_']}: {problem.cause}", problem.hint))
     problems += [*find_missing_targets(plain), *find_missing_packages(plain), *find_contradictions(plain, raw)]
     problems += find_data_problems(plain)
+    problems += find_wrong_steps(plain)
     secrets = {*find_secrets(plain), *find_secrets(raw)}
     return list(dict.fromkeys(problem.without(secrets) for problem in problems))
 

@@ -9,7 +9,7 @@ from typing import Any
 from trainkit.config.hints import is_off
 from trainkit.config.length import find_wrong_length
 from trainkit.config.metrics import find_wrong_metrics, is_metric, metric_names
-from trainkit.config.schema import METRICS, key_path, named_nodes
+from trainkit.config.schema import METRICS, SUPERVISED, key_path, named_nodes
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
 
@@ -85,21 +85,24 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
         yield Problem(cause, "remove checkpoint=off, or write on_nonfinite=skip")
     metrics = _mapping(plain.get("metrics"))
     yield from find_wrong_metrics(metrics)
-    hooks = [node for node in _mapping(plain.get("hooks")).values() if not is_off(node)]
-    yield from _monitor(_mapping(plain.get("monitor")), metrics, hooks_add_metrics=bool(hooks))
+    adding = [node for node in _mapping(plain.get("hooks")).values() if not is_off(node)]
+    steps = [plain.get(key) for key in ("training_step", "evaluation_step")]
+    adding += [step for step in steps if not is_off(step) and step != SUPERVISED]
+    yield from _monitor(_mapping(plain.get("monitor")), metrics, user_adds_metrics=bool(adding))
 
 
-def _monitor(monitor: Mapping[str, Any], metrics: Mapping[str, Any], *, hooks_add_metrics: bool) -> Iterator[Problem]:
+def _monitor(monitor: Mapping[str, Any], metrics: Mapping[str, Any], *, user_adds_metrics: bool) -> Iterator[Problem]:
     """Yield a metric that is not computed, or a mode that does not fit the metric."""
     metric, mode = monitor.get("metric"), monitor.get("mode")
     if isinstance(metric, str) and is_metric(metric, metrics):  # the object says which mode fits
         return
-    if isinstance(metric, str) and metric not in METRICS and metric != "???" and not hooks_add_metrics:
+    if isinstance(metric, str) and metric not in METRICS and metric != "???" and not user_adds_metrics:
         names = [*METRICS, *metric_names(metrics)]
-        hint = f"{did_you_mean(metric, names, 'monitor.metric=')}; the key metrics and a hook can add metrics"
+        nearest = did_you_mean(metric, names, "monitor.metric=")
+        hint = f"{nearest}; the key metrics, a hook and a custom step can add metrics"
         yield Problem(f"monitor.metric={metric}: trainkit does not compute {metric}", hint)
     best = BEST_MODES.get(str(metric))
-    if mode == "auto" and isinstance(metric, str) and best is None and (metric in METRICS or hooks_add_metrics):
+    if mode == "auto" and isinstance(metric, str) and best is None and (metric in METRICS or user_adds_metrics):
         yield Problem(f"monitor.mode: auto does not cover {metric}", "write monitor.mode=min or monitor.mode=max")
     if best and mode in ("min", "max") and mode != best:
         yield Problem(f"monitor.mode={mode}: {metric} is best at its {best}", f"write monitor.mode={best}")

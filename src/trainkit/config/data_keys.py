@@ -1,4 +1,4 @@
-"""Find keys of `data` that contradict each other, and wrong names of samplers and collate functions."""
+"""Find keys of `data` that contradict each other, and wrong names of samplers, collate functions and custom steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from trainkit.config.consistency import UNKNOWN
 from trainkit.config.hints import is_off
-from trainkit.config.schema import COLLATES, SAMPLERS
+from trainkit.config.schema import COLLATES, SAMPLERS, SUPERVISED
 from trainkit.config.static_targets import find_missing_target
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean
@@ -17,26 +17,33 @@ def find_data_problems(plain: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with the sampler, the collate function and the folds."""
     data = plain.get("data")
     if isinstance(data, dict):
-        yield from _named("sampler", data.get("sampler"), SAMPLERS)
-        yield from _named("collate", data.get("collate"), COLLATES)
+        yield from _named("data.sampler", data.get("sampler"), SAMPLERS)
+        yield from _named("data.collate", data.get("collate"), COLLATES)
         yield from _folds(data)
         if not is_off(data.get("standardize")) and not is_off(data.get("normalize")):
             cause = "data.standardize: data.normalize gives the mean and the standard deviation"
             yield Problem(cause, "write data.normalize=null or data.standardize=off")
 
 
-def _named(key: str, value: Any, names: Collection[str]) -> Iterator[Problem]:
-    """Yield what is wrong with `data.KEY`: one of the short names, a dotted path, or a node."""
+def find_wrong_steps(plain: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the custom steps."""
+    for key in ("training_step", "evaluation_step"):
+        yield from _named(key, plain.get(key), (SUPERVISED,))
+
+
+def _named(path: str, value: Any, names: Collection[str]) -> Iterator[Problem]:
+    """Yield what is wrong with the value of a key: one of the short names, a dotted path, or a node."""
     if is_off(value) or value is UNKNOWN or (isinstance(value, str) and value in names):
         return
     if isinstance(value, dict) and "_target_" not in value:
-        hint = f"add +data.{key}._target_=a.dotted.Path"
-        yield Problem(f"data.{key}: it has no _target_, so nothing can be built from it", hint)
+        hint = f"add +{path}._target_=a.dotted.Path"
+        yield Problem(f"{path}: it has no _target_, so nothing can be built from it", hint)
     elif isinstance(value, str) and "." not in value:
-        hint = did_you_mean(value, names, f"data.{key}=")
-        yield Problem(f"data.{key}={value}: there is no {key} of this name", f"{hint}; or write a dotted path")
+        kind = path.rpartition(".")[2]
+        hint = did_you_mean(value, names, f"{path}=")
+        yield Problem(f"{path}={value}: there is no {kind} of this name", f"{hint}; or write a dotted path")
     elif isinstance(value, str) and (problem := find_missing_target(value)):
-        yield Problem(f"data.{key}={value}: {problem.cause}", problem.hint)
+        yield Problem(f"{path}={value}: {problem.cause}", problem.hint)
 
 
 def _folds(data: Mapping[str, Any]) -> Iterator[Problem]:

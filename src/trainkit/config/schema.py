@@ -58,6 +58,7 @@ Node = dict[str, Any]  # a `_target_` with its arguments, or other keys that tra
 Position = Annotated[int, Range(minimum=0)]  # in a tuple
 UNNAMED = ""
 SAMPLERS = ("balanced", "length_bucketed", "contiguous")  # the short names of `data.sampler`
+SUPERVISED = "supervised"  # the short name of the default `training_step` and `evaluation_step`
 COLLATES = {"pad": "trainkit.data.Pad", "lists": "trainkit.data.lists"}  # short names of `data.collate`
 METRICS = ("train/loss", "train/loss_sum", "val/loss", "val/accuracy", "grad_norm")  # that trainkit computes
 
@@ -164,6 +165,8 @@ class RootKeys:
     batch_size: Count
     val_batch_size: Count
     micro_batch: Count | None
+    training_step: str | Node
+    evaluation_step: str | Node | None
     seed: Annotated[int, Range(minimum=0, below=2**63)]
     device: Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
     precision: Literal["fp32", "tf32", "bf16", "fp16"]

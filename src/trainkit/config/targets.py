@@ -165,6 +165,9 @@ def find_wrong_targets(config: Any) -> list[Problem]:
         if path == "data.collate" and not inspect.isclass(called):
             with suppress(TypeError, ValueError):
                 given = tuple(_positional_parameters(called))[:1]  # the list of samples
+        if path in ("training_step", "evaluation_step") and not inspect.isclass(called):
+            with suppress(TypeError, ValueError):
+                given = (*tuple(_positional_parameters(called))[:4], "progress")  # model, inputs, targets, loss_fn
         if re.fullmatch(r"metrics\.[^.\[]+", path):
             if is_loss_function(called, node):
                 problems.append(_function_as_metric(path, node["_target_"]))

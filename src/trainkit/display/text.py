@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN_METRICS = ("train/loss", "val/loss", "val/accuracy")
+HIDDEN_METRICS = ("train/loss_sum", "train/samples", "train/skipped", "train/scale")  # not on the line of an epoch
 WATCHED_PREFIXES = ("param/", "grad/")
 
 # -------------------------------------------------------------------------------- numbers and words
@@ -64,14 +65,11 @@ def finite_or_null(value: Any) -> Any:
 
 
 def epoch_line(state: State, metrics: Mapping[str, Any]) -> str:
-    """Return the metrics of an epoch as a line: losses, accuracy, metrics of the config, and the watched values."""
+    """Return the metrics of an epoch as a line: losses, accuracy, other metrics, and the watched values."""
     epochs, steps = state.epochs, state.settings.steps
-    sets = (state.objects.train_metrics, state.objects.val_metrics)
-    own = {f"{metrics_of.part}/{name}" for metrics_of in sets for name in metrics_of.metrics}
-    shown = {*SHOWN_METRICS, *own, state.settings.monitor}
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}" if epochs else f"epoch {metrics['epoch']}"]
     parts += [f"step {metrics['step']:>{len(str(steps))}}/{steps}"] if steps is not None else []
-    parts += shown_values(metrics, shown)
+    parts += shown_values(metrics, state.settings.monitor)
     watched = {name: value for name, value in metrics.items() if name.startswith(WATCHED_PREFIXES)}
     parts += [f"{name} {number(value)}" for name, value in watched.items() if value is not None]
     units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in metrics]
@@ -80,9 +78,20 @@ def epoch_line(state: State, metrics: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def shown_values(metrics: Mapping[str, Any], shown: Collection[str]) -> list[str]:
-    """Return the names and values of the metrics in `shown` that are numbers; a confusion matrix is not."""
-    return [f"{name} {number(v)}" for name, v in metrics.items() if name in shown and isinstance(v, int | float)]
+def shown_values(metrics: Mapping[str, Any], monitor: str) -> list[str]:
+    """Return the names and values of the monitored metric and of all numbers of the training and the validation.
+
+    The entries of a metric that is a mapping (`val/f1/KEY`) are left out, because they may be many.
+    """
+    return [
+        f"{name} {number(value)}"
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and (name == monitor or _is_shown(name))
+    ]
+
+
+def _is_shown(name: str) -> bool:
+    return name.startswith(("train/", "val/")) and name.count("/") == 1 and name not in HIDDEN_METRICS
 
 
 def oom_line(state: State) -> str:

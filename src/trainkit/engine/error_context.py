@@ -21,12 +21,12 @@ from trainkit.data.form import PAIRS
 from trainkit.data.loaders import StreamingLoader
 from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
 from trainkit.optim.chained import ChainedOptimizer
-from trainkit.training import first_metrics, loop, step
+from trainkit.training import custom_training, first_metrics, loop, step
 from trainkit.training.call import describe_call
-from trainkit.training.first_batch import WrongPartError
 from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
 from trainkit.training.metric_set import MetricError
+from trainkit.training.wrong_part import WrongPartError
 
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
@@ -172,6 +172,9 @@ def _part_name(session: Session, part: str) -> str:
             dataset = dataset.dataset
         return name_and_place(dataset, "__getitem__")
     objects = session.state.objects
+    step = {"training_step": objects.training_step, "evaluation_step": objects.evaluation_step}.get(part)
+    if step is not None:
+        return step.place
     return name_and_place(objects.model if part == "model" else objects.loss_fn)
 
 
@@ -190,7 +193,12 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     owners = _owners(session)
     key, shapes = "training", ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        in_step = frame.f_code.co_filename in (loop.__file__, step.__file__, first_metrics.__file__)
+        in_step = frame.f_code.co_filename in (
+            loop.__file__,
+            step.__file__,
+            custom_training.__file__,
+            first_metrics.__file__,
+        )
         if key.startswith("optim") and frame.f_code.co_filename == step.__file__:
             key = "training"  # the optimizer has called the closure, so the model, the loss or a hook decides
         if in_step and {"inputs", "targets"} <= frame.f_locals.keys():
@@ -212,6 +220,7 @@ def _owners(session: Session) -> list[tuple[str, Any]]:
     """Return the objects that the config built, each with its key."""
     objects = session.state.objects
     owners: list[tuple[str, Any]] = [("model", objects.model), ("loss", objects.loss_fn), ("optim", objects.optimizer)]
+    owners += [("training_step", objects.training_step), ("evaluation_step", objects.evaluation_step)]
     owners += zip(("model", "loss"), objects.evaluated, strict=True)
     if isinstance(objects.optimizer, ChainedOptimizer):
         owners += [(f"optim.{name}", optimizer) for name, optimizer in objects.optimizer.optimizers.items()]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from trainkit.config.metrics import PARTS
 from trainkit.core.paths import display_path
-from trainkit.display.text import SHOWN_METRICS, count, shown_values
+from trainkit.display.text import count, shown_values
 from trainkit.runs.directory import Run
 
 
@@ -24,9 +23,7 @@ def result_lines(run: Run) -> list[str]:
     """Return the reason of an early stop, the metrics of the best epoch, the report, and the run directory."""
     best = "no epoch has a finite value of the monitored metric"
     if run.best is not None:
-        own = [f"{part}/{name}" for name in run.config.get("metrics") or {} for part in PARTS]
-        shown = {*SHOWN_METRICS, *own, run.best["metric"]}
-        metrics = ", ".join(shown_values(run.best, shown))
+        metrics = ", ".join(shown_values(run.best, run.best["metric"]))
         epochs = count(len(run.history), "epoch")
         best = f"best of {epochs} by {run.best['metric']}: epoch {run.best['epoch']}: {metrics}"
     early = [run.info["why"]] if run.info.get("why") else []

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from trainkit.core.errors import NonFiniteError, Problem
 from trainkit.data.loaders import Loader
+from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.hooks import call_hooks
 from trainkit.training.last_step import record_last_step
 from trainkit.training.metrics import Metrics
@@ -24,8 +26,8 @@ MIN_SCALE = 2.0**-10  # of the loss in fp16; the scale starts at 2**16 and each 
 # ----------------------------------------------------------------------------------- in a step
 
 
-def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
-    """Raise `NonFiniteError` if the loss or the gradient is not finite; the error names the param groups.
+def check_step(state: State, loss: Tensor, weight: Tensor | float, optimizer: Optimizer | ChainedOptimizer) -> None:
+    """Raise `NonFiniteError` if the loss or the optimizer's gradient is not finite; the error names the param groups.
 
     With fp16 the scaler handles a gradient that overflows.
     """
@@ -33,12 +35,13 @@ def check_step(state: State, loss: Tensor, weight: Tensor | int) -> None:
     if not math.isfinite(value) and weight == 0:  # a mean over nothing, which adds nothing
         value = 0.0
     if math.isfinite(value) and (
-        state.objects.scaler is not None or all_finite(param.grad for param in state.objects.parameters)
+        state.objects.scaler is not None
+        or all_finite(param.grad for group in optimizer.param_groups for param in group["params"])
     ):
         return
     groups = [
         str(group.get("name", number))
-        for number, group in enumerate(state.objects.optimizer.param_groups)
+        for number, group in enumerate(optimizer.param_groups)
         if any(p.grad is not None and not bool(gradient_values(p.grad).isfinite().all()) for p in group["params"])
     ]
     in_groups = f"in param group{'s' * (len(groups) != 1)} {', '.join(groups)}"

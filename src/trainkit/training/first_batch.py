@@ -21,22 +21,9 @@ from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import is_sum
 from trainkit.training.state import State
 from trainkit.training.whole_batch import compare_loss
+from trainkit.training.wrong_part import WrongPartError, check_loss_value
 
 CLASS_HINT = "return class numbers as int64, or choose a loss for numbers: loss=mse"
-
-
-class WrongPartError(Exception):
-    """A part of the training returns something that trains to wrong numbers, or does not train.
-
-    Args:
-        part: `model`, `loss` or `data.train`.
-        cause: what was found, and what was expected.
-        hint: the fix.
-    """
-
-    def __init__(self, part: str, cause: str, hint: str) -> None:
-        super().__init__(cause)
-        self.part, self.cause, self.hint = part, cause, hint
 
 
 class FirstBatch:
@@ -55,7 +42,9 @@ class FirstBatch:
         """Register the checks of a new training."""
         self.done = state.progress.step > 0
         loss_fn = state.objects.loss_fn
-        if not self.done and not isinstance(loss_fn, torch.jit.ScriptModule):  # which takes no hooks
+        if state.objects.training_step is not None or isinstance(loss_fn, torch.jit.ScriptModule):
+            return  # a custom step may call the loss with anything, and a scripted loss takes no hooks
+        if not self.done:
             self.handles.append(loss_fn.register_forward_pre_hook(check_arguments))
             self.handles.append(loss_fn.register_forward_hook(lambda *call: self.check_loss(state, *call)))
 
@@ -158,23 +147,6 @@ def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, ta
         hint = "number the classes from 0, and give the model an output for each: see data.classes"
         hint = f"if it marks targets to ignore, write loss.ignore_index={wrong}; else {hint}" if wrong < 0 else hint
         raise WrongPartError("data.train", f"{cause} {outputs.shape[1] - 1}", hint)
-
-
-def check_loss_value(loss: Any) -> None:
-    """Raise `WrongPartError` if a loss is not a differentiable number."""
-    hint = "return one number as a tensor, such as errors.mean()"
-    if isinstance(loss, float | int):
-        cause = f"it returns a Python {type(loss).__name__}, which has no gradient; expected a tensor with one element"
-        raise WrongPartError("loss", cause, "remove .item() or float()")
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        if isinstance(loss, Mapping):
-            hint = f"return one of them, such as [{next(iter(loss), 'loss')!r}], or their sum"
-        raise WrongPartError("loss", f"it returns {describe(loss)}, expected a tensor with one element", hint)
-    if not loss.is_floating_point():
-        raise WrongPartError("loss", f"it returns {describe(loss)}, expected a float tensor", hint)
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        cause = "its value does not depend on a trainable parameter, so there is no gradient"
-        raise WrongPartError("loss", cause, "remove .detach(), .data, .item() and torch.no_grad() from model and loss")
 
 
 # --------------------------------------------------------------------------------------------- notes

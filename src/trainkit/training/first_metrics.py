@@ -11,6 +11,7 @@ import torch
 from trainkit.core.rng import preserve_rng
 from trainkit.data.prepare import Batch
 from trainkit.training.carried import capture_carried, carrying_modules, reset_carried, restore_carried
+from trainkit.training.custom_training import required_outputs
 from trainkit.training.loop import monitored_value
 from trainkit.training.metric_set import detach
 from trainkit.training.state import State
@@ -47,14 +48,21 @@ def try_metrics(state: State, inputs: Any, targets: Any) -> None:
     with preserve_rng():
         model.eval()
         reset_carried(carrying_modules(model) if objects.carrying else [])
-        with objects.autocast:
-            outputs = model(inputs)
-        metrics.update(detach(outputs), targets)
+        metrics.update(detach(validation_outputs(state, inputs, targets)), targets)
         check_monitored(state)
     metrics.reset()
     restore_carried(buffers)
     for module, mode in modes:
         module.training = mode
+
+
+def validation_outputs(state: State, inputs: Any, targets: Any) -> Any:
+    """Return the outputs for a batch, as the validation computes them."""
+    (model, loss_fn), step = state.objects.evaluated, state.objects.evaluation_step
+    with state.objects.autocast:
+        if step is None:
+            return model(inputs)
+        return required_outputs(step, step.result(step(model, inputs, targets, loss_fn, state.progress)))
 
 
 def check_monitored(state: State) -> None:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
 from trainkit.training.carried import carrying_modules, match_buffers, reset_carried, without_carried
+from trainkit.training.custom_training import custom_train_step, evaluation_parts
 from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
 from trainkit.training.last_step import last_step_metrics
@@ -103,6 +105,8 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     objects, micro_batch = state.objects, state.progress.micro_batch
     model, loss_fn, optimizer = objects.model, objects.loss_fn, objects.optimizer
     samples = batch_size_of(inputs)
+    if objects.training_step is not None:
+        return custom_train_step(state, objects.training_step, inputs, targets)
     if objects.needs_closure or objects.scaler is not None or (micro_batch or math.inf) < samples:
         return train_step_in_parts(state, inputs, targets)
 
@@ -126,6 +130,7 @@ def training_metrics(state: State) -> Metrics:
         "train/loss": progress.loss.item(),
         "train/loss_sum": progress.loss.sum(),
         "train/samples": progress.seen,
+        **{f"train/{name}": mean.item() for name, mean in progress.means.items()},
     }
     if state.settings.on_nonfinite != "stop":
         metrics["train/skipped"] = progress.skipped
@@ -204,7 +209,9 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     (model, loss_fn), metrics = state.objects.evaluated, state.objects.val_metrics
     model.eval()
     loss_fn.eval()
-    loss, accuracy = Mean(state.objects.device, summed=is_sum(loss_fn)), Mean(state.objects.device, summed=True)
+    device, is_custom = state.objects.device, state.objects.evaluation_step is not None
+    loss, accuracy = Mean(device, summed=not is_custom and is_sum(loss_fn)), Mean(device, summed=True)
+    means: dict[str, Mean] = {}
     has_accuracy = False
     batches = loader.batches(0)
     carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
@@ -213,39 +220,71 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     work = functools.partial(evaluate_batch, keep=keep)
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
-            value, weight, counts, kept = run_with_oom_split(work, state, inputs, targets, hooks)
-            loss.update(value, weight=weight)
-            for correct in counts:
+            batch = run_with_oom_split(work, state, inputs, targets, hooks)
+            for value, weight in batch.losses:
+                loss.update(value, weight=weight)
+            for name, value, weight in batch.scalars:
+                means.setdefault(name, Mean(device)).update(value, weight=weight)
+            for correct in batch.correct:
                 has_accuracy = True
                 accuracy.update(*correct)
-            for part, part_targets, outputs in kept:
+            for part, part_targets, outputs in batch.kept:
                 metrics.update(outputs, part_targets)
                 call_hooks(hooks, "on_val_batch", state, part, part_targets, outputs)
         values = metrics.compute()
-    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {}) | values
+    numbers = {f"val/{name}": mean.item() for name, mean in means.items()}
+    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {}) | numbers | values
 
 
-def evaluate_batch(
-    state: State, inputs: Any, targets: Any, *, keep: bool = False
-) -> tuple[Tensor, Any, list[tuple[Tensor, Tensor]], list[tuple[Any, Any, Any]]]:
-    """Return the loss of a batch, its denominator, and lists with entries of its micro batches.
+@dataclass
+class Evaluated:
+    """What the validation of a batch gives.
 
-    The lists hold `count_correct` where there are classes, and with `keep` the inputs, the targets and the outputs.
+    Attributes:
+        losses: means and their denominators.
+        correct: what `count_correct` returns for each micro batch, if there are classes.
+        scalars: further means of an evaluation step: name, value, denominator.
+        kept: for each micro batch the inputs, the targets and the outputs.
     """
+
+    losses: list[tuple[Tensor, Any]]
+    correct: list[tuple[Tensor, Tensor]]
+    scalars: list[tuple[str, Tensor, Any]]
+    kept: list[tuple[Any, Any, Any]]
+
+
+def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep: bool = False) -> Evaluated:
+    """Return the loss of a batch and the rest of `Evaluated`. The outputs are kept only with `keep`."""
     model, loss_fn = state.objects.evaluated
-    batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
-    total, counts, kept = torch.zeros((), device=state.objects.device), [], []
+    classes, step = state.settings.classes, state.objects.evaluation_step
     counts_accuracy = "accuracy" not in state.objects.val_metrics.metrics
+    batch = Evaluated([], [], [], [])
+
+    def add_outputs(part: Any, part_targets: Any, outputs: Any) -> None:
+        are_classes = step is None or (
+            isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[1] == classes
+        )
+        correct = count_correct(loss_fn, outputs, part_targets, classes) if counts_accuracy and are_classes else None
+        batch.correct.extend([] if correct is None else [correct])
+        if keep:
+            batch.kept.append((part, part_targets, detach(outputs)))
+
+    if step is not None:
+        for custom in evaluation_parts(state, step, inputs, targets, outputs=keep):
+            batch.losses.append((custom.result.loss, custom.weight))
+            batch.scalars.extend(custom.scalars)
+            if custom.result.outputs is not None:  # which may be anything
+                add_outputs(custom.inputs, custom.targets, custom.result.outputs)
+        return batch
+    batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
+    total = torch.zeros((), device=state.objects.device)
     for part, part_targets, outputs, loss in forward_in_parts(
         state, model, loss_fn, inputs, targets, batch_denominator
     ):
         total = total if loss is None else total + loss
-        if counts_accuracy:
-            correct = count_correct(loss_fn, outputs, part_targets, state.settings.classes)
-            counts += [] if correct is None else [correct]
-        if keep:
-            kept.append((part, part_targets, detach(outputs)))
-    return total, batch_denominator, counts, kept
+        add_outputs(part, part_targets, outputs)
+    batch.losses.append((total, batch_denominator))
+    return batch
 
 
 # -------------------------------------------------------------------------------------- signals

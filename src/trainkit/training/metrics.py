@@ -34,7 +34,7 @@ class Mean:
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.set_sums(0.0, 0.0)
 
-    def update(self, value: Tensor, weight: Tensor | int) -> None:
+    def update(self, value: Tensor, weight: Tensor | float) -> None:
         """Add a batch's scalar `value`, a mean over `weight` (samples, or the loss's denominator)."""
         if self.device.type == "cpu":
             number, count = value.item(), weight.item() if isinstance(weight, Tensor) else weight

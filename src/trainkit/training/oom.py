@@ -46,7 +46,8 @@ def run_with_oom_split(
                 raise
             size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
             half = math.ceil(size / 2)
-            if state.settings.on_oom != "split" or state.phase is Phase.UPDATING or size == 1:
+            may_split = state.custom_step is None or state.custom_step.may_split
+            if state.settings.on_oom != "split" or not may_split or state.phase is Phase.UPDATING or size == 1:
                 raise _oom_error(state, inputs, int(size), half) from error
         # Outside of the except block, because the error keeps the tensors of its frames alive.
         state.progress.micro_batch = half
@@ -66,7 +67,9 @@ def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryEr
         else "the results do not change"
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
-    if size > 1 and whole_batch_module(objects.model, objects.loss_fn) is not None:
+    step = state.custom_step
+    is_whole = whole_batch_module(objects.model, objects.loss_fn) is not None if step is None else not step.may_split
+    if size > 1 and is_whole:
         hint = "lower batch_size: the batch may not be split"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"
     at_a_time = f"{size} sample{'s' * (size != 1)} at a time"

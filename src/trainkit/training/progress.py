@@ -20,6 +20,7 @@ class Progress:
     """How far the training is. Counts of batches, samples and seconds are those of the current epoch."""
 
     loss: Mean
+    means: dict[str, Mean] = field(default_factory=dict)  # further numbers of a custom step, by name
     epoch: int = 0  # epochs done
     step: int = 0  # optimizer updates done
     batch: int = 0  # batches done
@@ -58,6 +59,12 @@ class Progress:
         """Whether the current batch is the last of the epoch."""
         return self.batch + 1 >= self.batches
 
+    def add_mean(self, name: str, value: Tensor, weight: Tensor | float) -> None:
+        """Add a number that a custom step returns to its mean over the epoch."""
+        if name not in self.means:
+            self.means[name] = Mean(self.loss.device)
+        self.means[name].update(value, weight)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the progress for a checkpoint, which does not hold the sizes of an epoch or the micro batch."""
         numerator, denominator = self.loss.sums()
@@ -68,6 +75,7 @@ class Progress:
             "metrics": {
                 "numerator": numerator,
                 "denominator": denominator,
+                "means": {name: list(mean.sums()) for name, mean in self.means.items()},
                 "seen": self.seen,
                 "tokens": int(self.tokens),
                 "skipped": self.skipped,
@@ -87,6 +95,10 @@ class Progress:
         metrics, early = saved["metrics"], saved["early_stop"]
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.loss.set_sums(metrics["numerator"], metrics["denominator"])
+        self.means = {}
+        for name, sums in metrics.get("means", {}).items():  # older checkpoints have none
+            self.means[name] = Mean(self.loss.device)
+            self.means[name].set_sums(*sums)
         self.seen, self.skipped = metrics["seen"], metrics["skipped"]
         self.tokens = metrics.get("tokens", 0)  # older checkpoints have none
         for part, samples in self.unreadable.items():  # in place, because the loaders share these mappings
@@ -117,6 +129,7 @@ class Progress:
             "grad_norm": isinstance(metrics["grad_norm"], Tensor | None),
         }
         valid |= {key: isinstance(metrics[key], dict) for key in ("rates", "gradients", "unreadable")}
+        valid["means"] = isinstance(metrics.get("means", {}), dict)
         for key, is_valid in valid.items():
             if not is_valid:
                 raise ValueError(f"{key} has the wrong type")

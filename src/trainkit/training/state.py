@@ -23,6 +23,7 @@ from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
 from trainkit.training.carried import carrying_modules, check_carried, match_saved_buffers
+from trainkit.training.custom_step import CustomStep, steps_with_state
 from trainkit.training.length import Length
 from trainkit.training.losses import is_sum, whole_batch_module
 from trainkit.training.metric_set import MetricSet
@@ -77,6 +78,8 @@ class Objects:
     train_metrics: MetricSet = field(default_factory=lambda: MetricSet("train", {}, torch.device("cpu")))
     val_metrics: MetricSet = field(default_factory=lambda: MetricSet("val", {}, torch.device("cpu")))
     hooks: dict[str, Any] = field(default_factory=dict)  # custom hooks that have a state
+    training_step: CustomStep | None = None  # None: the supervised step
+    evaluation_step: CustomStep | None = None
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -101,6 +104,11 @@ class Objects:
         modules: Any = self.trained if self.ema is None else self.ema.module
         return modules["model"], modules["loss"]
 
+    @property
+    def steps_with_state(self) -> dict[str, Any]:
+        """The objects of custom steps that have a state, by their config keys."""
+        return steps_with_state(self.training_step, self.evaluation_step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the objects for a checkpoint; the tensors are not copies."""
         return {
@@ -111,6 +119,7 @@ class Objects:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "train_metrics": self.train_metrics.state_dict(),
+            "steps": {key: step.state_dict() for key, step in self.steps_with_state.items()},
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, keep_rates: bool = False) -> None:
@@ -128,6 +137,7 @@ class Objects:
             raise ValueError(f"ema: {_is_on(saved['ema'])} in the checkpoint, {_is_on(self.ema)} here")
         if not keep_rates and len(self.schedulers) != len(saved["schedulers"]):
             raise ValueError(f"schedulers: {len(saved['schedulers'])} in the checkpoint, {len(self.schedulers)} here")
+        check_same_names(self.steps_with_state, saved.get("steps", {}), "custom steps with a state")
         match_saved_buffers(self.model, saved["model"])
         self.model.load_state_dict(saved["model"])
         self.loss_fn.load_state_dict(saved["loss"])
@@ -139,6 +149,8 @@ class Objects:
         for name, optimizer in self.optimizers.items():
             content = copy_to_cpu(saved["optimizers"][name])  # optimizers keep the tensors that they load
             restore_optimizer(optimizer, content, with_options=not keep_rates)
+        for key, step in self.steps_with_state.items():
+            step.load_state_dict(copy_to_cpu(saved["steps"][key]))
         if not keep_rates:
             for scheduler, content in zip(self.schedulers, saved["schedulers"], strict=True):
                 restore_scheduler(scheduler, content)
@@ -179,11 +191,17 @@ class State(Length):
     directory: Path | None = None  # of the run; None: the training has no run directory
     loaders: dict[str, Loader] = field(default_factory=dict)  # of the data: train, and val if there is validation data
 
+    @property
+    def custom_step(self) -> CustomStep | None:
+        """The custom step of the present phase; None: the supervised step."""
+        is_evaluation = self.phase is Phase.EVALUATING
+        return self.objects.evaluation_step if is_evaluation else self.objects.training_step
+
     def begin_epoch(self) -> None:
         """Reset the counts of the epoch."""
         progress = self.progress
         progress.earlier_seconds += progress.elapsed
-        progress.loss = new_loss_mean(self.objects)
+        progress.loss, progress.means = new_loss_mean(self.objects), {}
         progress.batch = progress.seen = progress.tokens = progress.skipped = 0
         progress.seconds, progress.began = 0.0, None
         self.objects.train_metrics.reset()
@@ -289,6 +307,8 @@ def new_state(
     step_schedulers: Sequence[Scheduler] = (),
     epoch_schedulers: Sequence[Scheduler] = (),
     watch: Mapping[str, nn.Parameter] | None = None,
+    training_step: CustomStep | None = None,
+    evaluation_step: CustomStep | None = None,
 ) -> State:
     """Return the state of a new training.
 
@@ -299,7 +319,7 @@ def new_state(
     layers = [module for module in model.modules() if takes_batch_statistics(module)]
     carrying = carrying_modules(model)
     check_carried(carrying)
-    if whole_batch_module(model, loss_fn) is not None:
+    if training_step is None and whole_batch_module(model, loss_fn) is not None:
         settings = replace(settings, on_oom="stop")
     if settings.on_oom == "auto":
         settings = replace(settings, on_oom="stop" if layers else "split")
@@ -323,13 +343,15 @@ def new_state(
         tracks_statistics=bool(layers),
         statistics=[tensor for layer in layers for tensor in layer.buffers(recurse=False)] if repeats_steps else [],
         carrying=carrying,
+        training_step=training_step,
+        evaluation_step=evaluation_step,
     )
     return State(settings, objects, Progress(new_loss_mean(objects), micro_batch=settings.micro_batch))
 
 
 def new_loss_mean(objects: Objects) -> Mean:
     """Return an empty mean of the loss."""
-    return Mean(objects.device, summed=is_sum(objects.loss_fn))
+    return Mean(objects.device, summed=objects.training_step is None and is_sum(objects.loss_fn))
 
 
 def needs_closure(optimizer: type[Optimizer | ChainedOptimizer]) -> bool:

@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from trainkit.core.pytree import batch_size_of, take_samples
 from trainkit.data.prepare import Batch
+from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
 from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.metric_set import detach
-from trainkit.training.state import Objects, Phase, State
+from trainkit.training.state import Phase, State
 
 
 def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     """Update the weights once from micro batches, with a scaler, or with an optimizer that evaluates the loss itself.
 
     Each micro batch's loss is weighted by its share of the whole denominator, so the gradient is that of the whole
-    batch. If the optimizer evaluates the loss several times, the epoch's loss and metrics count the first.
+    batch.
     """
     objects = state.objects
-    evaluations: list[tuple[Tensor, Tensor | int]] = []
     kept: list[tuple[Any, Any]] = []
+
+    def evaluate(*, first: bool) -> tuple[Tensor, Tensor | float]:
+        return accumulate_gradient(state, inputs, targets, kept if objects.train_metrics and first else None)
+
+    loss, weight = update_with(state, evaluate)
+    for outputs, part_targets in kept:
+        objects.train_metrics.update(outputs, part_targets)
+    state.progress.loss.update(loss, weight=weight)
+
+
+class Evaluate(Protocol):
+    """A function that accumulates the gradient of a batch, and returns its loss and the loss's denominator.
+
+    An optimizer may call it several times in a step; `first` is true for the first call.
+    """
+
+    def __call__(self, *, first: bool) -> tuple[Tensor, Tensor | float]: ...
+
+
+def update_with(state: State, evaluate: Evaluate) -> tuple[Tensor, Tensor | float]:
+    """Update the weights once; return the loss and its denominator.
+
+    If the optimizer evaluates the loss several times, the first evaluation counts.
+    """
+    objects = state.objects
+    evaluations: list[tuple[Tensor, Tensor | float]] = []
 
     def closure() -> Tensor:
         objects.optimizer.zero_grad()
-        keep = kept if objects.train_metrics and not evaluations else None
-        loss, weight = accumulate_gradient(state, inputs, targets, keep)
+        loss, weight = evaluate(first=not evaluations)
         before_update(state, loss, weight, first=not evaluations)
         evaluations.append((loss, weight))
         return loss
@@ -41,15 +67,12 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
     else:
         closure()
         update(state)
-    for outputs, part_targets in kept:
-        objects.train_metrics.update(outputs, part_targets)
-    loss, weight = evaluations[0]
-    state.progress.loss.update(loss, weight=weight)
+    return evaluations[0]
 
 
 def accumulate_gradient(
     state: State, inputs: Any, targets: Any, kept: list[tuple[Any, Any]] | None = None
-) -> tuple[Tensor, Tensor | int]:
+) -> tuple[Tensor, Tensor | float]:
     """Return the loss of a batch and its denominator; if gradients are enabled, accumulate the gradient.
 
     The detached outputs and the targets of each micro batch are appended to `kept`, if it is given.
@@ -100,13 +123,21 @@ def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch
 # ------------------------------------------------------------------- between backward and the update
 
 
-def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bool = True) -> None:
+def before_update(
+    state: State,
+    loss: Tensor,
+    weight: Tensor | float,
+    *,
+    optimizer: Optimizer | ChainedOptimizer | None = None,
+    first: bool = True,
+) -> None:
     """Check the loss and the gradient, record and clip the gradient; after this call the weights may change.
 
     Args:
         state: the state, with gradients.
         loss: the loss of the batch, a scalar.
         weight: the denominator of the loss.
+        optimizer: the optimizer that steps next, if it is not that of all parameters.
         first: this is the step's first evaluation of the loss. Further evaluations are not checked or recorded,
             because they belong to the optimizer's line search.
 
@@ -114,58 +145,73 @@ def before_update(state: State, loss: Tensor, weight: Tensor | int, *, first: bo
         NonFiniteError: the loss or the gradient is not finite, and `check_steps` is on.
     """
     objects = state.objects
+    optimizer = optimizer or objects.optimizer
     if first and state.settings.check_steps:
-        check_step(state, loss, weight)
-    if objects.scaler is not None and has_gradients(objects):
-        objects.scaler.unscale_(objects.optimizer)  # type: ignore[arg-type]  # chained optimizers step all or none
+        check_step(state, loss, weight, optimizer)
+    if objects.scaler is not None and has_gradients(optimizer):
+        objects.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # chained optimizers step all or none
     if first and state.in_last_batch:
-        record_last_step(state, gradient_norm(objects))
-    clip_gradients(state)
-    prepare_fused(objects)
+        record_last_step(state, gradient_norm(optimizer))
+    clip_gradients(state, optimizer)
+    prepare_fused(optimizer)
     state.phase = Phase.UPDATING
 
 
-def update(state: State) -> None:
+def update(state: State, optimizer: Optimizer | ChainedOptimizer | None = None, *, last: bool = True) -> None:
     """Step the optimizer; with fp16, skip the step if the gradients overflowed, and halve the scale.
 
     On an accelerator a single fused optimizer decides this on the device. Any other optimizer synchronizes it.
+
+    Args:
+        state: the state, with gradients.
+        optimizer: the optimizer, if it is not that of all parameters.
+        last: no other optimizer follows in this step, so the scale may change.
     """
     objects = state.objects
-    if objects.scaler is None or not has_gradients(objects):
-        objects.optimizer.step()
+    optimizer = optimizer or objects.optimizer
+    if objects.scaler is None or not has_gradients(optimizer):
+        optimizer.step()
         return
-    objects.scaler.step(objects.optimizer)  # type: ignore[arg-type]
-    objects.scaler.update()
-    for optimizer in objects.optimizers.values():
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers warn after a skipped step
+    objects.scaler.step(optimizer)  # type: ignore[arg-type]
+    if last:
+        objects.scaler.update()
+    for each in objects.optimizers.values():
+        each._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers warn after a skipped step
 
 
-def has_gradients(objects: Objects) -> bool:
+def parameters_of(optimizer: Optimizer | ChainedOptimizer) -> Iterator[Tensor]:
+    """Return every parameter that an optimizer updates."""
+    return (param for group in optimizer.param_groups for param in group["params"])
+
+
+def has_gradients(optimizer: Optimizer | ChainedOptimizer) -> bool:
     """Return whether any parameter has a gradient."""
-    return any(param.grad is not None for param in objects.parameters)
+    return any(param.grad is not None for param in parameters_of(optimizer))
 
 
-def gradient_norm(objects: Objects) -> Tensor:
+def gradient_norm(optimizer: Optimizer | ChainedOptimizer) -> Tensor:
     """Return the norm of the gradient over the parameters of all groups, a scalar on the device."""
-    return nn.utils.get_total_norm([gradient_values(p.grad) for p in objects.parameters if p.grad is not None])
+    present = [gradient_values(param.grad) for param in parameters_of(optimizer) if param.grad is not None]
+    return nn.utils.get_total_norm(present)
 
 
-def clip_gradients(state: State) -> None:
-    """Clip each element of the gradient, then the norm of the gradient over all parameters."""
-    objects, settings = state.objects, state.settings
+def clip_gradients(state: State, optimizer: Optimizer | ChainedOptimizer) -> None:
+    """Clip each element of the gradient, then the norm of the gradient over all parameters of the optimizer."""
+    settings = state.settings
     if settings.clip_value is not None:
-        nn.utils.clip_grad_value_(objects.parameters, settings.clip_value)
+        nn.utils.clip_grad_value_(parameters_of(optimizer), settings.clip_value)
     if settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(objects.parameters, settings.clip_norm)
+        nn.utils.clip_grad_norm_(parameters_of(optimizer), settings.clip_norm)
 
 
-def prepare_fused(objects: Objects) -> None:
+def prepare_fused(optimizer: Optimizer | ChainedOptimizer) -> None:
     """Prepare for fused optimizers: match gradient strides, zero-initialize SGD's momentum, turn off for sparse.
 
     Custom gradient hooks may return other strides than autograd does. Without dampening, a momentum of 0 equals
     torch's first step; torch leaves the momentum uninitialized if that step overflows in fp16.
     """
-    for optimizer in objects.optimizers.values():
+    inner = optimizer.optimizers.values() if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    for optimizer in inner:
         for group in optimizer.param_groups:
             if not group.get("fused"):
                 continue

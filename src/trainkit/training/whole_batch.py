@@ -76,6 +76,11 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
     size = progress.micro_batch
     if progress.split_checked or size is None or size >= batch_size_of(inputs):
         return
+    if state.custom_step is not None:  # its denominators say how the losses of the parts add up
+        error = state.custom_step.split_error(size)
+        if error is not None:
+            raise error
+        return
     declared = whole_batch_module(objects.model, objects.loss_fn)
     if declared is not None:
         raise declared_error(declared, size)

@@ -1,0 +1,56 @@
+"""Build a function that trainkit calls: a collate function, or a custom step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trainkit.build.instantiate import call_target, import_function
+from trainkit.config.schema import Node
+from trainkit.config.targets import locate
+from trainkit.core.errors import ConfigError
+
+
+def build_function(node: str | Node, path: str, names: Mapping[str, str] = {}) -> Callable[..., Any]:
+    """Build a function that is called with the arguments of trainkit, such as the list of samples.
+
+    A class is called with the arguments of the node, and its object is the function. A function is called with
+    trainkit's arguments first. If the config gives all of its arguments, it must return the function instead.
+
+    Args:
+        node: a dotted path, a short name, or a `_target_` with its arguments.
+        path: the config key.
+        names: the dotted paths of the short names.
+
+    Raises:
+        ConfigError: the result cannot be called.
+        UserCodeError: the code that the path names raised an error.
+    """
+    if isinstance(node, str):
+        node = {"_target_": names.get(node, node)}
+        import_function(node["_target_"], path)
+    target = locate(node["_target_"])
+    is_function = not inspect.isclass(target) and _needs_argument(target, node)
+
+    def give_arguments(*arguments: Any, **keywords: Any) -> Any:
+        given = functools.partial(target).keywords  # of a partial function, which Hydra repeats
+        keywords = {key: value for key, value in keywords.items() if key not in given}
+        return functools.partial(target, *arguments, **keywords) if keywords or arguments else target
+
+    function: Callable[..., Any] = call_target(node, path, give_arguments if is_function else None)
+    if not callable(function):
+        cause = f"{path}: {node['_target_']} makes a {type(function).__name__}, which cannot be called"
+        raise ConfigError(cause, hint=f"write the dotted path of a function: {path}=PATH")
+    return function
+
+
+def _needs_argument(function: Any, node: Node) -> bool:
+    """Return whether a function has a positional argument without a value, which trainkit gives."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a compiled function has no signature
+        return True
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in kinds and p.default is p.empty and p.name not in node for p in parameters)
