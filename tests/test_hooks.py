@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from trainkit.hooks import evaluating, fit_linear_classifier
+from trainkit.core.errors import ConfigError
+from trainkit.hooks import collect, evaluating, fit_linear_classifier
 
 
 def test_the_linear_classifier_is_the_logistic_regression_of_scikit_learn() -> None:
@@ -33,3 +35,8 @@ def test_modules_return_to_the_mode_that_they_had() -> None:
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
+def test_a_probe_of_numbers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a class for each sample"):
+        collect(nn.Flatten(), iter([(torch.zeros(2, 3), torch.zeros(2))]))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import ConfigError
+from trainkit.core.pytree import describe
 from trainkit.core.rng import preserve_rng
 from trainkit.core.spelling import did_you_mean
 
@@ -117,9 +118,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def collect(module: nn.Module, batches: Iterator[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    """Return the outputs of a module for all batches, (N, F) float64, and the targets, on the CPU."""
+    """Return the outputs of a module for all batches, (N, F) float64, and their classes, on the CPU.
+
+    Raises:
+        ConfigError: the targets are not classes.
+    """
     outputs, targets = [], []
     for inputs, batch_targets in batches:
+        if not isinstance(batch_targets, Tensor) or batch_targets.dim() != 1 or batch_targets.is_floating_point():
+            cause = f"hooks: LinearProbe needs a class for each sample, found targets {describe(batch_targets)}"
+            raise ConfigError(cause, hint="use data with classes, without data.augment.mixup and cutmix")
         outputs.append(module(inputs).flatten(1).double().cpu())
         targets.append(batch_targets.cpu())
     return torch.cat(outputs), torch.cat(targets)
