@@ -98,6 +98,7 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "core/errors",
         "core/paths",
         "core/redaction",
+        "core/imports",
         "core/source",
         "core/spelling",
         "core/terminal",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainkit.core.errors import ConfigError
+from trainkit.core.imports import fast_imports
 from trainkit.core.process import run_to_exit_code
 from trainkit.core.spelling import nearest
 
@@ -56,5 +57,7 @@ def dispatch(argv: list[str]) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
-    code: int = importlib.import_module(f"trainkit.cli.commands.{name.replace('-', '_')}").run(rest)
+    with fast_imports():
+        command = importlib.import_module(f"trainkit.cli.commands.{name.replace('-', '_')}")
+    code: int = command.run(rest)
     return code

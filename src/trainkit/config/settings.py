@@ -53,6 +53,8 @@ class Settings(RootKeys):
 
     def with_mode(self, mode: str) -> Settings:
         """Return settings with this `monitor.mode`, which may be auto until the metrics are built."""
+        if mode == self.monitor.mode == self.source.monitor.mode:
+            return self
         source = self.source.copy()
         source.monitor.mode = mode
         merged: Settings = _merge(self, _from_source(self.source), _from_source(source))

@@ -1,7 +1,7 @@
 """The foundation that every folder may import: errors, paths, RNG states, devices, nested tensors.
 
-Nothing here imports another folder of trainkit. `errors`, `spelling`, `source`, `paths`, `redaction` and `terminal`
-do not import torch.
+Nothing here imports another folder of trainkit. `errors`, `imports`, `spelling`, `source`, `paths`, `redaction` and
+`terminal` do not import torch.
 """
 
 from trainkit.core.errors import (

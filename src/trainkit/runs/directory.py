@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 
 from trainkit.config.settings import Settings
 from trainkit.core.atomic import atomic_write_text, sync_directory
@@ -231,19 +233,15 @@ class Run:
     ) -> dict[str, str]:
         """Return the contents of the files in `.hydra/` by their names."""
         self.secrets |= secrets_of(config)
-        nodes: dict[str, Any] = {"config": config, "overrides": self._redact(overrides)}
+        plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+        # A value that contains a secret must be given again, so it is replaced completely.
+        nodes = {"config": redact_copies(redact_by_key(plain), literal_secrets(config))}
         if hydra is not None:
-            self.secrets |= set(find_secrets(OmegaConf.to_container(hydra, resolve=False)))
-            nodes["hydra"] = {"hydra": hydra}
-        texts = {}
-        for name, node in nodes.items():
-            plain = redact_by_key(OmegaConf.to_container(OmegaConf.create(node), resolve=False))
-            if name == "config":  # a value that contains a secret must be given again, so it is replaced completely
-                node = redact_copies(plain, literal_secrets(config))
-            else:
-                node = redact_command_line(plain, self.secrets)
-            texts[name] = OmegaConf.to_yaml(OmegaConf.create(node))
-        return texts
+            plain = OmegaConf.to_container(hydra, resolve=False, enum_to_str=True)
+            self.secrets |= set(find_secrets(plain))
+            nodes["hydra"] = redact_command_line(redact_by_key({"hydra": plain}), self.secrets)
+        nodes["overrides"] = redact_by_key(self._redact(overrides))
+        return {name: _to_yaml(node) for name, node in nodes.items()}
 
     def _write_config_files(self, texts: Mapping[str, str]) -> None:
         try:
@@ -315,3 +313,10 @@ class Run:
 
     def _redact(self, words: Sequence[str]) -> list[str]:
         return [str(word) for word in redact_command_line(list(words), self.secrets)]
+
+
+def _to_yaml(node: Any) -> str:
+    """Return the text of `OmegaConf.to_yaml` for plain containers, without the slow conversion to a config."""
+    dumper = get_omega_conf_dumper()
+    text: str = yaml.dump(node, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=dumper)
+    return text

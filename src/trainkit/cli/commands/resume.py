@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
+from trainkit.core.imports import fast_imports
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.find import find_run
@@ -31,7 +32,8 @@ def run(argv: Sequence[str]) -> int:
         print(printable_lines(finished_lines(before)))
         return 0
     reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
-    from trainkit.engine.resume import continue_run
+    with fast_imports():
+        from trainkit.engine.resume import continue_run
 
     run = continue_run(before, reloaded)
     was_finished = run.info.get("resumed") == before.info.get("resumed")  # each resume adds an entry

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainkit.cli import arguments
 from trainkit.config.compose import compose_sweep
+from trainkit.core.imports import fast_imports
 from trainkit.core.terminal import printable_lines
 
 
@@ -22,8 +23,9 @@ def run(argv: Sequence[str]) -> int:
         checked = compose_sweep(args.overrides, args.config_dir, on_first_job=start_server_for)
         return sweep(checked, args.overrides, args.config_dir)
     composed = arguments.compose(args)
-    from trainkit.engine.summary import result_lines
-    from trainkit.engine.train import train
+    with fast_imports():
+        from trainkit.engine.summary import result_lines
+        from trainkit.engine.train import train
 
     print(printable_lines(result_lines(train(composed))))
     return 0
