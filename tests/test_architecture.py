@@ -15,7 +15,7 @@ PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"core"},
     {"config", "data", "optim", "display", "models", "model_libraries", "losses", "metrics"}
-    | {"image_models", "steps", "hooks"},
+    | {"image_models", "adapters", "steps", "hooks"},
     {"training"},
     {"build", "runs"},
     {"engine"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,8 @@ from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import LoopSettings, State, new_state
 from trainkit.training.whole_batch import declared_error
 
+Initialize = Callable[[nn.Module], object]
+
 
 @dataclass
 class Session:
@@ -69,7 +71,9 @@ class Session:
                 loader.close()
 
 
-def build_session(settings: Settings, on_progress: cache.OnProgress | None = None) -> Session:
+def build_session(
+    settings: Settings, on_progress: cache.OnProgress | None = None, initialize: Initialize | None = None
+) -> Session:
     """Build everything that the settings name.
 
     The data is built first, because the model needs the number of classes and the shape of a sample.
@@ -78,6 +82,7 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
         settings: the settings of the training.
         on_progress: called with the progress while samples are read into memory. Without it, no samples
             are read into memory.
+        initialize: is called with the new model, to load weights into it.
 
     Raises:
         ConfigError: wrong arguments, param groups or values.
@@ -86,7 +91,7 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
         UserCodeError: code that a `_target_` names raised another error.
     """
     try:
-        return _build_session(settings, on_progress)
+        return _build_session(settings, on_progress, initialize)
     except Exception as error:
         key, cause = (error.key, error.error) if isinstance(error, UserCodeError) else ("model", error)
         if not is_out_of_memory(cause):
@@ -97,7 +102,7 @@ def build_session(settings: Settings, on_progress: cache.OnProgress | None = Non
         raise OutOfMemoryError(text, hint=hint) from error
 
 
-def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> Session:
+def _build_session(settings: Settings, on_progress: cache.OnProgress | None, initialize: Initialize | None) -> Session:
     problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)
@@ -112,6 +117,8 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None) -> 
     model = build_model(settings.model, device)
     call_note = _install_call(model, train)
     initialize_lazy_layers(model, train)
+    if initialize is not None:
+        initialize(model)
     loss_fn = build_loss(settings.loss).to(device)
     if isinstance(loss_fn, FromModel):
         loss_fn.bind(model)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainkit.config.hints import is_off
+from trainkit.config.init_from import find_wrong_init_from
 from trainkit.config.length import find_wrong_length
 from trainkit.config.metrics import find_wrong_metrics, is_metric, metric_names
 from trainkit.config.schema import METRICS, SUPERVISED, key_path, named_nodes
@@ -75,6 +76,7 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
     if loss.get("reduction") == "none":
         yield Problem("loss.reduction=none: a loss must be a single number", "write loss.reduction=mean")
     yield from find_wrong_length(plain, _mapping(raw))
+    yield from find_wrong_init_from(plain.get("init_from"))
     yield from _learning_rates(plain.get("lr"), plain.get("optim"), raw)
     yield from _schedulers(_mapping(plain.get("scheduler")), _mapping(plain.get("optim")))
     if is_off(plain.get("lr")):

@@ -11,7 +11,7 @@ import yaml
 
 from trainkit.config.comments import key_comments
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, options_of
-from trainkit.config.schema import Pattern, Range, RootKeys
+from trainkit.config.schema import SHORT_FORMS, Pattern, Range, RootKeys
 from trainkit.config.search_path import CONF, user_folders
 
 DEFINITIONS = {
@@ -50,6 +50,7 @@ def _key(hint: Any, path: str, descriptions: Mapping[str, str]) -> dict[str, Any
     options = [option for option in options_of(hint) if option not in (inner, type(None))]
     alternatives = [_object(inner, f"{path}.", descriptions)] if inner is not None else []
     alternatives += [_type(option) for option in options]
+    alternatives += [{"type": "string"}] if path in SHORT_FORMS else []
     alternatives += [{"$ref": "#/$defs/off"}] if can_be_off(hint) else []
     described = {"description": descriptions[path]} if path in descriptions else {}
     return {**described, "anyOf": [*alternatives, {"$ref": "#/$defs/interpolation"}]}

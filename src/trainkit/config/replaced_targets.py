@@ -13,13 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.config.check import references
 from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_choice, is_dotted_path
 from trainkit.config.hints import hints_of, is_off
+from trainkit.config.init_from import write_whole_keys
 from trainkit.config.schema import DataSettings, named_nodes
 
 NODES = (*DOTTED_GROUPS, "data.train", "data.val")  # that every config has
 
 
 def mark_new_arguments(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides, with `++` before each argument of a `_target_` that the command line gives."""
+    """Return the overrides, with `++` before each argument of a `_target_` that the command line gives.
+
+    A short form such as `init_from=PATH` is written out if other keys of its section follow.
+    """
     nodes = {node for text in overrides for node in _nodes_with_new_target(text)}
 
     def may_be_new(key: str) -> bool:
@@ -28,7 +32,7 @@ def mark_new_arguments(overrides: Sequence[str]) -> list[str]:
         return any(key.startswith(f"{node}.") and (node != own or node in NODES) for node in nodes)
 
     written = []
-    for text in overrides:
+    for text in write_whole_keys(overrides):
         key, _, value = text.partition("=")
         whole_node = key in nodes and key in NODES and value.startswith("{")
         written.append(f"++{text}" if text[:1] not in "+~" and (whole_node or may_be_new(key)) else text)

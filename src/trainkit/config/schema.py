@@ -59,6 +59,7 @@ Position = Annotated[int, Range(minimum=0)]  # in a tuple
 UNNAMED = ""
 SAMPLERS = ("balanced", "length_bucketed", "contiguous")  # the short names of `data.sampler`
 SUPERVISED = "supervised"  # the short name of the default `training_step` and `evaluation_step`
+SHORT_FORMS = {"init_from": "path"}  # sections that may be written as the value of one of their keys
 COLLATES = {"pad": "trainkit.data.Pad", "lists": "trainkit.data.lists"}  # short names of `data.collate`
 METRICS = ("train/loss", "train/loss_sum", "val/loss", "val/accuracy", "grad_norm")  # that trainkit computes
 
@@ -143,6 +144,17 @@ class CheckpointSettings:
     every_steps: Count | None
     every_minutes: Positive | None
     keep: Count
+    weights: Literal["all", "trainable"]
+
+
+@dataclass(frozen=True)
+class InitFromSettings:
+    """Where the first weights come from, and what may differ from the model."""
+
+    path: str | None
+    checkpoint: Literal["best", "last"]
+    missing: list[str]
+    unexpected: list[str]
 
 
 @dataclass(frozen=True)
@@ -187,5 +199,6 @@ class RootKeys:
     fail_fast: bool | None
     retries: Annotated[int, Range(minimum=0)]
     monitor: MonitorSettings
+    init_from: InitFromSettings | None
     early_stop: EarlyStopSettings | None
     checkpoint: CheckpointSettings | None

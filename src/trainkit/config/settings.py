@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.config.check import find_problems
 from trainkit.config.consistency import BEST_MODES
 from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_off, is_one_or_named
+from trainkit.config.init_from import expand_short_forms
 from trainkit.config.metrics import is_metric
 from trainkit.config.resolvers import set_steps_per_epoch
 from trainkit.config.schema import Node, RootKeys, named_nodes
@@ -60,6 +61,13 @@ class Settings(RootKeys):
         merged: Settings = _merge(self, _from_source(self.source), _from_source(source))
         return dataclasses.replace(merged, source=source)
 
+    def with_init_path(self, path: str) -> Settings:
+        """Return settings whose first weights come from this path."""
+        source = self.source.copy()
+        source.init_from.path = path
+        assert self.init_from is not None
+        return dataclasses.replace(self, init_from=dataclasses.replace(self.init_from, path=path), source=source)
+
     @property
     def model_needs_classes(self) -> bool:
         """Whether the model refers to `data.classes`."""
@@ -78,11 +86,14 @@ def read_settings(config: DictConfig) -> Settings:
     """
     is_root = OmegaConf.is_config(config) and config._get_parent() is None
     source: DictConfig = copy.deepcopy(config if is_root else OmegaConf.create(config))
+    OmegaConf.set_struct(source, False)
+    expand_short_forms(source)
     problems = find_problems(source)
     if problems:
         raise ConfigError(*problems)
-    OmegaConf.set_struct(source, False)
     _turn_off(source, RootKeys)
+    if source.init_from is not None and source.init_from.path is None:
+        source.init_from = None
     if source.steps is not None:
         source.epochs = None
     metrics: Any = OmegaConf.to_container(source.metrics, resolve=True)

@@ -10,12 +10,13 @@ from torch import nn
 
 from trainkit.build.model import build_model
 from trainkit.core.errors import CheckpointError
-from trainkit.core.rng import preserve_rng
-from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.checkpoint_files import DamagedError
+from trainkit.core.rng import preserve_rng, seed_all
+from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
+from trainkit.runs.frozen import check_frozen, is_partial, with_frozen
 from trainkit.runs.reload import reload_config
+from trainkit.runs.weight_files import read_checkpoint, weights_of
 from trainkit.training.carried import carrying_modules, match_saved_buffers, reset_carried
 
 
@@ -37,24 +38,20 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint must be best or last, not {checkpoint!r}")
     run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
-    checkpoints = Checkpoints(run.directory / "checkpoints")
-    name = checkpoints.read_pointer(checkpoint)
-    if name is None:
-        raise CheckpointError(
-            f"{run.directory} has no {checkpoint} checkpoint", hint="train at least one epoch of this run first"
-        )
-    try:
-        saved = checkpoints.load(name)
-    except DamagedError as error:
-        raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint="try checkpoint='last'") from error
+    name, saved = read_checkpoint(run, checkpoint)
     settings = reload_config(run, overrides, secrets_under="model").settings
     settings = settings.with_data(classes=run.info.get("classes"))
     with preserve_rng():
+        if is_partial(saved):
+            seed_all(settings.seed, deterministic=torch.are_deterministic_algorithms_enabled())
         model = build_model(settings.model, torch.device("cpu"))
-    weights = saved["model"]
-    if saved["ema"] is not None:
-        prefix = "module.model."  # from AveragedModel and the ModuleDict of model and loss
-        weights = {key.removeprefix(prefix): v for key, v in saved["ema"].items() if key.startswith(prefix)}
+    if is_partial(saved):
+        warm_start = prepare_warm_start(settings)[1]
+        if warm_start is not None:
+            warm_start(model)
+        check_frozen(model, saved)
+        saved = with_frozen(model, saved)
+    weights = weights_of(saved)
     match_saved_buffers(model, weights)
     try:
         model.load_state_dict(weights)

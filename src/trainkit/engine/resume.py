@@ -14,10 +14,19 @@ from trainkit.core.pytree import copy_to_cpu
 from trainkit.display import live as display
 from trainkit.display.text import count
 from trainkit.engine.changes import Changes, find_changes
-from trainkit.engine.train import make_saver, run_training, session_facts, session_fingerprint, startup_notes
+from trainkit.engine.train import (
+    keeps_trainable,
+    make_saver,
+    run_training,
+    session_facts,
+    session_fingerprint,
+    startup_notes,
+)
+from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
+from trainkit.runs.frozen import check_frozen, digest_of, frozen_names, is_partial, with_frozen
 from trainkit.runs.recorder import best_epoch
 from trainkit.runs.recovery import is_finished, recover_history, recover_run
 from trainkit.runs.reload import Reloaded, reload_config
@@ -57,7 +66,10 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
         name, saved, notes = newest_checkpoint(run)
         allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
         with display.ReadingProgress(reloaded.settings.progress) as on_progress:
-            session = build_session(reloaded.settings, on_progress)
+            settings, warm_start = prepare_warm_start(reloaded.settings)
+            if saved is not None and not (is_partial(saved) or keeps_trainable(settings)):
+                warm_start = None  # the checkpoint holds all weights
+            session = build_session(settings, on_progress, warm_start)
         changes = Changes(set(), [])
         saved_history = saved and saved.get("history")
         if saved is not None:
@@ -136,7 +148,15 @@ def restore_session(session: Session, saved: Mapping[str, Any], allow: Sequence[
     with refuse_mismatch():
         check_types(saved)
         changes = find_changes(saved["fingerprint"], session_fingerprint(session), session.settings, allow)
-    restore_state(session.state, saved, changes.keys)
+    model = session.state.objects.model
+    names = frozen_names(session.state) if keeps_trainable(session.settings) else []
+    built = digest_of(model, names)
+    if is_partial(saved):
+        check_frozen(model, saved)
+    restore_state(session.state, with_frozen(model, saved), changes.keys)
+    if digest_of(model, names) != built:
+        cause = "checkpoint.weights=trainable: the config does not build the frozen weights of this run again"
+        raise CheckpointError(cause, hint="write checkpoint.weights=all")
     progress = session.state.progress
     if saved["batch"] and changes.keys & ORDER_KEYS:
         return changes, [*changes.notes, f"note: epoch {progress.epoch + 1} starts again, as its batches have changed"]

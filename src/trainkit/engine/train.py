@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
 from trainkit.config.compose import Composed
-from trainkit.config.settings import read_settings
+from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.data.contents import data_facts
@@ -27,9 +27,11 @@ from trainkit.engine.error_context import explain_error
 from trainkit.engine.report import report_at_end
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
+from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint, redacted_values
+from trainkit.runs.frozen import FrozenWeights, frozen_names
 from trainkit.runs.loggers import Loggers
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
@@ -54,17 +56,19 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None)
         Stopped: a signal stopped the training; a checkpoint holds the state.
     """
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
-    with display.ReadingProgress(composed.settings.progress) as on_progress:
-        session = build_session(composed.settings, on_progress)
+    settings, warm_start = prepare_warm_start(composed.settings)
+    with display.ReadingProgress(settings.progress) as on_progress:
+        session = build_session(settings, on_progress, warm_start)
     check_last_batch(session.settings, session.state, session.train)
     run = Run(new_run_directory(directory or composed.directory))
-    notes = [*composed.notes, *startup_notes(session, composed.overrides)]
+    loaded = warm_start.notes if warm_start is not None else []
+    notes = [*composed.notes, *startup_notes(session, composed.overrides), *loaded]
     run.start(
-        composed.settings,
+        settings,
         command=sys.argv,
         overrides=composed.overrides,
         hydra=composed.hydra,
-        facts=session_facts(session),
+        facts=session_facts(session) | ({"init_from": warm_start.facts} if warm_start is not None else {}),
     )
     return run_training(run, session, notes, make_saver(run, session, first=True))
 
@@ -171,7 +175,13 @@ def make_saver(run: Run, session: Session, *, first: bool) -> Saver | None:
     if options is None:
         return None
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    return Saver(checkpoints, options, session_fingerprint(session), run, first=first)
+    frozen = FrozenWeights(session.state) if keeps_trainable(session.settings) else None
+    return Saver(checkpoints, options, session_fingerprint(session), run, first=first, frozen=frozen)
+
+
+def keeps_trainable(settings: Settings) -> bool:
+    """Return whether the checkpoints hold only the weights that are trained."""
+    return settings.checkpoint is not None and settings.checkpoint.weights == "trainable"
 
 
 def session_fingerprint(session: Session) -> dict[str, Any]:
@@ -237,6 +247,12 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
         notes.append(f"note: {count(len(layers), 'layer')} with batch statistics see {size} samples at a time")
     if any(not param.requires_grad for layer in layers for param in layer.parameters(recurse=False)):
         notes.append("note: frozen batch norm layers still update their running statistics")
+    if keeps_trainable(session.settings):
+        names = frozen_names(state)
+        size = sum(session.named[name].numel() for name in names)
+        notes.append(
+            f"checkpoints do not hold the {size:,} frozen parameters: a resume builds them again from the config"
+        )
     for group in session.groups:
         if (state.epochs or math.inf) <= group.frozen_epochs:
             notes.append(

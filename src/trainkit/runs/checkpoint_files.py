@@ -86,7 +86,7 @@ def verified_state(folder: Path) -> Iterator[BufferedReader]:
         except OSError as error:
             raise DamagedError(f"{STATE} cannot be read: {error.strerror or error}") from error
         file.seek(0)
-        _check_archive(file, found)
+        check_archive(file, found)
         file.seek(0)
         yield file
 
@@ -124,7 +124,7 @@ def check_containers(content: Any, size: int) -> None:
     measure(content, 0)
 
 
-def _check_archive(file: BufferedReader, size: int) -> None:
+def check_archive(file: BufferedReader, size: int) -> None:
     """Raise `DamagedError` if an archive would be unpacked to more bytes than it has.
 
     `torch.save` does not compress.

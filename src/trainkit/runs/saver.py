@@ -12,6 +12,7 @@ from trainkit.core.errors import CheckpointError, NonFiniteError
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.checkpoint_files import DamagedError
 from trainkit.runs.directory import Run
+from trainkit.runs.frozen import FrozenWeights, with_frozen
 from trainkit.runs.snapshot import capture_state, restore_hooks, restore_state, restore_weights
 from trainkit.training.finite import nonfinite_metric
 from trainkit.training.state import State
@@ -31,7 +32,7 @@ class Restorer:
         """Restore the state once more, and free the saved one."""
         if self.saved is not None:
             restore_hooks(state, self.saved)  # first, because it may draw random numbers
-            restore_state(state, self.saved)
+            restore_state(state, with_frozen(state.objects.model, self.saved))
         self.saved = None
 
 
@@ -48,6 +49,7 @@ class Saver:
         fingerprint: what the numbers of the run depend on.
         run: the run of the checkpoints.
         first: save at the start: the run is new, or its config has changed.
+        frozen: the weights that the checkpoints do not hold.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Saver:
         run: Run,
         *,
         first: bool = True,
+        frozen: FrozenWeights | None = None,
     ) -> None:
         self.checkpoints, self.options, self.fingerprint = checkpoints, options, fingerprint
-        self.run, self.first = run, first
+        self.run, self.first, self.frozen = run, first, frozen
         self.saved_at = time.monotonic()
 
     def on_start(self, state: State) -> None:
@@ -128,7 +131,7 @@ class Saver:
         """With `on_nonfinite=rollback`, restore the weights of the newest checkpoint; the data continues."""
         if state.settings.on_nonfinite == "rollback":
             name, saved, damaged = self.checkpoints.newest(planned=True)
-            restore_weights(state, saved)
+            restore_weights(state, with_frozen(state.objects.model, saved))
             restore_hooks(state, saved)
             self.checkpoints.delete_after(name)  # a resume would continue from a discarded step
             skipped = "".join(f"; skipped {reason}" for reason in damaged)
@@ -142,6 +145,7 @@ class Saver:
         """
         self.run.lock.check()
         saved = {**capture_state(state, self.fingerprint), "history": self.run.history_text}
+        saved = saved if self.frozen is None else self.frozen.leave_out(saved)
         name = self.checkpoints.write(saved, planned=planned)
         self.point_to_best(state)
         self.checkpoints.prune(self.options.keep)

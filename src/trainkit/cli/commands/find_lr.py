@@ -30,12 +30,14 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.diagnostics.lr_finder import range_test
     from trainkit.display.plots import plot_lr_curve
     from trainkit.engine.error_context import explained_errors
+    from trainkit.engine.warm_start import prepare_warm_start
 
     settings = replace(composed.settings, scheduler={}, ema=None)
     given = composed.directory
     default = Path("outputs/find-lr") / f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}"
     with arguments.only_answer_on_stdout(args):
-        session = build.build_session(settings)
+        settings, warm_start = prepare_warm_start(settings)
+        session = build.build_session(settings, initialize=warm_start)
         directory = claim_directory(given or default, exact=given is not None)
         display = make_display(settings.progress)
         with closing(session), explained_errors(session), display:

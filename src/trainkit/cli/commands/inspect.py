@@ -30,9 +30,11 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.build import session as build
     from trainkit.diagnostics.inspect import inspect_step
     from trainkit.engine.error_context import explained_errors
+    from trainkit.engine.warm_start import prepare_warm_start
 
     with arguments.only_answer_on_stdout(args):
-        session = build.build_session(composed.settings)
+        settings, warm_start = prepare_warm_start(composed.settings)
+        session = build.build_session(settings, initialize=warm_start)
         with closing(session), explained_errors(session):
             step = inspect_step(session)
     print(as_json(step) if args.json else printable_lines(step_table(step)))

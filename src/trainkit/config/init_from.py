@@ -1,0 +1,55 @@
+"""The section `init_from`: its short form, and what is wrong with it. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from trainkit.config.hints import is_off
+from trainkit.config.schema import SHORT_FORMS
+from trainkit.config.search_path import CONF
+from trainkit.core.errors import Problem
+
+
+def expand_short_forms(config: DictConfig) -> None:
+    """Replace `init_from: PATH` by a mapping with this path, in place."""
+    for section, key in SHORT_FORMS.items():
+        value = config.get(section)
+        if isinstance(value, str) and not is_off(value):
+            defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))[section]
+            config[section] = {**defaults, key: value}
+
+
+def write_whole_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with `init_from.path=X` instead of `init_from=X` if further keys of the section follow."""
+    written = list(overrides)
+    for section, key in SHORT_FORMS.items():
+        if not any(text.lstrip("+").startswith(f"{section}.") for text in overrides):
+            continue
+        for number, text in enumerate(written):
+            name, _, value = text.partition("=")
+            if name == section and not value.startswith("{") and value not in ("off", "false", "null"):
+                written[number] = f"{section}.{key}={value}"
+    return written
+
+
+def find_wrong_init_from(section: Any) -> Iterator[Problem]:
+    """Yield patterns without a path, and patterns that are no regular expressions."""
+    if not isinstance(section, Mapping):
+        return
+    for key in ("missing", "unexpected"):
+        patterns = section.get(key)
+        if not isinstance(patterns, list):
+            continue
+        if patterns and is_off(section.get("path")):
+            yield Problem(f"init_from.{key}: there are no weights to start from", "write init_from.path=PATH")
+        for pattern in patterns:
+            try:
+                re.compile(str(pattern))
+            except re.error as error:
+                cause = f"init_from.{key}: {pattern!r} is not a valid regular expression ({error})"
+                yield Problem(cause, "write .* for any characters, \\. for a dot")
