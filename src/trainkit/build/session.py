@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainkit.build.activation_checkpointing import apply_activation_checkpointing
 from trainkit.build.data import build_loaders
 from trainkit.build.hooks import build_hook
 from trainkit.build.loggers import build_logger
@@ -141,12 +142,13 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
+    blocks_note = apply_activation_checkpointing(settings, model)
     if settings.compile:  # last: the averaged model must stay uncompiled
         compile_model(model, "default" if settings.compile is True else settings.compile)
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
     state.objects.hooks = {name: hook for name, hook in hooks.items() if hasattr(hook, "state_dict")}
     loggers = {name: build_logger(name, node) for name, node in settings.logger.items()}
-    notes = [*data.notes, *filter(None, (call_note, format_note)), *_notes(settings, device, val)]
+    notes = [*data.notes, *filter(None, (call_note, format_note, blocks_note)), *_notes(settings, device, val)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
 

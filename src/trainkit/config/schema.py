@@ -177,6 +177,7 @@ class RootKeys:
     batch_size: Count
     val_batch_size: Count
     micro_batch: Count | None
+    activation_checkpointing: Literal["blocks"] | None
     training_step: str | Node
     evaluation_step: str | Node | None
     seed: Annotated[int, Range(minimum=0, below=2**63)]

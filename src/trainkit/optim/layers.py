@@ -26,11 +26,11 @@ def model_layers(model: nn.Module) -> list[list[nn.Parameter]]:
     layers: list[list[nn.Parameter]] = []
     for_next: list[nn.Parameter] = []
     previous = ""
-    for kind, params in _pieces(model, set(), in_block=False):
-        if kind in ("block", "module"):
+    for kind, _, params in _pieces(model, set(), in_block=False):
+        if kind in ("block", "composed", "module"):
             layers.append(for_next + params)
             for_next, previous = [], kind
-        elif not layers or (kind == "norm" and previous == "block"):
+        elif not layers or (kind == "norm" and previous in ("block", "composed")):
             for_next += params
         else:
             layers[-1] += params
@@ -39,9 +39,20 @@ def model_layers(model: nn.Module) -> list[list[nn.Parameter]]:
     return layers or [for_next]
 
 
-def _pieces(module: nn.Module, seen: set[int], *, in_block: bool) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    """Yield the parameters of a module in order, in pieces of a kind: `block`, `module`, `norm` or `direct`."""
-    yield "direct", _take_unseen(module, seen, recurse=False)
+def model_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of the stacks of a model that are layers, from the input to the head."""
+    return [module for kind, module, _ in _pieces(model, set(), in_block=False) if kind == "block"]
+
+
+def _pieces(
+    module: nn.Module, seen: set[int], *, in_block: bool
+) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
+    """Yield the parts of a module with their parameters, in order.
+
+    A part is of a kind: `block` (of a stack), `composed` (of other modules), `module`, `norm`, or `direct` (the
+    parameters that the module holds itself).
+    """
+    yield "direct", module, _take_unseen(module, seen, recurse=False)
     children = [child for child in module.children() if any(id(p) not in seen for p in child.parameters())]
     for child in children:
         child_in_block = in_block or child in _stack_blocks(module)
@@ -51,8 +62,8 @@ def _pieces(module: nn.Module, seen: set[int], *, in_block: bool) -> Iterator[tu
             yield from _pieces(child, seen, in_block=child_in_block)
             continue
         params = _take_unseen(child, seen, recurse=True)
-        kind = "block" if list(child.children()) else "module"
-        yield "norm" if all(p.dim() < 2 for p in params) else kind, params
+        kind = ("block" if child_in_block else "composed") if list(child.children()) else "module"
+        yield "norm" if all(p.dim() < 2 for p in params) else kind, child, params
 
 
 def _take_unseen(module: nn.Module, seen: set[int], *, recurse: bool) -> list[nn.Parameter]:
