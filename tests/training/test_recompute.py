@@ -37,7 +37,8 @@ class Spy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls: Tensor = self.calls + 1
-        return x + self.dropout(self.norm(self.b(torch.relu(self.a(x))))) / self.calls
+        change: Tensor = self.dropout(self.norm(self.b(torch.relu(self.a(x)))))
+        return x + change / self.calls
 
 
 def stack_of_spies() -> nn.Module:

@@ -23,7 +23,9 @@ def apply_activation_checkpointing(settings: Settings, model: nn.Module) -> str 
         return None
     blocks, key = model_blocks(model), "activation_checkpointing=blocks"
     if not blocks:
-        cause = f"{key}: {type(model).__name__} has no stack of blocks, which are modules of one class in an nn.Sequential"
+        cause = (
+            f"{key}: {type(model).__name__} has no stack of blocks, which are modules of one class in an nn.Sequential"
+        )
         raise ConfigError(f"{cause} or nn.ModuleList", hint="write activation_checkpointing=off, or micro_batch=N")
     if any(isinstance(block, torch.jit.ScriptModule) for block in blocks):
         cause = f"{key}: the blocks of {type(model).__name__} are scripted, so they cannot be called twice"

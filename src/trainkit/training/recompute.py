@@ -19,7 +19,7 @@ def recompute_blocks(blocks: Sequence[nn.Module]) -> None:
     random numbers, starts from the same buffers, and changes no buffer.
     """
     for block in blocks:
-        block.forward = RecomputedForward(block, block.forward)  # type: ignore[method-assign]
+        block.forward = RecomputedForward(block, block.forward)
 
 
 class RecomputedForward:
