@@ -13,6 +13,7 @@ import torch
 
 from trainkit.build.form import build_form
 from trainkit.build.instantiate import call_target
+from trainkit.build.streams import build_stream_loader, describe_stream, make_stream, refuse_held_out
 from trainkit.config.schema import SAMPLERS
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
@@ -32,6 +33,8 @@ from trainkit.data.sample_errors import explain_sample_error
 from trainkit.data.samplers import make_order, order_of_sampler
 from trainkit.data.split import count_classes, split, take_fold
 from trainkit.data.store import Store
+from trainkit.data.stream_loader import StreamLoader
+from trainkit.data.streams import Stream, is_stream
 from trainkit.losses import FLOAT_TARGET_LOSSES, MODULES
 
 
@@ -39,8 +42,8 @@ from trainkit.losses import FLOAT_TARGET_LOSSES, MODULES
 class Stores:
     """The samples for training and for validation."""
 
-    train: Store
-    val: Store | None
+    train: Store | Stream
+    val: Store | Stream | None
     classes: int | None  # None: neither the config nor the data set gives the number
     held_out: bool  # whether the validation samples were split off the training data
     notes: list[str]  # where the samples are stored, for people
@@ -79,7 +82,7 @@ def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgr
     standardize = training_statistics(stores.train) if settings.data.standardize else None
     train = build_loader(settings, stores.train, device, standardize, train=True)
     val = None if stores.val is None else build_loader(settings, stores.val, device, standardize, train=False)
-    if settings.steps_per_epoch is not None:
+    if settings.steps_per_epoch is not None and not isinstance(train, StreamLoader):
         train = FlowingLoader(train, settings.steps_per_epoch)
     settings = settings.with_data(classes=stores.classes, steps_per_epoch=len(train))
     return settings, Loaders(train, val, stores.held_out, stores.notes)
@@ -98,15 +101,17 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
     if val_set is not None and settings.data.folds is not None:
         raise ConfigError("data.val: the fold is the validation set", hint="write data.val=null")
     for name, dataset in (("train", train_set), ("val", val_set)):
-        if dataset is not None and len(dataset) == 0:
+        if dataset is not None and not is_stream(dataset) and len(dataset) == 0:
             raise empty_error(name)
     train = store_samples(settings, "train", train_set, device, on_progress, form)
-    notes = [f"training data: {describe_store(train)}"]
+    notes = [f"training data: {describe_store(train, settings)}"]
     held_out = False
     val = None
     if val_set is not None:
         val = store_samples(settings, "val", val_set, device, on_progress, form)
-        notes.append(f"validation data: {describe_store(val)}")
+        notes.append(f"validation data: {describe_store(val, settings)}")
+    elif isinstance(train, Stream):
+        refuse_held_out(settings)
     elif settings.data.split is not None:
         train, val = split(train, settings.data.split)
         for name, store in (("train", train), ("val", val)):
@@ -170,9 +175,11 @@ def store_samples(
     device: torch.device,
     on_progress: OnProgress | None,
     form: SampleForm,
-) -> Store:
-    """Store the samples of a data set as the settings ask; errors of the data set name its key."""
+) -> Store | Stream:
+    """Store the samples of a data set as the settings ask; errors of the data set name its key. A stream stays."""
     data = settings.data
+    if is_stream(dataset):
+        return make_stream(settings, dataset, part)
     free = free_memory(torch.device("cpu"))
     limit = free / 2 if data.cache_limit == "auto" else data.cache_limit * 2**30
     try:
@@ -194,8 +201,10 @@ def store_samples(
         raise explain_sample_error(f"data.{part}", error) or UserCodeError(f"data.{part}", error) from error
 
 
-def describe_store(store: Store) -> str:
+def describe_store(store: Store | Stream, settings: Settings) -> str:
     """Return the number of samples and where they are stored."""
+    if isinstance(store, Stream):
+        return describe_stream(store, settings)
     unreadable = f" ({len(store.unreadable)} unreadable: see trainkit.log)" if store.unreadable else ""
     return f"{len(store):,} sample{'s' * (len(store) != 1)}{unreadable}, {store.place}"
 
@@ -206,7 +215,7 @@ def empty_error(part: str) -> DataError:
 
 
 def build_loader(
-    settings: Settings, store: Store, device: torch.device, standardize: Pair | None = None, *, train: bool
+    settings: Settings, store: Store | Stream, device: torch.device, standardize: Pair | None = None, *, train: bool
 ) -> Loader:
     """Build the loader of a store. The run's seed and the keys of the order are for the training samples only.
 
@@ -214,9 +223,12 @@ def build_loader(
         ConfigError: the sampler is wrong, or `data.drop_last` leaves no batch.
     """
     data, size = settings.data, settings.batch_size
+    prepare = build_prepare(settings, device, standardize, train=train)
+    if isinstance(store, Stream):
+        return build_stream_loader(settings, store, prepare, train=train)
     loader = make_loader(
         store,
-        build_prepare(settings, device, standardize, train=train),
+        prepare,
         batch_size=size if train else settings.val_batch_size,
         seed=settings.seed if train else None,
         num_workers=data.num_workers,
@@ -232,7 +244,7 @@ def build_loader(
     return loader
 
 
-def training_statistics(train: Store) -> Pair:
+def training_statistics(train: Store | Stream) -> Pair:
     """Return the mean and the standard deviation of each input over the training samples, (F,) float64.
 
     An input without spread keeps its scale.
@@ -240,8 +252,13 @@ def training_statistics(train: Store) -> Pair:
     Raises:
         ConfigError: the inputs are not numbers of shape (N, F) in memory.
     """
-    inputs = None if train.tensors is None else train.tensors[0]
-    if not isinstance(inputs, torch.Tensor) or inputs.dim() != 2 or not inputs.is_floating_point():
+    inputs = None if isinstance(train, Stream) or train.tensors is None else train.tensors[0]
+    if (
+        isinstance(train, Stream)
+        or not isinstance(inputs, torch.Tensor)
+        or inputs.dim() != 2
+        or not inputs.is_floating_point()
+    ):
         shape = "streamed" if inputs is None else describe(inputs)
         cause = f"data.standardize: it needs inputs (N, F) of floats in memory, and these are {shape}"
         raise ConfigError(cause, hint="write data.standardize=off; images have data.normalize")

@@ -23,7 +23,7 @@ def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
     """
     model, size = state.objects.model, settings.batch_size
     names = [name for name, module in model.named_modules() if takes_batch_statistics(module)]
-    if not names or 1 not in forward_sizes(train.samples, size, settings.micro_batch):
+    if not names or 1 not in forward_sizes(train.samples or size, size, settings.micro_batch):
         return
     try:
         with torch.no_grad(), preserve_rng():
@@ -36,8 +36,9 @@ def check_last_batch(settings: Settings, state: State, train: Loader) -> None:
         if settings.micro_batch:
             cause, hint = f"micro_batch={settings.micro_batch}", "write another micro_batch or batch_size"
         elif size > 1:
-            cause = f"{train.samples} samples in batches of {size}"
-            hint = f"write batch_size={next(n for n in itertools.count(size + 1) if train.samples % n != 1)}"
+            samples = train.samples or size
+            cause = f"{samples} samples in batches of {size}"
+            hint = f"write batch_size={next(n for n in itertools.count(size + 1) if samples % n != 1)}"
         text = f"{cause}: a forward pass has one sample, which batch norm (model.{names[0]}) cannot normalize"
         raise ConfigError(text, hint=hint) from error
     except Exception:  # the first step reports it

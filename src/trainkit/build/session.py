@@ -28,6 +28,7 @@ from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
 from trainkit.data.loaders import Loader, SlicingLoader
+from trainkit.data.stream_loader import StreamLoader
 from trainkit.losses import REGRESSION_LOSSES, FromModel
 from trainkit.optim import groups as optim
 from trainkit.optim.chained import ChainedOptimizer
@@ -141,6 +142,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
     _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
+    state.objects.stream = train if isinstance(train, StreamLoader) else None
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
     blocks_note = apply_activation_checkpointing(settings, model)
     if settings.compile:  # last: the averaged model must stay uncompiled

@@ -78,7 +78,7 @@ class BatchOrder:
         indices = next(self.batches()).tolist()
         shown = ", ".join(name_of(dataset, index).removeprefix("sample ") for index in indices[:8])
         text = f"samples {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
-        bad = _non_finite_rows(inputs)
+        bad = non_finite_rows(inputs)
         if bad and batch_size_of(inputs) == len(indices):
             names = ", ".join(name_of(dataset, indices[row]) for row in bad[:3])
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
@@ -86,7 +86,8 @@ class BatchOrder:
         return text
 
 
-def _non_finite_rows(inputs: Any) -> list[int]:
+def non_finite_rows(inputs: Any) -> list[int]:
+    """Return the rows of a batch whose inputs are not finite."""
     rows: set[int] = set()
     for tensor in tensors_in(inputs):
         if tensor.is_floating_point() and tensor.dim():

@@ -18,6 +18,7 @@ from trainkit.data.flow import FlowingLoader
 from trainkit.data.loaders import Loader, SlicingLoader, take_rows
 from trainkit.data.pairs import Pair, tensors_in_pair
 from trainkit.data.reading import file_of
+from trainkit.data.stream_loader import StreamLoader
 
 MAX_ROWS = 64  # samples in memory whose values are compared
 MAX_VALUES = 2**19  # numbers in these samples; at least one sample is compared
@@ -30,6 +31,8 @@ def data_facts(loader: Loader, name: str) -> dict[str, Any]:
 
     Moving the files or touching them changes no fact. Streamed samples are not compared, because they may be random.
     """
+    if isinstance(loader, StreamLoader):
+        return loader.facts(name)
     loader = loader.loader if isinstance(loader, FlowingLoader) else loader
     count = len(loader.dataset)
     # A limit of the batches is a config key, so it is not a fact about the set.

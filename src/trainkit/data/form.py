@@ -12,6 +12,7 @@ from trainkit.core.source import name_and_place
 from trainkit.core.spelling import did_you_mean
 from trainkit.data.pairs import Pair
 from trainkit.data.sample_errors import FIX, NotAPairError, SampleFormError, base_of, describe_sample, not_a_pair_error
+from trainkit.data.streams import reading_method
 
 TARGET_KEYS = ("targets", "target", "labels", "label", "y")  # the first of these that a mapping has
 
@@ -153,4 +154,4 @@ def _shown(parts: Mapping[Any, Any]) -> str:
 def _whose(dataset: Any) -> str:
     """Return the name and the place of the code that makes the samples, or of a `collate` that makes the batches."""
     base = base_of(dataset)
-    return name_and_place(base if inspect.isroutine(base) else type(base), "__getitem__")
+    return name_and_place(base if inspect.isroutine(base) else type(base), reading_method(base))

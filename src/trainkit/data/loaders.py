@@ -33,20 +33,20 @@ from trainkit.data.unreadable import (
     unreadable_set_error,
 )
 
-__all__ = ["Loader", "SlicingLoader", "StreamingLoader", "epoch_order", "make_loader", "take_rows"]
+__all__ = ["Loader", "SlicingLoader", "StreamingLoader", "end_workers", "epoch_order", "make_loader", "take_rows"]
 
 
 class Loader(Protocol):
     """The batches of a data set, for the loop.
 
     Attributes:
-        samples: in a pass over the data.
+        samples: in a pass over the data; None: a stream without a length.
         unreadable: index of a skipped sample -> its name and why it could not be read.
         prepare: moves a batch to the device.
-        dataset: has a length and items.
+        dataset: has a length and items, or is a stream.
     """
 
-    samples: int
+    samples: int | None
     unreadable: dict[int, str]
     prepare: Prepare
     dataset: Any
@@ -120,7 +120,7 @@ class SlicingLoader:
         self.rows = store.rows
         self.device = store.device
         self.unreadable: dict[int, str] = {}
-        self.samples = order.total
+        self.samples: int | None = order.total
 
     def __len__(self) -> int:
         return len(self.order)
@@ -204,7 +204,7 @@ class StreamingLoader:
         self.dataset, self.order, self.prepare, self.skip, self.key = dataset, order, prepare, skip, key
         self.form = form
         self.unreadable: dict[int, str] = {}
-        self.samples = order.total
+        self.samples: int | None = order.total
         reader: Dataset[Any] = SeededReader(  # type: ignore[assignment]
             dataset, order.seed or 0, skip=skip, constant=constant, form=form
         )
@@ -264,11 +264,16 @@ class StreamingLoader:
     def close(self) -> None:
         """End the worker processes, whatever they are doing."""
         iterator, self.loader._iterator = self.loader._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter) and iterator._worker_pids_set:
-            _remove_worker_pids(id(iterator))  # otherwise torch reports the killed workers as an error
-            iterator._worker_pids_set = False
-            for worker in iterator._workers:
-                worker.kill()
-            iterator._shutdown_workers()
-            for worker in iterator._workers:
-                worker.join(timeout=5)
+        end_workers(iterator)
+
+
+def end_workers(iterator: Any) -> None:
+    """End the worker processes of an iterator of torch's `DataLoader`, whatever they are doing."""
+    if isinstance(iterator, _MultiProcessingDataLoaderIter) and iterator._worker_pids_set:
+        _remove_worker_pids(id(iterator))  # otherwise torch reports the killed workers as an error
+        iterator._worker_pids_set = False
+        for worker in iterator._workers:
+            worker.kill()
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.join(timeout=5)

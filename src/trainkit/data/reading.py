@@ -32,6 +32,7 @@ from trainkit.data.sample_errors import (
     base_of,
     unequal_samples_error,
 )
+from trainkit.data.streams import is_stream
 
 # Errors that a damaged or missing file causes, rather than the code. PIL's own errors are recognised by their module.
 FILE_ERRORS = (OSError, EOFError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -52,7 +53,9 @@ def name_of(dataset: Any, index: int) -> str:
 
 
 def file_of(dataset: Any, index: int) -> str | PathLike[str] | None:
-    """Return the file of a sample if the data set lists files, else None."""
+    """Return the file of a sample if the data set lists files, else None. A stream may list files of many samples."""
+    if is_stream(dataset):
+        return None
     while isinstance(dataset, Subset):
         index, dataset = dataset.indices[index], dataset.dataset
     for attribute in ("samples", "imgs", "files", "paths"):

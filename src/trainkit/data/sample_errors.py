@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 from trainkit.core.errors import ConfigError, DataError, TrainkitError
 from trainkit.core.pytree import structure_of
 from trainkit.core.source import name_and_place
+from trainkit.data.streams import StreamStateError, reading_method
 
 
 class RandomSampleError(Exception):
@@ -51,7 +52,8 @@ def unequal_samples_error(dataset: Any, names: list[str], pairs: list[Any]) -> U
         parts = [str(structure_of(part)).replace("'", "") for part in (inputs, target)]
         inputs, target = (text if len(text) < 80 else f"{text[:77]}..." for text in parts)
         shown.append(f"{name} is inputs {inputs}, target {target}")
-    whose = name_and_place(type(base_of(dataset)), "__getitem__")
+    base = base_of(dataset)
+    whose = name_and_place(type(base), reading_method(base))
     return UnequalSamplesError(
         f"the samples of a batch must have equal shapes, but those of {whose} differ: {'; '.join(shown)}"
     )
@@ -59,10 +61,11 @@ def unequal_samples_error(dataset: Any, names: list[str], pairs: list[Any]) -> U
 
 def not_a_pair_error(dataset: Any, sample: Any) -> NotAPairError:
     """Return the error for a sample that is not a pair."""
-    whose = name_and_place(type(base_of(dataset)), "__getitem__")
-    return NotAPairError(
-        f"__getitem__ of {whose} returns {describe_sample(sample)}, and a sample must be a pair (inputs, target)"
-    )
+    base = base_of(dataset)
+    method = reading_method(base)
+    verb = "yields" if method == "__iter__" else "returns"
+    whose, found = name_and_place(type(base), method), describe_sample(sample)
+    return NotAPairError(f"{method} of {whose} {verb} {found}, and a sample must be a pair (inputs, target)")
 
 
 def describe_sample(sample: Any) -> str:
@@ -98,8 +101,12 @@ def explain_sample_error(key: str, error: BaseException) -> TrainkitError | None
         return DataError(f"{key}: {text}", hint=hint)
     if isinstance(error, NotAPairError):
         hint = "write return inputs, target in __getitem__"
-        if re.search(r"returns a (tuple|list) of (?!0|2)", text):
+        hint = "write yield inputs, target in __iter__" if text.startswith("__iter__") else hint
+        if re.search(r"(?:returns|yields) a (tuple|list) of (?!0|2)", text):
             hint += ", or say which positions they are: data.inputs=[0,1] data.targets=2"
+        return ConfigError(f"{key}: {text}", hint=hint)
+    if isinstance(error, StreamStateError):
+        hint = "let state_dict return numbers, strings, tensors, lists and dicts"
         return ConfigError(f"{key}: {text}", hint=hint)
     if isinstance(error, SampleFormError):
         cause, _, fix = text.partition(FIX)

@@ -110,12 +110,13 @@ def _run_numbers(facts: RunFacts) -> dict[str, tuple[str, str]]:
         frozen = info["parameters"] - trainable
         numbers["parameters"] = (f"{info['parameters']:,}", f"{frozen:,} frozen" if frozen else "")
     if "train_samples" in info:
-        held = info.get("val_samples", 0)
-        numbers["training samples"] = (
-            f"{info['train_samples']:,}",
-            f"{held:,} for validation" if held else "no validation",
-        )
+        train, held = (_samples(info.get(f"{part}_samples", 0)) for part in ("train", "val"))
+        numbers["training samples"] = (train, "no validation" if held == "0" else f"{held} for validation")
     return numbers
+
+
+def _samples(number: int | None) -> str:
+    return "a stream" if number is None else f"{number:,}"
 
 
 def _finite(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:

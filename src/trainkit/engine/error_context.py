@@ -20,6 +20,8 @@ from trainkit.data.flow import FlowingLoader
 from trainkit.data.form import PAIRS
 from trainkit.data.loaders import StreamingLoader
 from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
+from trainkit.data.stream_loader import StreamLoader
+from trainkit.data.streams import reading_method
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training import custom_training, first_metrics, loop, step
 from trainkit.training.call import describe_call
@@ -170,7 +172,7 @@ def _part_name(session: Session, part: str) -> str:
         dataset = session.train.dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
-        return name_and_place(dataset, "__getitem__")
+        return name_and_place(dataset, reading_method(dataset))
     objects = session.state.objects
     step = {"training_step": objects.training_step, "evaluation_step": objects.evaluation_step}.get(part)
     if step is not None:
@@ -181,7 +183,7 @@ def _part_name(session: Session, part: str) -> str:
 def _collate_of(session: Session) -> Any:
     """Return the custom function that makes the training batches, or None."""
     loader = session.train.loader if isinstance(session.train, FlowingLoader) else session.train
-    form = loader.form if isinstance(loader, StreamingLoader) else PAIRS
+    form = loader.form if isinstance(loader, StreamingLoader | StreamLoader) else PAIRS
     return form.own_collate
 
 

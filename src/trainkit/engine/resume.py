@@ -165,7 +165,9 @@ def restore_session(session: Session, saved: Mapping[str, Any], allow: Sequence[
             f"the checkpoint is at batch {progress.batch} of an epoch, which now has {len(session.train)}",
             hint="resume the run with the data that it was trained on",
         )
-    return changes, changes.notes
+    stream = session.state.objects.stream
+    note = None if stream is None else stream.resume_note(progress.epoch, progress.batch)
+    return changes, [*changes.notes, *filter(None, [note])]
 
 
 def allowed_by_killed_resume(run: Run, name: str | None) -> list[str]:

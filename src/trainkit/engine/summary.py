@@ -14,9 +14,14 @@ def opening_lines(run: Run) -> list[str]:
     info = run.info
     frozen = info["parameters"] - info["trainable_parameters"]
     sizes = [count(info["parameters"], "parameter") + (f" ({frozen:,} frozen)" if frozen else "")]
-    sizes.append(count(info["train_samples"], "training sample"))
-    sizes.append(count(info["val_samples"], "validation sample") if info["val_samples"] else "no validation")
+    sizes.append(samples_text(info["train_samples"], "training"))
+    sizes.append("no validation" if info["val_samples"] == 0 else samples_text(info["val_samples"], "validation"))
     return [f"training on {info['device']}: {', '.join(sizes)}", f"run directory: {display_path(run.directory)}"]
+
+
+def samples_text(samples: int | None, part: str) -> str:
+    """Return the number of samples of a data set; None is a stream without a length."""
+    return f"a stream of {part} samples" if samples is None else count(samples, f"{part} sample")
 
 
 def result_lines(run: Run) -> list[str]:

@@ -74,6 +74,8 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
     }
     hooks = {name: hook.state_dict() for name, hook in state.objects.hooks.items()} if with_hooks else {}
     more = {"train_metrics": metrics, "hooks": _strict(hooks, "hooks", HOOK_HINT)}
+    if state.objects.stream is not None:
+        more["stream"] = _plain(state.objects.stream.state_dict(state.progress.epoch, state.progress.batch), "stream")
     progress = {key: _plain(value, key) for key, value in state.progress.state_dict().items()}
     rest = {"rng": rng_state(), "fingerprint": _plain(fingerprint, "fingerprint")}
     return {"format": FORMAT, **objects, **progress, **more, **rest}
@@ -99,8 +101,12 @@ def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[st
         state.progress.load_state_dict(_without_changed(state, saved, changed))
         # The metrics cover the samples of the epoch's loss, so a rollback of the weights leaves them as they are.
         state.objects.train_metrics.load_state_dict(saved.get("train_metrics", {}), in_epoch=saved["batch"] > 0)
-        if ORDER_KEYS & set(changed):
+        restart = bool(ORDER_KEYS & set(changed))
+        if restart:
             state.begin_epoch()
+        if state.objects.stream is not None and "stream" in saved:
+            place = state.progress.epoch, state.progress.batch
+            state.objects.stream.load_state_dict(saved["stream"], *place, restart=restart)
         state.set_frozen()
         best, monitor = state.progress.best, state.settings.monitor
         if best is not None and not isinstance(best[monitor], int | float):

@@ -44,8 +44,8 @@ INFO_TYPES: dict[str, Any] = {
     "device": str,
     "parameters": int,
     "trainable_parameters": int,
-    "train_samples": int,
-    "val_samples": int,
+    "train_samples": int | None,
+    "val_samples": int | None,
 }
 
 

@@ -25,7 +25,7 @@ class Progress:
     step: int = 0  # optimizer updates done
     batch: int = 0  # batches done
     batches: int = 0  # batches of a whole epoch
-    samples: int = 0  # samples of a whole epoch
+    samples: int | None = 0  # samples of a whole epoch; None: unknown
     seen: int = 0  # samples trained on
     tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient

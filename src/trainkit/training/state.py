@@ -80,6 +80,7 @@ class Objects:
     hooks: dict[str, Any] = field(default_factory=dict)  # custom hooks that have a state
     training_step: CustomStep | None = None  # None: the supervised step
     evaluation_step: CustomStep | None = None
+    stream: Any = None  # the loader of a stream, whose position is saved
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

@@ -1,0 +1,116 @@
+"""From settings to the loader of a stream, and the keys that a stream cannot follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainkit.build.form import build_form
+from trainkit.config.settings import Settings
+from trainkit.core.errors import ConfigError, DataError, Problem
+from trainkit.data.checks import length_of_stream
+from trainkit.data.prepare import Prepare
+from trainkit.data.stream_loader import StreamLoader
+from trainkit.data.streams import Stream
+
+
+def make_stream(settings: Settings, dataset: Any, part: str) -> Stream:
+    """Return the stream of `data.train` or `data.val`.
+
+    Raises:
+        ConfigError: a key asks for what a stream cannot do.
+        DataError: its length is 0.
+    """
+    stream = Stream(dataset, f"data.{part}", length_of_stream(dataset, f"data.{part}"))
+    problems = [*_wrong_keys(settings, part)]
+    if problems:
+        raise ConfigError(*problems)
+    if stream.length == 0:
+        raise DataError(f"data.{part} has no samples: __len__ of {stream.name} returns 0", hint="give it data")
+    return stream
+
+
+def _wrong_keys(settings: Settings, part: str) -> Iterator[Problem]:
+    data, what = settings.data, f"data.{part} is a stream, which"
+    if part == "train" and data.sampler is not None:
+        hint = "write data.sampler=off, and choose the order in __iter__"
+        yield Problem(f"data.sampler: {what} has no samples by index", hint)
+    if part == "train" and data.standardize:
+        hint = "write data.standardize=off, and scale the samples in __iter__"
+        yield Problem(f"data.standardize: {what} is not read before the training", hint)
+    if data.cache in ("device", "memory"):
+        yield Problem(f"data.cache={data.cache}: {what} is not held in memory", "write data.cache=auto")
+    if data.on_unreadable == "skip":
+        hint = "write data.on_unreadable=stop, and catch the errors in __iter__"
+        yield Problem(f"data.on_unreadable=skip: {what} ends at an error", hint)
+
+
+def refuse_held_out(settings: Settings) -> None:
+    """Raise `ConfigError` if validation samples are to be taken out of a stream."""
+    hint = "write data.{}=off, which means no validation, or give a data set for it: data.val._target_=..."
+    for key in ("split", "folds"):
+        value = getattr(settings.data, key)
+        if value is not None:
+            cause = f"data.{key}={value:g}: data.train is a stream, which cannot be divided"
+            raise ConfigError(cause, hint=hint.format(key))
+
+
+def describe_stream(stream: Stream, settings: Settings) -> str:
+    """Return the length of a stream and who reads it, and what a limited validation uses."""
+    workers = settings.data.num_workers
+    length = "a stream" if stream.length is None else f"a stream of {stream.length:,} samples"
+    readers = f"{workers} worker{'s' * (workers > 1)}" if workers else "the main process"
+    each = ", each its own share" if stream.shares_itself and workers > 1 else ""
+    text = f"{length}, read by {readers}{each}"
+    limit = settings.limit_val_batches
+    if stream.key == "data.val" and limit is not None:
+        text += f"; its first {limit * settings.batch_size:,} samples are used"
+    return text
+
+
+def build_stream_loader(settings: Settings, stream: Stream, prepare: Prepare, *, train: bool) -> StreamLoader:
+    """Build the loader of a stream.
+
+    Raises:
+        ConfigError: the number of batches in an epoch is unknown or 0.
+    """
+    data, size = settings.data, settings.batch_size
+    limit = settings.limit_batches if train else settings.limit_val_batches
+    loader = StreamLoader(
+        stream,
+        prepare,
+        batch_size=size if train else settings.val_batch_size,
+        steps=steps_of_epoch(settings, stream) if train else None,
+        seed=settings.seed if train else None,
+        num_workers=data.num_workers,
+        limit=None if limit is None else limit * size,
+        drop_last=train and bool(data.drop_last),
+        form=build_form(settings),
+        exact=train and settings.steps_per_epoch is None,
+    )
+    if train and not len(loader):
+        cause = f"data.drop_last: the {stream.length} training samples do not fill a batch of {size}"
+        raise ConfigError(cause, hint="lower batch_size, or write data.drop_last=off")
+    return loader
+
+
+def steps_of_epoch(settings: Settings, stream: Stream) -> int:
+    """Return the batches of an epoch: `steps_per_epoch`, or those of a pass over a stream with a length.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    data, size = settings.data, settings.batch_size
+    if settings.steps_per_epoch is not None:
+        return settings.steps_per_epoch
+    hint = "write steps_per_epoch=N: the steps from one validation to the next"
+    if stream.length is None:
+        cause = f"data.train: {stream.name} is a stream without a length, so the end of an epoch is unknown"
+        raise ConfigError(cause, hint=hint)
+    if stream.shares_itself and data.num_workers > 1:
+        cause = f"data.num_workers={data.num_workers}: each worker reads its own share of {stream.name}"
+        raise ConfigError(f"{cause}, so the number of batches in an epoch is unknown", hint=hint)
+    samples = stream.length
+    if settings.limit_batches is not None:
+        samples = min(samples, settings.limit_batches * size)
+    return samples // size if data.drop_last else -(-samples // size)
