@@ -191,7 +191,7 @@ class StreamLoader:
     def resume_note(self, epoch: int, batch: int) -> str | None:
         """Return the note that batches are read again, or None if the state of the set continues exactly."""
         position, why = self._position_at(epoch * (self.steps or 0) + batch, epoch), self.stream.why_stateless
-        if why is None or not position.batch or position.shares[0].ended:
+        if why is None or not position.batch or all(share.ended for share in position.shares):
             return None
         batches = "batch is" if position.batch == 1 else f"{position.batch:,} batches are"
         return f"note: {self.key}: {why}, so the first {batches} read again and skipped"
