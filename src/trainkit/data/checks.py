@@ -32,7 +32,7 @@ def check_dataset(dataset: Any, key: str) -> None:
     getitem = getattr(type(dataset), "__getitem__", None) or getattr(dataset, "__getitem__", None)
     if getitem in (None, Dataset.__getitem__):  # torch's own method only raises an error
         raise ConfigError(
-            f"{key}: {name} has neither __getitem__(index) nor __iter__, so no samples can be read",
+            f"{key}: {name} has no __getitem__(index) and no __iter__, so no samples can be read",
             hint="write __len__, and a __getitem__(index) that returns a pair (inputs, target); "
             "or an __iter__ that yields pairs",
         )
