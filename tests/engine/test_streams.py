@@ -153,7 +153,7 @@ def test_a_killed_run_on_a_stream_resumes_to_the_same_bits(
     ("target", "note"),
     [
         ("Shares", None),
-        ("StatelessShares", "it has no state_dict"),
+        pytest.param("StatelessShares", "it has no state_dict", marks=slow),
         pytest.param("hf", None, marks=slow),
         pytest.param("hf, shuffle: true", "its state_dict leaves out the shuffle buffer", marks=slow),
         pytest.param("tar", "it has no state_dict", marks=slow),
@@ -177,6 +177,7 @@ def test_a_killed_run_on_shares_of_workers_resumes_to_the_same_bits(
     assert note is not None or "read again" not in text
 
 
+@slow
 def test_the_number_of_workers_changes_no_number_of_a_stream(forked: Command, own: Path) -> None:
     results = []
     for workers in (0, 1, 2, 3):
@@ -189,6 +190,7 @@ def test_the_number_of_workers_changes_no_number_of_a_stream(forked: Command, ow
     assert results[0][1][-1]["val/loss"] > 0
 
 
+@slow
 def test_a_set_that_shares_itself_needs_the_same_number_of_workers(forked: Command, own: Path) -> None:
     more = ["data.train._target_=streammodule.Shares", "steps_per_epoch=6", "data.num_workers=2", "steps=8"]
     assert forked(*BASE, *more, "hydra.run.dir=run").returncode == 0
