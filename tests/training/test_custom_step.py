@@ -107,6 +107,15 @@ def whole(model, inputs, targets, loss_fn):
     return {"loss": model(inputs).var(), "denominator": len(targets)}
 whole.whole_batch = True
 
+def mean_of_means(model, inputs, targets, loss_fn):
+    return {"loss": loss_fn(model(inputs), targets) * len(inputs), "denominator": len(inputs)}
+
+def constant_denominator(model, inputs, targets, loss_fn):
+    return {"loss": loss_fn(model(inputs), targets), "denominator": 1}
+
+def noisy(model, inputs, targets, loss_fn):
+    return {"loss": loss_fn(model(inputs + torch.randn_like(inputs)), targets), "denominator": len(inputs)}
+
 def without_loss(model, inputs, targets, loss_fn):
     return {"los": model(inputs).sum()}
 
@@ -227,6 +236,12 @@ def test_micro_batches_of_a_step_train_as_the_whole_batch_does(own: Path, forked
             assert other == pytest.approx(one, rel=1e-4)
 
 
+def test_a_step_that_draws_random_numbers_is_split_with_a_note(own: Path, forked: Command) -> None:
+    done = forked("model=net", *ONE, "training_step=stepmodule.noisy", "micro_batch=3", f"hydra.run.dir={own / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "it is unknown whether the losses of micro batches add up" in done.stdout + done.stderr
+
+
 def test_a_step_gets_the_arguments_of_its_node(own: Path, forked: Command) -> None:
     node = "training_step={_target_:stepmodule.named,scale:2}"
     assert train(forked, own / "run", "model=plain", *ONE, node)[-1]["train/constant"] == 2.5
@@ -322,6 +337,8 @@ def test_a_killed_step_with_a_state_resumes_to_the_same_bits(own: Path, forked: 
         ("no_pair", TWO, ["yields a Tensor", "a pair (optimizer name, loss)"]),
         ("supervised", ("micro_batch=3",), ["micro_batch=3", "returns no denominator"]),
         ("whole", ("micro_batch=3",), ["micro_batch=3", "has whole_batch = True"]),
+        ("mean_of_means", ("micro_batch=3",), ["micro_batch=3", "is not a mean over its denominator", "the loss of 3"]),
+        ("constant_denominator", ("micro_batch=3",), ["micro_batch=3", "those of their parts add up to 2"]),
         ("in_turn", (*TWO, "micro_batch=3"), ["micro_batch=3", "updates the weights several times"]),
         ("in_turn", (*TWO, "on_nonfinite=skip"), ["on_nonfinite=skip", "rollback"]),
         ("in_turn", ("optim=lbfgs",), ["yields a loss for each optimizer", "LBFGS"]),

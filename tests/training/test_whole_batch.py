@@ -15,9 +15,10 @@ from tests.helpers import make_loader_of, make_state
 from trainkit.core.errors import ConfigError, OutOfMemoryError
 from trainkit.core.rng import rng_state
 from trainkit.runs.snapshot import digest
+from trainkit.training.comparison import Finding, compare_loss_and_model
 from trainkit.training.loop import fit
 from trainkit.training.state import State
-from trainkit.training.whole_batch import Finding, check_may_split, compare_loss_and_model
+from trainkit.training.whole_batch import check_may_split
 
 SAMPLES, SIZE, OUTPUTS = 24, 7, 6
 

@@ -12,8 +12,8 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import take_samples
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
+from trainkit.training.comparison import copy_module
 from trainkit.training.state import State, takes_batch_statistics
-from trainkit.training.whole_batch import copy_module
 
 
 def check_last_batch(settings: Settings, state: State, train: Loader) -> None:

@@ -250,7 +250,7 @@ def build_state(
     if steps[0] is not None and steps[0].is_generator and state.objects.needs_closure:
         cause = f"training_step: it yields a loss for each optimizer, and {type(optimizer).__name__} evaluates the loss"
         raise ConfigError(cause, hint="choose another optim")
-    whole_batch = whole_batch_module(model, loss_fn) if steps[0] is None else None
+    whole_batch = whole_batch_module(model, loss_fn)
     if whole_batch is not None and settings.micro_batch is not None and settings.micro_batch < settings.batch_size:
         raise declared_error(whole_batch, settings.micro_batch)
     if state.objects.scaler is not None and state.objects.needs_closure:

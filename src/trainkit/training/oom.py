@@ -68,7 +68,9 @@ def _oom_error(state: State, inputs: Any, size: int, half: int) -> OutOfMemoryEr
     )
     hint = f"set micro_batch={half}; {effect}" if size > 1 else "use a smaller model"
     step = state.custom_step
-    is_whole = whole_batch_module(objects.model, objects.loss_fn) is not None if step is None else not step.may_split
+    is_whole = whole_batch_module(objects.model, objects.loss_fn) is not None or (
+        step is not None and not step.may_split
+    )
     if size > 1 and is_whole:
         hint = "lower batch_size: the batch may not be split"
     peak = f"{peak_memory(objects.device) / 2**30:.2f} GiB"

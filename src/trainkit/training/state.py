@@ -320,7 +320,7 @@ def new_state(
     layers = [module for module in model.modules() if takes_batch_statistics(module)]
     carrying = carrying_modules(model)
     check_carried(carrying)
-    if training_step is None and whole_batch_module(model, loss_fn) is not None:
+    if whole_batch_module(model, loss_fn) is not None:
         settings = replace(settings, on_oom="stop")
     if settings.on_oom == "auto":
         settings = replace(settings, on_oom="stop" if layers else "split")

@@ -1,59 +1,28 @@
 """Batches that may not be split, because their loss is not the sum of the losses of their parts.
 
-Contrastive losses, maxima over the batch and means over an undeclared number do not add up. A loss or a model declares
-this by `whole_batch = True`. Without a declaration, a comparison finds it before the first split.
+Contrastive losses, maxima over the batch and means over an undeclared number do not add up. A loss, a model or a custom
+step declares this by `whole_batch = True`. Without a declaration, a comparison finds it before the first split.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, OutOfMemoryError
-from trainkit.core.pytree import (
-    batch_size_of,
-    join_rows,
-    map_tensors,
-    take_rows_of_samples,
-    take_samples,
-    tensors_in,
-)
-from trainkit.core.rng import preserve_rng
+from trainkit.core.pytree import batch_size_of
 from trainkit.core.source import name_and_place
+from trainkit.training.comparison import Finding, compare_loss_and_model, compare_step
 from trainkit.training.hooks import call_hooks
-from trainkit.training.losses import denominator, loss_contribution, whole_batch_module, why_whole_batch
+from trainkit.training.losses import whole_batch_module, why_whole_batch
 from trainkit.training.state import State
-from trainkit.training.step import micro_batches
 
-LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order differ by about 1e-6
-MODEL_TOLERANCE = 1e-3  # relative; the layers of a deep model amplify such differences
-SMALLEST = 1e-7  # absolute; smaller losses consist of rounding errors
 DENOMINATOR_HINT = (
     "a loss that is a mean over another number than samples needs denominator(targets): see docs/numbers.md"
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of a comparison. If both texts are empty, the losses add up.
-
-    Args:
-        difference: what differs, for messages.
-        unknown: why the comparison is impossible, for messages.
-        is_sum: whether the loss is the plain sum of the losses of the parts.
-    """
-
-    difference: str = ""
-    unknown: str = ""
-    is_sum: bool = False
 
 
 def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any]) -> None:
@@ -76,19 +45,22 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
     size = progress.micro_batch
     if progress.split_checked or size is None or size >= batch_size_of(inputs):
         return
-    if state.custom_step is not None:  # its denominators say how the losses of the parts add up
-        error = state.custom_step.split_error(size)
-        if error is not None:
-            raise error
-        return
     declared = whole_batch_module(objects.model, objects.loss_fn)
     if declared is not None:
         raise declared_error(declared, size)
+    step = state.custom_step
+    refusal = None if step is None else step.split_error(size)
+    if refusal is not None:
+        raise refusal
     progress.split_checked = True
-    if any(getattr(module, "whole_batch", None) is False for module in (objects.model, objects.loss_fn)):
+    function = None if step is None else step.function
+    if any(getattr(part, "whole_batch", None) is False for part in (objects.model, objects.loss_fn, function)):
         return
     try:
-        finding = compare_loss_and_model(objects.model, objects.loss_fn, inputs, targets, size)
+        if step is None:
+            finding = compare_loss_and_model(objects.model, objects.loss_fn, inputs, targets, size)
+        else:
+            finding = compare_step(step, state, inputs, targets, size)
     except Exception as error:  # the step that follows reports errors of the user's code
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         finding = Finding(unknown="memory ran out" if is_out_of_memory(error) else text)
@@ -115,214 +87,3 @@ def _split_error(state: State, finding: Finding) -> ConfigError | OutOfMemoryErr
         return ConfigError(f"micro_batch={asked}: {finding.difference}", hint=f"write micro_batch=off; {hint}")
     cause = f"{state.device} ran out of memory, and the batch may not be split: {finding.difference}"
     return OutOfMemoryError(cause, hint=f"lower batch_size; {hint}")
-
-
-# ------------------------------------------------------------------------------------ the comparison
-
-
-@torch.no_grad()
-def compare_loss_and_model(model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, size: int) -> Finding:
-    """Compare the loss of a batch with the sum over its micro batches. It works on copies, so no state changes.
-
-    The loss is compared first, on the same outputs, so batch norm and dropout have no effect. Then the model is
-    compared: one micro batch with its two halves. No forward pass is larger than a micro batch or two samples.
-
-    Args:
-        model: the model.
-        loss_fn: the loss.
-        inputs: the inputs of the batch.
-        targets: the targets of the batch.
-        size: the number of samples in a micro batch.
-    """
-    loss_finding = model_finding = Finding()
-    with preserve_rng(), _slow_attention():
-        copied = _in_evaluation_mode(copy_module(model), only_torch=True)
-        outputs = [(copied(_clone(part)), batch_size_of(part)) for part, _ in micro_batches(inputs, targets, size)]
-        del copied
-        try:
-            joined = _join(outputs)
-        except ValueError:  # such as a model that returns its own loss, which the second comparison includes
-            joined = None
-        if joined is not None:
-            loss_finding = compare_loss(loss_fn, joined, targets, batch_size_of(inputs), (size, max(2, size // 4)))
-        if loss_finding.difference:
-            return loss_finding
-        inputs, targets = next(micro_batches(inputs, targets, max(size, 2)))
-        for only_torch in (True, False):  # custom random layers need the evaluation mode, too
-            model_finding = _compare_model(
-                model, loss_fn, inputs, targets, only_torch=only_torch, loss_adds_up=joined is not None
-            )
-            if not model_finding.unknown:
-                break
-    return model_finding if model_finding.difference or not loss_finding.unknown else loss_finding
-
-
-def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, sizes: Iterable[int]) -> Finding:
-    """Compare the loss of a batch of outputs with the sum over its parts.
-
-    It works on copies of the loss, the outputs and the targets. Gradients must be off. RNG states change.
-
-    Args:
-        loss_fn: the loss.
-        outputs: nested tensors with a multiple of `samples` rows.
-        targets: the targets of the batch.
-        samples: the number of samples in the batch.
-        sizes: numbers of samples in a part. Several sizes are tried, because one partition may add up by chance.
-    """
-    outputs = map_tensors(outputs, lambda t: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t)
-
-    def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
-        torch.manual_seed(seed)
-        part = take_rows_of_samples(outputs, samples, start, stop)
-        copied = _in_evaluation_mode(copy_module(loss_fn), only_torch=True)
-        return copied, _clone(part), _clone(take_samples(targets, start, stop, samples))
-
-    for size in sizes:
-        finding = _compare(name_and_place(loss_fn), evaluate, targets, samples, size, LOSS_TOLERANCE)
-        if finding != Finding():
-            return finding
-    return Finding()
-
-
-def _compare_model(
-    model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, *, only_torch: bool, loss_adds_up: bool
-) -> Finding:
-    """Compare the loss of a micro batch with the sum over its halves.
-
-    Args:
-        model: the model.
-        loss_fn: the loss.
-        inputs: the inputs of the micro batch.
-        targets: the targets of the micro batch.
-        only_torch: see `_in_evaluation_mode`.
-        loss_adds_up: the losses of equal outputs add up, so equal outputs mean that there is no difference.
-    """
-    samples = batch_size_of(inputs)
-    half = -(-samples // 2)
-    outputs: dict[tuple[int, int], Any] = {}
-
-    def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
-        torch.manual_seed(seed)
-        both = copy_module(nn.ModuleList([model, loss_fn]))  # together, because they may share modules
-        copied, copied_loss = _in_evaluation_mode(both, only_torch=only_torch).children()
-        outputs[start, stop] = copied(_clone(take_samples(inputs, start, stop, samples)))
-        return copied_loss, outputs[start, stop], _clone(take_samples(targets, start, stop, samples))
-
-    precision = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
-    tolerance = max(MODEL_TOLERANCE, 16 * precision)
-    finding = _compare("the model or its loss", evaluate, targets, samples, half, tolerance)
-    with suppress(ValueError):
-        joined = _join([(outputs[0, half], half), (outputs[half, samples], samples - half)])
-        whole, parts = tensors_in(outputs[0, samples]), tensors_in(joined)
-        if loss_adds_up and all(_is_close(a, b, tolerance) for a, b in zip(whole, parts, strict=True)):
-            return Finding()  # a tiny loss, whose rounding errors are large
-    return finding
-
-
-Evaluate = Callable[..., tuple[nn.Module, Any, Any]]  # (start, stop, seed) -> the loss, the outputs and the targets
-
-
-def _compare(name: str, evaluate: Evaluate, targets: Any, samples: int, size: int, tolerance: float) -> Finding:
-    """Compare the loss of a batch with the sum over its parts."""
-    contributions, values = [], []
-    for start in range(0, samples, size):
-        stop = min(start + size, samples)
-        loss_fn, outputs, part_targets = evaluate(start, stop)
-        batch_denominator = denominator(loss_fn, targets, samples)
-        contribution = loss_contribution(loss_fn, outputs, part_targets, stop - start, batch_denominator)
-        contributions.append(0.0 if contribution is None else float(contribution))
-        if contribution is not None:
-            loss_fn, outputs, part_targets = evaluate(start, stop)
-            values.append(float(loss_fn(outputs, part_targets)))
-    loss_fn, outputs, part_targets = evaluate(0, samples)
-    loss = float(loss_fn(outputs, part_targets))
-    if _adds_up(loss, contributions, tolerance):
-        return Finding()
-    loss_fn, outputs, part_targets = evaluate(0, samples, seed=1)
-    if loss != float(loss_fn(outputs, part_targets)):
-        return Finding(unknown=f"{name} draws random numbers")
-    is_sum = _adds_up(loss, values, tolerance)
-    has_denominator = callable(getattr(loss_fn, "denominator", None))
-    mean = "that its denominator(targets) says" if has_denominator else "over the samples"
-    kind = "sums over the batch" if is_sum else f"is not the mean {mean}"
-    found = f"the loss of {samples} samples is {loss:.4g}, the losses of their parts add up to {sum(contributions):.4g}"
-    return Finding(f"{name} {kind}: {found}", is_sum=is_sum)
-
-
-def _adds_up(loss: float, contributions: Sequence[float], tolerance: float) -> bool:
-    """Return whether contributions add up to a loss. The step reports a loss that is not finite."""
-    if not math.isfinite(loss):
-        return True
-    if not all(map(math.isfinite, contributions)):
-        return False
-    scale = max(abs(loss), math.fsum(map(abs, contributions)))
-    return abs(loss - math.fsum(contributions)) <= tolerance * scale + SMALLEST
-
-
-# ---------------------------------------------------------------------------------- rows and modes
-
-
-def copy_module(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose calls do not change the module.
-
-    Raises:
-        ValueError: a forward hook is a function that may hold the module itself. A copy would share it.
-    """
-    for inner in module.modules():
-        for hook in (*inner._forward_hooks.values(), *inner._forward_pre_hooks.values()):
-            if getattr(hook, "__closure__", None) and hook.__module__ != "trainkit.training.first_batch":
-                raise ValueError(f"a forward hook of {type(inner).__name__} holds objects that a copy would share")
-    return copy.deepcopy(module)
-
-
-def _clone(batch: Any) -> Any:
-    """Return a copy, because a model or a loss may change its arguments in place."""
-    return map_tensors(batch, lambda tensor: tensor.detach().clone())
-
-
-def _join(outputs: Sequence[tuple[Any, int]]) -> Any:
-    """Join the outputs of the parts of a batch. Each part is given with its number of samples.
-
-    Raises:
-        ValueError: the rows of a tensor are not a multiple of the samples, or the samples may be in dimension 1.
-    """
-    tensors = [(tensor, samples) for part, samples in outputs for tensor in tensors_in(part)]
-    rows = {len(tensor) / samples if tensor.dim() else 0.5 for tensor, samples in tensors}
-    in_second = any(tensor.dim() > 1 and 1 < samples == tensor.shape[1] for tensor, samples in tensors)
-    if in_second or not all(number.is_integer() for number in rows) or len(rows) > len(tensors) // len(outputs):
-        raise ValueError("it is unknown which dimension of the outputs is that of the samples")
-    return join_rows([part for part, _ in outputs])
-
-
-def _is_close(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    if one.shape != other.shape:
-        return False
-    if not one.is_floating_point():
-        return one.equal(other)
-    return bool((one - other).abs().max() <= tolerance * one.abs().max())
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Turn torch's fast path of attention off in the block, because it changes the shapes of padded sequences."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _in_evaluation_mode(model: nn.Module, *, only_torch: bool) -> nn.Module:
-    """Set layers of a copied model to evaluation mode: all, or torch's layers such as batch norm and dropout."""
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            module.eval()
-        norm_or_dropout = isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
-        if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
-            module.training = False
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            # Without running statistics, batch norm uses batch statistics in evaluation mode, too.
-            module.running_mean = torch.zeros(module.num_features, device=next(model.parameters()).device)
-            module.running_var = torch.ones_like(module.running_mean)
-    return model
