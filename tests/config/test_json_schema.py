@@ -44,6 +44,8 @@ def test_the_schema_is_a_valid_schema() -> None:
         "data: {root: somewhere, cache_limit: 4.5}",
         "data: {normalize: {mean: [0.1, 0.2], std: 1}}",
         "checkpoint: off",
+        "init_from: runs/base",
+        "init_from: {path: last, missing: ['head.*']}",
         "early_stop: {patience: 3}",
         "monitor: {metric: val/miou, mode: max}",
         "defaults: [override /optim: adam]",

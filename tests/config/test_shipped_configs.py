@@ -53,6 +53,7 @@ MODELS = {
     "gpt": ["data=text"],
     "torchvision": ["model.name=squeezenet1_1"],
     "timm": ["model.name=resnet10t"],
+    "lora": ["model.model={_target_: trainkit.models.ToyCNN}"],
     "huggingface": [
         "data=huggingface",
         "data.path=tokens.jsonl",

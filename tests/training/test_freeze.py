@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.helpers import SmallCNN, compose_settings, small_run
 from trainkit.build.session import Session, build_session
@@ -98,3 +100,31 @@ def test_a_wrong_number_of_epochs_is_an_error(value: str) -> None:
 def test_the_first_epochs_must_train_a_parameter() -> None:
     with pytest.raises(ConfigError, match="freeze all parameters in the first 2 epochs"):
         session_of("+param_groups.all={name: '.*', freeze: 2}")
+
+
+def in_turn(model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Update the body and the head by losses of their own."""
+    yield "body", loss_fn(model(inputs), targets)
+    yield "head", 2 * loss_fn(model(inputs), targets)
+
+
+@pytest.mark.parametrize("frozen", ["conv", "[conv, body]"])
+def test_a_step_of_several_optimizers_skips_parameters_that_join_later(frozen: str, here: Path) -> None:
+    (here / "conf" / "optim").mkdir(parents=True)
+    sgd = "{_target_: torch.optim.SGD, lr: 0.1}"
+    (here / "conf" / "optim" / "two.yaml").write_text(f"body: {sgd}\nhead: {sgd}\n")
+    rules = [f"+param_groups.frozen={{module: {frozen}, freeze: 1}}"]
+    rules += ["+param_groups.body={module: [conv, body], optimizer: body}"]
+    rules += ["+param_groups.head={module: head, optimizer: head}"]
+    step = f"training_step={in_turn.__module__}.in_turn"
+    session = build_session(compose_settings([*small_run(SmallCNN, "epochs=2"), "optim=two", *rules, step]))
+    before = {name: param.detach().clone() for name, param in session.named.items()}
+    changed: list[set[str]] = []
+
+    class Watch:
+        def on_epoch(self, *_: Any) -> None:
+            changed.append({name for name, param in session.named.items() if not torch.equal(param, before[name])})
+
+    fit(session.state, session.train, session.val, [Watch()])
+    frozen_names = {name for name in before if name.split(".")[0] in frozen}
+    assert changed == [before.keys() - frozen_names, before.keys()]

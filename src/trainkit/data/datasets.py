@@ -20,19 +20,26 @@ from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import DataError
 
 
-def digits() -> TensorDataset:
+def digits(keep: Sequence[int] | None = None) -> TensorDataset:
     """Return the 1,797 digits of the test part of the UCI set "Optical Recognition of Handwritten Digits".
 
     Source: E. Alpaydin and C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0. The 8x8 images with 17
     levels are upsampled (bilinear) to 32x32 and repeated on 3 channels.
 
     Shape: images (1797, 3, 32, 32) uint8, targets (1797,) int64.
+
+    Args:
+        keep: the digits to keep, which become the classes 0, 1, ...; None: all.
     """
     with resources.files("trainkit.data").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
         small, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     large = torch.nn.functional.interpolate(small[:, None] * (255 / 16), size=(32, 32), mode="bilinear")
     images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    return TensorDataset(images, labels.long())
+    if keep is None:
+        return TensorDataset(images, labels.long())
+    is_class = labels[:, None] == torch.tensor(keep)
+    kept = is_class.any(1)
+    return TensorDataset(images[kept], is_class[kept].long().argmax(1))
 
 
 def line(x: Sequence[float] = (-2, -1, 0, 1, 2), slope: float = 5.0, intercept: float = 0.0) -> TensorDataset:

@@ -20,9 +20,20 @@ from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 from trainkit.runs.frozen import is_partial
 from trainkit.runs.weight_files import read_checkpoint, read_weights, weights_of
-from trainkit.training.weights import UNEXPECTED, Match, Mismatch, match_weights, matching, patterns_for
+from trainkit.training.weights import (
+    DTYPE,
+    MISSING,
+    SHAPE,
+    UNEXPECTED,
+    Match,
+    Mismatch,
+    match_weights,
+    matching,
+    patterns_for,
+)
 
-MAX_ROWS = 20  # of a table of mismatches
+MAX_ROWS = 12  # of a table of mismatches; run.json has all
+ORDER = [SHAPE, DTYPE, MISSING, UNEXPECTED]  # those that are seldom expected come first
 
 
 class WarmStart:
@@ -129,7 +140,8 @@ def _table(mismatches: list[Mismatch]) -> list[str]:
     """Return the lines of a table of mismatches."""
     if not mismatches:
         return []
-    rows = [[item.name, item.kind, item.weights, item.model] for item in mismatches[:MAX_ROWS]]
+    first = sorted(mismatches, key=lambda item: ORDER.index(item.kind))[:MAX_ROWS]
+    rows = [[item.name, item.kind, item.weights, item.model] for item in first]
     more = [f"and {len(mismatches) - MAX_ROWS} more"] if len(mismatches) > MAX_ROWS else []
     return [*columns([["tensor", "difference", "in the weights", "in the model"], *rows]), *more]
 

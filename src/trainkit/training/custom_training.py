@@ -128,11 +128,14 @@ def update_in_turn(state: State, step: CustomStep, inputs: Any, targets: Any) ->
     parts: list[tuple[str, Part]] = []
     for name, result in yielded_losses(state, step, inputs, targets):
         optimizer = objects.optimizers[name]
-        params = list(parameters_of(optimizer))
+        params = [
+            param for param in parameters_of(optimizer) if param.requires_grad
+        ]  # some may join the training later
         optimizer.zero_grad()
         loss = result.loss if objects.scaler is None else objects.scaler.scale(result.loss)
-        loss.backward(inputs=params)  # only these, because the loss of one part often reaches the others
-        if all(param.grad is None for param in params):
+        if params:
+            loss.backward(inputs=params)  # only these, because the loss of one part often reaches the others
+        if params and all(param.grad is None for param in params):
             cause = f"the loss of {name!r} does not depend on a parameter of this optimizer"
             raise WrongPartError(step.key, cause, "yield the name of the optimizer that the loss trains")
         weight = batch_size_of(inputs) if result.denominator is None else result.denominator
