@@ -16,7 +16,7 @@ from tests.conftest import Command
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS: tuple[str, ...] = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
 SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch", "A small GPT")
-SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA")
+SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA", "Data without an end")
 DATA = """
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
@@ -72,10 +72,12 @@ def commands() -> list[Any]:
     found: list[Any] = []
     for section in SECTIONS:
         text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-        package = {"Hugging Face": "transformers", "timm": "timm"}.get(section)
-        missing = package is not None and importlib.util.find_spec(package) is None
-        marks = [pytest.mark.slow, pytest.mark.skipif(missing, reason=f"needs {package}")] if package else []
         for line in re.findall(r"^    (trainkit .*)$", text, re.M):
+            package = (
+                "datasets" if "datasets." in line else {"Hugging Face": "transformers", "timm": "timm"}.get(section)
+            )
+            missing = package is not None and importlib.util.find_spec(package) is None
+            marks = [pytest.mark.slow, pytest.mark.skipif(missing, reason=f"needs {package}")] if package else []
             found.append(pytest.param(line, marks=marks, id=f"{section} {len(found)}"))
     return found
 
@@ -89,6 +91,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "book.txt").write_text("a book of words, and more words\n" * 150)
     graph = textwrap.dedent(PAGE.partition("    # taskmodels.py\n")[2].split("\n\n")[0])
     (tmp_path / "taskmodels.py").write_text(f"{MODELS}\n{graph}")
+    stream = textwrap.dedent(PAGE.partition("    # mystreams.py\n")[2].partition("\n    trainkit ")[0])
+    (tmp_path / "mystreams.py").write_text(f"import random\nimport torch\n\n{stream}")
+    (tmp_path / "rows.jsonl").write_text("\n".join(f'{{"x": [{n}, 1.0], "label": {n % 2}}}' for n in range(40)))
     (tmp_path / "conf" / "model").mkdir(parents=True)
     lines = PAGE.partition("# conf/model/picked.yaml\n")[2].split("\n\n")[0]
     (tmp_path / "conf" / "model" / "picked.yaml").write_text(textwrap.dedent(lines))

@@ -177,9 +177,9 @@ def test_a_stream_has_iter_and_no_items() -> None:
 
 
 def test_a_state_is_copied_and_holds_plain_values_only() -> None:
-    state = {"a": [1, (2.5, None)], "b": torch.ones(2)}
+    state: dict[str, Any] = {"a": [1, (2.5, None)], "b": torch.ones(2)}
     copied = plain_copy(state)
-    state["a"].append(3)  # type: ignore[union-attr]
+    state["a"].append(3)
     assert copied["a"] == [1, (2.5, None)]
     with pytest.raises(ValueError, match=r"state_dict\['x'\] is a set"):
         plain_copy({"x": {1}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import zlib
@@ -107,3 +108,49 @@ class RngSnapshot:
             generator.set_state(self.states[generator])
         torch.set_rng_state(self.torch_state)
         return advanced
+
+
+_numpy: Any = np.random  # NumPy's types leave out two public functions
+MT19937_BYTES = 624 * 4 + 4  # the state of NumPy's global generator: its words and its position
+
+
+class SeparateGenerators:
+    """Global generators of Python, NumPy and torch for code that reads data, apart from those of the model.
+
+    Reading NumPy's state takes longer than many batches, so the bit generator is exchanged. This loses the second of
+    two normal numbers, which NumPy keeps for the next draw. So the state is restored if that number exists.
+    """
+
+    def __init__(self) -> None:
+        self.own = np.random.MT19937(0)
+        self.known = b""  # the words of the model's generator when it was last looked at
+        self.has_normal = False  # whether it then kept a normal number
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Exchange NumPy's generator, and restore all generators at the end of the block."""
+        model = _numpy.get_bit_generator()
+        words = b""
+        if isinstance(model, np.random.MT19937):
+            words = ctypes.string_at(model.ctypes.state_address, MT19937_BYTES)
+        python_state, torch_state, numpy_state = random.getstate(), torch.get_rng_state(), None
+        if self.has_normal or words != self.known or not words:
+            numpy_state = _numpy.get_state(legacy=True)
+            self.known, self.has_normal = words, bool(numpy_state[3])
+
+        def restore() -> None:
+            _numpy.set_bit_generator(model)
+            if self.has_normal and numpy_state is not None:
+                np.random.set_state(numpy_state)
+            random.setstate(python_state)
+            torch.set_rng_state(torch_state)
+
+        _numpy.set_bit_generator(self.own)
+        try:
+            yield
+        finally:
+            try:
+                restore()
+            except BaseException:  # a signal may have interrupted the restore
+                restore()
+                raise

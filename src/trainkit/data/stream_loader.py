@@ -20,7 +20,7 @@ from trainkit.data.pairs import map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, ignore_signals
 from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
-from trainkit.data.stream_reading import Position, Share, StreamBatch, StreamReader, isolated_generators
+from trainkit.data.stream_reading import Position, Share, StreamBatch, StreamReader
 from trainkit.data.streams import Stream, begin_pass
 
 
@@ -221,7 +221,7 @@ class StreamLoader:
 
     def _read_example(self) -> CollatedBatch:
         try:
-            with preserve_rng(), isolated_generators():
+            with preserve_rng():
                 dataset = self.stream.copy()
                 begin_pass(dataset, 0)
                 samples = list(itertools.islice(dataset, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
-from trainkit.core.rng import NUMPY_GENERATOR, PYTHON_GENERATOR, RngSnapshot
+from trainkit.core.rng import NUMPY_GENERATOR, PYTHON_GENERATOR, SeparateGenerators
 from trainkit.data.form import SampleForm
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, epoch_seed, is_file_error
 from trainkit.data.streams import Stream, begin_pass, plain_copy
@@ -107,7 +107,7 @@ class StreamReader(IterableDataset[StreamBatch | None]):
             dataset = self.stream.copy()
         elif not self.shares_itself:
             torch_worker._worker_info = None  # a set that divides its samples by it would lose most of them
-        isolated: Isolation = isolated_generators if info is None else nullcontext
+        isolated: Isolation = SeparateGenerators().active if info is None else nullcontext
         if not self.shares_itself:
             return self._batches(
                 dataset, isolated, self.position.shares[0], worker, keep=(worker, workers), step=(0, 1)
@@ -190,17 +190,3 @@ def _samples(dataset: Any, number: int, state: Any) -> Iterator[Any]:
     if state is not None:
         dataset.load_state_dict(plain_copy(state))
     yield from dataset
-
-
-@contextmanager
-def isolated_generators() -> Iterator[None]:
-    """Restore the global generators at the end of the block, because reading must not advance those of the model."""
-    before = RngSnapshot()
-    try:
-        yield
-    finally:
-        try:
-            before.restore()
-        except BaseException:  # a signal may have interrupted the restore
-            before.restore()
-            raise
