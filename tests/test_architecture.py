@@ -19,6 +19,7 @@ LAYERS = [
     {"training"},
     {"build", "runs"},
     {"engine"},
+    {"distillation"},
     {"sweeps", "diagnostics"},
     {"cli"},
     {"__main__"},

@@ -16,7 +16,7 @@ from tests.conftest import Command
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS: tuple[str, ...] = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
 SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch", "A small GPT")
-SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA", "Data without an end")
+SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA", "Distillation", "Data without an end")
 DATA = """
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
@@ -127,6 +127,10 @@ def test_every_command_about_samples_and_models_trains(line: str, folder: Path, 
     if "init_from=runs/base" in line or re.search("finetune_resnet18|experiment=lora", line):
         first = PAGE.partition("\n## Fine-tune\n")[2].partition("\n    trainkit ")[2].partition("\n")[0]
         done = forked(*shlex.split(first), "epochs=1", "limit_batches=1", "batch_size=4", "device=cpu", "report=off")
+        assert done.returncode == 0, done.stderr
+    if "experiment=distillation" in line:
+        first = PAGE.partition("\n## Distillation\n")[2].partition("\n    trainkit ")[2].partition("\n")[0]
+        done = forked(*shlex.split(first), "epochs=1", "limit_batches=1", "device=cpu", "report=off")
         assert done.returncode == 0, done.stderr
     length = "steps=2" if "char_gpt" in line else "epochs=1"
     done = forked(*shlex.split(line)[1:], length, "limit_batches=2", "batch_size=8", "device=cpu", "report=off")

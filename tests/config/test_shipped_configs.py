@@ -18,7 +18,7 @@ from PIL import Image
 from torch.optim.lr_scheduler import LRScheduler
 
 from tests.helpers import compose_settings
-from trainkit import compose
+from trainkit import compose, train
 from trainkit.build import session as build
 from trainkit.config.schema import UNNAMED
 from trainkit.config.search_path import CONF
@@ -151,6 +151,9 @@ def with_marks(choice: str) -> Any:
 def test_every_config_composes_builds_and_trains(choice: str, all_data: Path) -> None:  # noqa: ARG001
     group, name = choice.split("=")
     companions = COMPANIONS.get(group, {}).get(name, [])
+    if choice == "experiment=distillation":
+        teacher = compose(["model=mlp", "data=digits", "epochs=1", "limit_batches=1", "progress=off"])
+        train(teacher, directory="runs/teacher")
     settings = compose_settings(
         [
             choice,
