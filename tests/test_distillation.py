@@ -102,7 +102,8 @@ def test_wrong_arguments_are_errors_of_the_config(override: str, cause: str) -> 
         build_session(compose_settings([*STUDENT, override]))
 
 
-def test_other_classes_than_the_teachers_are_an_error(teacher: Run, here: Path) -> None:
+@pytest.mark.usefixtures("teacher")
+def test_other_classes_than_the_teachers_are_an_error(here: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher returns .* the model") as refused:
         trainkit.train(trainkit.compose([*STUDENT, "model.out_features=11"]), directory=here / "student")
     assert "the same classes" in refused.value.problems[0].hint

@@ -19,7 +19,8 @@ class Distillation:
     """Learn the class probabilities of a teacher beside the targets: https://arxiv.org/abs/1503.02531.
 
     The loss is `alpha` x T^2 x KL(teacher, model) + (1 - alpha) x `loss_fn`, with the logits of both divided by T in
-    the divergence. Both parts are divided by the denominator of `loss_fn`. The teacher is not trained, and its weights are not in the checkpoints, which hold their hash.
+    the divergence. Both parts are divided by the denominator of `loss_fn`. The teacher is not trained, and its weights
+    are not in the checkpoints, which hold their hash.
 
     Args:
         teacher: the directory of a run, whose best model is the teacher.
