@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import signal
 import sys
@@ -40,6 +41,13 @@ class Plain(Net):
     def __init__(self):
         super().__init__()
         self.dropout = nn.Identity()
+
+class Pair(Plain):
+    def forward(self, x):
+        return super().forward(x), x
+
+def of_pair(model, inputs, targets, loss_fn):
+    return loss_fn(model(inputs)[0], targets)
 
 class Points:
     classes = ["a", "b", "c"]
@@ -146,6 +154,7 @@ def raises(model, inputs, targets, loss_fn):
 FILES = {
     "conf/model/net.yaml": "_target_: stepmodule.Net\n",
     "conf/model/plain.yaml": "_target_: stepmodule.Plain\n",
+    "conf/model/pair.yaml": "_target_: stepmodule.Pair\n",
     "conf/data/points.yaml": "train: {_target_: stepmodule.Points}\nval: {_target_: stepmodule.Points, size: 20}\n",
     "conf/optim/two.yaml": "head: {_target_: torch.optim.Adam, lr: 0.01}\n"
     "other: {_target_: torch.optim.SGD, lr: 0.1}\n",
@@ -367,3 +376,33 @@ def test_a_step_that_does_not_exist_is_a_config_error(forked: Command, value: st
     done = forked("model=plain", *BASE, f"training_step={value}")
     assert done.returncode == 2, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+# ----------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.usefixtures("own")
+def test_inspect_shows_the_gradient_of_a_custom_step(forked: Command) -> None:
+    rows = {}
+    variants: dict[str, tuple[str, ...]] = {"supervised": (), "custom": ("training_step=stepmodule.supervised",)}
+    for name, more in variants.items():
+        done = forked("inspect", "--json", "model=net", *ONE, *more)
+        assert done.returncode == 0, done.stderr
+        rows[name] = json.loads(done.stdout)
+    assert rows["custom"] == rows["supervised"]
+
+
+@pytest.mark.usefixtures("own")
+def test_commands_that_need_one_gradient_say_that_a_step_has_several(forked: Command) -> None:
+    for command in ("inspect", "bench"):
+        done = forked(command, "model=net", *TWO)
+        assert done.returncode == 2, done.stderr
+        assert "stepmodule.in_turn" in done.stderr
+
+
+@pytest.mark.usefixtures("own")
+def test_a_supervised_validation_that_fails_names_the_evaluation_step(forked: Command) -> None:
+    done = forked("model=pair", *ONE, "training_step=stepmodule.of_pair")
+    assert done.returncode == 1, done.stderr
+    assert "write evaluation_step='${training_step}'" in done.stderr
+    assert "epoch 1" not in done.stdout  # found after the first step

@@ -158,7 +158,7 @@ def test_a_monitored_metric_that_is_not_a_number_ends_the_run_after_the_first_st
     state.objects.val_metrics = MetricSet("val", {"mean": Average()}, CPU)
     with pytest.raises(ConfigError, match=r"val/mean: this run has no such metric\n.* val/mean/mean"):
         try_metrics(state, torch.randn(4, 3), torch.zeros(4, 2))
-    state = make_state(nn.Linear(3, 2), nn.MSELoss(), monitor="val/f1")
+    state = make_state(nn.Linear(3, 2), nn.CrossEntropyLoss(), monitor="val/f1")
     state.objects.val_metrics = MetricSet("val", {"f1": M.F1(average="none")}, CPU)
     with pytest.raises(ConfigError, match=r"val/f1: is \[.*\], not a number"):
         try_metrics(state, torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))

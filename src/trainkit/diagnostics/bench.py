@@ -19,6 +19,7 @@ from trainkit.build.session import Session, build_session
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import autocast, synchronize
+from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import batch_size_of
 from trainkit.diagnostics.advice import advice
 from trainkit.diagnostics.batches import FixedStepsLoader
@@ -46,7 +47,16 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
         hand; `phases`, the seconds of each phase; `flops` of a step (None if they cannot be counted); `limits`,
         the FLOP/s of a matrix product in some precisions, and `limit`, in the precision of the training;
         `peak_share`, the fraction of the limit that the step reaches; `advice`, what to change.
+
+    Raises:
+        ConfigError: the training has a custom step.
     """
+    custom = session.state.objects.training_step
+    if custom is not None:
+        cause = (
+            f"bench: it times the supervised step beside a loop written by hand, and training_step is {custom.place}"
+        )
+        raise ConfigError(cause, hint="read samples_per_second in the history of a short run: epochs=1")
     steps_per_round = max(1, math.ceil(steps / ROUNDS))
     state, train = session.state, FixedStepsLoader(session.train, steps_per_round)
     loops = {"step": lambda: run_trainkit_loop(state, train)}

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from trainkit.build.session import Session
 from trainkit.core.pytree import batch_size_of, map_tensors
+from trainkit.training.custom_training import gradient_of_batch
 from trainkit.training.loop import train_step
 from trainkit.training.metrics import scalar_or_norm
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import State
-from trainkit.training.step import accumulate_gradient
 
 REL_STEP = 1e-5  # of the finite difference, relative to the parameter; absolute for parameters below 1
 
@@ -54,7 +54,7 @@ def inspect_step(session: Session) -> dict[str, Any]:
     record_gradients("grad_before")
     for key in ("grad", "grad_twice"):
         with _preserve_torch_rng(objects.device):
-            loss, _ = run_with_oom_split(accumulate_gradient, state, inputs, targets, [])
+            loss = run_with_oom_split(gradient_of_batch, state, inputs, targets, [])
         record_gradients(key)
     objects.optimizer.zero_grad()
     record_gradients("grad_after_zero")
@@ -100,7 +100,7 @@ def finite_differences(
         def loss_at(param: nn.Parameter, value: Tensor) -> float:
             with _preserve_torch_rng(device):
                 param.copy_(value)
-                loss, _ = accumulate_gradient(float64_state, *batch)
+                loss = gradient_of_batch(float64_state, *batch)
             if loss.dtype != torch.float64:
                 raise TypeError("the loss is not float64")
             return loss.item()

@@ -150,9 +150,19 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     hint = next((hint for kind, text, hint in hints if isinstance(error, kind) and text in str(error)), "")
     if key.startswith("hooks.") and isinstance(error, KeyError):
         hint = _suggest_metric(error)
+    if _lacks_evaluation_step(error, session):
+        hint = "the validation is supervised: write evaluation_step='${training_step}', a step of its own, or off"
     if key in ("model", "loss") and not user_frames(error):  # such as a call with a wrong number of arguments
         shapes += f"\n  {_part_name(session, key)}"
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)
+
+
+def _lacks_evaluation_step(error: BaseException, session: Session) -> bool:
+    """Return whether the supervised validation raised an error in a training with a custom step."""
+    objects = session.state.objects
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_validation = any(frame.f_code is loop.evaluate_batch.__code__ for frame in frames)
+    return is_validation and objects.training_step is not None and objects.evaluation_step is None
 
 
 def _suggest_metric(error: KeyError) -> str:

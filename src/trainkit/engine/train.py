@@ -101,9 +101,9 @@ def run_training(
     loggers = Loggers(run, session.loggers, config, report)
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen, loggers) if hook is not None]
     hooks.append(FirstBatch(hooks))
-    if (
-        session.val is not None and state.objects.val_metrics and not session.settings.compile
-    ):  # it would compile for one more shape
+    objects = state.objects
+    has_own_parts = bool(objects.val_metrics) or bool(objects.training_step or objects.evaluation_step)
+    if session.val is not None and has_own_parts and not session.settings.compile:  # it would compile one more shape
         hooks.append(FirstMetrics(session.val.example))
     with handle_signals(state):
         try:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import batch_size_of
 from trainkit.core.spelling import did_you_mean
 from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
 from trainkit.training.state import State
-from trainkit.training.step import before_update, micro_batches, parameters_of, update, update_with
+from trainkit.training.step import accumulate_gradient, before_update, micro_batches, parameters_of, update, update_with
 from trainkit.training.wrong_part import WrongPartError
 
 
@@ -89,6 +90,21 @@ def parts_with_gradients(state: State, step: CustomStep, inputs: Any, targets: A
                 param.grad.mul_(predicted / total)
 
 
+def gradient_of_batch(state: State, inputs: Any, targets: Any) -> Tensor:
+    """Accumulate the gradient of a batch without an update; return the loss.
+
+    Raises:
+        ConfigError: the training step updates the weights several times.
+    """
+    step = state.objects.training_step
+    if step is None:
+        return accumulate_gradient(state, inputs, targets)[0]
+    if step.is_generator:
+        cause = f"training_step: {step.place} yields a loss for each optimizer, so a batch has no single gradient"
+        raise ConfigError(cause, hint="train with watch=[NAME], which records the gradient of a parameter")
+    return total_loss(list(parts_with_gradients(state, step, inputs, targets)))[0]
+
+
 def step_parts(
     state: State, step: CustomStep, model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any
 ) -> Iterator[Part]:
@@ -128,9 +144,7 @@ def update_in_turn(state: State, step: CustomStep, inputs: Any, targets: Any) ->
     parts: list[tuple[str, Part]] = []
     for name, result in yielded_losses(state, step, inputs, targets):
         optimizer = objects.optimizers[name]
-        params = [
-            param for param in parameters_of(optimizer) if param.requires_grad
-        ]  # some may join the training later
+        params = [param for param in parameters_of(optimizer) if param.requires_grad]  # the others are frozen
         optimizer.zero_grad()
         loss = result.loss if objects.scaler is None else objects.scaler.scale(result.loss)
         if params:

@@ -1,4 +1,4 @@
-"""A hook that tries the metrics of the validation after the first step, long before the first validation."""
+"""A hook that tries the validation of custom parts after the first step, long before the first validation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from trainkit.core.rng import preserve_rng
 from trainkit.data.prepare import Batch
 from trainkit.training.carried import capture_carried, carrying_modules, reset_carried, restore_carried
-from trainkit.training.custom_training import required_outputs
-from trainkit.training.loop import monitored_value
-from trainkit.training.metric_set import detach
+from trainkit.training.loop import evaluate_batch, monitored_value
 from trainkit.training.state import State
 
 
 class FirstMetrics:
-    """A hook that ends a new training after its first step if the metrics do not take the outputs of the validation.
+    """A hook that ends a new training after its first step if its validation fails.
+
+    The metrics may not take the outputs, or a custom step may not fit the validation.
 
     Args:
         example: returns a batch of the validation data.
@@ -41,28 +41,22 @@ class FirstMetrics:
 
 @torch.no_grad()
 def try_metrics(state: State, inputs: Any, targets: Any) -> None:
-    """Update the metrics of the validation with one batch. The state of the training does not change."""
+    """Evaluate one batch, and update the metrics with it. The state of the training does not change."""
     objects = state.objects
-    model, metrics = objects.evaluated[0], objects.val_metrics
-    modes, buffers = [(module, module.training) for module in model.modules()], capture_carried([model])
+    (model, loss_fn), metrics = objects.evaluated, objects.val_metrics
+    modes = [(module, module.training) for part in (model, loss_fn) for module in part.modules()]
+    buffers = capture_carried([model, loss_fn])
     with preserve_rng():
         model.eval()
+        loss_fn.eval()
         reset_carried(carrying_modules(model) if objects.carrying else [])
-        metrics.update(detach(validation_outputs(state, inputs, targets)), targets)
+        for _, part_targets, outputs in evaluate_batch(state, inputs, targets, keep=bool(metrics)).kept:
+            metrics.update(outputs, part_targets)
         check_monitored(state)
     metrics.reset()
     restore_carried(buffers)
     for module, mode in modes:
         module.training = mode
-
-
-def validation_outputs(state: State, inputs: Any, targets: Any) -> Any:
-    """Return the outputs for a batch, as the validation computes them."""
-    (model, loss_fn), step = state.objects.evaluated, state.objects.evaluation_step
-    with state.objects.autocast:
-        if step is None:
-            return model(inputs)
-        return required_outputs(step, step.result(step(model, inputs, targets, loss_fn, state.progress)))
 
 
 def check_monitored(state: State) -> None:
