@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS: tuple[str, ...] = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
 SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch", "A small GPT")
 SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA", "Distillation", "Data without an end")
+SECTIONS += ("GAN", "Contrastive")
 DATA = """
 import torch
 from torchvision.transforms.v2.functional import to_pil_image

@@ -26,6 +26,7 @@ from trainkit.training.loop import fit
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 OPTIMIZERS = [choice for choice in CHOICES if choice.startswith("optim=")]
+GAN = ["model=dcgan", "loss=bce", "optim=gan", "training_step=trainkit.steps.gan", "data.split=off"]
 LOSSES = {  # the overrides that each loss needs
     "cross_entropy": [],
     "nll": [],
@@ -34,6 +35,7 @@ LOSSES = {  # the overrides that each loss needs
     "smooth_l1": ["data=line", "model=linear"],
     "bce": ["data=line", "data.train.slope=0.2", "model=linear"],
     "identity": ["data=line", "model=polynomial"],
+    "nt_xent": ["model=simclr", "training_step=trainkit.steps.two_views", "evaluation_step=${training_step}"],
     "from_model": ["data=line", "model=confrates.Own", "data.inputs=[0,1]", "data.targets=1"],
 }
 DATA = {  # the overrides that each data set needs
@@ -49,6 +51,9 @@ MODELS = {
     "linear": ["data=line", "loss=mse"],
     "polynomial": ["data=line", "loss=identity"],
     "unet": ["data=shapes"],
+    "vae": ["loss=bce", "training_step=trainkit.steps.vae", "evaluation_step=${training_step}"],
+    "dcgan": GAN,
+    "simclr": LOSSES["nt_xent"],
     "lstm_lm": ["data=text", "data.sampler=contiguous"],
     "gpt": ["data=text"],
     "torchvision": ["model.name=squeezenet1_1"],
@@ -68,7 +73,7 @@ COMPANIONS = {
     "loss": LOSSES,
     "data": DATA,
     "model": MODELS,
-    "optim": {"muon": ["model=mlp", "model.bias=false"]},
+    "optim": {"muon": ["model=mlp", "model.bias=false"], "gan": GAN},
     "scheduler": {name: ["scheduler.lr_lambda=confrates.same"] for name in ("lambda", "multiplicative")},
 }
 
@@ -196,7 +201,7 @@ def test_every_optimizer_has_the_defaults_of_torch_and_takes_a_step(choice: str)
 def test_every_dense_optimizer_of_torch_has_a_config() -> None:
     found = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
     found -= {"Optimizer", "SparseAdam"}
-    single = [choice for choice in OPTIMIZERS if choice != "optim=muon_sgd"]
+    single = [choice for choice in OPTIMIZERS if choice not in ("optim=muon_sgd", "optim=gan")]
     shipped = {str(compose([choice]).optim["_target_"]).rpartition(".")[2] for choice in single}
     assert shipped == {name for name in found if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
 
