@@ -53,7 +53,7 @@ MODELS = {
     "unet": ["data=shapes"],
     "vae": ["loss=bce", "training_step=trainkit.steps.vae", "evaluation_step=${training_step}"],
     "dcgan": GAN,
-    "simclr": LOSSES["nt_xent"],
+    "simclr": ["loss=nt_xent", *LOSSES["nt_xent"]],
     "lstm_lm": ["data=text", "data.sampler=contiguous"],
     "gpt": ["data=text"],
     "torchvision": ["model.name=squeezenet1_1"],
@@ -170,7 +170,7 @@ def test_every_config_composes_builds_and_trains(choice: str, all_data: Path) ->
         ]
     )
     session = build.build_session(settings)
-    fit(session.state, session.train, session.val)
+    fit(session.state, session.train, session.val, [*session.hooks.values()])
     assert session.state.progress.step == 1
     assert session.state.progress.best is not None
     assert math.isfinite(session.state.progress.best["train/loss"])
