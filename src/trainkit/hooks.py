@@ -30,9 +30,17 @@ class SampleImages:
         columns: images in a row of the grid.
         every: write after each so many epochs.
         seed: of the noise.
+
+    Raises:
+        ConfigError: a number is less than 1.
     """
 
     def __init__(self, count: int = 64, columns: int = 8, every: int = 1, seed: int = 0) -> None:
+        if min(count, columns, every) < 1:
+            raise ConfigError(
+                f"hooks: SampleImages: count={count}, columns={columns} and every={every} must be at least 1",
+                hint="for example count=64 columns=8 every=1",
+            )
         self.count, self.columns, self.every, self.seed = count, columns, every, seed
 
     def on_start(self, state: State) -> None:
@@ -88,7 +96,9 @@ class LinearProbe:
             ConfigError: one of them is missing.
         """
         if "val" not in state.loaders:
-            raise ConfigError("hooks: LinearProbe needs a validation set", hint="write data.split=0.2")
+            raise ConfigError(
+                "hooks: LinearProbe needs a validation set", hint="write data.split=0.2, and not evaluation_step=off"
+            )
         names = [name for name, _ in state.model.named_modules()]
         if self.part not in names:
             cause = f"hooks: LinearProbe: the model has no module {self.part!r}"

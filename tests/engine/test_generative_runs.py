@@ -89,6 +89,7 @@ def test_hooks_that_look_at_the_model_do_not_change_the_training(forked: Command
         ([*SIMCLR, "micro_batch=4"], ["micro_batch=4"]),
         ([*GAN, "micro_batch=4"], ["micro_batch=4"]),
         ([*SIMCLR, "data.split=off"], ["LinearProbe needs a validation set", "write data.split=0.2"]),
+        ([*GAN, "+hooks.samples.every=0"], ["every=0", "must be at least 1"]),
         ([*SIMCLR, "hooks.probe.part=encodr"], ["no module 'encodr'", "did you mean encoder?"]),
         (
             [*SIMCLR, "+hooks.images={_target_: trainkit.hooks.SampleImages}"],
