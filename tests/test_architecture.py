@@ -15,8 +15,8 @@ PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"core"},
     {"config", "data", "optim", "display", "models", "model_libraries", "losses", "metrics"}
-    | {"image_models", "adapters", "steps", "hooks"},
-    {"training"},
+    | {"image_models", "adapters", "steps"},
+    {"training", "hooks"},
     {"build", "runs"},
     {"engine"},
     {"distillation"},

@@ -15,6 +15,7 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import describe
 from trainkit.core.rng import preserve_rng
 from trainkit.core.spelling import did_you_mean
+from trainkit.data.stream_loader import StreamLoader
 
 if TYPE_CHECKING:
     from trainkit.training.state import State
@@ -90,11 +91,14 @@ class LinearProbe:
         self.part, self.penalty, self.iterations = part, penalty, iterations
 
     def on_start(self, state: State) -> None:
-        """Check that there are validation data and the part.
+        """Check that the data can be read again, and that there are validation data and the part.
 
         Raises:
-            ConfigError: one of them is missing.
+            ConfigError: one of these conditions does not hold.
         """
+        if isinstance(state.loaders["train"], StreamLoader):
+            cause = "hooks: LinearProbe reads the training data again after each epoch, and data.train is a stream"
+            raise ConfigError(cause, hint="use a data set with items (__getitem__)")
         if "val" not in state.loaders:
             raise ConfigError(
                 "hooks: LinearProbe needs a validation set", hint="write data.split=0.2, and not evaluation_step=off"

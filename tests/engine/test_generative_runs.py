@@ -23,10 +23,19 @@ class Kill:
         if state.step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 """
+DIGITS = """
+import trainkit.data
+
+class Stream:
+    def __iter__(self):
+        yield from trainkit.data.digits()
+"""
 BASE = ["limit_batches=3", "batch_size=8", "device=cpu", "report=off", "progress=plain", "checkpoint.every_steps=1"]
 GAN = ["experiment=dcgan", "model.width=2", "epochs=2", *BASE]
 VAE = ["experiment=vae", "model.hidden=8", "epochs=2", *BASE]
 SIMCLR = ["experiment=simclr", "model.encoder.width=2", "epochs=2", *BASE]
+STREAM = ["data.train._target_=streammodule.Stream", "data.val._target_=trainkit.data.digits", "steps_per_epoch=2"]
+STREAM += ["data.split=off"]
 
 
 def train(command: Command, directory: str, *overrides: str) -> str:
@@ -89,6 +98,7 @@ def test_hooks_that_look_at_the_model_do_not_change_the_training(forked: Command
         ([*SIMCLR, "micro_batch=4"], ["micro_batch=4"]),
         ([*GAN, "micro_batch=4"], ["micro_batch=4"]),
         ([*SIMCLR, "data.split=off"], ["LinearProbe needs a validation set", "write data.split=0.2"]),
+        ([*SIMCLR, *STREAM], ["data.train is a stream", "use a data set with items"]),
         ([*GAN, "+hooks.samples.every=0"], ["every=0", "must be at least 1"]),
         ([*SIMCLR, "hooks.probe.part=encodr"], ["no module 'encodr'", "did you mean encoder?"]),
         (
@@ -97,7 +107,10 @@ def test_hooks_that_look_at_the_model_do_not_change_the_training(forked: Command
         ),
     ],
 )
-def test_a_wrong_config_is_an_error_of_the_config(overrides: list[str], words: list[str], forked: Command) -> None:
+def test_a_wrong_config_is_an_error_of_the_config(
+    overrides: list[str], words: list[str], forked: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "streammodule.py").write_text(DIGITS)
     done = forked(*overrides)
     assert done.returncode == 2, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
