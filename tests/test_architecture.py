@@ -15,7 +15,7 @@ PACKAGE = Path(trainkit.__file__).parent
 LAYERS = [
     {"core"},
     {"config", "data", "optim", "display", "models", "model_libraries", "losses", "metrics"}
-    | {"image_models", "adapters", "steps"},
+    | {"image_models", "adapters", "detection", "steps"},
     {"training", "hooks"},
     {"build", "runs"},
     {"engine"},

@@ -16,7 +16,7 @@ from tests.conftest import Command
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS: tuple[str, ...] = ("Mappings", "Autoencoder", "Several inputs", "Padded sequences", "Hugging Face", "timm")
 SECTIONS += ("Tables", "Cross-validation", "Imbalanced classes", "Texts", "State from batch to batch", "A small GPT")
-SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA", "Distillation", "Data without an end")
+SECTIONS += ("Segmentation", "A graph", "Fine-tune", "LoRA", "Distillation", "Detection", "Data without an end")
 SECTIONS += ("GAN", "Contrastive")
 DATA = """
 import torch

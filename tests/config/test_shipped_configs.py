@@ -45,6 +45,7 @@ DATA = {  # the overrides that each data set needs
     "table": ["data.file=package:diabetes.csv", "data.target=progression", "model=mlp", "loss=mse"],
     "text": ["model=lstm_lm"],
     "shapes": ["model=unet"],
+    "boxes": ["experiment=detection"],
     "huggingface": ["data.path=table.jsonl", "data.target=y", "model=linear", "loss=mse"],
 }
 MODELS = {
@@ -53,6 +54,7 @@ MODELS = {
     "unet": ["data=shapes"],
     "vae": ["loss=bce", "training_step=trainkit.steps.vae", "evaluation_step=${training_step}"],
     "dcgan": GAN,
+    "faster_rcnn": ["experiment=detection"],
     "simclr": ["loss=nt_xent", *LOSSES["nt_xent"]],
     "lstm_lm": ["data=text", "data.sampler=contiguous"],
     "gpt": ["data=text"],

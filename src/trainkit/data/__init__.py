@@ -4,6 +4,7 @@ The data sets that configs name as `trainkit.data.NAME` are exported here.
 """
 
 from trainkit.core.pytree import Samples
+from trainkit.data.boxes import boxes
 from trainkit.data.collate import Pad, lists
 from trainkit.data.datasets import arrays, digits, image_folder, line, synthetic
 from trainkit.data.huggingface_sets import huggingface
@@ -15,6 +16,7 @@ __all__ = [
     "Pad",
     "Samples",
     "arrays",
+    "boxes",
     "digits",
     "huggingface",
     "image_folder",

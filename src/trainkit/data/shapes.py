@@ -29,14 +29,14 @@ def shapes(size: int = 600, pixels: int = 64, shapes: int = 3, noise: float = 0.
         center = (torch.rand(size, 2, generator=generator) * pixels)[:, :, None, None]
         radius = (pixels * (0.1 + 0.15 * torch.rand(size, generator=generator)))[:, None, None]
         color = 0.3 + 0.7 * torch.rand(size, 3, 1, 1, generator=generator)
-        inside = _inside(kind, x - center[:, 0], y - center[:, 1], radius)
+        inside = inside_shape(kind, x - center[:, 0], y - center[:, 1], radius)
         images = torch.where(inside[:, None], color, images)
         classes = torch.where(inside, kind, classes)
     images = images + noise * torch.randn(images.shape, generator=generator)
     return TensorDataset((images.clamp(0, 1) * 255).round().to(torch.uint8), classes)
 
 
-def _inside(kind: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
+def inside_shape(kind: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
     """Return which pixels, (N, H, W) bool, are inside a shape, by their distances from its center."""
     circle = dx**2 + dy**2 <= radius**2
     square = (dx.abs() <= radius) & (dy.abs() <= radius)
