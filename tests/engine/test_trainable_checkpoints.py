@@ -26,7 +26,7 @@ model: {_target_: trainkit.models.ToyCNN, in_channels: 3, num_classes: 10}
 rank: 2
 train: ['fc2\\..*']
 """
-RUN = ["model=lora", "limit_batches=6", "epochs=3", "progress=plain", "optim=adamw", "checkpoint.every_steps=4"]
+RUN = ["model=small_lora", "limit_batches=6", "epochs=3", "progress=plain", "optim=adamw", "checkpoint.every_steps=4"]
 RUN += [TRAINABLE, "init_from.path=base", r"init_from.missing=[.*\.parametrizations\..*]", "ema=0.9"]
 
 
@@ -43,7 +43,7 @@ def test_a_killed_lora_run_resumes_to_the_same_bits_from_checkpoints_with_the_ad
     step: int, forked: Command, forks: Forks, tmp_path: Path
 ) -> None:
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "lora.yaml").write_text(LORA)
+    (tmp_path / "conf" / "model" / "small_lora.yaml").write_text(LORA)
     assert forked("limit_batches=6", "epochs=1", "progress=off", "hydra.run.dir=base").returncode == 0
     done = forked(*RUN, "hydra.run.dir=straight")
     assert done.returncode == 0, done.stderr

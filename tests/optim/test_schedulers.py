@@ -19,7 +19,7 @@ from trainkit.data.loaders import epoch_order
 from trainkit.training.loop import fit
 from trainkit.training.state import State
 
-OPTIMIZERS = sorted(file.stem for file in (CONF / "optim").glob("*.yaml") if file.stem != "muon_sgd")
+OPTIMIZERS = sorted(file.stem for file in (CONF / "optim").glob("*.yaml") if file.stem not in ("muon_sgd", "gan"))
 BY_STEP = ["epochs=1", "limit_batches=20", "scheduler.interval=step"]
 BY_EPOCH = ["epochs=20", "limit_batches=1", "scheduler.interval=epoch"]
 HEAD = "+param_groups.head={module: head, lr_mult: 10}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from trainkit.build.model import build_model
 from trainkit.core.errors import CheckpointError
@@ -46,6 +47,11 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
             seed_all(settings.seed, deterministic=torch.are_deterministic_algorithms_enabled())
         model = build_model(settings.model, torch.device("cpu"))
     if is_partial(saved):
+        if any(map(is_lazy, model.parameters())):
+            cause = f"{name} lacks the frozen weights, and the lazy layers of the model need data to build them again"
+            raise CheckpointError(
+                cause, hint="resume the run with checkpoint.weights=all, and load its last checkpoint"
+            )
         warm_start = prepare_warm_start(settings)[1]
         if warm_start is not None:
             warm_start(model)
