@@ -26,9 +26,14 @@ def as_tensors(part: Any) -> Any:
     if isinstance(part, Mapping):
         return {key: as_tensors(value) for key, value in part.items()}
     if isinstance(part, tuple | list):
-        values = [as_tensors(value) for value in part]
+        values = list_as_tensors(part)
         return type(part)(*values) if hasattr(part, "_fields") else type(part)(values)
     return part
+
+
+def list_as_tensors(samples: Sequence[Any]) -> list[Any]:
+    """Return the list of `as_tensors` of each sample."""
+    return [sample if isinstance(sample, STACKED) else as_tensors(sample) for sample in samples]
 
 
 def stack(samples: list[Any]) -> Any:

@@ -21,7 +21,7 @@ from torch.utils.data import Subset
 from trainkit.core.pytree import structure_of
 from trainkit.core.rng import GlobalGenerator, RngSnapshot
 from trainkit.core.signals import SIGNALS
-from trainkit.data.collate import as_tensors, stack
+from trainkit.data.collate import list_as_tensors, stack
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs
 from trainkit.data.sample_errors import (
@@ -268,9 +268,9 @@ def collate(read: ReadSamples, form: SampleForm = PAIRS) -> CollatedBatch:
             raise
         return CollatedBatch(*form.pair_of_batch(batch, read.dataset, len(read.samples)), read.indices, read.unreadable)
     pairs = [form.pair(sample, read.dataset) for sample in read.samples]
-    inputs = [as_tensors(pair[0]) for pair in pairs]
-    same = all(map(target_is_inputs, pairs))
-    targets = inputs if same else [as_tensors(pair[1]) for pair in pairs]
+    inputs = list_as_tensors([pair[0] for pair in pairs])
+    same = target_is_inputs(pairs[0]) and all(map(target_is_inputs, pairs))
+    targets = inputs if same else list_as_tensors([pair[1] for pair in pairs])
     try:
         collated = stack(inputs)
         return CollatedBatch(collated, collated if same else stack(targets), read.indices, read.unreadable)

@@ -156,7 +156,8 @@ class StreamReader(IterableDataset[StreamBatch | None]):
                 if kept or read.unreadable:
                     batch = collate(read, self.form)
                     state = plain_copy(dataset.state_dict()) if self.has_state else None
-            if kept or read.unreadable:
+            del read  # so that the next samples use its memory again, which is in the CPU's cache
+            if batch is not NOTHING:
                 yield StreamBatch(batch, worker, Share(place + 1, state, count < size))
             if count < size:
                 return
@@ -166,8 +167,7 @@ class StreamReader(IterableDataset[StreamBatch | None]):
         first = number * self.batch_size
         read = ReadSamples(self.stream.dataset, [], [], [])
         try:
-            for sample in itertools.islice(samples, max(size, 0)):
-                read.samples.append(sample)
+            read.samples.extend(itertools.islice(samples, max(size, 0)))  # keeps those before an error
         except Exception as error:
             index = first + len(read.samples)
             if not is_file_error(error):
