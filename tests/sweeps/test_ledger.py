@@ -51,6 +51,22 @@ def test_the_seconds_and_attempts_of_a_job_add_up(tmp_path: Path) -> None:
     assert (job.attempts, job.seconds, job.status) == (2, 5.5, "completed")
 
 
+def test_a_job_of_a_search_has_its_trial_and_repeat(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(QUEUED, {**QUEUED, "job": 7, "trial": 2, "repeat": 1, "directory": "7"})
+    assert [(job.number, job.trial, job.repeat) for job in ledger.read()] == [(0, None, 0), (7, 2, 1)]
+
+
+@pytest.mark.parametrize("status", ["pruned", "paused"])
+def test_a_job_that_the_search_stopped_may_run_again(status: str, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    statuses = []
+    for event in (QUEUED, STARTED, {**ENDED, "status": status}, STARTED, ENDED):
+        ledger.append(event)
+        statuses.append(ledger.read()[0].status)
+    assert statuses == ["queued", "running", status, "running", "completed"]
+
+
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_an_incomplete_last_line_loses_nothing_that_follows(cut: int, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
@@ -81,6 +97,7 @@ def test_an_incomplete_last_line_loses_nothing_that_follows(cut: int, tmp_path: 
         "[" * 100_000,
         '{"event": "ended", "job": 0, "status": "failed", "value": 1%s}' % ("0" * 400),
         '{"event": "started", "job": Infinity}',
+        '{"event": "queued", "job": 1, "config": "x", "overrides": [], "directory": "1", "trial": []}',
         "\x00\xff",
     ],
 )

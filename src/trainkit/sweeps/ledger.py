@@ -23,7 +23,7 @@ VERSION = 1
 MAX_BYTES = 2**28
 # The errors that a damaged line of the ledger can cause.
 DAMAGED_LINE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
-STATUSES = ("queued", "running", "completed", "failed", "stopped")
+STATUSES = ("queued", "running", "completed", "failed", "stopped", "paused", "pruned")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class JobRecord:
         config_hash: identifies the config of the job.
         overrides: the overrides of its command line, without secrets.
         directory: of its run.
-        status: queued, running, completed, failed or stopped. A job of a killed sweep stays running.
+        status: one of `STATUSES`. A job of a killed sweep stays running. A search stops a job for ever (pruned), or
+            until it is promoted (paused).
         exit_code: of the last attempt that has ended; None: no attempt has ended.
         why: the cause of a failure or a stop.
         attempts: how many times the job was started.
@@ -44,6 +45,8 @@ class JobRecord:
         value: the best monitored value; None: no epoch has ended, or the value is not finite.
         seconds: the wall time of all attempts that have ended.
         threads: of torch in the job; None: the job has not started.
+        trial: the trial of a search that the job belongs to; None: the job is not part of a search.
+        repeat: of the trial, from 0. Each repeat has its own seed.
     """
 
     number: int
@@ -59,6 +62,8 @@ class JobRecord:
     value: float | None = None
     seconds: float | None = None
     threads: int | None = None
+    trial: int | None = None
+    repeat: int = 0
 
     @property
     def log(self) -> Path:
@@ -178,7 +183,15 @@ class Ledger:
             number = int(event["job"])
             if number not in jobs:
                 overrides = [str(text) for text in event["overrides"]]
-                jobs[number] = JobRecord(number, str(event["config"]), overrides, self.directory_of(event["directory"]))
+                trial = event.get("trial")
+                jobs[number] = JobRecord(
+                    number,
+                    str(event["config"]),
+                    overrides,
+                    self.directory_of(event["directory"]),
+                    trial=None if trial is None else int(trial),
+                    repeat=int(event.get("repeat") or 0),
+                )
         elif kind == "started":
             job = jobs[event["job"]]
             threads = event.get("threads")
