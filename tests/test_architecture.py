@@ -136,8 +136,9 @@ def test_modules_of_start_up_do_not_import_torch(name: str) -> None:
     assert "torch" not in {module.partition(".")[0] for module in imports(PACKAGE / f"{name}.py")}
 
 
-def test_no_function_of_the_loop_is_longer_than_forty_lines() -> None:
-    for node in ast.walk(ast.parse((PACKAGE / "training" / "loop.py").read_text())):
+@pytest.mark.parametrize("module", ["loop", "evaluation"])
+def test_no_function_of_the_loop_is_longer_than_forty_lines(module: str) -> None:
+    for node in ast.walk(ast.parse((PACKAGE / "training" / f"{module}.py").read_text())):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or sys.maxsize) - node.lineno + 1 <= 40, node.name
 

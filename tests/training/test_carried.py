@@ -16,7 +16,7 @@ from tests.helpers import make_state, train_session
 from trainkit.core.errors import ConfigError
 from trainkit.models import LSTMLanguageModel
 from trainkit.training.carried import match_saved_buffers
-from trainkit.training.loop import evaluate
+from trainkit.training.evaluation import evaluate
 
 LM = ["data=text", "data.file=text.txt", "data.length=8", "model=lstm_lm", "model.hidden=16", "model.embedding=16"]
 LM += ["data.sampler=contiguous", "batch_size=6", "progress=off", "epochs=2", "optim.lr=0.1", "lr=0.1"]

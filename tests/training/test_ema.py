@@ -13,7 +13,8 @@ from tests.helpers import MetricsCollector, compose_settings, loss_case, loss_in
 from trainkit.build import session as build
 from trainkit.data.loaders import epoch_order
 from trainkit.models import ToyCNN
-from trainkit.training.loop import evaluate, fit
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import fit
 from trainkit.training.state import State
 
 

@@ -19,7 +19,8 @@ from trainkit.data.prepare import Prepare
 from trainkit.data.store import Store
 from trainkit.losses import FromModel
 from trainkit.training.call import install_call
-from trainkit.training.loop import evaluate, fit
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import fit
 
 WORDS, SAMPLES = 7, 23
 

@@ -24,7 +24,8 @@ from tests.helpers import (
 from trainkit.build import session as build
 from trainkit.data.loaders import epoch_order
 from trainkit.models import ToyCNN
-from trainkit.training.loop import evaluate, fit
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import fit
 from trainkit.training.state import State
 
 

@@ -15,7 +15,8 @@ from tests.helpers import (
     make_loader_of,
     make_state,
 )
-from trainkit.training.loop import evaluate, train_epoch
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import train_epoch
 
 LOSSES = [
     "cross entropy",

@@ -17,8 +17,9 @@ from tests.helpers import loss_case, make_loader_of, make_state, read_history
 from trainkit import metrics as M
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.runs.snapshot import capture_state, digest, restore_state
+from trainkit.training.evaluation import evaluate
 from trainkit.training.first_metrics import try_metrics
-from trainkit.training.loop import evaluate, fit
+from trainkit.training.loop import fit
 from trainkit.training.metric_set import MetricSet
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

@@ -16,7 +16,8 @@ from tests.helpers import SAMPLES, compose_settings, loss_case, make_loader_of, 
 from trainkit.build import session as build
 from trainkit.core.errors import OutOfMemoryError
 from trainkit.display.text import oom_line
-from trainkit.training.loop import evaluate, fit, train_epoch
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import fit, train_epoch
 from trainkit.training.state import State
 
 LOSSES = ["cross entropy", "class weights", "ignore_index"]

@@ -19,7 +19,8 @@ from tests.helpers import (
     make_state,
 )
 from trainkit.data.loaders import epoch_order
-from trainkit.training.loop import evaluate, fit, train_epoch
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import fit, train_epoch
 
 
 def test_an_optimizer_without_a_learning_rate_trains() -> None:

@@ -17,7 +17,8 @@ from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.store import Store
 from trainkit.runs.snapshot import digest
-from trainkit.training.loop import evaluate, fit
+from trainkit.training.evaluation import evaluate
+from trainkit.training.loop import fit
 from trainkit.training.state import State
 
 

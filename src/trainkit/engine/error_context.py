@@ -23,7 +23,7 @@ from trainkit.data.sample_errors import explain_sample_error, key_of_sample_erro
 from trainkit.data.stream_loader import StreamLoader
 from trainkit.data.streams import reading_method
 from trainkit.optim.chained import ChainedOptimizer
-from trainkit.training import custom_training, first_metrics, loop, step
+from trainkit.training import custom_training, evaluation, first_metrics, loop, step
 from trainkit.training.call import describe_call
 from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
@@ -161,7 +161,7 @@ def _lacks_evaluation_step(error: BaseException, session: Session) -> bool:
     """Return whether the supervised validation raised an error in a training with a custom step."""
     objects = session.state.objects
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_validation = any(frame.f_code is loop.evaluate_batch.__code__ for frame in frames)
+    is_validation = any(frame.f_code is evaluation.evaluate_batch.__code__ for frame in frames)
     return is_validation and objects.training_step is not None and objects.evaluation_step is None
 
 
@@ -209,6 +209,7 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
             loop.__file__,
             step.__file__,
             custom_training.__file__,
+            evaluation.__file__,
             first_metrics.__file__,
         )
         if key.startswith("optim") and frame.f_code.co_filename == step.__file__:

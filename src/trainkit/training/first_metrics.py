@@ -11,7 +11,8 @@ import torch
 from trainkit.core.rng import preserve_rng
 from trainkit.data.prepare import Batch
 from trainkit.training.carried import capture_carried, carrying_modules, reset_carried, restore_carried
-from trainkit.training.loop import evaluate_batch, monitored_value
+from trainkit.training.evaluation import evaluate_batch
+from trainkit.training.loop import monitored_value
 from trainkit.training.state import State
 
 

@@ -1,0 +1,125 @@
+"""Validation: the loss, the accuracy and the metrics over a whole data set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit.core.pytree import batch_size_of
+from trainkit.core.rng import preserve_rng
+from trainkit.data.loaders import Loader
+from trainkit.training.carried import carrying_modules, without_carried
+from trainkit.training.custom_training import evaluation_parts
+from trainkit.training.hooks import call_hooks
+from trainkit.training.interruption import interruptible, restore_buffers_if_stopped
+from trainkit.training.losses import denominator, is_sum
+from trainkit.training.metric_set import detach
+from trainkit.training.metrics import Mean, Metrics, count_correct
+from trainkit.training.oom import run_with_oom_split
+from trainkit.training.state import Phase, State
+from trainkit.training.step import forward_in_parts
+
+
+@torch.no_grad()
+def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics:
+    """Return the loss, for classes the accuracy, and the other metrics over a whole data set.
+
+    With `ema` the averaged weights are evaluated. Weights, RNG states and the carried state do not change.
+    """
+    (model, loss_fn), metrics = state.objects.evaluated, state.objects.val_metrics
+    model.eval()
+    loss_fn.eval()
+    device, is_custom = state.objects.device, state.objects.evaluation_step is not None
+    loss, accuracy = Mean(device, summed=not is_custom and is_sum(loss_fn)), Mean(device, summed=True)
+    means: dict[str, Mean] = {}
+    has_accuracy = False
+    batches = loader.batches(0)
+    carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
+    metrics.reset()
+    keep = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
+    work = functools.partial(evaluate_batch, keep=keep)
+    with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
+        for inputs, targets in batches:
+            batch = run_with_oom_split(work, state, inputs, targets, hooks)
+            for value, weight in batch.losses:
+                loss.update(value, weight=weight)
+            for name, value, weight in batch.scalars:
+                means.setdefault(name, Mean(device)).update(value, weight=weight)
+            for correct in batch.correct:
+                has_accuracy = True
+                accuracy.update(*correct)
+            for part, part_targets, outputs in batch.kept:
+                metrics.update(outputs, part_targets)
+                call_hooks(hooks, "on_val_batch", state, part, part_targets, outputs)
+        values = metrics.compute()
+    numbers = {f"val/{name}": mean.item() for name, mean in means.items()}
+    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {}) | numbers | values
+
+
+@dataclass
+class BatchEvaluation:
+    """The results of the validation of a batch.
+
+    Attributes:
+        losses: mean losses and their denominators.
+        correct: the results of `count_correct` for each micro batch, if there are classes.
+        scalars: further means of an evaluation step: name, value, denominator.
+        kept: for each micro batch the inputs, the targets and the outputs.
+    """
+
+    losses: list[tuple[Tensor, Any]]
+    correct: list[tuple[Tensor, Tensor]]
+    scalars: list[tuple[str, Tensor, Any]]
+    kept: list[tuple[Any, Any, Any]]
+
+
+def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep: bool = False) -> BatchEvaluation:
+    """Return the loss of a batch, its correct predictions and its scalars; with `keep`, the outputs too."""
+    step = state.objects.evaluation_step
+    batch = BatchEvaluation([], [], [], [])
+    if step is not None:
+        for custom in evaluation_parts(state, step, inputs, targets, outputs=keep):
+            batch.losses.append((custom.result.loss, custom.weight))
+            batch.scalars.extend(custom.scalars)
+            outputs = custom.result.outputs
+            if outputs is not None:
+                # The outputs of a custom step may be anything, so they are classes only if their shape says so.
+                is_tensor = isinstance(outputs, Tensor) and outputs.dim() > 1
+                are_classes = is_tensor and outputs.shape[1] == state.settings.classes
+                _add_outputs(state, batch, (custom.inputs, custom.targets, outputs), count=are_classes, keep=keep)
+        return batch
+    model, loss_fn = state.objects.evaluated
+    batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
+    total = torch.zeros((), device=state.objects.device)
+    for part, part_targets, outputs, loss in forward_in_parts(
+        state, model, loss_fn, inputs, targets, batch_denominator
+    ):
+        total = total if loss is None else total + loss
+        _add_outputs(state, batch, (part, part_targets, outputs), count=True, keep=keep)
+    batch.losses.append((total, batch_denominator))
+    return batch
+
+
+def _add_outputs(
+    state: State, batch: BatchEvaluation, micro_batch: tuple[Any, Any, Any], *, count: bool, keep: bool
+) -> None:
+    """Add the outputs of a micro batch to the results of its batch.
+
+    Args:
+        state: the state of the training.
+        batch: the results of the batch.
+        micro_batch: the inputs, the targets and the outputs.
+        count: count the correct predictions, if the loss is one of classes and no metric is called `accuracy`.
+        keep: keep the outputs.
+    """
+    part, part_targets, outputs = micro_batch
+    if count and "accuracy" not in state.objects.val_metrics.metrics:
+        correct = count_correct(state.objects.evaluated[1], outputs, part_targets, state.settings.classes)
+        batch.correct.extend([] if correct is None else [correct])
+    if keep:
+        batch.kept.append((part, part_targets, detach(outputs)))
