@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from trainkit.core.errors import ConfigError
-from trainkit.hooks import collect, evaluating, fit_linear_classifier
+from trainkit.hooks import collect_features, fit_linear_classifier
 
 
 def test_the_linear_classifier_is_the_logistic_regression_of_scikit_learn() -> None:
@@ -29,14 +29,6 @@ def test_a_feature_that_never_changes_does_not_disturb_the_linear_classifier() -
     assert classify(features).tolist() == [0, 1]
 
 
-def test_modules_return_to_the_mode_that_they_had() -> None:
-    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()).eval())
-    with evaluating(model):
-        assert not any(module.training for module in model.modules())
-        assert not torch.is_grad_enabled()
-    assert [module.training for module in model.modules()] == [True, True, False, False]
-
-
 def test_a_probe_of_numbers_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a class for each sample"):
-        collect(nn.Flatten(), iter([(torch.zeros(2, 3), torch.zeros(2))]))
+        collect_features(nn.Flatten(), iter([(torch.zeros(2, 3), torch.zeros(2))]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import ConfigError
+from trainkit.core.modes import evaluating
 from trainkit.core.pytree import describe
 from trainkit.core.rng import preserve_rng
 from trainkit.core.spelling import did_you_mean
@@ -28,12 +28,12 @@ class SampleImages:
 
     Args:
         count: the number of images.
-        columns: images in a row of the grid.
-        every: write after each so many epochs.
-        seed: of the noise.
+        columns: the number of images in a row of the grid.
+        every: the number of epochs between two grids.
+        seed: the seed of the noise.
 
     Raises:
-        ConfigError: a number is less than 1.
+        ConfigError: `count`, `columns` or `every` is less than 1.
     """
 
     def __init__(self, count: int = 64, columns: int = 8, every: int = 1, seed: int = 0) -> None:
@@ -53,8 +53,8 @@ class SampleImages:
         model = state.model
         if not (callable(getattr(model, "sample", None)) and isinstance(getattr(model, "latent", None), int)):
             raise ConfigError(
-                f"hooks: SampleImages needs a model with a size `latent` and a method sample(noise), and "
-                f"{type(model).__name__} is not",
+                f"hooks: SampleImages needs a model with a number `latent` and a method sample(noise), and "
+                f"{type(model).__name__} does not have both",
                 hint="add both to the model, or use another hook",
             )
 
@@ -76,14 +76,14 @@ class SampleImages:
 
 
 class LinearProbe:
-    """Adds `val/probe_accuracy`: that of a linear classifier on the features of a part of the model.
+    """Adds `val/probe_accuracy`: the accuracy of a linear classifier on the features of a module of the model.
 
-    The classifier is fitted to the features and the classes of the training data after each epoch. It starts at 0 and
-    is fitted to the end, so it needs no random numbers, and its accuracy depends on the weights of the model alone.
+    The classifier is fitted to the features and the classes of the training data after each epoch. Its weights start
+    at 0, so it needs no random numbers. Its accuracy depends only on the weights of the model.
 
     Args:
         part: the name of the module that returns the features, (N, ...); '': the model.
-        penalty: the weight of the squared weights of the classifier.
+        penalty: the factor of the L2 penalty on the weights of the classifier.
         iterations: the maximum number of iterations of LBFGS.
     """
 
@@ -91,7 +91,7 @@ class LinearProbe:
         self.part, self.penalty, self.iterations = part, penalty, iterations
 
     def on_start(self, state: State) -> None:
-        """Check that the data can be read again, and that there are validation data and the part.
+        """Check that the training data can be read again, that there is a validation set, and that `part` exists.
 
         Raises:
             ConfigError: one of these conditions does not hold.
@@ -109,30 +109,17 @@ class LinearProbe:
             raise ConfigError(cause, hint=did_you_mean(self.part, names[1:]))
 
     def on_epoch(self, state: State, metrics: dict[str, Any]) -> None:
-        """Add the accuracy."""
+        """Fit the classifier, and add its accuracy on the validation data."""
         module = state.evaluated[0].get_submodule(self.part)
         with evaluating(module), preserve_rng():
-            features, classes = collect(module, state.loaders["train"].batches(state.epoch - 1))
-            val_features, val_classes = collect(module, state.loaders["val"].batches(0))
+            features, classes = collect_features(module, state.loaders["train"].batches(state.epoch - 1))
+            val_features, val_classes = collect_features(module, state.loaders["val"].batches(0))
         classify = fit_linear_classifier(features, classes, penalty=self.penalty, iterations=self.iterations)
         metrics["val/probe_accuracy"] = (classify(val_features) == val_classes).double().mean().item()
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module and its children in evaluation mode, without gradients, for the block."""
-    training = [child for child in module.modules() if child.training]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for child in training:
-            child.training = True
-
-
-def collect(module: nn.Module, batches: Iterator[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    """Return the outputs of a module for all batches, (N, F) float64, and their classes, on the CPU.
+def collect_features(module: nn.Module, batches: Iterator[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a module for all batches, (N, F) float64, and the classes, (N,). Both are on the CPU.
 
     Raises:
         ConfigError: the targets are not classes.
@@ -150,12 +137,12 @@ def collect(module: nn.Module, batches: Iterator[tuple[Any, Any]]) -> tuple[Tens
 def fit_linear_classifier(
     features: Tensor, classes: Tensor, *, penalty: float, iterations: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function from features to classes: a logistic regression, fitted by LBFGS from weights of 0.
+    """Fit a logistic regression by LBFGS, from weights of 0. Return the function from features to predicted classes.
 
     Args:
-        features: (N, F); the classifier gets them with mean 0 and standard deviation 1.
+        features: (N, F). They are standardized to mean 0 and standard deviation 1.
         classes: (N,) int64.
-        penalty: the weight of the squared weights.
+        penalty: the factor of the L2 penalty on the weights.
         iterations: the maximum number of iterations.
     """
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)

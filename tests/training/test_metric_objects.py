@@ -18,9 +18,9 @@ from trainkit import metrics as M
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.runs.snapshot import capture_state, digest, restore_state
 from trainkit.training.evaluation import evaluate
-from trainkit.training.first_metrics import try_metrics
 from trainkit.training.loop import fit
 from trainkit.training.metric_set import MetricSet
+from trainkit.training.trial_validation import try_validation
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 CPU = torch.device("cpu")
@@ -158,11 +158,11 @@ def test_a_monitored_metric_that_is_not_a_number_ends_the_run_after_the_first_st
     state = make_state(nn.Linear(3, 2), nn.MSELoss(), monitor="val/mean")
     state.objects.val_metrics = MetricSet("val", {"mean": Average()}, CPU)
     with pytest.raises(ConfigError, match=r"val/mean: this run has no such metric\n.* val/mean/mean"):
-        try_metrics(state, torch.randn(4, 3), torch.zeros(4, 2))
+        try_validation(state, torch.randn(4, 3), torch.zeros(4, 2))
     state = make_state(nn.Linear(3, 2), nn.CrossEntropyLoss(), monitor="val/f1")
     state.objects.val_metrics = MetricSet("val", {"f1": M.F1(average="none")}, CPU)
     with pytest.raises(ConfigError, match=r"val/f1: is \[.*\], not a number"):
-        try_metrics(state, torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        try_validation(state, torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
 
 
 def test_trying_the_metrics_does_not_change_the_training() -> None:
@@ -171,7 +171,7 @@ def test_trying_the_metrics_does_not_change_the_training() -> None:
     state.objects.val_metrics = MetricSet("val", {"mean": Average()}, CPU)
     inputs = torch.randn(4, 3)
     before, rng = capture_state(state, {}), torch.get_rng_state()
-    try_metrics(state, inputs, torch.zeros(4, 2))
+    try_validation(state, inputs, torch.zeros(4, 2))
     assert digest(capture_state(state, {})) == digest(before)
     assert torch.equal(rng, torch.get_rng_state())
     assert all(module.training for module in model.modules())

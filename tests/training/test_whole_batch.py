@@ -15,8 +15,8 @@ from tests.helpers import make_loader_of, make_state
 from trainkit.core.errors import ConfigError, OutOfMemoryError
 from trainkit.core.rng import rng_state
 from trainkit.runs.snapshot import digest
-from trainkit.training.comparison import Finding, compare_loss_and_model
 from trainkit.training.loop import fit
+from trainkit.training.split_comparison import Finding, compare_loss_and_model
 from trainkit.training.state import State
 from trainkit.training.whole_batch import check_may_split
 

@@ -12,7 +12,7 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import take_samples
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
-from trainkit.training.comparison import copy_module
+from trainkit.training.copies import copy_module
 from trainkit.training.state import State, takes_batch_statistics
 
 

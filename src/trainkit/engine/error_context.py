@@ -23,7 +23,7 @@ from trainkit.data.sample_errors import explain_sample_error, key_of_sample_erro
 from trainkit.data.stream_loader import StreamLoader
 from trainkit.data.streams import reading_method
 from trainkit.optim.chained import ChainedOptimizer
-from trainkit.training import custom_training, evaluation, first_metrics, loop, step
+from trainkit.training import custom_training, evaluation, loop, step, trial_validation
 from trainkit.training.call import describe_call
 from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
@@ -210,7 +210,7 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
             step.__file__,
             custom_training.__file__,
             evaluation.__file__,
-            first_metrics.__file__,
+            trial_validation.__file__,
         )
         if key.startswith("optim") and frame.f_code.co_filename == step.__file__:
             key = "training"  # the optimizer has called the closure, so the model, the loss or a hook decides

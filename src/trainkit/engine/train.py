@@ -36,9 +36,9 @@ from trainkit.runs.loggers import Loggers
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
-from trainkit.training.first_metrics import FirstMetrics
 from trainkit.training.loop import fit
 from trainkit.training.state import State, takes_batch_statistics
+from trainkit.training.trial_validation import TrialValidation
 
 
 def train(config: DictConfig | Composed, *, directory: Path | str | None = None) -> Run:
@@ -102,9 +102,9 @@ def run_training(
     hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen, loggers) if hook is not None]
     hooks.append(FirstBatch(hooks))
     objects = state.objects
-    has_own_parts = bool(objects.val_metrics) or bool(objects.training_step or objects.evaluation_step)
-    if session.val is not None and has_own_parts and not session.settings.compile:  # it would compile one more shape
-        hooks.append(FirstMetrics(session.val.example))
+    has_custom_parts = bool(objects.val_metrics) or bool(objects.training_step or objects.evaluation_step)
+    if session.val is not None and has_custom_parts and not session.settings.compile:  # it would compile one more shape
+        hooks.append(TrialValidation(session.val.example))
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:

@@ -16,10 +16,10 @@ from trainkit.core.pytree import batch_size_of, describe, tensors_in
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
 from trainkit.losses import FLOAT_TARGET_LOSSES
-from trainkit.training.comparison import compare_loss
 from trainkit.training.finite import gradient_values
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import is_sum
+from trainkit.training.split_comparison import compare_loss
 from trainkit.training.state import State
 from trainkit.training.wrong_part import WrongPartError, check_loss_value
 

@@ -15,9 +15,9 @@ from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, OutOfMemoryError
 from trainkit.core.pytree import batch_size_of
 from trainkit.core.source import name_and_place
-from trainkit.training.comparison import Finding, compare_loss_and_model, compare_step
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import whole_batch_module, why_whole_batch
+from trainkit.training.split_comparison import Finding, compare_loss_and_model, compare_step
 from trainkit.training.state import State
 
 DENOMINATOR_HINT = (

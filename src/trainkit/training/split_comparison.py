@@ -1,11 +1,11 @@
-"""The comparison of a batch's loss with the losses of its parts. It works on copies, so no state changes."""
+"""Compare the loss of a batch with the losses of its parts. The comparison works on copies, so no state changes."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from trainkit.core.pytree import (
 )
 from trainkit.core.rng import preserve_rng
 from trainkit.core.source import name_and_place
+from trainkit.training.copies import clone_tensors, copy_module, set_evaluation_mode, without_fast_attention
 from trainkit.training.custom_step import CustomStep
 from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.state import State
@@ -36,7 +37,7 @@ SMALLEST = 1e-7  # absolute; smaller losses consist of rounding errors
 class Finding:
     """The result of a comparison. If both texts are empty, the losses add up.
 
-    Args:
+    Attributes:
         difference: what differs, for messages.
         unknown: why the comparison is impossible, for messages.
         is_sum: whether the loss is the plain sum of the losses of the parts.
@@ -62,9 +63,10 @@ def compare_loss_and_model(model: nn.Module, loss_fn: nn.Module, inputs: Any, ta
         size: the number of samples in a micro batch.
     """
     loss_finding = model_finding = Finding()
-    with preserve_rng(), _slow_attention():
-        copied = _in_evaluation_mode(copy_module(model), only_torch=True)
-        outputs = [(copied(_clone(part)), batch_size_of(part)) for part, _ in micro_batches(inputs, targets, size)]
+    with preserve_rng(), without_fast_attention():
+        copied = set_evaluation_mode(copy_module(model), only_torch=True)
+        parts = (part for part, _ in micro_batches(inputs, targets, size))
+        outputs = [(copied(clone_tensors(part)), batch_size_of(part)) for part in parts]
         del copied
         try:
             joined = _join(outputs)
@@ -101,8 +103,8 @@ def compare_loss(loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, s
     def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
         torch.manual_seed(seed)
         part = take_rows_of_samples(outputs, samples, start, stop)
-        copied = _in_evaluation_mode(copy_module(loss_fn), only_torch=True)
-        return copied, _clone(part), _clone(take_samples(targets, start, stop, samples))
+        copied = set_evaluation_mode(copy_module(loss_fn), only_torch=True)
+        return copied, clone_tensors(part), clone_tensors(take_samples(targets, start, stop, samples))
 
     for size in sizes:
         finding = _compare(name_and_place(loss_fn), evaluate, targets, samples, size, LOSS_TOLERANCE)
@@ -121,7 +123,7 @@ def _compare_model(
         loss_fn: the loss.
         inputs: the inputs of the micro batch.
         targets: the targets of the micro batch.
-        only_torch: see `_in_evaluation_mode`.
+        only_torch: see `set_evaluation_mode`.
         loss_adds_up: the losses of equal outputs add up, so equal outputs mean that there is no difference.
     """
     samples = batch_size_of(inputs)
@@ -131,9 +133,9 @@ def _compare_model(
     def evaluate(start: int, stop: int, seed: int = 0) -> tuple[nn.Module, Any, Any]:
         torch.manual_seed(seed)
         both = copy_module(nn.ModuleList([model, loss_fn]))  # together, because they may share modules
-        copied, copied_loss = _in_evaluation_mode(both, only_torch=only_torch).children()
-        outputs[start, stop] = copied(_clone(take_samples(inputs, start, stop, samples)))
-        return copied_loss, outputs[start, stop], _clone(take_samples(targets, start, stop, samples))
+        copied, copied_loss = set_evaluation_mode(both, only_torch=only_torch).children()
+        outputs[start, stop] = copied(clone_tensors(take_samples(inputs, start, stop, samples)))
+        return copied_loss, outputs[start, stop], clone_tensors(take_samples(targets, start, stop, samples))
 
     precision = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
     tolerance = max(MODEL_TOLERANCE, 16 * precision)
@@ -188,66 +190,69 @@ def _adds_up(loss: float, contributions: Sequence[float], tolerance: float) -> b
 
 @torch.no_grad()
 def compare_step(step: CustomStep, state: State, inputs: Any, targets: Any, size: int) -> Finding:
-    """Compare what a custom step returns for a micro batch with what it returns for its halves, on copies.
+    """Compare the result of a custom step for a micro batch with its results for the halves, on copies.
 
     A step that returns no denominator is not compared.
+
+    Args:
+        step: the custom step.
+        state: the state of the training.
+        inputs: the inputs of the batch.
+        targets: the targets of the batch.
+        size: the number of samples in a micro batch.
     """
-    objects, finding = state.objects, Finding()
     inputs, targets = next(micro_batches(inputs, targets, max(size, 2)))
-    samples = batch_size_of(inputs)
-    half = -(-samples // 2)
+    finding = Finding()
     for only_torch in (True, False):  # custom random layers need the evaluation mode, too
-
-        def evaluate(start: int, stop: int, seed: int = 0, *, only_torch: bool = only_torch) -> tuple[float, float]:
-            torch.manual_seed(seed)
-            copied = CustomStep(step.key, copy.deepcopy(step.function))
-            both = copy_module(nn.ModuleList([objects.model, objects.loss_fn]))
-            model, loss_fn = _in_evaluation_mode(both, only_torch=only_torch).children()
-            part = _clone(take_samples(inputs, start, stop, samples))
-            part_targets = _clone(take_samples(targets, start, stop, samples))
-            result = copied.result(copied(model, part, part_targets, loss_fn, state.progress))
-            return float(result.loss), math.nan if result.denominator is None else float(result.denominator)
-
-        with preserve_rng(), _slow_attention():
-            loss, weight = evaluate(0, samples)
-            parts = [evaluate(0, half), evaluate(half, samples)]
-            differs_by_seed = evaluate(0, samples, seed=1) != (loss, weight)
-        total = sum(part_weight for _, part_weight in parts)
-        if math.isnan(total) or weight == 0:
-            return Finding()
-        mean = math.fsum(part * part_weight for part, part_weight in parts if part_weight) / (total or 1.0)
-        if _adds_up(weight, [part_weight for _, part_weight in parts], MODEL_TOLERANCE):
-            if _adds_up(loss, [mean], MODEL_TOLERANCE):
-                return Finding()
-            found = f"the loss of {samples} samples is {loss:.4g}, the mean over their parts is {mean:.4g}"
-        else:
-            found = f"the denominator of {samples} samples is {weight:.4g}, those of their parts add up to {total:.4g}"
-        finding = Finding(f"{step.key}: {step.place} is not a mean over its denominator: {found}")
-        if not differs_by_seed:
-            return finding
-        finding = Finding(unknown=f"{step.place} draws random numbers")
+        with preserve_rng(), without_fast_attention():
+            finding = _compare_step_in_mode(step, state, inputs, targets, only_torch=only_torch)
+        if not finding.unknown:
+            break
     return finding
 
 
-# ---------------------------------------------------------------------------------- rows and modes
+def _compare_step_in_mode(step: CustomStep, state: State, inputs: Any, targets: Any, *, only_torch: bool) -> Finding:
+    """Compare the result of a custom step for a micro batch with its results for the halves; see `compare_step`.
 
-
-def copy_module(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose calls do not change the module.
-
-    Raises:
-        ValueError: a forward hook is a function that may hold the module itself. A copy would share it.
+    Args:
+        step: the custom step.
+        state: the state of the training.
+        inputs: the inputs of the micro batch.
+        targets: the targets of the micro batch.
+        only_torch: see `set_evaluation_mode`.
     """
-    for inner in module.modules():
-        for hook in (*inner._forward_hooks.values(), *inner._forward_pre_hooks.values()):
-            if getattr(hook, "__closure__", None) and hook.__module__ != "trainkit.training.first_batch":
-                raise ValueError(f"a forward hook of {type(inner).__name__} holds objects that a copy would share")
-    return copy.deepcopy(module)
+    objects, samples = state.objects, batch_size_of(inputs)
+    half = -(-samples // 2)
+
+    def evaluate(start: int, stop: int, seed: int = 0) -> tuple[float, float]:
+        """Return the loss of some samples and its denominator, NaN if the step returns none."""
+        torch.manual_seed(seed)
+        copied = CustomStep(step.key, copy.deepcopy(step.function))
+        both = copy_module(nn.ModuleList([objects.model, objects.loss_fn]))  # together: they may share modules
+        model, loss_fn = set_evaluation_mode(both, only_torch=only_torch).children()
+        part = clone_tensors(take_samples(inputs, start, stop, samples))
+        part_targets = clone_tensors(take_samples(targets, start, stop, samples))
+        result = copied.result(copied(model, part, part_targets, loss_fn, state.progress))
+        return float(result.loss), math.nan if result.denominator is None else float(result.denominator)
+
+    loss, weight = evaluate(0, samples)
+    parts = [evaluate(0, half), evaluate(half, samples)]
+    total = sum(part_weight for _, part_weight in parts)
+    if math.isnan(total) or weight == 0:
+        return Finding()
+    mean = math.fsum(part * part_weight for part, part_weight in parts if part_weight) / (total or 1.0)
+    if not _adds_up(weight, [part_weight for _, part_weight in parts], MODEL_TOLERANCE):
+        found = f"the denominator of {samples} samples is {weight:.4g}, those of their parts add up to {total:.4g}"
+    elif not _adds_up(loss, [mean], MODEL_TOLERANCE):
+        found = f"the loss of {samples} samples is {loss:.4g}, the mean over their parts is {mean:.4g}"
+    else:
+        return Finding()
+    if evaluate(0, samples, seed=1) != (loss, weight):
+        return Finding(unknown=f"{step.place} draws random numbers")
+    return Finding(f"{step.key}: {step.place} is not a mean over its denominator: {found}")
 
 
-def _clone(batch: Any) -> Any:
-    """Return a copy, because a model or a loss may change its arguments in place."""
-    return map_tensors(batch, lambda tensor: tensor.detach().clone())
+# ------------------------------------------------------------------------------------- outputs
 
 
 def _join(outputs: Sequence[tuple[Any, int]]) -> Any:
@@ -270,29 +275,3 @@ def _is_close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     if not one.is_floating_point():
         return one.equal(other)
     return bool((one - other).abs().max() <= tolerance * one.abs().max())
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Turn torch's fast path of attention off in the block, because it changes the shapes of padded sequences."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _in_evaluation_mode(model: nn.Module, *, only_torch: bool) -> nn.Module:
-    """Set layers of a copied model to evaluation mode: all, or torch's layers such as batch norm and dropout."""
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            module.eval()
-        norm_or_dropout = isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
-        if not only_torch or norm_or_dropout or type(module).__module__.startswith("torch.nn."):
-            module.training = False
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            # Without running statistics, batch norm uses batch statistics in evaluation mode, too.
-            module.running_mean = torch.zeros(module.num_features, device=next(model.parameters()).device)
-            module.running_var = torch.ones_like(module.running_mean)
-    return model
