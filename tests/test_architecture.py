@@ -128,6 +128,8 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "sweeps/ledger",
         "sweeps/plot_data",
         "sweeps/report",
+        "sweeps/search_results",
+        "sweeps/search_text",
         "sweeps/table",
         "sweeps/table_text",
     ],

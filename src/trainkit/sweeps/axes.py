@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 SEED = "seed"
-RESERVED = (SEED, "n", "directory")  # names of other columns
+RESERVED = (SEED, "n", "directory", "trial", "status", "epochs")  # names of other columns
 MISSING = object()  # the value of a run that does not have the key
 # Keys that change only what is shown and saved, or follow from another key.
 UNCOMPARED = ("progress", "checkpoint", "logger", "report", "monitor.mode")

@@ -6,10 +6,10 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainkit.core.errors import CheckpointError, ConfigError, Problem
 from trainkit.core.paths import display_path
@@ -26,6 +26,8 @@ NOT_METRICS = {"metric", "mode", "value", "epoch", "step"}  # entries of the bes
 ATTEMPTS = "attempts"  # the folder of a sweep with the failed attempts of its jobs
 NO_EPOCH = "no epoch with a finite monitored value has ended"
 MAX_DEPTH = 32  # folders below a path
+SEARCH_ENDS = ("pruned", "paused")  # how a search ends a job before its last epoch
+COMPARED = ("completed", *SEARCH_ENDS)
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,14 @@ class RunRecord:
 
     Attributes:
         directory: of the run, absolute.
-        status: completed, running, failed, stopped, queued, or unreadable.
+        status: completed, running, failed, stopped, queued, or unreadable; in a search also pruned or paused.
         why: the cause, for every status but completed; of a completed run, why it stopped early.
         config: the dotted keys of its config with their values.
         choices: the choice of each config group, such as `optim: adam`.
         overrides: of its command line.
         info: the content of `run.json`.
         job: the job in the ledger of its sweep.
+        sweep: the directory of the sweep; None: the run is not a job.
     """
 
     directory: Path
@@ -51,6 +54,7 @@ class RunRecord:
     overrides: Sequence[str] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
     job: JobRecord | None = None
+    sweep: Path | None = None
 
     @property
     def seed(self) -> Any:
@@ -102,6 +106,12 @@ class RunRecord:
         except CheckpointError:
             return []
 
+    @cached_property
+    def epochs(self) -> int:
+        """How many epochs have ended."""
+        rows = self.history
+        return int(rows[-1]["epoch"]) if rows else (self.job and self.job.epochs) or 0
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -119,19 +129,19 @@ class Collection:
         return find_axes([run for run in self.runs if run.config])
 
     @cached_property
-    def completed(self) -> list[RunRecord]:
-        """The completed runs."""
-        return [run for run in self.runs if run.status == "completed"]
+    def compared(self) -> list[RunRecord]:
+        """The runs with a result: those that are completed, and those that a search pruned or paused."""
+        return [run for run in self.runs if run.status in COMPARED]
 
     @cached_property
     def others(self) -> list[RunRecord]:
-        """The runs that are not completed: running, failed, stopped, queued and unreadable."""
-        return [run for run in self.runs if run.status != "completed"]
+        """The runs without a result: running, failed, stopped, queued and unreadable."""
+        return [run for run in self.runs if run.status not in COMPARED]
 
     @cached_property
     def monitors(self) -> dict[str, int]:
-        """The monitored metrics with their number of runs, that of the first completed run first."""
-        metrics = [run.metric for run in (self.completed or self.runs) if run.metric]
+        """The monitored metrics with their number of runs, that of the first compared run first."""
+        metrics = [run.metric for run in (self.compared or self.runs) if run.metric]
         return {metric: metrics.count(metric) for metric in dict.fromkeys(metrics)}
 
     @property
@@ -142,7 +152,7 @@ class Collection:
     @property
     def mode(self) -> str:
         """The mode of `metric`."""
-        return next((run.mode for run in (self.completed or self.runs) if run.metric == self.metric), "min")
+        return next((run.mode for run in (self.compared or self.runs) if run.metric == self.metric), "min")
 
 
 def collect(paths: Sequence[Path]) -> Collection:
@@ -163,9 +173,9 @@ def collect(paths: Sequence[Path]) -> Collection:
         if not found:
             hint = f"{_example()}name the directory of a run, a sweep, or a folder that holds them"
             problems.append(Problem(f"{display_path(path)} does not hold a run: no training started there", hint))
-        for directory, job, sweep_runs in found:
+        for directory, sweep, job, sweep_runs in found:
             if directory not in runs or runs[directory].job is None:
-                runs[directory] = read_record(directory, job, sweep_runs=sweep_runs)
+                runs[directory] = replace(read_record(directory, job, sweep_runs=sweep_runs), sweep=sweep)
     if problems:
         raise ConfigError(*problems)
     return Collection([runs[directory] for directory in sorted(runs, key=_natural)])
@@ -209,6 +219,8 @@ def _status(directory: Path, info: Mapping[str, Any], job: JobRecord | None, *, 
         best = info.get("best")
         text = f"best epoch so far: {best['epoch']}, {best['metric']} {number(best['value'])}" if best else NO_EPOCH
         return "running", text
+    if job is not None and job.status in SEARCH_ENDS and status == "stopped":
+        return job.status, why
     if job is not None and job.status == "queued":
         return "queued", "it has not started" if sweep_runs else "the sweep ended before it started"
     if job is not None and job.status == "running" and sweep_runs:
@@ -224,16 +236,24 @@ def _status(directory: Path, info: Mapping[str, Any], job: JobRecord | None, *, 
     return "unreadable", f"run.json: the status {status[:80]!r} is not known"
 
 
-def _find_runs(directory: Path) -> Iterator[tuple[Path, JobRecord | None, bool]]:
-    """Yield the run directories in a folder, their jobs if they belong to a sweep, and whether the sweep may run."""
-    jobs: dict[Path, tuple[JobRecord, bool]] = {}
+def _find_runs(directory: Path) -> Iterator[_Found]:
+    """Yield the run directories in a folder, each with its sweep."""
+    jobs: dict[Path, _Found] = {}
     for folder in _run_directories(directory, jobs, MAX_DEPTH):
-        yield folder, *jobs.pop(folder, (None, False))
-    for folder, job in jobs.items():  # without a directory: queued, or the files are lost
-        yield folder, *job
+        yield jobs.pop(folder, _Found(folder))
+    yield from jobs.values()  # without a directory: queued, or the files are lost
 
 
-def _run_directories(directory: Path, jobs: dict[Path, tuple[JobRecord, bool]], depth: int) -> Iterator[Path]:
+class _Found(NamedTuple):
+    """A run directory, with its sweep, its job there, and whether a process may still run the sweep."""
+
+    directory: Path
+    sweep: Path | None = None
+    job: JobRecord | None = None
+    sweep_runs: bool = False
+
+
+def _run_directories(directory: Path, jobs: dict[Path, _Found], depth: int) -> Iterator[Path]:
     """Yield the run directories in a folder; add the jobs of the sweeps in it to `jobs`."""
     if is_run(directory):
         yield directory
@@ -242,7 +262,8 @@ def _run_directories(directory: Path, jobs: dict[Path, tuple[JobRecord, bool]], 
     if sweep:
         with contextlib.suppress(CheckpointError):  # the run directories say enough
             alive = may_be_locked(directory)
-            jobs.update({job.directory: (job, alive) for job in read_ledger(directory)})
+            for job in read_ledger(directory):
+                jobs[job.directory] = _Found(job.directory, directory, job, alive)
     try:
         with os.scandir(directory) as found:
             names = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]

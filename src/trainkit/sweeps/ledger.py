@@ -44,6 +44,7 @@ class JobRecord:
         mode: `min` or `max`: whether lower or higher values are better.
         value: the best monitored value; None: no epoch has ended, or the value is not finite.
         seconds: the wall time of all attempts that have ended.
+        epochs: how many have ended in all attempts; None: no attempt has ended.
         threads: of torch in the job; None: the job has not started.
         trial: the trial of a search that the job belongs to; None: the job is not part of a search.
         repeat: of the trial, from 0. Each repeat has its own seed.
@@ -61,6 +62,7 @@ class JobRecord:
     mode: str | None = None
     value: float | None = None
     seconds: float | None = None
+    epochs: int | None = None
     threads: int | None = None
     trial: int | None = None
     repeat: int = 0
@@ -151,6 +153,29 @@ class Ledger:
                     command.jobs |= set(map(int, event["jobs"]))
         return command
 
+    def last_search(self) -> dict[str, Any] | None:
+        """Return the settings of the search of the last command; None: no command searched. They may be damaged."""
+        found = None
+        for line in self._lines():
+            with contextlib.suppress(*DAMAGED_LINE):
+                event = json.loads(line)
+                if event["event"] == "search":
+                    found = dict(event)
+        return found
+
+    def trained(self) -> list[tuple[int, int]]:
+        """Return the job and its epochs so far for each end of an attempt, in order. Damaged lines are skipped.
+
+        An end that another version wrote has no epochs and is left out.
+        """
+        found = []
+        for line in self._lines():
+            with contextlib.suppress(*DAMAGED_LINE):
+                event = json.loads(line)
+                if event["event"] == "ended" and type(event.get("epochs")) is int:
+                    found.append((int(event["job"]), event["epochs"]))
+        return found
+
     def find_unqueued(self) -> list[str] | None:
         """Return the overrides of a command whose jobs are not all in the ledger, or None.
 
@@ -206,6 +231,7 @@ class Ledger:
             if status not in STATUSES:
                 raise ValueError(f"{status} is not a status")
             why, metric, mode, exit_code = (event.get(name) for name in ("why", "metric", "mode", "exit_code"))
+            epochs = event.get("epochs")
             jobs[job.number] = dataclasses.replace(
                 job,
                 status=status,
@@ -215,6 +241,7 @@ class Ledger:
                 mode=mode if mode in ("min", "max") else None,
                 value=float(value) if isinstance(value, int | float) else None,
                 seconds=(job.seconds or 0.0) + float(event.get("seconds") or 0.0),
+                epochs=epochs if type(epochs) is int else job.epochs,
             )
 
     def directory_of(self, name: str) -> Path:

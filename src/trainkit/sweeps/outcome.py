@@ -9,13 +9,14 @@ from typing import Any
 
 from trainkit.core.errors import CheckpointError
 from trainkit.runs.directory import Run
+from trainkit.runs.history import History
 
 STOPPED_CODES = (75, 129, 130, 143)
 TAIL = 2**16  # bytes at the end of a log
 
 
 def find_outcome(directory: Path, exit_code: int | None) -> dict[str, Any]:
-    """Return the entries of a job's `ended` event: status, exit code, cause, and the best monitored value.
+    """Return the entries of a job's `ended` event: status, exit code, cause, best monitored value, and epochs.
 
     Args:
         directory: of the job's run.
@@ -35,7 +36,16 @@ def find_outcome(directory: Path, exit_code: int | None) -> dict[str, Any]:
     else:
         found = {"status": "failed", "exit_code": exit_code, "why": _cause(directory, exit_code)}
     best = info.get("best") or {}
-    return found | {name: best.get(name) for name in ("metric", "mode", "value")}
+    return found | {name: best.get(name) for name in ("metric", "mode", "value")} | {"epochs": _epochs(directory)}
+
+
+def _epochs(directory: Path) -> int:
+    """Return how many epochs of a run have ended."""
+    try:
+        rows = History(directory / "history.jsonl").rows
+    except CheckpointError:
+        return 0
+    return int(rows[-1]["epoch"]) if rows else 0
 
 
 def _cause(directory: Path, exit_code: int | None) -> str:

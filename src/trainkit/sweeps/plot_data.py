@@ -33,7 +33,7 @@ def plot(
     x: str | None = None,
     top: int | None = None,
 ) -> list[str]:
-    """Plot the monitored metric of the completed runs; return notes about what is not shown.
+    """Plot the monitored metric of the runs in the table; return notes about what is not shown.
 
     Args:
         collection: from `collect`.
@@ -46,7 +46,7 @@ def plot(
         ConfigError: there is nothing to plot.
     """
     metric = collection.metric
-    if metric is None or not collection.completed:
+    if metric is None or not collection.compared:
         raise ConfigError("--plot: no run is completed", hint="see the list of runs without --plot")
     if x is None:
         rows = compare(collection, group_by=group_by, top=top).rows

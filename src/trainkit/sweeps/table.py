@@ -11,8 +11,10 @@ from typing import Any
 from trainkit.display.text import SHOWN_METRICS
 from trainkit.sweeps.axes import Axis
 from trainkit.sweeps.collect import RunRecord
+from trainkit.sweeps.search_results import Search, Trial
 
 COUNT = "n"  # the column with the number of runs
+TRIAL, STATUS, EPOCHS = "trial", "status", "epochs"  # the columns of a search
 HIDDEN_METRICS = {"train/loss_sum", "train/samples"}  # follow from other columns
 
 
@@ -38,10 +40,12 @@ class Row:
     Attributes:
         values: the name of each axis with its value; `MISSING` if the config does not have the key.
         runs: the run with the best monitored value first.
+        trial: whose repeats the runs are; None: the row is not a trial of a search.
     """
 
     values: dict[str, Any]
     runs: list[RunRecord]
+    trial: Trial | None = None
 
     @property
     def count(self) -> int:
@@ -78,6 +82,7 @@ class Table:
         hidden: how many rows `top` has removed.
         notes: what a reader should know about the rows.
         sorted_by: the column that the caller chose; '' if the best row is first.
+        searches: that the runs belong to.
     """
 
     axes: list[Axis]
@@ -88,6 +93,12 @@ class Table:
     hidden: int
     notes: list[str]
     sorted_by: str = ""
+    searches: Sequence[Search] = ()
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether a row is a trial of a search."""
+        return any(row.trial is not None for row in self.rows)
 
     @property
     def all_metrics(self) -> list[str]:

@@ -16,6 +16,7 @@ from trainkit.display.tables import csv_lines, latex_table, markdown_table
 from trainkit.display.text import as_json
 from trainkit.sweeps.collect import collect
 from trainkit.sweeps.comparison import compare
+from trainkit.sweeps.search_text import search_lines
 from trainkit.sweeps.table_text import as_dict, cells, exact_cells, other_lines, table_lines
 
 FORMATS = ("json", "csv", "markdown", "latex")
@@ -36,7 +37,8 @@ def run(argv: Sequence[str]) -> int:
         from trainkit.sweeps.plot_data import plot
 
         notes += plot(collection, args.plot, group_by=keys, x=args.x, top=args.top)
-    more = [*other_lines(table, collection.runs), *(f"note: {note}" for note in notes)]
+    more = [line for search in table.searches for line in search_lines(search)]
+    more += [*other_lines(table, collection.runs), *(f"note: {note}" for note in notes)]
     more += [f"plot: {display_path(args.plot)}"] if args.plot is not None else []
     if args.json:
         print(as_json({**as_dict(table), "notes": notes, "plot": args.plot}))
