@@ -58,8 +58,8 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
     return continue_run(run, reload_config(run, overrides))
 
 
-def continue_run(run: Run, reloaded: Reloaded) -> Run:
-    """Continue a run with settings from `reload_config`; see `resume`."""
+def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> Run:
+    """Continue a run with settings from `reload_config`; see `resume`. Further hooks are called last."""
     run.acquire()
     try:
         run = recover_run(run.directory, lock=run.lock)  # another process may have changed it before the lock
@@ -106,7 +106,7 @@ def continue_run(run: Run, reloaded: Reloaded) -> Run:
         restorer = Restorer(saved) if saved is not None else None
         saver = make_saver(run, session, first=bool(changes.keys) or saved is None)
         del saved  # the restorer frees its memory
-        return run_training(run, session, notes, saver, restorer)
+        return run_training(run, session, notes, saver, restorer, hooks=hooks)
     finally:
         run.lock.release()
 

@@ -41,12 +41,13 @@ from trainkit.training.state import State, takes_batch_statistics
 from trainkit.training.trial_validation import TrialValidation
 
 
-def train(config: DictConfig | Composed, *, directory: Path | str | None = None) -> Run:
+def train(config: DictConfig | Composed, *, directory: Path | str | None = None, hooks: Sequence[Any] = ()) -> Run:
     """Train a config in a new run directory.
 
     Args:
         config: from `trainkit.compose`, or from `compose_run`.
         directory: the directory of the run, new or empty; default: a new one in outputs/.
+        hooks: hooks besides those of the config. They are called last, and checkpoints do not contain them.
 
     Returns:
         The run: its directory, its history, its best epoch.
@@ -70,11 +71,17 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None)
         hydra=composed.hydra,
         facts=session_facts(session) | ({"init_from": warm_start.facts} if warm_start is not None else {}),
     )
-    return run_training(run, session, notes, make_saver(run, session, first=True))
+    return run_training(run, session, notes, make_saver(run, session, first=True), hooks=hooks)
 
 
 def run_training(
-    run: Run, session: Session, notes: Sequence[str], saver: Saver | None, restorer: Restorer | None = None
+    run: Run,
+    session: Session,
+    notes: Sequence[str],
+    saver: Saver | None,
+    restorer: Restorer | None = None,
+    *,
+    hooks: Sequence[Any] = (),
 ) -> Run:
     """Train a session in a run that was started or resumed, and write how it ends.
 
@@ -84,6 +91,7 @@ def run_training(
         notes: lines that a user sees first.
         saver: the saver of the checkpoints; None: no checkpoints.
         restorer: the restorer of a resumed run.
+        hooks: further hooks, called last.
 
     Raises:
         TrainkitError: see `train`.
@@ -99,17 +107,19 @@ def run_training(
 
     config = redacted_values(session.settings.source) if session.loggers else {}
     loggers = Loggers(run, session.loggers, config, report)
-    hooks = [hook for hook in (*session.hooks.values(), restorer, recorder, saver, screen, loggers) if hook is not None]
-    hooks.append(FirstBatch(hooks))
+    own = (*session.hooks.values(), restorer, recorder, saver, screen, loggers)
+    called = [hook for hook in own if hook is not None]
+    called.append(FirstBatch(called))
     objects = state.objects
     has_custom_parts = bool(objects.val_metrics) or bool(objects.training_step or objects.evaluation_step)
     if session.val is not None and has_custom_parts and not session.settings.compile:  # it would compile one more shape
-        hooks.append(TrialValidation(session.val.example))
+        called.append(TrialValidation(session.val.example))
+    called += hooks
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:
                 report(line)
-            _fit(run, session, hooks, saver)
+            _fit(run, session, called, saver)
         except KeyboardInterrupt as error:
             recorder.log_unreadable(state)
             _finish(run, loggers, "stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")

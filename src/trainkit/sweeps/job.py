@@ -7,8 +7,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing import parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import version
@@ -18,7 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import Job, task_overrides
-from trainkit.core.errors import TrainkitError, describe_bug
+from trainkit.core.errors import Paused, TrainkitError, describe_bug
 from trainkit.core.process import run_to_exit_code
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import SIGNALS
@@ -31,13 +34,16 @@ from trainkit.runs.recovery import is_finished, recover_run
 from trainkit.runs.reload import Reloaded
 
 
-def train_job(config: DictConfig, config_dir: str | None = None, *, prepared: bool = False) -> Run:
+def train_job(
+    config: DictConfig, config_dir: str | None = None, *, prepared: bool = False, hooks: Sequence[Any] = ()
+) -> Run:
     """Train the job that Hydra runs, or continue its run. A completed run is returned unchanged.
 
     Args:
         config: of the job.
         config_dir: a folder of configs besides ./conf.
         prepared: the config was composed by `compose_job`, which drops the arguments of replaced `_target_`s.
+        hooks: further hooks of the training.
 
     Raises:
         TrainkitError: with a clear message.
@@ -49,8 +55,8 @@ def train_job(config: DictConfig, config_dir: str | None = None, *, prepared: bo
         return run
     composed = job.composed(config, config_dir, prepared=prepared)
     if (job.directory / "run.json").exists() or (job.directory / "checkpoints").is_dir():
-        return continue_run(run, Reloaded(composed.settings, job.overrides, []))
-    return train(composed)
+        return continue_run(run, Reloaded(composed.settings, job.overrides, []), hooks=hooks)
+    return train(composed, hooks=hooks)
 
 
 def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
@@ -69,7 +75,9 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
     return 0
 
 
-def run_job_process(config: DictConfig, threads: int, gpu: str | None, log: Path) -> None:
+def run_job_process(
+    config: DictConfig, threads: int, gpu: str | None, log: Path, channel: Connection | None = None
+) -> None:
     """Run a job in this process, and end the process with the exit code of the job.
 
     Args:
@@ -77,6 +85,7 @@ def run_job_process(config: DictConfig, threads: int, gpu: str | None, log: Path
         threads: of torch.
         gpu: the only CUDA device of the job; None: all devices.
         log: the file for its output.
+        channel: to ask a search whether to continue; None: this is not a job of a search.
     """
     redirect_output(log)
     stop_with_parent()
@@ -84,18 +93,19 @@ def run_job_process(config: DictConfig, threads: int, gpu: str | None, log: Path
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)  # of child processes
     torch.set_num_threads(threads)
-    sys.exit(run_to_exit_code(lambda: _run(config), task_overrides(config)))
+    sys.exit(run_to_exit_code(lambda: _run(config, channel), task_overrides(config)))
 
 
-def _run(config: DictConfig) -> int:
+def _run(config: DictConfig, channel: Connection | None) -> int:
     """Run a job as Hydra does; return its exit code."""
     if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     version.setbase("1.3")  # jobs stay in the working directory
     setup_globals()
+    hooks = [] if channel is None else [AskSearch(channel)]
     done = run_job(
         hydra_context=HydraContext(config_loader=None, callbacks=Callbacks(config)),  # type: ignore[arg-type]
-        task_function=lambda config: train_job(config, prepared=True),
+        task_function=lambda config: train_job(config, prepared=True, hooks=hooks),
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -105,6 +115,35 @@ def _run(config: DictConfig) -> int:
         raise done._return_value
     print(printable_lines(result_lines(done.return_value)))
     return 0
+
+
+class AskSearch:
+    """A hook that asks the search at the start and after each epoch whether to continue.
+
+    Args:
+        channel: to the process of the search.
+    """
+
+    def __init__(self, channel: Connection) -> None:
+        self.channel = channel
+
+    def on_start(self, state: Any) -> None:
+        """Ask before the first epoch, because the answer for the last epoch of a killed job may be lost."""
+        self._ask(state)
+
+    def on_epoch_end(self, state: Any, metrics: Any) -> None:  # noqa: ARG002
+        """Ask; the history holds the metrics of the epoch already."""
+        self._ask(state)
+
+    def _ask(self, state: Any) -> None:
+        epoch = state.progress.epoch
+        try:
+            self.channel.send(epoch)
+            answer = self.channel.recv()
+        except (EOFError, OSError):  # the search was killed; `stop_with_parent` stops this process
+            return
+        if answer is not None and not state.done and state.stop is None:
+            state.stop = Paused(f"{answer} after epoch {epoch}")
 
 
 def redirect_output(log: Path) -> None:

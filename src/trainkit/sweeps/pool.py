@@ -59,6 +59,7 @@ class RunningJob:
     task: Task
     process: Any
     gpu: str | None  # the only CUDA device of the job; None: all devices
+    channel: connection.Connection | None = None  # the job asks here at the end of each epoch; None: it does not ask
     started: float = field(default_factory=time.monotonic)
 
 
@@ -70,6 +71,9 @@ class Observer(Protocol):
 
     def on_end(self, job: RunningJob, exit_code: int | None) -> bool:
         """A job has ended, None: in an unknown way; return whether to run it again."""
+
+    def on_question(self, job: RunningJob, question: Any) -> Any:
+        """A job asks through its channel; return the answer."""
 
     def on_poll(self, running: list[RunningJob], waiting: int) -> None:
         """Some time has passed."""
@@ -171,12 +175,18 @@ class Pool:
         capacity: the slots.
         make_target: returns what the process of a task calls: `make_target(task, threads, gpu)`.
         observer: follows the jobs.
+        asks: whether the jobs ask the observer at the end of each epoch. Then `make_target` gets their channel too.
     """
 
     def __init__(
-        self, capacity: Capacity, make_target: Callable[[Task, int, str | None], Callable[[], None]], observer: Observer
+        self,
+        capacity: Capacity,
+        make_target: Callable[..., Callable[[], None]],
+        observer: Observer,
+        *,
+        asks: bool = False,
     ) -> None:
-        self.capacity, self.make_target, self.observer = capacity, make_target, observer
+        self.capacity, self.make_target, self.observer, self.asks = capacity, make_target, observer, asks
         self.free = list(capacity.slots)
         self.running: list[RunningJob] = []
         self.waiting: deque[Task] = deque()
@@ -184,11 +194,12 @@ class Pool:
         self.context = _context()
         self.stop: Stopped | None = None
 
-    def run(self, tasks: Iterator[Task]) -> None:
+    def run(self, tasks: Iterator[Task | None], *, ahead: bool = True) -> None:
         """Run tasks; return when all have ended.
 
         Args:
-            tasks: read lazily, so the first job starts before the last task is prepared.
+            tasks: read lazily, so the first job starts before the last task is prepared. None: there is no task yet.
+            ahead: prepare tasks while all slots are busy. Otherwise a task is read when it can start.
 
         Raises:
             Stopped: a signal arrived. It was sent to all jobs, and they have ended.
@@ -200,24 +211,27 @@ class Pool:
                 while more or self.running or self.waiting:
                     if self.stop or self.observer.stop_early:
                         break
-                    more = more and self._take(tasks)
+                    found = False
+                    if more and (ahead or (self.free and not self.waiting)):
+                        more, found = self._take(tasks)
                     self._fill()
                     # Do not wait while tasks are still being prepared.
-                    self._reap(0.0 if more else POLL)
+                    self._reap(0.0 if found else POLL)
             finally:
-                self._end_all(tasks)
+                self._end_all(tasks if ahead else iter(()))
         if self.stop is not None and (more or self.waiting or self.observer.is_incomplete):
             raise self.stop
 
     def _request_stop(self, stop: Stopped) -> None:
         self.stop = stop
 
-    def _take(self, tasks: Iterator[Task]) -> bool:
-        """Prepare the next task; return whether there was one."""
+    def _take(self, tasks: Iterator[Task | None]) -> tuple[bool, bool]:
+        """Prepare the next task; return whether there may be more, and whether there was one."""
         for task in tasks:
-            self.waiting.append(task)
-            return True
-        return False
+            if task is not None:
+                self.waiting.append(task)
+            return True, task is not None
+        return False, False
 
     def _fill(self) -> None:
         """Start waiting tasks in free slots. At least one job runs, even if memory is short."""
@@ -230,17 +244,24 @@ class Pool:
         gpu = self.free.pop(0)
         threads = task.threads or self.capacity.threads
         task.attempts += 1
-        process = self.context.Process(target=self.make_target(task, threads, gpu), name=f"job {task.number}")
-        job = RunningJob(task, process, gpu)
+        own, of_job = self.context.Pipe() if self.asks else (None, None)
+        target = self.make_target(task, threads, gpu, of_job) if self.asks else self.make_target(task, threads, gpu)
+        process = self.context.Process(target=target, name=f"job {task.number}")
+        job = RunningJob(task, process, gpu, own)
         self.observer.on_start(job, threads)
         with delay_signals():  # a process that is half started could not be stopped
             _start_process(process)
             self.running.append(job)
+        if of_job is not None:
+            of_job.close()
         job.started = time.monotonic()
 
     def _reap(self, timeout: float) -> None:
-        """Wait until a job ends or the time is over, and record the jobs that have ended."""
-        connection.wait([job.process.sentinel for job in self.running], timeout)
+        """Wait until a job ends or asks or the time is over; answer, and record the jobs that have ended."""
+        channels = [job.channel for job in self.running if job.channel is not None]
+        connection.wait([*(job.process.sentinel for job in self.running), *channels], timeout)
+        for job in self.running:
+            self._answer(job)
         for job in [job for job in self.running if job.process.exitcode is not None]:
             self.running.remove(job)
             self.free.append(job.gpu)
@@ -250,11 +271,23 @@ class Pool:
                 _end_orphan(job.process.pid)
                 exit_code = None
             job.process.close()
+            if job.channel is not None:
+                job.channel.close()
             if self.observer.on_end(job, exit_code) and self.stop is None:
                 self.waiting.append(job.task)
         self.observer.on_poll(self.running, len(self.waiting))
 
-    def _end_all(self, tasks: Iterator[Task]) -> None:
+    def _answer(self, job: RunningJob) -> None:
+        """Answer what a job asks."""
+        try:
+            while job.channel is not None and job.channel.poll():
+                job.channel.send(self.observer.on_question(job, job.channel.recv()))
+        except (EOFError, OSError):  # the job has ended
+            if job.channel is not None:
+                job.channel.close()
+            job.channel = None
+
+    def _end_all(self, tasks: Iterator[Task | None]) -> None:
         """Stop the jobs that run, wait until they have saved, and record how they ended.
 
         Meanwhile, prepare the other tasks, so that a resume finds them.
@@ -266,7 +299,7 @@ class Pool:
                 if hasattr(signal, "SIGCONT"):  # a job that is paused could not handle the signal
                     os.kill(job.process.pid, signal.SIGCONT)
         deadline = time.monotonic() + MAX_PREPARATION
-        while time.monotonic() < deadline and self._take(tasks):
+        while time.monotonic() < deadline and self._take(tasks)[0]:
             self._reap(0.0)
         while self.running:
             self._reap(POLL)

@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
@@ -60,7 +61,7 @@ class Recording:
         """Record how a job ended; return whether to run it again."""
         task = job.task
         redact_log(task.directory / "output.log", secrets_of(task.config))
-        outcome = find_outcome(task.directory, exit_code)
+        outcome = self.outcome_of(job, exit_code)
         seconds = round(time.monotonic() - job.started, 3)
         self.ledger.append({"event": "ended", "job": task.number, **outcome, "seconds": seconds})
         log = display_path(task.directory / "output.log")
@@ -70,6 +71,14 @@ class Recording:
         self.failed |= has_failed and not again
         self.ended[outcome["status"]] += not again
         return again
+
+    def outcome_of(self, job: RunningJob, exit_code: int | None) -> dict[str, Any]:
+        """Return how a job ended, as for the ledger."""
+        return find_outcome(job.task.directory, exit_code)
+
+    def on_question(self, job: RunningJob, question: Any) -> Any:  # noqa: ARG002
+        """The jobs of a grid do not ask."""
+        return None
 
     def on_poll(self, running: list[RunningJob], waiting: int) -> None:
         """Show the running jobs."""
