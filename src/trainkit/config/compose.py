@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
@@ -16,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
+from trainkit.config.hints import is_off
 from trainkit.config.length import find_two_lengths
 from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments
 from trainkit.config.search_path import CONF, make_loader, make_sweep_loader
+from trainkit.config.search_space import Space, find_active, find_search_problems, has_interval, read_space
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
 from trainkit.core.errors import ConfigError, Problem
@@ -80,6 +83,7 @@ class Sweep:
     directory: Path
     directory_given: bool
     loader: ConfigLoaderImpl  # holds what the jobs have in common
+    space: Space | None = None  # of a search, which chooses its jobs itself; `jobs` are then examples
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
@@ -162,11 +166,17 @@ def compose_sweep(
     """
     loader = make_sweep_loader(config_dir)
     problems: list[Problem] = []
+    params: dict[str, Any] = {}
     try:
         whole = loader.load_configuration("config", mark_new_arguments(overrides), RunMode.MULTIRUN)
-        basic = "BasicSweeper" in str(whole.hydra.sweeper._target_)  # other sweepers choose jobs during the sweep
+        sweeper = str(whole.hydra.sweeper._target_)
+        basic = "BasicSweeper" in sweeper  # other sweepers choose jobs during the sweep
+        searches = "TrainkitSweeper" in sweeper or (basic and _has_budget(whole))
+        params = dict(whole.hydra.sweeper.get("params") or {})
     except COMPOSITION_ERRORS:
-        whole, basic = None, True
+        whole, basic, searches = None, True, False
+    if searches or (basic and has_interval(overrides, params)):
+        return _compose_search(loader, whole, overrides, params, on_first_job)
     values = []
     for text in overrides if basic else ():
         try:
@@ -189,6 +199,42 @@ def compose_sweep(
     given = _given_directory(whole, overrides, "sweep")
     more_jobs = next(combinations, None) is not None
     return Sweep(jobs, more_jobs, given or Path(whole.hydra.sweep.dir), given is not None, loader)
+
+
+def _has_budget(whole: DictConfig) -> bool:
+    """Return whether a config gives a search its end."""
+    return any(not is_off(whole.search.get(key)) for key in ("trials", "minutes", "epochs"))
+
+
+def _compose_search(
+    loader: ConfigLoaderImpl,
+    whole: DictConfig | None,
+    overrides: Sequence[str],
+    params: Mapping[str, Any],
+    on_first_job: Callable[[Composed], object] | None,
+) -> Sweep:
+    """Return a search. A few jobs that use every choice and the ends of every interval are composed and checked.
+
+    Raises:
+        ConfigError: everything that is wrong with any of these jobs.
+    """
+    space = read_space(loader, overrides, params)
+    own = [text for text in overrides if text.lstrip("+").startswith("search.")]
+    problems = find_active(space, lambda texts: _load(loader, [*own, *texts]))
+    jobs: list[Composed] = []
+    for job in itertools.islice(space.samples(), MAX_CHECKED_JOBS) if not problems else ():
+        try:
+            jobs.append(_compose(loader, [*own, *job]))
+        except ConfigError as error:
+            problems += error.problems
+        if len(jobs) == 1 and not problems and on_first_job is not None:
+            on_first_job(jobs[0])
+    if jobs:
+        problems += find_search_problems(space, jobs[0].settings.search, jobs[0].settings.epochs)
+    if problems or whole is None:
+        raise ConfigError(*dict.fromkeys(problems or [Problem("the search cannot be composed")]))
+    given = _given_directory(whole, overrides, "sweep")
+    return Sweep(jobs, False, given or Path(whole.hydra.sweep.dir), given is not None, loader, space)
 
 
 def drop_replaced(

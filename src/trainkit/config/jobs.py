@@ -126,6 +126,18 @@ def use_launcher(sweep: DictConfig, target: str) -> None:
     sweep.hydra.launcher = {"_target_": target, "_recursive_": False, "runner": chosen}
 
 
+def use_sweeper(sweep: DictConfig, target: str, **arguments: Any) -> None:
+    """Replace Hydra's sweeper by another, which gets the same `params`.
+
+    Args:
+        sweep: the config of the sweep, with Hydra's node.
+        target: the sweeper's `_target_`.
+        arguments: its further arguments.
+    """
+    OmegaConf.set_struct(sweep.hydra, False)
+    sweep.hydra.sweeper = {"_target_": target, "params": sweep.hydra.sweeper.get("params"), **arguments}
+
+
 def libraries_of(config: DictConfig) -> list[str]:
     """Return the large libraries, besides torch, that the `_target_`s of a config import."""
     text = OmegaConf.to_yaml(config)

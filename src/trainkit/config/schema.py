@@ -158,6 +158,25 @@ class InitFromSettings:
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    """How a search chooses settings, stops bad trials and ends; see `trainkit.sweeps.search`."""
+
+    trials: Count | None
+    minutes: Positive | None
+    epochs: Count | None
+    sampler: Literal["tpe", "random", "grid", "cmaes", "qmc", "gp"]
+    pruner: Literal["asha", "hyperband", "median", "percentile", "patient", "wilcoxon"] | None
+    seed: Annotated[int, Range(minimum=0, below=2**32)]
+    seeds: Count
+    min_epochs: Count
+    max_epochs: Count | None
+    reduction: Annotated[int, Range(minimum=2)]
+    percentile: Annotated[float, Range(above=0, below=100)]
+    patience: Count
+    storage: str | None
+
+
+@dataclass(frozen=True)
 class RootKeys:
     """The keys at the root of a config."""
 
@@ -199,6 +218,7 @@ class RootKeys:
     report: Literal["auto", "on", True] | None
     fail_fast: bool | None
     retries: Annotated[int, Range(minimum=0)]
+    search: SearchSettings
     monitor: MonitorSettings
     init_from: InitFromSettings | None
     early_stop: EarlyStopSettings | None

@@ -147,7 +147,7 @@ def end_line(job: int, name: str, outcome: dict[str, Any], seconds: float, log: 
         log: the path of its output.
     """
     line = f"job {job} {outcome['status']}"
-    if outcome["status"] == "completed":
+    if outcome["status"] in ("completed", "paused", "pruned"):
         value = outcome["value"]
         best = f": {outcome['metric']} {number(value)}" if isinstance(value, int | float) else ""
         return f"{line} in {duration(seconds)}{best}  {name}".rstrip()

@@ -40,6 +40,7 @@ FREE_KEYS = {
     "report",
     "fail_fast",
     "retries",
+    "search",
     "data.num_workers",
     "data.cache",
     "data.cache_limit",

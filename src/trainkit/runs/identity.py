@@ -13,7 +13,7 @@ from trainkit.core.redaction import redact_by_key, redact_copies
 from trainkit.runs.secrets import literal_secrets
 
 # Keys that say what is shown and recorded, or how the sweep runs. Any other key may be swept over.
-IGNORED_KEYS = {"progress", "report", "logger", "fail_fast", "retries"}
+IGNORED_KEYS = {"progress", "report", "logger", "fail_fast", "retries", "search"}
 
 
 def config_hash(config: DictConfig) -> str:

@@ -17,19 +17,20 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from trainkit.config.compose import Sweep
-from trainkit.config.jobs import find_problems_of_jobs, task_overrides, use_launcher
+from trainkit.config.jobs import find_problems_of_jobs, task_overrides, use_launcher, use_sweeper
 from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.config.search_path import search_path
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory, display_path, update_latest_link
 from trainkit.core.terminal import printable
 from trainkit.runs.secrets import secrets_of
-from trainkit.sweeps.ledger import Ledger, is_sweep
+from trainkit.sweeps.ledger import Ledger, is_sweep, read_ledger
 from trainkit.sweeps.lifecycle import finish_sweep, open_sweep
 from trainkit.sweeps.pool import call_in_server
 from trainkit.sweeps.secret_files import redact_yaml
 
 LAUNCHER = "hydra_plugins.trainkit_launcher.TrainkitLauncher"
+SWEEPER = "hydra_plugins.trainkit_sweeper.TrainkitSweeper"
 
 
 def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = None) -> int:
@@ -63,9 +64,22 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
         update_latest_link(directory, Path("outputs"))
     started = time.monotonic()
     print(printable(f"sweep directory: {display_path(directory)}"), file=sys.stderr)
-    with open_sweep(directory, overrides, configs) as ledger:
+    is_search = checked.space is not None
+    check_kind(directory, is_search=is_search)
+    with open_sweep(directory, overrides, configs, shared=is_search) as ledger:
         _launch(checked, overrides, config_dir, ledger)
-    return finish_sweep(ledger, ledger.last_command().jobs, checked.jobs[0].settings.report, started)
+    jobs = {job.number for job in ledger.read()} if is_search else ledger.last_command().jobs
+    return finish_sweep(ledger, jobs, checked.jobs[0].settings.report, started)
+
+
+def check_kind(directory: Path, *, is_search: bool) -> None:
+    """Raise `ConfigError` if the directory holds a sweep over listed values and this is a search, or the reverse."""
+    found = {job.trial is not None for job in read_ledger(directory)}
+    if found and found != {is_search}:
+        kind, other = ("a search", "a sweep over listed values")[:: 1 if found == {True} else -1]
+        raise ConfigError(
+            f"{display_path(directory)} holds {kind}, and this is {other}", hint="choose another hydra.sweep.dir"
+        )
 
 
 def _launch(checked: Sweep, overrides: Sequence[str], config_dir: str | None, ledger: Ledger) -> None:
@@ -80,7 +94,10 @@ def _launch(checked: Sweep, overrides: Sequence[str], config_dir: str | None, le
         config = app.compose_config(
             config_name="config", overrides=[*given, *own], run_mode=RunMode.MULTIRUN, with_log_configuration=False
         )
-        _wrap_launcher(config)
+        if checked.space is None:
+            _wrap_launcher(config)
+        else:
+            _use_search(config, config_dir)
         callbacks = Callbacks(config)
         callbacks.on_multirun_start(config=config, config_name="config")
         sweeper: Any = Plugins.instance().instantiate_sweeper(
@@ -95,6 +112,20 @@ def _launch(checked: Sweep, overrides: Sequence[str], config_dir: str | None, le
         raise ConfigError(f"the sweep cannot start: {error}", hint="check hydra/sweeper and hydra/launcher") from error
     finally:
         redact_yaml(ledger.directory / "multirun.yaml", secrets_of(checked.jobs[0].settings.source))
+
+
+def _use_search(config: DictConfig, config_dir: str | None) -> None:
+    """Put trainkit's sweeper for searches before Hydra's basic one.
+
+    Raises:
+        ConfigError: the launcher is not trainkit's.
+    """
+    if config.hydra.launcher._target_ != LAUNCHER:
+        hint = (
+            "remove hydra/launcher=…; to use several machines, run this command on each, with the same hydra.sweep.dir"
+        )
+        raise ConfigError("a search needs trainkit's launcher, which can stop jobs", hint=hint)
+    use_sweeper(config, SWEEPER, config_dir=config_dir)
 
 
 def _wrap_launcher(config: DictConfig) -> None:

@@ -14,17 +14,16 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import ComposedJob, compose_job, task_overrides
-from trainkit.core.errors import ConfigError, Problem
-from trainkit.core.paths import storage_error
+from trainkit.core.errors import Problem
 from trainkit.core.redaction import redact_command_line
 from trainkit.display.text import count
-from trainkit.runs.directory import Run
 from trainkit.runs.identity import config_hash
 from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.local import LocalOptions, run_on_this_machine
 from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import Task
+from trainkit.sweeps.queueing import queue_job
 from trainkit.sweeps.recording import record_missing_ends, set_aside_failed_run
 from trainkit.sweeps.secret_files import redact_yaml
 
@@ -121,34 +120,9 @@ class Jobs:
         return [str(text) for text in redact_command_line(task_overrides(self.config), secrets_of(self.config))]
 
     def _queue(self, digest: str, job: ComposedJob) -> JobRecord:
-        """Create the directory of a new job with its config, and record the job."""
+        """Record a new job."""
         number = 1 + max((record.number for record in self.known.values()), default=-1)
-        hint = "write hydra.sweep.subdir='${hydra.job.num}'"
-        try:
-            directory = self.ledger.directory_of(job.set_number(number))
-        except ValueError as error:
-            raise ConfigError(f"hydra.sweep.subdir: {error}", hint=hint) from error
-        if any(record.directory == directory for record in self.known.values()):
-            raise ConfigError(
-                f"hydra.sweep.subdir: two jobs of the sweep have the directory {directory.name}", hint=hint
-            )
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(directory, error) from error
-        run = Run(directory)
-        run.write_config(job.config, job.overrides, job.hydra)
-        shown = [str(text) for text in redact_command_line(job.overrides, run.secrets)]
-        record = JobRecord(number, digest, shown, directory)
-        self.ledger.append(
-            {
-                "event": "queued",
-                "job": number,
-                "config": digest,
-                "overrides": shown,
-                "directory": self.ledger.name_of(record),
-            }
-        )
+        record = queue_job(self.ledger, number, job, self.known.values())
         self.known[digest] = record
         return record
 

@@ -191,6 +191,16 @@ class Ledger:
                     overrides = None
         return overrides
 
+    def search(self) -> dict[str, Any] | None:
+        """Return the last `search` event: what a search varies and how. None: this is not a search."""
+        found: dict[str, Any] | None = None
+        for line in self._lines():
+            with contextlib.suppress(*DAMAGED_LINE):
+                event = json.loads(line)
+                if event["event"] == "search" and isinstance(event["axes"], list):
+                    found = event
+        return found
+
     def _lines(self) -> list[str]:
         try:
             return read_bytes(self.path, MAX_BYTES).decode(errors="replace").splitlines()

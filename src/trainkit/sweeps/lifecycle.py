@@ -26,15 +26,20 @@ from trainkit.sweeps.comparison import comparison_lines
 from trainkit.sweeps.ledger import JobRecord, Ledger, shared_overrides
 from trainkit.sweeps.report import write_sweep_report
 
+ENDED_WELL = ("completed", "paused", "pruned")  # a search has stopped the last two
+
 
 @contextmanager
-def open_sweep(directory: Path, overrides: Sequence[str], configs: Sequence[DictConfig]) -> Iterator[Ledger]:
+def open_sweep(
+    directory: Path, overrides: Sequence[str], configs: Sequence[DictConfig], *, shared: bool = False
+) -> Iterator[Ledger]:
     """Lock the directory of a sweep and open its ledger; write the summary at the end.
 
     Args:
         directory: of the sweep.
         overrides: of the command line.
         configs: of some jobs; their secrets are removed from what is recorded.
+        shared: other processes may run the sweep at the same time, as in a search.
 
     Raises:
         RunDirectoryInUseError: another process runs this sweep.
@@ -42,7 +47,8 @@ def open_sweep(directory: Path, overrides: Sequence[str], configs: Sequence[Dict
     """
     lock, ledger = Lock(directory), Ledger(directory)
     try:
-        lock.acquire()
+        if not shared:
+            lock.acquire()
     except OSError as error:
         raise storage_error(directory, error) from error
     try:
@@ -74,7 +80,7 @@ def finish_sweep(ledger: Ledger, numbers: set[int], report: Any, started: float)
     """
     jobs = ledger.read()
     requested = [job for job in jobs if job.number in numbers]
-    code = 10 if any(job.status != "completed" for job in requested) else 0
+    code = 10 if any(job.status not in ENDED_WELL for job in requested) else 0
     ledger.write_summary("failed" if code else "completed", code)
     skipped = len(numbers - ledger.last_command().started)
     if skipped and not code:
@@ -85,7 +91,7 @@ def finish_sweep(ledger: Ledger, numbers: set[int], report: Any, started: float)
         written = write_or_note(lambda: write_sweep_report(ledger.directory))
         print(printable_lines([f"report: {display_path(written)}"] if written is not None else []))
     lines = failure_lines(requested)
-    others = sum(job.status != "completed" for job in jobs if job.number not in numbers)
+    others = sum(job.status not in ENDED_WELL for job in jobs if job.number not in numbers)
     if others:
         lines.append(f"note: {count(others, 'other job')} of this sweep did not complete; {resume_command(ledger)}")
     for line in lines:

@@ -5,31 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from trainkit.config.compose import compose_run
-from trainkit.config.jobs import restore_job, typed_hydra
+from trainkit.config.compose import compose_run, compose_sweep
+from trainkit.config.jobs import typed_hydra
 from trainkit.core.errors import CheckpointError, ConfigError, Problem
 from trainkit.core.paths import display_path
-from trainkit.core.redaction import is_secret
+from trainkit.core.redaction import REDACTED, is_secret
 from trainkit.core.spelling import did_you_mean
 from trainkit.core.terminal import printable
 from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
-from trainkit.runs.recovery import recover_run
-from trainkit.runs.reload import reload_config
-from trainkit.runs.untrusted import read_yaml
-from trainkit.sweeps.grid import LAUNCHER
+from trainkit.sweeps.grid import LAUNCHER, sweep
 from trainkit.sweeps.ledger import JobRecord, Ledger, read_ledger, shared_overrides
 from trainkit.sweeps.lifecycle import finish_sweep, open_sweep
 from trainkit.sweeps.local import LocalOptions, run_on_this_machine
-from trainkit.sweeps.pool import Task
+from trainkit.sweeps.pool import Task, start_server_for
 from trainkit.sweeps.recording import record_missing_ends
 from trainkit.sweeps.resources import measure_capacity
+from trainkit.sweeps.saved_jobs import saved_config
 
 SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
 # Keys that decide how long a job trains, or what it computes, although a single run may change them.
@@ -54,6 +50,9 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
         Stopped: a signal stopped the jobs, which have saved.
     """
     _check_overrides(overrides)
+    search = Ledger(directory).search()
+    if search is not None:
+        return _resume_search(directory, search, overrides)
     for_sweep = [text for text in overrides if text.startswith(SWEEP_KEYS)]
     for_jobs = [text for text in overrides if not text.startswith(("hydra.", "fail_fast=", "retries=", "report="))]
     options, report = _sweep_options(for_sweep)
@@ -83,13 +82,30 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             problems.append(Problem(f"{text}: not of the form KEY=VALUE", "write KEY=VALUE"))
         elif key.startswith("hydra.") and not key.startswith("hydra.launcher."):
             problems.append(Problem(f"{text}: a resumed sweep keeps this key", "remove it"))
-        elif is_secret(key.rpartition(".")[2]):  # a saved config does not contain it, so it is given again
+        elif is_secret(key.rpartition(".")[2]) or is_allowed(
+            key, {"search"}
+        ):  # a saved config does not contain it, so it is given again
             continue
         elif is_allowed(key, KEPT_KEYS) or not (key.startswith("hydra.") or is_allowed(key, FREE_KEYS)):
             hint = "add values with the command that started the sweep and hydra.sweep.dir=DIR, or resume a single job"
             problems.append(Problem(f"{text}: the jobs of a sweep keep their {key}", hint))
     if problems:
         raise ConfigError(*problems)
+
+
+def _resume_search(directory: Path, search: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """Continue a search as its command does, with overrides for the rest.
+
+    Raises:
+        ConfigError: the saved command lacks its secrets, or is wrong.
+    """
+    command = [str(text) for text in search["overrides"]]
+    if any(REDACTED in text for text in command):
+        hint = f"repeat its command with hydra.sweep.dir={display_path(directory)}"
+        raise ConfigError("the command of the search contains a secret, which is not saved", hint=hint)
+    given = [*command, *overrides, f"hydra.sweep.dir={directory}"]
+    config_dir = None if search.get("config_dir") is None else str(search["config_dir"])
+    return sweep(compose_sweep(given, config_dir, on_first_job=start_server_for), given, config_dir)
 
 
 def _sweep_options(overrides: Sequence[str]) -> tuple[LocalOptions, Any]:
@@ -129,7 +145,7 @@ def _tasks(ledger: Ledger, jobs: Sequence[JobRecord], overrides: Sequence[str]) 
     shared = shared_overrides(jobs)
     for job in jobs:
         try:
-            config = _saved_config(ledger.directory, job, overrides, typed)
+            config = saved_config(ledger.directory, job, overrides, typed)
         except CheckpointError as error:
             damaged[job.number] = error
             continue
@@ -147,14 +163,3 @@ def _tasks(ledger: Ledger, jobs: Sequence[JobRecord], overrides: Sequence[str]) 
         outcome = {"status": "failed", "exit_code": damage.exit_code, "why": damage.problems[0].cause}
         ledger.append({"event": "ended", "job": number, **outcome, "seconds": 0.0})
     return tasks
-
-
-def _saved_config(sweep: Path, job: JobRecord, overrides: Sequence[str], typed: DictConfig) -> DictConfig:
-    """Return the saved config of a job with overrides, and with Hydra's node."""
-    config = reload_config(recover_run(job.directory), overrides).settings.source
-    path = job.directory / ".hydra" / "hydra.yaml"
-    try:
-        restored = restore_job(config, typed, read_yaml(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or damaged", hint="repeat the command of the sweep") from error
-    return restored.with_directory(sweep, str(job.directory.relative_to(sweep)))

@@ -1,0 +1,166 @@
+"""Run a search: in each job, the search is asked after every epoch whether the job continues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from trainkit.config.jobs import compose_job
+from trainkit.config.search_space import Space, find_active, find_search_problems, read_space
+from trainkit.config.settings import Settings, read_settings
+from trainkit.core.errors import ConfigError
+from trainkit.core.redaction import redact_command_line
+from trainkit.display.jobs import SilentJobs, make_job_display
+from trainkit.runs.secrets import secrets_of
+from trainkit.sweeps.asha import Asha
+from trainkit.sweeps.ledger import Ledger
+from trainkit.sweeps.local import make_target
+from trainkit.sweeps.pool import Pool, RunningJob
+from trainkit.sweeps.recording import Recording
+from trainkit.sweeps.resources import measure_capacity
+from trainkit.sweeps.search import ANSWERS, Budget, Search, claim_worker
+from trainkit.sweeps.search_jobs import SearchJobs
+from trainkit.sweeps.study import SearchStudy
+
+
+def run_search(plugin: Any, overrides: Sequence[str]) -> None:
+    """Search until the budget is used; see `trainkit.sweeps.search`.
+
+    Args:
+        plugin: the `TrainkitSweeper`, with what Hydra passed to it.
+        overrides: of the command line, without those of Hydra.
+
+    Raises:
+        ConfigError: the search does not fit to the one in its directory.
+        Stopped: a signal stopped the jobs, which have saved.
+    """
+    started = time.monotonic()
+    config: DictConfig = plugin.config
+    ledger = Ledger(Path(config.hydra.sweep.dir))
+    loader = plugin.hydra_context.config_loader
+    space = read_space(loader, overrides, plugin.params)
+    problems = find_active(space, lambda texts: (compose_job(loader, config, texts).config, []))
+    own = [text for text in overrides if text.lstrip("+").startswith("search.")]
+    settings = read_settings(compose_job(loader, config, [*own, *next(space.samples())]).config)
+    problems += find_search_problems(space, settings.search, settings.epochs)
+    if problems:
+        raise ConfigError(*problems)
+    worker, lock = claim_worker(ledger.directory)
+    try:
+        search = _open(ledger, loader, config, space, settings, worker, started, plugin.config_dir)
+        options = config.hydra.launcher
+        capacity = measure_capacity(options.n_jobs, options.jobs_per_gpu, 2**31, str(config.device))
+        with make_job_display(settings.progress) as display:
+            recording = SearchRecording(ledger, display, search, settings)
+            Pool(capacity, make_target, recording, asks=True).run(search.tasks(), ahead=False)
+    finally:
+        lock.release()
+
+
+def _open(
+    ledger: Ledger,
+    loader: Any,
+    config: DictConfig,
+    space: Space,
+    settings: Settings,
+    worker: int,
+    started: float,
+    config_dir: str | None,
+) -> Search:
+    """Return the search, with what is known from earlier commands."""
+    options, mode = settings.search, settings.monitor.mode
+    if mode == "auto":
+        cause = f"monitor.mode=auto: whether lower or higher values of {settings.monitor.metric} are better is unknown"
+        raise ConfigError(cause, hint="write monitor.mode=min or monitor.mode=max")
+    max_epochs = options.max_epochs or settings.epochs
+    before = ledger.search()
+    name = f"{ledger.directory.parent.name}/{ledger.directory.name}" if before is None else str(before["study"])
+    axes = [axis.as_dict() for axis in space.axes]
+    if before is not None and before.get("axes") != axes:
+        cause = f"the search in {ledger.directory} varies other keys or other values"
+        raise ConfigError(cause, hint="choose another hydra.sweep.dir, or repeat its command as it was")
+    study = SearchStudy(ledger.directory, name, options, space, mode, max_epochs)
+    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    given = [text for text in map(str, given) if not text.startswith(("hydra.sweep.dir=", "hydra.output_subdir="))]
+    ledger.append(
+        {
+            "event": "search",
+            "study": name,
+            "overrides": [str(text) for text in redact_command_line(given, secrets_of(config))],
+            "config_dir": config_dir,
+            "metric": settings.monitor.metric,
+            "mode": mode,
+            "sampler": options.sampler,
+            "pruner": options.pruner,
+            "seed": options.seed,
+            "seeds": options.seeds,
+            "max_epochs": max_epochs,
+            "min_epochs": options.min_epochs,
+            "reduction": options.reduction,
+            "axes": axes,
+        }
+    )
+
+    def seed_overrides(seed: int) -> list[str]:
+        texts = [f"seed={settings.seed + seed}"] if options.seeds > 1 else []
+        return texts + ([f"epochs={options.max_epochs}"] if options.max_epochs is not None else [])
+
+    trials = options.trials
+    if options.sampler == "grid":
+        trials = min(trials or len(study.sampler.grid), len(study.sampler.grid))
+    minutes = options.minutes
+    budget = Budget(trials, options.epochs, started + minutes * 60) if minutes else Budget(trials, options.epochs)
+    asha = None
+    if options.pruner == "asha" and max_epochs is not None:
+        asha = Asha(options.min_epochs, max_epochs, options.reduction, mode)
+    return Search(
+        study,
+        SearchJobs(loader, config, ledger, space.fixed, seed_overrides),
+        options.seeds,
+        mode,
+        asha,
+        options.pruner is not None and asha is None,
+        budget,
+        worker,
+        ledger.directory,
+    )
+
+
+class SearchRecording(Recording):
+    """The observer of the pool of a search: the search answers the jobs, and learns how they end.
+
+    Args:
+        ledger: of the sweep.
+        display: shows the jobs.
+        search: answers the jobs.
+        settings: of the first job.
+    """
+
+    def __init__(self, ledger: Ledger, display: SilentJobs, search: Search, settings: Settings) -> None:
+        super().__init__(ledger, display, retries=settings.retries, fail_fast=settings.fail_fast is True)
+        self.search = search
+
+    def on_question(self, job: RunningJob, question: Any) -> str | None:
+        """Return why the job stops after an epoch, or None."""
+        why = self.search.decide(job.task.number, int(question))
+        return None if why is None else ANSWERS[why]
+
+    def outcome_of(self, job: RunningJob, exit_code: int | None) -> dict[str, Any]:
+        """Return how a job ended: also that the search has stopped it."""
+        outcome = super().outcome_of(job, exit_code)
+        why = self.search.why_stopped(job.task.number)
+        if outcome["status"] == "stopped" and why is not None:
+            outcome |= {"status": why, "exit_code": 0}
+        return outcome
+
+    def on_end(self, job: RunningJob, exit_code: int | None) -> bool:
+        """Record how a job ended; return whether to run it again."""
+        again = super().on_end(job, exit_code)
+        if not again:
+            record = self.search.jobs.ended(job.task.number)
+            self.search.on_job_end(job.task.number, record.status, record.value)
+        return again
