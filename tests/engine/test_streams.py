@@ -191,7 +191,7 @@ def test_the_number_of_workers_changes_no_number_of_a_stream(forked: Command, ow
 
 
 @slow
-def test_a_set_that_shares_itself_needs_the_same_number_of_workers(forked: Command, own: Path) -> None:
+def test_a_set_that_shards_itself_needs_the_same_number_of_workers(forked: Command, own: Path) -> None:
     more = ["data.train._target_=streammodule.Shares", "steps_per_epoch=6", "data.num_workers=2", "steps=8"]
     assert forked(*BASE, *more, "hydra.run.dir=run").returncode == 0
     done = forked("resume", "run", "steps=20", "data.num_workers=0")

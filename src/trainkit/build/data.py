@@ -13,7 +13,7 @@ import torch
 
 from trainkit.build.form import build_form
 from trainkit.build.instantiate import call_target
-from trainkit.build.streams import build_stream_loader, describe_stream, make_stream, refuse_held_out
+from trainkit.build.streams import build_stream_loader, describe_stream, make_stream, refuse_split
 from trainkit.config.schema import SAMPLERS
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
@@ -111,7 +111,7 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
         val = store_samples(settings, "val", val_set, device, on_progress, form)
         notes.append(f"validation data: {_describe(val, settings)}")
     elif isinstance(train, Stream):
-        refuse_held_out(settings)
+        refuse_split(settings)
     elif settings.data.split is not None:
         train, val = split(train, settings.data.split)
         for name, store in (("train", train), ("val", val)):

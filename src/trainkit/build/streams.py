@@ -1,4 +1,4 @@
-"""From settings to the loader of a stream, and the keys that a stream cannot follow."""
+"""Build the loader of a stream, and refuse the keys that a stream does not support."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def make_stream(settings: Settings, dataset: Any, part: str) -> Stream:
     """Return the stream of `data.train` or `data.val`.
 
     Raises:
-        ConfigError: a key asks for what a stream cannot do.
-        DataError: its length is 0.
+        ConfigError: the config sets a key that a stream does not support.
+        DataError: the length of the stream is 0.
     """
     stream = Stream(dataset, f"data.{part}", length_of_stream(dataset, f"data.{part}"))
-    problems = [*_wrong_keys(settings, part)]
+    problems = [*_unsupported_keys(settings, part)]
     if problems:
         raise ConfigError(*problems)
     if stream.length == 0:
@@ -30,24 +30,25 @@ def make_stream(settings: Settings, dataset: Any, part: str) -> Stream:
     return stream
 
 
-def _wrong_keys(settings: Settings, part: str) -> Iterator[Problem]:
-    data, what = settings.data, f"data.{part} is a stream, which"
+def _unsupported_keys(settings: Settings, part: str) -> Iterator[Problem]:
+    """Yield a problem for each key that a stream does not support."""
+    data, stream = settings.data, f"data.{part} is a stream, which"
     if part == "train" and data.sampler is not None:
         hint = "write data.sampler=off, and choose the order in __iter__"
-        yield Problem(f"data.sampler: {what} has no samples by index", hint)
+        yield Problem(f"data.sampler: {stream} has no samples by index", hint)
     if part == "train" and data.standardize:
         hint = "write data.standardize=off, and scale the samples in __iter__"
-        yield Problem(f"data.standardize: {what} is not read before the training", hint)
+        yield Problem(f"data.standardize: {stream} is not read before the training", hint)
     if data.cache in ("device", "memory"):
-        yield Problem(f"data.cache={data.cache}: {what} is not held in memory", "write data.cache=auto")
+        yield Problem(f"data.cache={data.cache}: {stream} is not held in memory", "write data.cache=auto")
     if data.on_unreadable == "skip":
         hint = "write data.on_unreadable=stop, and catch the errors in __iter__"
-        yield Problem(f"data.on_unreadable=skip: {what} ends at an error", hint)
+        yield Problem(f"data.on_unreadable=skip: {stream} ends at an error", hint)
 
 
-def refuse_held_out(settings: Settings) -> None:
-    """Raise `ConfigError` if validation samples are to be taken out of a stream."""
-    hint = "write data.{}=off, which means no validation, or give a data set for it: data.val._target_=..."
+def refuse_split(settings: Settings) -> None:
+    """Raise `ConfigError` if `data.split` or `data.folds` takes validation samples out of a stream."""
+    hint = "write data.{}=off for no validation, or give a validation set: data.val._target_=..."
     for key in ("split", "folds"):
         value = getattr(settings.data, key)
         if value is not None:
@@ -56,11 +57,11 @@ def refuse_held_out(settings: Settings) -> None:
 
 
 def describe_stream(stream: Stream, settings: Settings) -> str:
-    """Return the length of a stream and who reads it, and what a limited validation uses."""
+    """Return a text about a stream: its length, the processes that read it, and the samples of a limited validation."""
     workers = settings.data.num_workers
     length = "a stream" if stream.length is None else f"a stream of {stream.length:,} samples"
     readers = f"{workers} worker{'s' * (workers > 1)}" if workers else "the main process"
-    each = ", each its own share" if stream.shares_itself and workers > 1 else ""
+    each = ", each its own share" if stream.shards_itself and workers > 1 else ""
     text = f"{length}, read by {readers}{each}"
     limit = settings.limit_val_batches
     if stream.key == "data.val" and limit is not None:
@@ -95,10 +96,10 @@ def build_stream_loader(settings: Settings, stream: Stream, prepare: Prepare, *,
 
 
 def steps_of_epoch(settings: Settings, stream: Stream) -> int:
-    """Return the batches of an epoch: `steps_per_epoch`, or those of a pass over a stream with a length.
+    """Return the number of batches in an epoch: `steps_per_epoch`, or the batches of a pass over the stream.
 
     Raises:
-        ConfigError: neither is known.
+        ConfigError: there is no `steps_per_epoch`, and the number of batches in a pass is unknown.
     """
     data, size = settings.data, settings.batch_size
     if settings.steps_per_epoch is not None:
@@ -107,7 +108,7 @@ def steps_of_epoch(settings: Settings, stream: Stream) -> int:
     if stream.length is None:
         cause = f"data.train: {stream.name} is a stream without a length, so the end of an epoch is unknown"
         raise ConfigError(cause, hint=hint)
-    if stream.shares_itself and data.num_workers > 1:
+    if stream.shards_itself and data.num_workers > 1:
         cause = f"data.num_workers={data.num_workers}: each worker reads its own share of {stream.name}"
         raise ConfigError(f"{cause}, so the number of batches in an epoch is unknown", hint=hint)
     samples = stream.length

@@ -1,4 +1,4 @@
-"""From a stream to batches on the device: one pass after the other, from any saved position."""
+"""The loader of a stream: batches on the device, one pass after the other, from any saved position."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainkit.data.pairs import map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, ignore_signals
 from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
-from trainkit.data.stream_reading import Position, Share, StreamBatch, StreamReader
+from trainkit.data.stream_reading import Position, ShareProgress, StreamBatch, StreamReader
 from trainkit.data.streams import Stream, begin_pass
 
 
@@ -28,20 +28,20 @@ class StreamLoader:
     """The batches of a stream.
 
     With `steps`, epoch e has the batches e * steps to (e + 1) * steps - 1 of an endless sequence of passes, as in
-    `FlowingLoader`. The length of a pass is not known. So the loader keeps the positions of its last two batches, and
-    a checkpoint contains the position of its own.
+    `FlowingLoader`. The length of a pass is unknown, so a checkpoint contains the position in the stream. The loader
+    keeps the positions before and after its last batch.
 
     Args:
         stream: the samples.
         prepare: moves a batch to the device.
-        batch_size: samples per batch; the last batch of a pass may be shorter.
-        steps: batches of an epoch; None: each epoch is the first pass, as in a validation.
-        seed: of the random numbers that the set draws.
-        num_workers: processes that read samples.
-        limit: the maximum number of samples in a pass.
-        drop_last: leave out a batch that is smaller.
+        batch_size: the number of samples in a batch; the last batch of a pass may be smaller.
+        steps: the number of batches in an epoch; None: each epoch is the first pass, as in a validation.
+        seed: the seed of the random numbers that the set draws.
+        num_workers: the number of processes that read samples; 0: the main process reads.
+        limit: the maximum number of samples in a pass; None: no limit.
+        drop_last: skip the last batch of a pass if it is smaller.
         form: which parts of a sample are the inputs and the targets, and how samples become a batch.
-        exact: whether an epoch is a pass of `stream.length` samples, and another number is an error.
+        exact: whether an epoch is one pass of `stream.length` samples. Any other number of samples is an error then.
     """
 
     def __init__(
@@ -64,11 +64,12 @@ class StreamLoader:
         self.samples = stream.length if limit is None or stream.length is None else min(stream.length, limit)
         self.unreadable: dict[int, str] = {}
         self.reader = StreamReader(stream, batch_size, seed or 0, form, limit, drop_last=drop_last)
-        shares = max(1, num_workers) if self.reader.shares_itself else 1
-        self.start = Position(shares=(Share(),) * shares)
-        self._positions: dict[int, Position] = {}  # number of batches -> the position after them, of the last two
-        self._open: tuple[int, Iterator[tuple[Batch, Position]]] | None = None  # the rest, and the batch it begins with
-        self._fetched: Any = None
+        shares = max(1, num_workers) if self.reader.shards_itself else 1
+        self.start = Position(shares=(ShareProgress(),) * shares)
+        self._positions: dict[int, Position] = {}  # number of batches -> position, before and after the last batch
+        # The batches that follow the last batch, and the number of batches before them.
+        self._following: tuple[int, Iterator[tuple[Batch, Position]]] | None = None
+        self._fetched: Any = None  # the iterator of the `DataLoader`, which has the workers
         self._indices: list[int] = []  # the samples of the last batch
         self._example: CollatedBatch | None = None
 
@@ -78,45 +79,54 @@ class StreamLoader:
     # ------------------------------------------------------------------------------------- the batches
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """See `Loader.batches`. What an epoch leaves open is continued, so that workers read ahead."""
+        """See `Loader.batches`. The next epoch continues the same iterator, so that workers read ahead."""
         if self.steps is None:
             for pair, _ in self._pass(self.start):
                 yield pair
             return
-        place, end = epoch * self.steps + start, (epoch + 1) * self.steps
-        while place < end:
-            following, self._open = self._following(place, epoch), None  # one that raises an error is not continued
+        done, end = epoch * self.steps + start, (epoch + 1) * self.steps
+        while done < end:
+            following = self._batches_after(done, epoch)
+            self._following = None  # an iterator that raises an error is not continued
             pair, position = next(following)
-            place += 1
-            self._positions = {place - 1: self._position_at(place - 1, epoch), place: position}
-            self._open = place, following
+            self._positions = {done: self._position_after(done, epoch), done + 1: position}
+            done += 1
+            self._following = done, following
             yield pair
 
-    def _following(self, place: int, epoch: int) -> Iterator[tuple[Batch, Position]]:
-        if self._open is not None and self._open[0] == place:
-            return self._open[1]
-        return self._passes(self._position_at(place, epoch))
+    def _batches_after(self, done: int, epoch: int) -> Iterator[tuple[Batch, Position]]:
+        """Return the iterator over the batches that follow the first `done` batches."""
+        if self._following is not None and self._following[0] == done:
+            return self._following[1]
+        return self._passes(self._position_after(done, epoch))
 
-    def _position_at(self, place: int, epoch: int) -> Position:
-        """Return the position after so many batches. A place that was never reached, as in `bench`, begins a pass."""
-        return self._positions.get(place) or self._pass_number(epoch if place else 0)
+    def _position_after(self, done: int, epoch: int) -> Position:
+        """Return the position after the first `done` batches.
 
-    def _pass_number(self, number: int) -> Position:
-        return Position(number, shares=self.start.shares)
+        A position that the loader has not kept, as in `bench`, is the start of a pass.
+        """
+        return self._positions.get(done) or self._start_of_pass(epoch if done else 0)
+
+    def _position_in(self, epoch: int, batches: int) -> Position:
+        """Return the position after the first batches of an epoch."""
+        return self._position_after(epoch * (self.steps or 0) + batches, epoch)
+
+    def _start_of_pass(self, pass_number: int) -> Position:
+        return Position(pass_number, shares=self.start.shares)
 
     def _passes(self, position: Position) -> Iterator[tuple[Batch, Position]]:
-        """Yield the batches from a position on, without end, each with the position after it."""
+        """Yield the batches of all passes from a position on, without end. Each batch has the position after it."""
         while True:
             yield from self._pass(position)
-            position = self._pass_number(position.number + 1)
+            position = self._start_of_pass(position.pass_number + 1)
 
     def _pass(self, position: Position) -> Iterator[tuple[Batch, Position]]:
-        """Yield the batches from a position to the end of its pass.
+        """Yield the batches from a position to the end of the pass.
 
         Raises:
             DataError: the pass is empty, has another length than the stream, or a sample cannot be read.
         """
-        if self.max_batches is None or position.batch < self.max_batches:
+        if self.max_batches is None or position.batches < self.max_batches:
             for read in self._fetch(position):
                 if read is None:
                     continue
@@ -125,16 +135,16 @@ class StreamLoader:
                 position = position.after(read)
                 self._check_length(position, ended=False)
                 self._indices = read.batch.indices
-                yield self.prepare(*read.batch.pair, position.number, torch.tensor(read.batch.indices)), position
-                if position.batch == self.max_batches:
+                yield self.prepare(*read.batch.pair, position.pass_number, torch.tensor(read.batch.indices)), position
+                if position.batches == self.max_batches:
                     break
             self.end_reading()
-        if position.batch == 0:
-            raise self._empty_error(position.number)
+        if position.batches == 0:
+            raise self._empty_error(position.pass_number)
         self._check_length(position, ended=True)
 
     def _fetch(self, position: Position) -> Iterator[StreamBatch | None]:
-        """Start the reading at a position."""
+        """Start to read at a position, and return the batches. A worker yields None if it has no batch at its turn."""
         self.end_reading()
         self.reader.position = position
         if not self.num_workers:
@@ -156,11 +166,11 @@ class StreamLoader:
     # -------------------------------------------------------------------------------------- positions
 
     def state_dict(self, epoch: int, batch: int) -> dict[str, Any]:
-        """Return the position at a batch of an epoch, the last or the last but one that was read."""
-        position = self._position_at(epoch * (self.steps or 0) + batch, epoch)
+        """Return the position before or after the last batch, as the number of batches in the epoch says."""
+        position = self._position_in(epoch, batch)
         shares = [[share.batches, share.state, share.ended] for share in position.shares]
-        counts = {"pass": position.number, "batch": position.batch, "samples": position.samples, "turn": position.turn}
-        return {**counts, "shares": shares}
+        counts = {"pass": position.pass_number, "batch": position.batches, "samples": position.samples}
+        return {**counts, "turn": position.next_share, "shares": shares}
 
     def load_state_dict(self, saved: Mapping[str, Any], epoch: int, batch: int, *, restart: bool = False) -> None:
         """Continue at a saved position.
@@ -168,38 +178,39 @@ class StreamLoader:
         Args:
             saved: from `state_dict`.
             epoch: the epoch of the position, from 0.
-            batch: the batches of this epoch that were used.
+            batch: the number of batches of this epoch that were used.
             restart: begin the saved pass again, because its batches have changed.
 
         Raises:
-            ValueError: the position has other types, or belongs to another number of workers.
+            ValueError: a value has the wrong type, or another number of workers read the stream.
         """
         counts = [saved[key] for key in ("pass", "batch", "samples", "turn")]
         shares = [] if restart else saved["shares"]
         counts += [share[0] for share in shares]
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"{self.key}: the position in the stream is {counts}, expected counts")
-        position = self._pass_number(saved["pass"])
+        position = self._start_of_pass(saved["pass"])
         if not restart:
             if len(shares) != len(position.shares):
                 raise ValueError(f"{self.key} was read by {len(shares)} workers, and now by {len(position.shares)}")
-            restored = tuple(Share(count, state, bool(ended)) for count, state, ended in shares)
+            restored = tuple(ShareProgress(count, state, bool(ended)) for count, state, ended in shares)
             position = Position(saved["pass"], saved["batch"], saved["samples"], saved["turn"], restored)
         self.close()
         self._positions = {epoch * (self.steps or 0) + batch: position}
 
     def resume_note(self, epoch: int, batch: int) -> str | None:
-        """Return the note that batches are read again, or None if the state of the set continues exactly."""
-        position, why = self._position_at(epoch * (self.steps or 0) + batch, epoch), self.stream.why_stateless
-        if why is None or not position.batch or all(share.ended for share in position.shares):
+        """Return a note if the used batches are read again; None if the set continues from its state."""
+        position = self._position_in(epoch, batch)
+        reason = self.stream.reason_to_reread
+        if reason is None or not position.batches or all(share.ended for share in position.shares):
             return None
-        batches = "batch is" if position.batch == 1 else f"{position.batch:,} batches are"
-        return f"note: {self.key}: {why}, so the first {batches} read again and skipped"
+        batches = "batch is" if position.batches == 1 else f"{position.batches:,} batches are"
+        return f"note: {self.key}: {reason}, so the first {batches} read again and skipped"
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Return what a resume compares."""
+        """Return the facts about the stream that a resume compares with the checkpoint."""
         facts: dict[str, Any] = {} if self.stream.length is None else {f"{name} samples": self.stream.length}
-        if self.reader.shares_itself and self.steps is not None:
+        if self.reader.shards_itself and self.steps is not None:
             facts[f"{name} workers (data.num_workers)"] = max(1, self.num_workers)
         return facts
 
@@ -207,7 +218,7 @@ class StreamLoader:
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader.describe`."""
-        number = self._position_at(epoch * (self.steps or 0) + batch + 1, epoch).number
+        number = self._position_in(epoch, batch + 1).pass_number
         text = f"samples {self._indices[0]:,} to {self._indices[-1]:,} of pass {number + 1}" if self._indices else ""
         bad = [f"{self._indices[row]:,}" for row in non_finite_rows(inputs) if row < len(self._indices)]
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
@@ -236,7 +247,7 @@ class StreamLoader:
             ) from error
 
     def _check_length(self, position: Position, *, ended: bool) -> None:
-        """Raise `DataError` if an epoch is a pass, and the pass has another length than `__len__` says."""
+        """Raise `DataError` if an epoch is one pass, and the length of the pass is not the value of `__len__`."""
         if not self.exact or self.stream.length is None:
             return
         too_long = position.samples > self.stream.length
@@ -245,7 +256,7 @@ class StreamLoader:
             too_short = ended and self.stream.length - position.samples >= self.reader.batch_size
         if too_long or too_short:
             found = "has more samples" if too_long else f"ended after {position.samples:,} samples"
-            cause = f"{self.key}: pass {position.number + 1} {found}, and __len__ of {self.stream.name} returns"
+            cause = f"{self.key}: pass {position.pass_number + 1} {found}, and __len__ of {self.stream.name} returns"
             hint = "correct __len__, or write steps_per_epoch=N, which needs no length"
             raise DataError(f"{cause} {self.stream.length:,}", hint=hint)
 
@@ -268,7 +279,7 @@ class StreamLoader:
 
     def close(self) -> None:
         """See `Loader.close`."""
-        self._open = None
+        self._following = None
         self.end_reading()
 
 

@@ -1,4 +1,4 @@
-"""Reads the batches of a stream, in the main process or in a worker, and where each batch ends."""
+"""Read the batches of a stream, in the main process or in a worker. Each batch has the position at its end."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Isolation = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Share:
-    """How far one reader of a pass is. If the set does not share itself, there is one share for all workers.
+class ShareProgress:
+    """How far the share of a worker is read. If the set does not shard itself, all workers have one share.
 
     Attributes:
-        batches: the batches read.
+        batches: the number of batches that were read.
         state: the state of the set after these batches; None: the batches are read again and skipped.
-        ended: whether the samples are known to be over.
+        ended: whether it is known that the share has no further samples.
     """
 
     batches: int = 0
@@ -39,37 +39,44 @@ class Share:
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a stream: the end of a batch.
+    """A position in a stream: the end of a batch.
 
     Attributes:
-        number: of the pass, from 0.
-        batch: the batches of this pass that were used.
-        samples: their samples.
-        turn: the worker that reads the next batch, if the set shares itself.
-        shares: of each worker, or one share for all.
+        pass_number: the number of the pass, from 0.
+        batches: the number of batches of this pass that were used.
+        samples: the number of samples in these batches.
+        next_share: the index of the share with the next batch.
+        shares: the progress of each share.
     """
 
-    number: int = 0
-    batch: int = 0
+    pass_number: int = 0
+    batches: int = 0
     samples: int = 0
-    turn: int = 0
-    shares: tuple[Share, ...] = (Share(),)
+    next_share: int = 0
+    shares: tuple[ShareProgress, ...] = (ShareProgress(),)
 
     def after(self, read: StreamBatch) -> Position:
-        """Return the place after a batch."""
-        place = read.worker if len(self.shares) > 1 else 0
-        shares = (*self.shares[:place], read.share, *self.shares[place + 1 :])
-        turn = (place + 1) % len(shares)
-        return Position(self.number, self.batch + 1, self.samples + len(read.batch.indices), turn, shares)
+        """Return the position at the end of the batch that follows."""
+        index = read.worker if len(self.shares) > 1 else 0
+        shares = (*self.shares[:index], read.share, *self.shares[index + 1 :])
+        next_share = (index + 1) % len(shares)
+        samples = self.samples + len(read.batch.indices)
+        return Position(self.pass_number, self.batches + 1, samples, next_share, shares)
 
 
 @dataclass
 class StreamBatch:
-    """A batch of a stream, and the share of its worker after it."""
+    """A batch of a stream.
+
+    Attributes:
+        batch: the batch.
+        worker: the number of the worker that read the batch.
+        share: the progress of the worker's share after the batch.
+    """
 
     batch: CollatedBatch
     worker: int
-    share: Share
+    share: ShareProgress
 
     def pin_memory(self) -> StreamBatch:
         """Return the batch in pinned memory; torch's `DataLoader` calls this method."""
@@ -77,18 +84,19 @@ class StreamBatch:
 
 
 class StreamReader(IterableDataset[StreamBatch | None]):
-    """The batches of the pass at `position`, for torch's `DataLoader`.
+    """The batches of a pass from `position` on, for torch's `DataLoader`.
 
-    If the set shares itself, each worker reads the batches of its share, and `DataLoader` takes one of each worker in
-    turn. Otherwise each worker reads all samples and yields every N-th batch, so the number of workers changes nothing.
+    If the set shards itself, each worker reads the batches of its share, and `DataLoader` takes one batch of each
+    worker in turn. Otherwise each worker reads all samples and yields every N-th batch. Then the number of workers
+    changes nothing.
 
     Args:
         stream: the samples.
-        batch_size: samples per batch; the last batch of a share may be shorter.
-        seed: of the random numbers that the set draws. They depend on (seed, pass, batch).
-        form: which parts of a sample are the inputs and the targets.
-        limit: the maximum number of samples in a pass.
-        drop_last: leave out a batch that is smaller.
+        batch_size: the number of samples in a batch; the last batch of a share may be smaller.
+        seed: the seed of the random numbers that the set draws. These depend on (seed, pass, batch).
+        form: which parts of a sample are the inputs and the targets, and how samples become a batch.
+        limit: the maximum number of samples in a pass; None: no limit.
+        drop_last: skip the last batch if it is smaller.
     """
 
     def __init__(
@@ -96,56 +104,38 @@ class StreamReader(IterableDataset[StreamBatch | None]):
     ) -> None:
         self.stream, self.batch_size, self.seed, self.form = stream, batch_size, seed, form
         self.limit, self.drop_last = limit, drop_last
-        self.shares_itself, self.has_state = stream.shares_itself, stream.why_stateless is None
+        self.shards_itself, self.has_state = stream.shards_itself, stream.reason_to_reread is None
         self.position = Position()
 
     def __iter__(self) -> Iterator[StreamBatch | None]:
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        dataset = self.stream.dataset
         if info is None:
-            dataset = self.stream.copy()
-        elif not self.shares_itself:
+            return self._batches(self.stream.copy(), SeparateGenerators().active, worker=0, workers=1)
+        if not self.shards_itself:
             torch_worker._worker_info = None  # a set that divides its samples by it would lose most of them
-        isolated: Isolation = SeparateGenerators().active if info is None else nullcontext
-        if not self.shares_itself:
-            return self._batches(
-                dataset, isolated, self.position.shares[0], worker, keep=(worker, workers), step=(0, 1)
-            )
-        share = self.position.shares[worker]
-        batches = self._batches(dataset, isolated, share, worker, keep=(0, 1), step=(worker, workers))
-        # `DataLoader` begins with worker 0, so the workers before `turn` yield nothing first.
-        return itertools.chain([None], batches) if worker < self.position.turn else batches
+        batches = self._batches(self.stream.dataset, nullcontext, worker=info.id, workers=info.num_workers)
+        # `DataLoader` begins with worker 0. So the workers before the next share yield None first.
+        is_early = self.shards_itself and info.id < self.position.next_share
+        return itertools.chain([None], batches) if is_early else batches
 
-    def _batches(
-        self,
-        dataset: Any,
-        isolated: Isolation,
-        share: Share,
-        worker: int,
-        *,
-        keep: tuple[int, int],
-        step: tuple[int, int],
-    ) -> Iterator[StreamBatch]:
-        """Yield the batches of a share after those that were used.
+    def _batches(self, dataset: Any, isolated: Isolation, *, worker: int, workers: int) -> Iterator[StreamBatch]:
+        """Yield the batches of a worker that follow the position.
 
         Args:
-            dataset: is changed.
-            isolated: a context for code of the set.
-            share: what was used.
+            dataset: the set, which changes while it is read.
+            isolated: a context for the code of the set.
             worker: the number of the worker.
-            keep: of the batches, keep the first number modulo the second.
-            step: batch n of the share is batch first + n * second of the pass.
+            workers: the number of workers.
         """
+        share = self.position.shares[worker if self.shards_itself else 0]
         if share.ended:
             return
-        samples = _samples(dataset, self.position.number, share.state)
-        for place in itertools.count(0 if share.state is None else share.batches):
-            number = step[0] + place * step[1]
-            size = self.batch_size
-            if self.limit is not None and step[1] == 1:
-                size = min(size, self.limit - number * self.batch_size)
-            kept = place >= share.batches and (place - share.batches) % keep[1] == keep[0]
+        samples = _samples(dataset, self.position.pass_number, share.state)
+        for index in itertools.count(0 if share.state is None else share.batches):  # of a batch in the share
+            number = worker + index * workers if self.shards_itself else index  # of the batch in the pass
+            size = self._size(number, workers)
+            is_used = index < share.batches  # before the position, and read only to be skipped
+            is_own = self.shards_itself or (index - share.batches) % workers == worker
             state, batch = None, NOTHING
             with isolated():
                 self._seed(number)
@@ -153,40 +143,50 @@ class StreamReader(IterableDataset[StreamBatch | None]):
                 count = len(read.samples)
                 if not read.unreadable and (count == 0 or (self.drop_last and count < self.batch_size)):
                     return
-                if kept or read.unreadable:
+                if (is_own and not is_used) or read.unreadable:
                     batch = collate(read, self.form)
                     state = plain_copy(dataset.state_dict()) if self.has_state else None
             del read  # so that the next samples use its memory again, which is in the CPU's cache
             if batch is not NOTHING:
-                yield StreamBatch(batch, worker, Share(place + 1, state, count < size))
+                yield StreamBatch(batch, worker, ShareProgress(index + 1, state, ended=count < size))
             if count < size:
                 return
 
+    def _size(self, number: int, workers: int) -> int:
+        """Return the number of samples in a batch. The loader limits a pass that several shares divide."""
+        if self.limit is None or (self.shards_itself and workers > 1):
+            return self.batch_size
+        return max(0, min(self.batch_size, self.limit - number * self.batch_size))
+
     def _read(self, samples: Iterator[Any], number: int, size: int) -> ReadSamples:
-        """Read the samples of a batch. A file error ends it as an unreadable sample."""
+        """Read the samples of a batch. If a file error ends the reading, return it as an unreadable sample."""
         first = number * self.batch_size
         read = ReadSamples(self.stream.dataset, [], [], [])
         try:
-            read.samples.extend(itertools.islice(samples, max(size, 0)))  # keeps those before an error
+            read.samples.extend(itertools.islice(samples, size))  # keeps the samples before an error
         except Exception as error:
             index = first + len(read.samples)
             if not is_file_error(error):
-                error.add_note(f"raised while sample {index} of pass {self.position.number + 1} was read")
+                error.add_note(f"raised while sample {index} of pass {self.position.pass_number + 1} was read")
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return replace(read, samples=[], unreadable=[(index, reason)])
         return replace(read, indices=list(range(first, first + len(read.samples))))
 
     def _seed(self, number: int) -> None:
-        seed = zlib.crc32(number.to_bytes(8, "little"), epoch_seed(self.seed, self.position.number))
+        """Seed all global generators for a batch of the pass."""
+        seed = zlib.crc32(number.to_bytes(8, "little"), epoch_seed(self.seed, self.position.pass_number))
         torch.default_generator.manual_seed(seed)
         PYTHON_GENERATOR.seed(seed)
         NUMPY_GENERATOR.seed(seed)
 
 
-def _samples(dataset: Any, number: int, state: Any) -> Iterator[Any]:
-    """Yield the samples of a pass after a state. All code of the set runs while a sample is read."""
-    begin_pass(dataset, number)
+def _samples(dataset: Any, pass_number: int, state: Any) -> Iterator[Any]:
+    """Yield the samples of a pass that follow a state.
+
+    This is a generator, so all code of the set runs while a sample is read.
+    """
+    begin_pass(dataset, pass_number)
     if state is not None:
         dataset.load_state_dict(plain_copy(state))
     yield from dataset

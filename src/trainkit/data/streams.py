@@ -1,4 +1,4 @@
-"""Streams: data sets that are read from their beginning, because they have no `__getitem__`."""
+"""Streams: data sets that are read in their own order with `__iter__`, because they have no samples by index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from trainkit.core.errors import ConfigError
 from trainkit.core.source import name_and_place
 
-SHARING_PACKAGES = ("datasets", "webdataset")  # their sets divide their samples among the workers of a DataLoader
+SHARDING_PACKAGES = ("datasets", "webdataset")  # their sets divide their samples among the workers of a DataLoader
 
 
 class StreamStateError(ValueError):
@@ -22,7 +22,7 @@ class StreamStateError(ValueError):
 
 
 def is_stream(dataset: Any) -> bool:
-    """Return whether a data set is read from its beginning: it has `__iter__`, and no samples by index."""
+    """Return whether a data set has `__iter__`, and no samples by index."""
     kind = type(dataset)
     if isinstance(dataset, IterableDataset):
         return True
@@ -39,12 +39,12 @@ def reading_method(dataset: Any) -> str:
 
 @dataclass(frozen=True)
 class Stream:
-    """A data set without `__getitem__`.
+    """A data set without samples by index.
 
     Attributes:
-        dataset: has `__iter__`. It stays as the config built it, because each pass reads a copy.
-        key: its config key, for messages.
-        length: what `__len__` returns; None: there is no `__len__`.
+        dataset: the data set. It stays as the config built it, because each pass reads a copy.
+        key: the config key of the data set, for messages.
+        length: the value of `__len__`; None: the data set has no `__len__`.
     """
 
     dataset: Any
@@ -52,21 +52,21 @@ class Stream:
     length: int | None
 
     @property
-    def shares_itself(self) -> bool:
-        """Whether the set gives each worker a share of its samples. Otherwise, each worker reads all samples."""
+    def shards_itself(self) -> bool:
+        """Whether the set gives each worker a share of its samples. Otherwise each worker reads all samples."""
         package = type(self.dataset).__module__.partition(".")[0]
-        return bool(getattr(self.dataset, "shards_itself", package in SHARING_PACKAGES))
+        return bool(getattr(self.dataset, "shards_itself", package in SHARDING_PACKAGES))
 
     @property
-    def why_stateless(self) -> str | None:
-        """Why the position is not the state of the set; None: the state is the position."""
+    def reason_to_reread(self) -> str | None:
+        """Why a resume reads the used samples again; None: it continues from the state of the set."""
         if not all(callable(getattr(self.dataset, name, None)) for name in ("state_dict", "load_state_dict")):
             return "it has no state_dict"
         return "its state_dict leaves out the shuffle buffer" if _has_shuffle_buffer(self.dataset) else None
 
     @property
     def name(self) -> str:
-        """The class and the place of its `__iter__`."""
+        """The class of the set, and the place of its `__iter__`."""
         return name_and_place(type(self.dataset), "__iter__")
 
     def copy(self) -> Any:
@@ -83,29 +83,30 @@ class Stream:
             raise ConfigError(f"{cause}: {type(error).__name__}: {error}", hint=hint) from error
 
 
-def begin_pass(dataset: Any, number: int) -> None:
-    """Give a set the number of its pass, from 0, if its order may depend on it."""
+def begin_pass(dataset: Any, pass_number: int) -> None:
+    """Give a set the number of its pass, from 0, if its order can depend on the pass."""
     if callable(getattr(dataset, "set_epoch", None)):
-        dataset.set_epoch(number)
+        dataset.set_epoch(pass_number)
     for stage in getattr(dataset, "pipeline", ()):
-        if type(stage).__name__ == "detshuffle":  # of webdataset: each run of a stage adds 1
-            stage.epoch = number - 1
+        if type(stage).__name__ == "detshuffle":  # a stage of webdataset, which adds 1 when it starts
+            stage.epoch = pass_number - 1
 
 
 def _has_shuffle_buffer(dataset: Any) -> bool:
     """Return whether a set of Hugging Face shuffles in a buffer, which its state does not contain."""
-    found = [getattr(dataset, "_ex_iterable", None)]
-    while found:
-        part = found.pop()
-        if type(part).__name__ == "BufferShuffledExamplesIterable":
+    stages = [getattr(dataset, "_ex_iterable", None)]
+    while stages:
+        stage = stages.pop()
+        if type(stage).__name__ == "BufferShuffledExamplesIterable":
             return True
-        found += [inner for inner in (getattr(part, "ex_iterable", None),) if inner is not None]
-        found += getattr(part, "ex_iterables", None) or []
+        before = getattr(stage, "ex_iterable", None)
+        stages += [] if before is None else [before]
+        stages += getattr(stage, "ex_iterables", None) or []
     return False
 
 
 def plain_copy(value: Any, place: str = "state_dict") -> Any:
-    """Return a copy of a state of numbers, strings, tensors, lists, tuples and dicts.
+    """Return a copy of a state, which may consist of numbers, strings, tensors, lists, tuples and dicts.
 
     Raises:
         StreamStateError: the state contains another value.
