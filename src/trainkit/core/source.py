@@ -37,3 +37,8 @@ def name_and_place(obj: Any, method: str = "forward") -> str:
     place = next((place for place in places if place and not place.startswith(foreign)), "")
     name = f"{named.__module__}.{named.__qualname__}"
     return f"{name} ({place})" if place else name
+
+
+def without_partial(function: Any) -> Any:
+    """Return the function of a `functools.partial`, or any other object as it is."""
+    return getattr(function, "func", function)

@@ -28,7 +28,7 @@ from trainkit.training.call import describe_call
 from trainkit.training.hooks import HookError, add_hook_metrics
 from trainkit.training.losses import denominator
 from trainkit.training.metric_set import MetricError
-from trainkit.training.wrong_part import WrongPartError
+from trainkit.training.wrong_result import WrongResultError
 
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
@@ -135,9 +135,9 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
         return ConfigError(f"hooks.{name}: {name_and_place(error.hook, 'on_epoch')}: {error.cause}", hint=error.hint)
     if isinstance(error, MetricError):
         return ConfigError(f"metrics.{error.name}: {error.cause}", hint=error.hint)
-    if isinstance(error, WrongPartError):
-        part = "data.collate" if error.part == "data.train" and _collate_of(session) is not None else error.part
-        return ConfigError(f"{part}: {_part_name(session, part)}: {error.cause}", hint=error.hint)
+    if isinstance(error, WrongResultError):
+        key = "data.collate" if error.key == "data.train" and _collate_of(session) is not None else error.key
+        return ConfigError(f"{key}: {_part_name(session, key)}: {error.cause}", hint=error.hint)
     key, shapes = _find_owner(error, session)
     key = key_of_sample_error(key, error)
     explained = explain_sample_error(key, error)

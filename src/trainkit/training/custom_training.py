@@ -16,17 +16,17 @@ from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
 from trainkit.training.state import State
 from trainkit.training.step import accumulate_gradient, before_update, micro_batches, parameters_of, update, update_with
-from trainkit.training.wrong_part import WrongPartError
+from trainkit.training.wrong_result import WrongResultError
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a step returned for a micro batch.
+class MicroBatchResult:
+    """The result of a step for a micro batch.
 
     Attributes:
         inputs: the inputs of the micro batch.
-        targets: its targets.
-        result: what the step returned, without the graph.
+        targets: the targets of the micro batch.
+        result: the checked result of the step.
         weight: the denominator of the loss, or the number of samples.
     """
 
@@ -39,21 +39,28 @@ class Part:
     def scalars(self) -> list[tuple[str, Tensor, Tensor | float]]:
         """The further scalars: name, value and denominator."""
         scalars = self.result.scalars.items()
-        return [(name, value, self.weight if own is None else own) for name, (value, own) in scalars]
+        return [
+            (name, value, self.weight if denominator is None else denominator) for name, (value, denominator) in scalars
+        ]
+
+    def without_graph(self) -> MicroBatchResult:
+        """Return the result without the autograd graph, which holds the memory of the forward pass."""
+        loss, outputs = self.result.loss.detach().reshape(()), detach(self.result.outputs)
+        return replace(self, result=replace(self.result, loss=loss, outputs=outputs))
 
 
 def custom_train_step(state: State, step: CustomStep, inputs: Any, targets: Any) -> None:
     """Update the weights by a custom step, and add its losses and scalars to the means of the epoch."""
     if step.is_generator:
-        return update_in_turn(state, step, inputs, targets)
+        return update_each_optimizer(state, step, inputs, targets)
     objects = state.objects
-    kept: list[Part] = []
+    kept: list[MicroBatchResult] = []
 
     def evaluate(*, first: bool) -> tuple[Tensor, Tensor | float]:
-        parts = list(parts_with_gradients(state, step, inputs, targets))
+        results = list(results_with_gradient(state, step, inputs, targets))
         if first:
-            kept.extend(parts)
-        return total_loss(parts)
+            kept.extend(results)
+        return total_loss(results)
 
     update_with(state, evaluate)
     for part in kept:
@@ -64,15 +71,15 @@ def custom_train_step(state: State, step: CustomStep, inputs: Any, targets: Any)
     return None
 
 
-def parts_with_gradients(state: State, step: CustomStep, inputs: Any, targets: Any) -> Iterator[Part]:
-    """Yield the results of the micro batches, while the gradient of the whole batch accumulates.
+def results_with_gradient(state: State, step: CustomStep, inputs: Any, targets: Any) -> Iterator[MicroBatchResult]:
+    """Yield the result of each micro batch, while the gradient of the whole batch accumulates.
 
-    The denominator of the whole batch is unknown before the last micro batch. So the first one predicts it, and the
-    gradient is corrected at the end.
+    The denominator of the whole batch is known only after the last micro batch. So the first micro batch predicts the
+    denominator, and the gradient is corrected at the end.
     """
     objects, samples = state.objects, batch_size_of(inputs)
     predicted = total = 0.0
-    for part in step_parts(state, step, objects.model, objects.loss_fn, inputs, targets):
+    for part in micro_batch_results(state, step, objects.model, objects.loss_fn, inputs, targets):
         count = batch_size_of(part.inputs)
         loss: Tensor | None = part.result.loss
         if count < samples:
@@ -82,7 +89,7 @@ def parts_with_gradients(state: State, step: CustomStep, inputs: Any, targets: A
             loss = part.result.loss * (weight / predicted) if predicted else None
         if loss is not None and torch.is_grad_enabled():
             (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
-        yield replace(part, result=without_graph(part.result))
+        yield part.without_graph()
         del loss, part  # before the next forward pass needs memory
     if total and total != predicted:
         for param in objects.parameters:
@@ -102,140 +109,158 @@ def gradient_of_batch(state: State, inputs: Any, targets: Any) -> Tensor:
     if step.is_generator:
         cause = f"training_step: {step.place} yields a loss for each optimizer, so a batch has no single gradient"
         raise ConfigError(cause, hint="train with watch=[NAME], which records the gradient of a parameter")
-    return total_loss(list(parts_with_gradients(state, step, inputs, targets)))[0]
+    return total_loss(list(results_with_gradient(state, step, inputs, targets)))[0]
 
 
-def step_parts(
+def micro_batch_results(
     state: State, step: CustomStep, model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any
-) -> Iterator[Part]:
-    """Yield what a step returns for each micro batch.
+) -> Iterator[MicroBatchResult]:
+    """Yield the result of a step for each micro batch of a batch.
 
     Raises:
-        ConfigError: the batch is split, and the step does not allow it.
-        WrongPartError: the step returns something else than a loss or a mapping with a loss.
+        ConfigError: the batch is split, and the step does not support it.
+        WrongResultError: the step returns neither a loss nor a mapping with a loss.
     """
     samples, micro_batch = batch_size_of(inputs), state.progress.micro_batch
     for part, part_targets in micro_batches(inputs, targets, micro_batch):
         with state.objects.autocast:
-            result = step.result(step(model, part, part_targets, loss_fn, state.progress))
+            result = step.check_result(step(model, part, part_targets, loss_fn, state.progress))
         count = batch_size_of(part)
         error = step.split_error(micro_batch) if count < samples else None
         if error is not None:
             raise error
-        yield Part(part, part_targets, result, count if result.denominator is None else result.denominator)
+        yield MicroBatchResult(part, part_targets, result, count if result.denominator is None else result.denominator)
         del result
 
 
-def total_loss(parts: list[Part]) -> tuple[Tensor, Tensor | float]:
-    """Return the loss of a batch and its denominator."""
-    if len(parts) == 1:
-        return parts[0].result.loss, parts[0].weight
-    weights = [float(part.weight) for part in parts]
-    losses = [part.result.loss * weight for part, weight in zip(parts, weights, strict=True) if weight]
+def total_loss(results: list[MicroBatchResult]) -> tuple[Tensor, Tensor | float]:
+    """Return the loss of a batch and its denominator, from the results of its micro batches."""
+    if len(results) == 1:
+        return results[0].result.loss, results[0].weight
+    weights = [float(part.weight) for part in results]
+    losses = [part.result.loss * weight for part, weight in zip(results, weights, strict=True) if weight]
     if not losses:  # a mean over nothing
-        return torch.zeros_like(parts[0].result.loss), 0
+        return torch.zeros_like(results[0].result.loss), 0
     return torch.stack(losses).sum() / sum(weights), sum(weights)
 
 
-def update_in_turn(state: State, step: CustomStep, inputs: Any, targets: Any) -> None:
+# ------------------------------------------------------------------------------------- several optimizers
+
+
+def update_each_optimizer(state: State, step: CustomStep, inputs: Any, targets: Any) -> None:
     """Update the parameters of one optimizer for each loss that the step yields."""
     objects, progress = state.objects, state.progress
-    total, norms = torch.zeros((), device=objects.device), []
-    parts: list[tuple[str, Part]] = []
+    norms: list[Tensor] = []
+    results: list[tuple[str, MicroBatchResult]] = []
     for name, result in yielded_losses(state, step, inputs, targets):
         optimizer = objects.optimizers[name]
-        params = [param for param in parameters_of(optimizer) if param.requires_grad]  # the others are frozen
         optimizer.zero_grad()
-        loss = result.loss if objects.scaler is None else objects.scaler.scale(result.loss)
-        if params:
-            loss.backward(inputs=params)  # only these, because the loss of one part often reaches the others
-        if params and all(param.grad is None for param in params):
-            cause = f"the loss of {name!r} does not depend on a parameter of this optimizer"
-            raise WrongPartError(step.key, cause, "yield the name of the optimizer that the loss trains")
+        backward_for(state, step, name, result.loss)
         weight = batch_size_of(inputs) if result.denominator is None else result.denominator
-        result = without_graph(result)
-        before_update(state, result.loss, weight, optimizer=optimizer)
+        whole = MicroBatchResult(inputs, targets, result, weight).without_graph()  # the batch is not split
+        del result  # the optimizer may need the memory of its graph
+        before_update(state, whole.result.loss, weight, optimizer=optimizer)
         norms += [progress.grad_norm] if progress.in_last_batch and progress.grad_norm is not None else []
         update(state, optimizer, last=False)
-        total = total + result.loss
-        parts.append((name, Part(inputs, targets, result, weight)))
-    if not parts:
-        raise WrongPartError(step.key, "it yields no loss for a batch", "yield (optimizer name, loss) at least once")
+        results.append((name, whole))
+    if not results:
+        raise WrongResultError(step.key, "it yields no loss for a batch", "yield (optimizer name, loss) at least once")
     if objects.scaler is not None:
         objects.scaler.update()
     if norms:
         progress.grad_norm = torch.stack(norms).norm()  # over the parameters of all optimizers
+    total = torch.zeros((), device=objects.device)
+    for name, whole in results:
+        total = total + whole.result.loss
+        progress.add_mean(name, whole.result.loss, whole.weight)
+        add_scalars(state, whole)
     progress.loss.update(total, weight=batch_size_of(inputs))
-    for name, part in parts:
-        progress.add_mean(name, part.result.loss, part.weight)
-        add_scalars(state, part)
-    outputs = [part.result.outputs for _, part in parts if part.result.outputs is not None]
     if objects.train_metrics:
-        objects.train_metrics.update(outputs[-1] if outputs else required_outputs(step, parts[-1][1].result), targets)
+        last = next((whole for _, whole in reversed(results) if whole.result.outputs is not None), results[-1][1])
+        objects.train_metrics.update(required_outputs(step, last.result), targets)
+
+
+def backward_for(state: State, step: CustomStep, name: str, loss: Tensor) -> None:
+    """Compute the gradient of a loss for the parameters of one optimizer.
+
+    The loss often depends on the parameters of other optimizers too. These parameters get no gradient.
+
+    Raises:
+        WrongResultError: the loss does not depend on a parameter of the optimizer.
+    """
+    if state.objects.scaler is not None:
+        loss = state.objects.scaler.scale(loss)
+    trainable = [param for param in parameters_of(state.objects.optimizers[name]) if param.requires_grad]
+    if not trainable:  # all are frozen
+        return
+    loss.backward(inputs=trainable)
+    if all(param.grad is None for param in trainable):
+        cause = f"the loss of {name!r} does not depend on a parameter of this optimizer"
+        raise WrongResultError(step.key, cause, "yield the name of the optimizer that the loss trains")
 
 
 def yielded_losses(state: State, step: CustomStep, inputs: Any, targets: Any) -> Iterator[tuple[str, StepResult]]:
-    """Yield the optimizer names and the results that a step yields for a batch.
+    """Yield each optimizer name that a step yields for a batch, with the checked result.
 
     Raises:
-        WrongPartError: the step yields something else, or an unknown name.
+        WrongResultError: the step does not yield a pair, or yields an unknown name.
     """
     objects = state.objects
-    steps = step(objects.model, inputs, targets, objects.loss_fn, state.progress)
+    generator = step(objects.model, inputs, targets, objects.loss_fn, state.progress)
     while True:
         with objects.autocast:
-            item = next(steps, None)
+            item = next(generator, None)
         if item is None:
             return
         if not isinstance(item, tuple) or len(item) != 2:
             cause = f"it yields a {type(item).__name__}, expected a pair (optimizer name, loss)"
-            raise WrongPartError(step.key, cause, f"the names are {', '.join(objects.optimizers)}")
+            raise WrongResultError(step.key, cause, f"the names are {', '.join(objects.optimizers)}")
         name, returned = item
         if name not in objects.optimizers:
             hint = did_you_mean(str(name), list(objects.optimizers))
-            raise WrongPartError(step.key, f"it yields {name!r}, and there is no optimizer of this name", hint)
-        yield name, step.result(returned)
+            raise WrongResultError(step.key, f"it yields {name!r}, and there is no optimizer of this name", hint)
+        yield name, step.check_result(returned)
 
 
-def evaluation_parts(state: State, step: CustomStep, inputs: Any, targets: Any, *, outputs: bool) -> list[Part]:
-    """Return what an evaluation step returns for each micro batch of a batch.
+# ------------------------------------------------------------------------------------- validation and metrics
+
+
+def evaluation_results(
+    state: State, step: CustomStep, inputs: Any, targets: Any, *, needs_outputs: bool
+) -> list[MicroBatchResult]:
+    """Return the result of an evaluation step for each micro batch of a batch.
 
     Args:
         state: the state of the training.
         step: the evaluation step.
         inputs: the inputs of the batch.
         targets: the targets of the batch.
-        outputs: whether the outputs are needed.
+        needs_outputs: whether a metric or a hook needs the outputs.
+
+    Raises:
+        WrongResultError: the outputs are needed, and the step does not return them.
     """
     model, loss_fn = state.objects.evaluated
-    parts = [
-        replace(part, result=without_graph(part.result))
-        for part in step_parts(state, step, model, loss_fn, inputs, targets)
-    ]
-    if outputs:
-        for part in parts:
+    results = [part.without_graph() for part in micro_batch_results(state, step, model, loss_fn, inputs, targets)]
+    if needs_outputs:
+        for part in results:
             required_outputs(step, part.result)
-    return parts
+    return results
 
 
-def add_scalars(state: State, part: Part) -> None:
+def add_scalars(state: State, part: MicroBatchResult) -> None:
     """Add the further scalars of a step to the means of the epoch."""
     for name, value, weight in part.scalars:
         state.progress.add_mean(name, value, weight)
 
 
 def required_outputs(step: CustomStep, result: StepResult) -> Any:
-    """Return the outputs.
+    """Return the outputs in a result.
 
     Raises:
-        WrongPartError: the step does not return them.
+        WrongResultError: the step does not return outputs.
     """
     if result.outputs is None:
         cause = "it returns no 'outputs', which the metrics (metrics) or a hook (on_val_batch) need"
-        raise WrongPartError(step.key, cause, "return {'loss': loss, 'outputs': outputs}")
+        raise WrongResultError(step.key, cause, "return {'loss': loss, 'outputs': outputs}")
     return result.outputs
-
-
-def without_graph(result: StepResult) -> StepResult:
-    """Return a result that keeps no memory of the forward pass."""
-    return replace(result, loss=result.loss.detach().reshape(()), outputs=detach(result.outputs))

@@ -14,7 +14,7 @@ from trainkit.core.pytree import batch_size_of
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.carried import carrying_modules, without_carried
-from trainkit.training.custom_training import evaluation_parts
+from trainkit.training.custom_training import evaluation_results
 from trainkit.training.hooks import call_hooks
 from trainkit.training.interruption import interruptible, restore_buffers_if_stopped
 from trainkit.training.losses import denominator, is_sum
@@ -83,7 +83,7 @@ def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep: bool = Fals
     step = state.objects.evaluation_step
     batch = BatchEvaluation([], [], [], [])
     if step is not None:
-        for custom in evaluation_parts(state, step, inputs, targets, outputs=keep):
+        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=keep):
             batch.losses.append((custom.result.loss, custom.weight))
             batch.scalars.extend(custom.scalars)
             outputs = custom.result.outputs

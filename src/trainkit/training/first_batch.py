@@ -21,7 +21,7 @@ from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import is_sum
 from trainkit.training.split_comparison import compare_loss
 from trainkit.training.state import State
-from trainkit.training.wrong_part import WrongPartError, check_loss_value
+from trainkit.training.wrong_result import WrongResultError, check_loss_value
 
 CLASS_HINT = "return class numbers as int64, or choose a loss for numbers: loss=mse"
 
@@ -86,7 +86,7 @@ class FirstBatch:
 
 
 def check_arguments(loss_fn: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Raise `WrongPartError` if the outputs or the targets do not fit a loss of torch."""
+    """Raise `WrongResultError` if the outputs or the targets do not fit a loss of torch."""
     if not type(loss_fn).forward.__module__.startswith("torch.nn.") or not torch.is_grad_enabled():
         return
     outputs, targets = arguments
@@ -95,58 +95,58 @@ def check_arguments(loss_fn: nn.Module, arguments: tuple[Any, ...]) -> None:
         hint = f"return a tensor from forward, or write a loss that takes {type(outputs).__name__}"
         if isinstance(outputs, Mapping):
             hint = "end the model with trainkit.models.Pick, which takes one entry, or write loss=from_model"
-        raise WrongPartError("model", f"it returns {describe(outputs)}, and {name} needs a tensor", hint)
+        raise WrongResultError("model", f"it returns {describe(outputs)}, and {name} needs a tensor", hint)
     if not isinstance(targets, Tensor):
         hint = "return a number or a tensor as the target, or write a loss that takes these targets"
-        raise WrongPartError("data.train", f"the targets are {describe(targets)}, and {name} needs a tensor", hint)
+        raise WrongResultError("data.train", f"the targets are {describe(targets)}, and {name} needs a tensor", hint)
     if isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
         check_classes(loss_fn, outputs, targets)
     elif isinstance(loss_fn, FLOAT_TARGET_LOSSES) and targets.shape != outputs.shape:
         hint = f"return targets of shape {tuple(outputs.shape[1:])} from the data set, or reshape the outputs"
         hint = hint if targets.is_floating_point() else "choose loss=cross_entropy for class numbers"
         cause = f"the targets are {describe(targets)}, and {name} of outputs {describe(outputs)} needs the same shape"
-        raise WrongPartError("data.train", cause, hint)
+        raise WrongResultError("data.train", cause, hint)
     elif isinstance(loss_fn, nn.BCEWithLogitsLoss) and bool((targets < 0).any() | (targets > 1).any()):
         cause = f"a target is {float(targets.max()):.4g}, and {name} needs targets from 0 to 1"
-        raise WrongPartError("data.train", cause, "choose loss=cross_entropy for class numbers")
+        raise WrongResultError("data.train", cause, "choose loss=cross_entropy for class numbers")
 
 
 def check_classes(loss_fn: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, targets: Tensor) -> None:
-    """Raise `WrongPartError` if the targets of a cross entropy are not classes or probabilities of the outputs."""
+    """Raise `WrongResultError` if the targets of a cross entropy are not classes or probabilities of the outputs."""
     name, found = type(loss_fn).__name__, f"the targets are {describe(targets)}"
     shape, expected = tuple(outputs.shape), (len(outputs), *outputs.shape[2:]) if outputs.dim() > 1 else ()
     if outputs.dim() < 2:
         cause = f"it returns {describe(outputs)} for a batch, and {name} needs an output per class: (N, classes)"
-        raise WrongPartError("model", cause, "return (N, classes), or choose a loss for numbers: loss=mse")
+        raise WrongResultError("model", cause, "return (N, classes), or choose a loss for numbers: loss=mse")
     if outputs.shape[1] == 1:
         cause = f"{name} over one output is always 0: the outputs are {describe(outputs)}, {found}"
         hint = "choose loss=mse for numbers or loss=bce for two classes, or give the model an output per class"
-        raise WrongPartError("loss", cause, hint)
+        raise WrongResultError("loss", cause, hint)
     if targets.is_floating_point():
         if isinstance(loss_fn, nn.NLLLoss) or targets.shape != outputs.shape:
             cause = f"{found}, and {name} of outputs {shape} needs classes {expected} int64"
             cause += "" if isinstance(loss_fn, nn.NLLLoss) else f", or probabilities {shape}"
-            raise WrongPartError("data.train", cause, CLASS_HINT)
+            raise WrongResultError("data.train", cause, CLASS_HINT)
         if bool((targets < 0).any()):
             cause = f"{found} with values down to {float(targets.min()):.4g}, and {name} needs probabilities"
-            raise WrongPartError("data.train", cause, CLASS_HINT)
+            raise WrongResultError("data.train", cause, CLASS_HINT)
         return
     if tuple(targets.shape) != expected:
         hint = f"return targets of shape {expected[1:] or '()'} from the data set"
         is_flat = len(outputs) == targets.numel() != len(targets)
         if (outputs.dim() > 2 and outputs.shape[:-1] == targets.shape) or is_flat:
             hint = "return outputs (N, classes, ...) from the model, such as outputs.transpose(1, 2)"
-        raise WrongPartError("data.train", f"{found}, and {name} of outputs {shape} needs {expected}", hint)
+        raise WrongResultError("data.train", f"{found}, and {name} of outputs {shape} needs {expected}", hint)
     if targets.dtype not in (torch.int64, torch.uint8):
         hint = "return int(target), or a tensor of dtype torch.int64"
-        raise WrongPartError("data.train", f"{found}, and {name} needs int64", hint)
+        raise WrongResultError("data.train", f"{found}, and {name} needs int64", hint)
     counted = targets[targets != loss_fn.ignore_index]
     if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < outputs.shape[1]:
         wrong = int(counted.max()) if counted.max() >= outputs.shape[1] else int(counted.min())
         cause = f"a target is class {wrong}, and the model has {outputs.shape[1]} outputs: classes 0 to"
         hint = "number the classes from 0, and give the model an output for each: see data.classes"
         hint = f"if it marks targets to ignore, write loss.ignore_index={wrong}; else {hint}" if wrong < 0 else hint
-        raise WrongPartError("data.train", f"{cause} {outputs.shape[1] - 1}", hint)
+        raise WrongResultError("data.train", f"{cause} {outputs.shape[1] - 1}", hint)
 
 
 # --------------------------------------------------------------------------------------------- notes

@@ -232,7 +232,7 @@ def _compare_step_in_mode(step: CustomStep, state: State, inputs: Any, targets: 
         model, loss_fn = set_evaluation_mode(both, only_torch=only_torch).children()
         part = clone_tensors(take_samples(inputs, start, stop, samples))
         part_targets = clone_tensors(take_samples(targets, start, stop, samples))
-        result = copied.result(copied(model, part, part_targets, loss_fn, state.progress))
+        result = copied.check_result(copied(model, part, part_targets, loss_fn, state.progress))
         return float(result.loss), math.nan if result.denominator is None else float(result.denominator)
 
     loss, weight = evaluate(0, samples)
