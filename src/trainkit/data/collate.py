@@ -1,4 +1,4 @@
-"""From samples to a batch: torch's default, padding, and lists with one entry per sample."""
+"""Make a batch of samples: as torch does, with padding, or as lists with one entry per sample."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from trainkit.core.pytree import Samples, describe
 
-STACKED = (Tensor, np.ndarray, np.generic, bool, int, float, complex, str, bytes)  # types that torch collates
+COLLATED = (Tensor, np.ndarray, np.generic, bool, int, float, complex, str, bytes)  # types that torch collates
 
 
 def as_tensors(part: Any) -> Any:
-    """Return a sample whose PIL images are uint8 tensors (C, H, W)."""
-    if isinstance(part, STACKED):
+    """Return a sample with its PIL images as uint8 tensors (C, H, W)."""
+    if isinstance(part, COLLATED):
         return part
     if hasattr(part, "getbands"):  # a PIL image, recognised without importing PIL
         pixels = torch.from_numpy(np.array(part))
@@ -33,13 +33,14 @@ def as_tensors(part: Any) -> Any:
 
 def list_as_tensors(samples: Sequence[Any]) -> list[Any]:
     """Return the list of `as_tensors` of each sample."""
-    return [sample if isinstance(sample, STACKED) else as_tensors(sample) for sample in samples]
+    return [sample if isinstance(sample, COLLATED) else as_tensors(sample) for sample in samples]
 
 
 def stack(samples: list[Any]) -> Any:
     """Return samples as a batch, as torch's `default_collate` does; values of other types become a list."""
-    others: dict[Any, Any] = {type(value): _listed for value in _values(samples[0]) if not isinstance(value, STACKED)}
-    return collate_by_type(samples, collate_fn_map={**default_collate_fn_map, **others})
+    other_types = {type(value) for value in _values(samples[0]) if not isinstance(value, COLLATED)}
+    functions: dict[Any, Any] = {**default_collate_fn_map, **dict.fromkeys(other_types, _as_list)}
+    return collate_by_type(samples, collate_fn_map=functions)
 
 
 def _values(sample: Any) -> list[Any]:
@@ -51,8 +52,8 @@ def _values(sample: Any) -> list[Any]:
     return [sample]
 
 
-def _listed(batch: Any, **_: Any) -> list[Any]:
-    return [*batch]
+def _as_list(values: Any, **_: Any) -> list[Any]:
+    return [*values]
 
 
 # -------------------------------------------------------------------------------------- `lists`
@@ -89,16 +90,17 @@ def _entry(sample: Any) -> Any:
 
 
 class Pad:
-    """Makes a batch of samples whose sequences are padded at their ends to the longest of the batch.
+    """Pads the sequences of samples at their ends, to the longest sequence of the batch.
 
     Tensors, arrays and lists of numbers are padded in every dimension. Numbers become a tensor, and other values such
     as strings become a list.
 
     Args:
-        value: fills the ends.
-        values: the values for some keys of a mapping, or positions of a tuple: `{labels: -100}`.
-        lengths: the key under which a batch of mappings gets the lengths before the padding, (N,) int64: those of the
-            first sequence of a sample. In a batch of pairs, the inputs become a tuple with the lengths.
+        value: the padding value.
+        values: other padding values for some keys of a mapping, or positions of a tuple: `{labels: -100}`.
+        lengths: the key under which a batch of mappings gets the lengths before the padding, (N,) int64. The length
+            of a sample is the length of its first sequence. In a batch of pairs, the inputs become a tuple with the
+            lengths.
     """
 
     def __init__(self, value: float = 0, values: Mapping[Any, float] | None = None, lengths: str | None = None) -> None:
@@ -136,18 +138,18 @@ class Pad:
 
 
 def pad_tensors(tensors: Sequence[Tensor], value: float) -> Tensor:
-    """Return tensors as one tensor, each padded at its end to the largest size of each dimension.
+    """Return tensors as one tensor. Each is padded at its end to the largest size in each dimension.
 
     Raises:
         ValueError: the tensors differ in their number of dimensions.
     """
-    full = [tensor for tensor in tensors if tensor.numel()] or [*tensors]  # an empty list has no dtype of its own
-    if len({tensor.dim() for tensor in full}) > 1:
-        one, other = full[0], next(tensor for tensor in full if tensor.dim() != full[0].dim())
+    nonempty = [tensor for tensor in tensors if tensor.numel()] or [*tensors]  # the dtype of an empty list is unknown
+    if len({tensor.dim() for tensor in nonempty}) > 1:
+        one, other = nonempty[0], next(tensor for tensor in nonempty if tensor.dim() != nonempty[0].dim())
         raise ValueError(f"sequences {describe(one)} and {describe(other)} cannot be padded to one shape")
-    sizes = [max(lengths) for lengths in zip(*(tensor.shape for tensor in full), strict=True)]
-    dtype = full[0].dtype
-    for tensor in full:
+    sizes = [max(lengths) for lengths in zip(*(tensor.shape for tensor in nonempty), strict=True)]
+    dtype = nonempty[0].dtype
+    for tensor in nonempty:
         dtype = torch.promote_types(dtype, tensor.dtype)
     padded = torch.full((len(tensors), *sizes), value, dtype=dtype)
     for row, tensor in zip(padded, tensors, strict=True):
@@ -169,7 +171,7 @@ def _is_sequence_of_numbers(sample: Any) -> bool:
 
 
 def _length(sample: Any) -> int:
-    """Return the length of the first sequence in a sample."""
+    """Return the length of the first sequence in a sample; -1 if it has no sequence."""
     if isinstance(sample, Mapping):
         sample = tuple(sample.values())
     if isinstance(sample, tuple) or (isinstance(sample, list) and not _is_sequence_of_numbers(sample)):
