@@ -117,8 +117,13 @@ class Space:
         endless = [axis for axis in self.axes if axis.values is None]
         if endless:
             raise ConfigError(
-                *(Problem(f"search.sampler=grid: the values of {axis.name} cannot be listed") for axis in endless),
-                hint="list the values: KEY=1,2,3, or use range",
+                *(
+                    Problem(
+                        f"search.sampler=grid: the values of {axis.name} cannot be listed",
+                        f"list the values: {axis.name}=1,2,3, or use range",
+                    )
+                    for axis in endless
+                )
             )
         found = []
         for chosen in itertools.product(*(axis.choices for axis in self.groups)):
@@ -317,6 +322,11 @@ def find_search_problems(space: Space, search: Any, epochs: int | None) -> Itera
         keys = ", ".join(axis.name for axis in space.axes if axis.kind == "choice")
         hint = "write search.sampler=tpe (or random, gp), or give the key a single value"
         yield Problem(f"search.sampler={search.sampler} samples numbers only, and {keys} has choices", hint)
+    elif search.sampler == "grid":
+        try:
+            space.combinations()
+        except ConfigError as error:
+            yield from error.problems
     elif search.sampler == "cmaes" and len(space.axes) == 1:
         yield Problem("search.sampler=cmaes needs at least two keys", "write search.sampler=tpe")
     if search.pruner in ("asha", "hyperband"):

@@ -33,6 +33,8 @@ from trainkit.runs.directory import Run
 from trainkit.runs.recovery import is_finished, recover_run
 from trainkit.runs.reload import Reloaded
 
+WAIT = 0.2  # seconds between two looks at whether a signal has arrived
+
 
 def train_job(
     config: DictConfig, config_dir: str | None = None, *, prepared: bool = False, hooks: Sequence[Any] = ()
@@ -139,6 +141,9 @@ class AskSearch:
         epoch = state.progress.epoch
         try:
             self.channel.send(epoch)
+            while not self.channel.poll(WAIT):
+                if state.stop is not None:  # perhaps the search was killed
+                    return
             answer = self.channel.recv()
         except (EOFError, OSError):  # the search was killed; `stop_with_parent` stops this process
             return

@@ -17,7 +17,7 @@ from trainkit.core.paths import display_path
 from trainkit.core.redaction import REDACTED, is_secret
 from trainkit.core.spelling import did_you_mean
 from trainkit.core.terminal import printable
-from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
+from trainkit.runs.fingerprint import is_allowed
 from trainkit.sweeps.grid import LAUNCHER, sweep
 from trainkit.sweeps.ledger import JobRecord, Ledger, read_ledger, shared_overrides
 from trainkit.sweeps.lifecycle import finish_sweep, open_sweep
@@ -25,11 +25,9 @@ from trainkit.sweeps.local import LocalOptions, run_on_this_machine
 from trainkit.sweeps.pool import Task, start_server_for
 from trainkit.sweeps.recording import record_missing_ends
 from trainkit.sweeps.resources import measure_capacity
-from trainkit.sweeps.saved_jobs import saved_config
+from trainkit.sweeps.saved_jobs import may_change, saved_config
 
 SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
-# Keys that decide how long a job trains, or what it computes, although a single run may change them.
-KEPT_KEYS = {"epochs", "steps", "max_minutes", "limit_val_batches", "early_stop", "hooks", "on_nonfinite"}
 
 
 def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
@@ -86,7 +84,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             key, {"search"}
         ):  # a saved config does not contain it, so it is given again
             continue
-        elif is_allowed(key, KEPT_KEYS) or not (key.startswith("hydra.") or is_allowed(key, FREE_KEYS)):
+        elif not (key.startswith("hydra.") or may_change(key)):
             hint = "add values with the command that started the sweep and hydra.sweep.dir=DIR, or resume a single job"
             problems.append(Problem(f"{text}: the jobs of a sweep keep their {key}", hint))
     if problems:

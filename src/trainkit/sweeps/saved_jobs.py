@@ -9,10 +9,19 @@ from omegaconf import DictConfig
 
 from trainkit.config.jobs import restore_job
 from trainkit.core.errors import CheckpointError
+from trainkit.runs.fingerprint import FREE_KEYS, is_allowed
 from trainkit.runs.recovery import recover_run
 from trainkit.runs.reload import reload_config
 from trainkit.runs.untrusted import read_yaml
 from trainkit.sweeps.ledger import JobRecord
+
+# Keys that decide how long a job trains, or what it computes, although a single run may change them.
+KEPT_KEYS = {"epochs", "steps", "max_minutes", "limit_val_batches", "early_stop", "hooks", "on_nonfinite"}
+
+
+def may_change(key: str) -> bool:
+    """Return whether a key of the jobs may change when a sweep is resumed."""
+    return is_allowed(key, FREE_KEYS) and not is_allowed(key, KEPT_KEYS)
 
 
 def saved_config(sweep: Path, job: JobRecord, overrides: Sequence[str], typed: DictConfig) -> DictConfig:

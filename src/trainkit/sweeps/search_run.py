@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from trainkit.config.jobs import compose_job
 from trainkit.config.search_space import Space, find_active, find_search_problems, read_space
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError
+from trainkit.core.paths import display_path
 from trainkit.core.redaction import redact_command_line
 from trainkit.display.jobs import SilentJobs, make_job_display
 from trainkit.runs.secrets import secrets_of
@@ -22,6 +23,7 @@ from trainkit.sweeps.local import make_target
 from trainkit.sweeps.pool import Pool, RunningJob
 from trainkit.sweeps.recording import Recording
 from trainkit.sweeps.resources import measure_capacity
+from trainkit.sweeps.saved_jobs import may_change
 from trainkit.sweeps.search import ANSWERS, Budget, Search, claim_worker
 from trainkit.sweeps.search_jobs import SearchJobs
 from trainkit.sweeps.study import SearchStudy
@@ -77,33 +79,13 @@ def _open(
         cause = f"monitor.mode=auto: whether lower or higher values of {settings.monitor.metric} are better is unknown"
         raise ConfigError(cause, hint="write monitor.mode=min or monitor.mode=max")
     max_epochs = options.max_epochs or settings.epochs
+    now = _describe(config, space, settings, max_epochs)
     before = ledger.search()
+    if before is not None:
+        _check_same(before, now, ledger)
     name = f"{ledger.directory.parent.name}/{ledger.directory.name}" if before is None else str(before["study"])
-    axes = [axis.as_dict() for axis in space.axes]
-    if before is not None and before.get("axes") != axes:
-        cause = f"the search in {ledger.directory} varies other keys or other values"
-        raise ConfigError(cause, hint="choose another hydra.sweep.dir, or repeat its command as it was")
     study = SearchStudy(ledger.directory, name, options, space, mode, max_epochs)
-    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-    given = [text for text in map(str, given) if not text.startswith(("hydra.sweep.dir=", "hydra.output_subdir="))]
-    ledger.append(
-        {
-            "event": "search",
-            "study": name,
-            "overrides": [str(text) for text in redact_command_line(given, secrets_of(config))],
-            "config_dir": config_dir,
-            "metric": settings.monitor.metric,
-            "mode": mode,
-            "sampler": options.sampler,
-            "pruner": options.pruner,
-            "seed": options.seed,
-            "seeds": options.seeds,
-            "max_epochs": max_epochs,
-            "min_epochs": options.min_epochs,
-            "reduction": options.reduction,
-            "axes": axes,
-        }
-    )
+    ledger.append({"event": "search", "study": name, "config_dir": config_dir, **now})
 
     def seed_overrides(seed: int) -> list[str]:
         texts = [f"seed={settings.seed + seed}"] if options.seeds > 1 else []
@@ -128,6 +110,45 @@ def _open(
         worker,
         ledger.directory,
     )
+
+
+def _describe(config: DictConfig, space: Space, settings: Settings, max_epochs: int | None) -> dict[str, Any]:
+    """Return what the ledger says about a search."""
+    options, secrets = settings.search, secrets_of(config)
+    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    given = [text for text in map(str, given) if not text.startswith(("hydra.sweep.dir=", "hydra.output_subdir="))]
+    return {
+        "overrides": [str(text) for text in redact_command_line(given, secrets)],
+        "shared": [str(text) for text in redact_command_line(space.fixed, secrets)],
+        "metric": settings.monitor.metric,
+        "mode": settings.monitor.mode,
+        "sampler": options.sampler,
+        "pruner": options.pruner,
+        "seed": options.seed,
+        "seeds": options.seeds,
+        "max_epochs": max_epochs,
+        "min_epochs": options.min_epochs,
+        "reduction": options.reduction,
+        "axes": [axis.as_dict() for axis in space.axes],
+    }
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], ledger: Ledger) -> None:
+    """Raise `ConfigError` if the trials of two commands cannot be compared."""
+    hint = "choose another hydra.sweep.dir, or repeat the command of the search as it was"
+    if before["axes"] != now["axes"]:
+        cause = f"the search in {display_path(ledger.directory)} varies other keys or other values"
+        raise ConfigError(cause, hint=hint)
+    shared = [
+        {text for text in map(str, command.get("shared", [])) if not may_change(text.lstrip("+").partition("=")[0])}
+        for command in (before, now)
+    ]
+    changed = sorted(shared[0] ^ shared[1])
+    keys = ("metric", "mode", "pruner", "seeds", "max_epochs", "min_epochs", "reduction")
+    changed += [f"search.{key}={now[key]}" for key in keys if before.get(key) != now[key]]
+    if changed:
+        cause = f"the search in {display_path(ledger.directory)} has another config: {', '.join(changed)}"
+        raise ConfigError(cause, hint=hint)
 
 
 class SearchRecording(Recording):
