@@ -105,6 +105,19 @@ MISTAKES = [
     ("loss.reduction=none", "loss.reduction=none", "write loss.reduction=mean"),
     ("hydra.run.dir=", "hydra.run.dir", "write hydra.run.dir=DIR"),
     ("hydra.run.dir=${nope}", "hydra.run.dir", "write hydra.run.dir=DIR"),
+    (
+        "checkpoint=off checkpoint.weights=trainable",
+        "checkpoint is off",
+        "remove checkpoint=off, or checkpoint.weights",
+    ),
+    ("early_stop=off early_stop.patience=3", "early_stop is off", "remove early_stop=off, or early_stop.patience=3"),
+    (
+        "training_step=trainkit.steps.vae training_step.beta=3",
+        "is trainkit.steps.vae",
+        "_target_: trainkit.steps.vae, beta: 3",
+    ),
+    ("training_step._target_=my.Step", "training_step is supervised", "write training_step='{_target_: my.Step}'"),
+    ("training_step.t=3", "training_step is supervised", "write training_step='{_target_: PATH, t: 3}'"),
     ("scheduler=step scheduler.interval=epochs", "interval", "did you mean scheduler.interval=epoch?"),
 ]
 

@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.check import all_keys
 from trainkit.config.dotted_choices import is_dotted_choice, is_dotted_path
-from trainkit.config.hints import keys_of_sections
+from trainkit.config.hints import is_off, keys_of_sections
 from trainkit.config.renamed import renamed_problem
+from trainkit.config.search_path import CONF
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean, nearest
 
@@ -81,6 +82,9 @@ def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override
     if key in LAUNCHER_KEYS:
         return Problem(f"{text}: the key {key!r} does not exist", f"write hydra.launcher.{text.lstrip('+')}")
     siblings = OmegaConf.select(config, parent) if parent else config
+    shipped = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    if isinstance(siblings, str) or (siblings is None and isinstance(shipped.get(parent), dict)):
+        return _problem_of_value(text, parent, siblings)
     inside = [str(k) for k in siblings if k != "hydra"] if isinstance(siblings, DictConfig) else []
     close = nearest(leaf, inside)
     if close is not None:
@@ -95,6 +99,18 @@ def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override
     elif inside and (not close or (parent in sections and parent)):
         hints.append(f"the keys{f' of {parent}' if parent else ''} are: {', '.join(inside)}")
     return Problem(f"{text}: the key {key!r} does not exist", "; ".join(hints))
+
+
+def _problem_of_value(text: str, parent: str, value: str | None) -> Problem:
+    """Return why an override cannot set a key below a value: a section that is off, or a word."""
+    if is_off(value):
+        return Problem(f"{text}: {parent} is off, so it has no keys", f"remove {parent}=off, or {text}")
+    assert value is not None
+    leaf, _, given = text.removeprefix(f"{parent}.").partition("=")
+    path, inside = (given, "") if leaf == "_target_" else (value, f", {leaf}: {given}")
+    path = path if is_dotted_path(path) else "PATH"
+    hint = f"write {parent}='{{_target_: {path}{inside}}}'"
+    return Problem(f"{text}: {parent} is {value}, and only a _target_ has arguments", hint)
 
 
 def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Problem]:
