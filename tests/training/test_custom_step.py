@@ -124,6 +124,50 @@ def constant_denominator(model, inputs, targets, loss_fn):
 def noisy(model, inputs, targets, loss_fn):
     return {"loss": loss_fn(model(inputs + torch.randn_like(inputs)), targets), "denominator": len(inputs)}
 
+class Unsaved(Queue):
+    def state_dict(self):
+        return {"mean": self.mean, "draw": lambda: 3}
+
+class Learned(nn.Module):
+    """A step with a parameter, and a frozen part in a second object."""
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, model, inputs, targets, loss_fn):
+        return loss_fn(model(inputs) * self.scale, targets)
+
+class Guided:
+    """A step with a module that is used without gradients, and the model's own parameters as an attribute."""
+    def __init__(self, keep=False):
+        self.guide, self.keep = nn.Linear(4, 3), keep
+
+    def __call__(self, model, inputs, targets, loss_fn):
+        self.model = model
+        with torch.set_grad_enabled(self.keep):
+            guide = self.guide(inputs)
+        return loss_fn(model(inputs) + guide, targets)
+
+def backward(model, inputs, targets, loss_fn):
+    loss = loss_fn(model(inputs), targets)
+    loss.backward()
+    return loss
+
+class GuidedWithGradient(Guided):
+    def __init__(self):
+        super().__init__(keep=True)
+
+def coupled_later(model, inputs, targets, loss_fn, progress):
+    outputs = model(inputs)
+    loss = loss_fn(outputs, targets) + 100 * progress.step * outputs.var()
+    return {"loss": loss, "denominator": len(inputs)}
+
+class NeedsSize:
+    def __init__(self, size):
+        self.size = size
+
+constant = 3
+
 def without_loss(model, inputs, targets, loss_fn):
     return {"los": model(inputs).sum()}
 
@@ -329,6 +373,27 @@ def test_a_killed_step_with_a_state_resumes_to_the_same_bits(own: Path, forked: 
     kill_and_resume(forked, own, 7, "model=net", *ONE, "training_step=stepmodule.Queue")
 
 
+def test_a_resumed_run_does_not_compare_its_micro_batches_again(own: Path, forked: Command) -> None:
+    # Here the comparison of a later step refuses what that of the first step accepts.
+    kill_and_resume(forked, own, 4, "model=plain", *ONE, "training_step=stepmodule.coupled_later", "micro_batch=3")
+
+
+def test_the_trial_of_the_validation_changes_no_state_of_a_step(own: Path, forked: Command) -> None:
+    # The checkpoint after the first step is written before the trial, and a resumed run has no trial.
+    step = ["training_step=stepmodule.Queue", "evaluation_step=${training_step}"]
+    kill_and_resume(forked, own, 2, "model=net", *ONE, *step)
+
+
+def test_modules_that_a_step_uses_without_gradients_are_no_error(own: Path, forked: Command) -> None:
+    train(forked, own / "run", "model=net", *ONE, "training_step=stepmodule.Guided")
+
+
+def test_a_state_that_a_checkpoint_cannot_hold_is_an_error(own: Path, forked: Command) -> None:
+    done = forked("model=net", *ONE, "training_step=stepmodule.Unsaved", f"hydra.run.dir={own / 'run'}")
+    assert done.returncode == 3, done.stderr
+    assert "training_step.state_dict.draw: a function cannot be stored in a checkpoint" in done.stderr
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 
@@ -341,6 +406,11 @@ def test_a_killed_step_with_a_state_resumes_to_the_same_bits(own: Path, forked: 
         ("taken", (), ["'samples'", "choose another name"]),
         ("two_arguments", (), ["is called with (model, inputs, targets, loss_fn)"]),
         ("raises", (), ["training_step: RuntimeError", "stepmodule.py"]),
+        ("backward", (), ["training_step: stepmodule.backward", "calls backward", "return the loss alone"]),
+        ("Learned", (), ["training_step: stepmodule.Learned", "its parameter scale", "into the model or the loss"]),
+        ("GuidedWithGradient", (), ["its parameter guide.weight", "compute with torch.no_grad()"]),
+        ("NeedsSize", (), ["stepmodule.NeedsSize needs size", "training_step='{_target_: stepmodule.NeedsSize, size"]),
+        ("constant", (), ["stepmodule.constant is of type int", "cannot be called"]),
         ("unknown_optimizer", TWO, ["yields 'heads'", "did you mean head"]),
         ("wrong_optimizer", TWO, ["the loss of 'other' does not depend on a parameter of this optimizer"]),
         ("no_pair", TWO, ["yields a Tensor", "a pair (optimizer name, loss)"]),

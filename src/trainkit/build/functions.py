@@ -30,7 +30,15 @@ def build_function(node: str | Node, path: str, names: Mapping[str, str] = {}) -
     """
     if isinstance(node, str):
         node = {"_target_": names.get(node, node)}
-        import_function(node["_target_"], path)
+        found = import_function(node["_target_"], path)
+        if not callable(found):
+            cause = f"{path}: {node['_target_']} is of type {type(found).__name__}, which cannot be called"
+            raise ConfigError(cause, hint=f"write the dotted path of a function or a class: {path}=PATH")
+        needed = _required_arguments(found) if inspect.isclass(found) else []
+        if needed:
+            arguments = ", ".join(f"{name}: …" for name in needed)
+            cause = f"{path}: {node['_target_']} needs {', '.join(needed)}"
+            raise ConfigError(cause, hint=f"write {path}='{{_target_: {node['_target_']}, {arguments}}}'")
     target = locate(node["_target_"])
     is_function = not inspect.isclass(target) and _needs_argument(target, node)
 
@@ -44,6 +52,16 @@ def build_function(node: str | Node, path: str, names: Mapping[str, str] = {}) -
         cause = f"{path}: {node['_target_']} makes a {type(function).__name__}, which cannot be called"
         raise ConfigError(cause, hint=f"write the dotted path of a function: {path}=PATH")
     return function
+
+
+def _required_arguments(target: type) -> list[str]:
+    """Return the arguments of a class that have no default; none if its signature is unknown."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
 
 
 def _needs_argument(function: Any, node: Node) -> bool:

@@ -30,6 +30,8 @@ from trainkit.training.losses import denominator
 from trainkit.training.metric_set import MetricError
 from trainkit.training.wrong_result import WrongResultError
 
+SECOND_BACKWARD = "backward through the graph a second time"  # part of torch's error
+
 # The type of an error, part of its text, and how to fix it.
 HINTS: list[tuple[type[Exception], str, str]] = [
     (
@@ -98,6 +100,11 @@ HINTS: list[tuple[type[Exception], str, str]] = [
         "use reshape instead of view, or write memory_format=contiguous",
     ),
     (
+        RuntimeError,
+        SECOND_BACKWARD,
+        "detach the tensors that your code keeps from batch to batch, such as self.state = state.detach()",
+    ),
+    (
         ValueError,
         "Attempting to unscale FP16 gradients",
         "precision=fp16 keeps the weights in float32: remove .half(), or write precision=fp32",
@@ -138,6 +145,10 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     if isinstance(error, WrongResultError):
         key = "data.collate" if error.key == "data.train" and _collate_of(session) is not None else error.key
         return ConfigError(f"{key}: {_part_name(session, key)}: {error.cause}", hint=error.hint)
+    custom = state.objects.training_step
+    if custom is not None and state.progress.step == 0 and SECOND_BACKWARD in str(error):
+        hint = "return the loss alone: trainkit calls backward, and updates the weights"
+        return ConfigError(f"{custom.key}: {custom.place}: it calls backward itself", hint=hint)
     key, shapes = _find_owner(error, session)
     key = key_of_sample_error(key, error)
     explained = explain_sample_error(key, error)

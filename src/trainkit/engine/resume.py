@@ -157,7 +157,10 @@ def restore_session(session: Session, saved: Mapping[str, Any], allow: Sequence[
     if digest_of(model, names) != built:
         cause = "checkpoint.weights=trainable: the config does not build the frozen weights of this run again"
         raise CheckpointError(cause, hint="write checkpoint.weights=all")
-    progress = session.state.progress
+    progress, micro_batch = session.state.progress, session.settings.micro_batch
+    same_split = micro_batch is not None and saved["fingerprint"]["machine"].get("micro_batch") == micro_batch
+    # The run compared its micro batches before the first step. With other weights, rounding may decide otherwise.
+    progress.split_checked = same_split and progress.step > 0 and not changes.keys
     if saved["batch"] and changes.keys & ORDER_KEYS:
         return changes, [*changes.notes, f"note: epoch {progress.epoch + 1} starts again, as its batches have changed"]
     if progress.batch > len(session.train):

@@ -50,6 +50,7 @@ PLATEAU_MONITOR = {"best", "num_bad_epochs", "mode", "mode_worse"}
 
 PARTS = "numbers, strings, tensors, lists and dicts"
 HOOK_HINT = f"let state_dict return {PARTS}, or write checkpoint=off"
+STEP_HINT = f"return {PARTS} from state_dict, or write checkpoint=off"
 METRIC_HINT = f"define state_dict and load_state_dict with {PARTS}, or use the metric with on: [val]"
 
 
@@ -68,12 +69,13 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
     """
     captured = state.objects.state_dict()
     metrics = _strict(captured.pop("train_metrics"), "metrics", METRIC_HINT)
+    steps = {key: _strict(own, f"{key}.state_dict", STEP_HINT) for key, own in captured.pop("steps").items()}
     objects = {
         key: _module_state(value, key) if key in MODULE_KEYS else _plain(value, key, without_callables=True)
         for key, value in captured.items()
     }
     hooks = {name: hook.state_dict() for name, hook in state.objects.hooks.items()} if with_hooks else {}
-    more = {"train_metrics": metrics, "hooks": _strict(hooks, "hooks", HOOK_HINT)}
+    more = {"train_metrics": metrics, "steps": steps, "hooks": _strict(hooks, "hooks", HOOK_HINT)}
     if state.objects.stream is not None:
         more["stream"] = _plain(state.objects.stream.state_dict(state.progress.epoch, state.progress.batch), "stream")
     progress = {key: _plain(value, key) for key, value in state.progress.state_dict().items()}

@@ -71,6 +71,7 @@ class FirstBatch:
             return
         self.done = True
         self.remove()
+        check_parameters_of_step(state)
         gradients = [param.grad for param in state.objects.parameters if param.grad is not None]
         if gradients and not state.objects.needs_closure and not any(bool(gradient_values(g).any()) for g in gradients):
             text = "note: the gradient of the first batch is exactly 0 in every parameter, so the loss changes nothing"
@@ -80,6 +81,25 @@ class FirstBatch:
         """Remove the checks from the loss."""
         while self.handles:
             self.handles.pop().remove()
+
+
+# -------------------------------------------------------------------------------------- a custom step
+
+
+def check_parameters_of_step(state: State) -> None:
+    """Raise `WrongResultError` if a custom step got gradients for parameters of its own, which no optimizer updates."""
+    step = state.objects.training_step
+    if step is None:
+        return
+    updated = {id(param) for param in state.objects.parameters}
+    parts: dict[str, Any] = {"": step.function} | getattr(step.function, "__dict__", {})
+    for name, module in parts.items():
+        params = module.named_parameters(name) if isinstance(module, nn.Module) else ()
+        wrong = [own for own, param in params if param.grad is not None and id(param) not in updated]
+        if wrong:
+            cause = f"the loss depends on its parameter {wrong[0]}, which no optimizer updates"
+            hint = "move the parameters into the model or the loss; or freeze them, and compute with torch.no_grad()"
+            raise WrongResultError(step.key, cause, hint)
 
 
 # ------------------------------------------------------------------------------- outputs and targets
@@ -195,6 +215,8 @@ def probabilities_or_logits(loss_fn: nn.Module, outputs: Any) -> str:
     ):
         return ""
     values = outputs.detach().float()
+    if not bool(values.isfinite().all()):
+        return ""
     if isinstance(loss_fn, nn.NLLLoss):
         if bool((values.exp().sum(dim=1) - 1).abs().max() <= 0.01):
             return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,7 @@ def try_validation(state: State, inputs: Any, targets: Any) -> None:
     objects = state.objects
     (model, loss_fn), metrics = objects.evaluated, objects.val_metrics
     buffers = capture_carried([model, loss_fn])
+    steps = {key: copy.deepcopy(step.state_dict()) for key, step in objects.steps_with_state.items()}
     with preserve_rng(), evaluating(model, loss_fn):
         reset_carried(carrying_modules(model) if objects.carrying else [])
         for _, part_targets, outputs in evaluate_batch(state, inputs, targets, keep=bool(metrics)).kept:
@@ -51,6 +53,8 @@ def try_validation(state: State, inputs: Any, targets: Any) -> None:
         check_monitored(state)
     metrics.reset()
     restore_carried(buffers)
+    for key, saved in steps.items():
+        objects.steps_with_state[key].load_state_dict(saved)
 
 
 def check_monitored(state: State) -> None:
