@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): train a small change of some weights, and freeze the rest of the model."""
+"""Low-rank adapters (LoRA): train a small change of some weights, and freeze all other parameters of the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
 class LowRank(nn.Module):
-    """Adds a product of two small matrices to a weight: W + alpha / rank * up @ down. At first the product is 0.
+    """Adds a product of two small matrices to a weight: W + alpha / rank * up @ down. The product starts at 0.
 
-    A weight of more than two dimensions counts as a matrix with a row for each output.
+    A weight with more than two dimensions is treated as a matrix with a row for each output.
 
     Args:
-        weight: that is adapted.
+        weight: the weight to adapt.
         rank: the number of columns of `up` and of rows of `down`.
-        alpha: the scale of the change, which makes the learning rate independent of the rank.
+        alpha: the scale of the change. It makes the learning rate independent of the rank.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
@@ -52,30 +52,30 @@ def lora(
     All other parameters are frozen. `init_from` loads the weights of the plain model.
 
     Args:
-        model: the model, which is changed.
-        rank: of the adapters.
+        model: the model, which is changed in place.
+        rank: the rank of the adapters.
         alpha: the scale of the change.
-        modules: a regular expression for the whole name of the layers that get an adapter.
-        train: regular expressions for the whole names of parameters that are trained as usual, such as those of a new
-            head. Their layers get no adapter.
+        modules: a regular expression for the whole names of the layers that get an adapter.
+        train: regular expressions for the whole names of parameters that are trained as usual, such as the parameters
+            of a new head. The layers of these parameters get no adapter.
 
     Raises:
         ConfigError: no layer matches, or a pattern matches no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
-    whole = {name for name in names if any(re.fullmatch(pattern, name) for pattern in train)}
+    trained = {name for name in names if any(re.fullmatch(pattern, name) for pattern in train)}
     unused = [pattern for pattern in train if not any(re.fullmatch(pattern, name) for name in names)]
     if unused:
         cause = f"model.train: no parameter matches the pattern {unused[0]}"
         raise ConfigError(cause, hint=f"a parameter is, for example, {names[-1] if names else 'fc.weight'}")
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, ADAPTED)]
-    adapted = [layer for name, layer in layers if re.fullmatch(modules, name) and f"{name}.weight" not in whole]
+    adapted = [layer for name, layer in layers if re.fullmatch(modules, name) and f"{name}.weight" not in trained]
     if not adapted:
         available = ", ".join(name for name, _ in layers[:5])
         cause = f"model.modules={modules}: no layer to adapt matches"
         raise ConfigError(cause, hint=f"the layers are {available}" if layers else "the model has no linear layer")
     for name, param in model.named_parameters():
-        param.requires_grad_(name in whole)
+        param.requires_grad_(name in trained)
     for layer in adapted:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank, alpha))
     return model

@@ -1,4 +1,4 @@
-"""Build a function that trainkit calls: a collate function, or a custom step."""
+"""Build a function that trainkit calls: a collate function or a custom step."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from trainkit.core.errors import ConfigError
 
 
 def build_function(node: str | Node, path: str, names: Mapping[str, str] = {}) -> Callable[..., Any]:
-    """Build a function that is called with the arguments of trainkit, such as the list of samples.
+    """Build a function that trainkit calls with its own arguments, such as the list of samples.
 
-    A class is called with the arguments of the node, and its object is the function. A function is called with
-    trainkit's arguments first. If the config gives all of its arguments, it must return the function instead.
+    If the `_target_` is a class, the config gives the arguments of the class, and the object is the function. If the
+    `_target_` is a function, the config gives further arguments of it. If the config gives all arguments, the
+    `_target_` is called at once, and must return the function.
 
     Args:
         node: a dotted path, a short name, or a `_target_` with its arguments.
@@ -42,12 +43,12 @@ def build_function(node: str | Node, path: str, names: Mapping[str, str] = {}) -
     target = locate(node["_target_"])
     is_function = not inspect.isclass(target) and _needs_argument(target, node)
 
-    def give_arguments(*arguments: Any, **keywords: Any) -> Any:
-        given = functools.partial(target).keywords  # of a partial function, which Hydra repeats
-        keywords = {key: value for key, value in keywords.items() if key not in given}
+    def bind_arguments(*arguments: Any, **keywords: Any) -> Any:
+        bound = functools.partial(target).keywords  # of a partial function, whose keywords Hydra passes again
+        keywords = {key: value for key, value in keywords.items() if key not in bound}
         return functools.partial(target, *arguments, **keywords) if keywords or arguments else target
 
-    function: Callable[..., Any] = call_target(node, path, give_arguments if is_function else None)
+    function: Callable[..., Any] = call_target(node, path, bind_arguments if is_function else None)
     if not callable(function):
         cause = f"{path}: {node['_target_']} makes a {type(function).__name__}, which cannot be called"
         raise ConfigError(cause, hint=f"write the dotted path of a function: {path}=PATH")
@@ -65,7 +66,7 @@ def _required_arguments(target: type) -> list[str]:
 
 
 def _needs_argument(function: Any, node: Node) -> bool:
-    """Return whether a function has a positional argument without a value, which trainkit gives."""
+    """Return whether a function has a positional argument without a value, so that trainkit must pass it."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a compiled function has no signature

@@ -1,4 +1,4 @@
-"""Build the custom training and evaluation steps, and check them against the other settings."""
+"""Build the custom training and evaluation steps, and check that the other settings support them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainkit.training.custom_step import ARGUMENTS, CustomStep
 def build_steps(settings: Settings, device: torch.device) -> tuple[CustomStep | None, CustomStep | None]:
     """Build the training step and the evaluation step; None: the supervised step.
 
-    Equal settings make one object for both.
+    If both settings are equal, both steps use one object.
 
     Raises:
-        ConfigError: a step cannot be called, or contradicts other settings.
+        ConfigError: a step cannot be called, or does not support another setting.
         UserCodeError: the constructor of a step raised an error.
     """
     training = build_step(settings.training_step, "training_step", device)
@@ -40,15 +40,15 @@ def build_step(node: str | Node | None, key: str, device: torch.device) -> Custo
     """Build a custom step on its device; None: the supervised step.
 
     Raises:
-        ConfigError: it cannot be called with `ARGUMENTS`.
-        UserCodeError: its constructor or its `to` raised an error.
+        ConfigError: the step cannot be called with `ARGUMENTS`.
+        UserCodeError: the constructor of the step or its method `to` raised an error.
     """
     if node is None or node == SUPERVISED:
         return None
     function: Any = build_function(node, key)
     step = CustomStep(key, function)
     if hasattr(function, "state_dict") and not hasattr(function, "load_state_dict"):
-        cause = f"{key}: {step.place} has state_dict, and no load_state_dict"
+        cause = f"{key}: {step.place} has state_dict, but no load_state_dict"
         raise ConfigError(cause, hint="write def load_state_dict(self, saved), which a resume calls")
     try:
         progress = {"progress": None} if step.takes_progress else {}

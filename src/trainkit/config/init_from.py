@@ -1,4 +1,4 @@
-"""The section `init_from`: its short form, and what is wrong with it. Imports no torch."""
+"""The section `init_from`: its short form, and its checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainkit.core.errors import Problem
 
 
 def expand_short_forms(config: DictConfig) -> None:
-    """Replace `init_from: PATH` by a mapping with this path, in place."""
+    """Replace `init_from: PATH` in a config by the section with this path, in place."""
     for section, key in SHORT_FORMS.items():
         value = config.get(section)
         if isinstance(value, str) and not is_off(value):
@@ -24,21 +24,21 @@ def expand_short_forms(config: DictConfig) -> None:
             config[section] = {**defaults, key: value}
 
 
-def write_whole_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with `init_from.path=X` instead of `init_from=X` if further keys of the section follow."""
-    written = list(overrides)
+def expand_short_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with `init_from.path=X` for `init_from=X` if other overrides set keys of the section."""
+    expanded = list(overrides)
     for section, key in SHORT_FORMS.items():
         if not any(text.lstrip("+").startswith(f"{section}.") for text in overrides):
             continue
-        for number, text in enumerate(written):
+        for number, text in enumerate(expanded):
             name, _, value = text.partition("=")
             if name == section and not value.startswith("{") and value not in ("off", "false", "null"):
-                written[number] = f"{section}.{key}={value}"
-    return written
+                expanded[number] = f"{section}.{key}={value}"
+    return expanded
 
 
 def find_wrong_init_from(section: Any) -> Iterator[Problem]:
-    """Yield patterns without a path, and patterns that are no regular expressions."""
+    """Yield a problem for patterns without a path, and for each pattern that is not a regular expression."""
     if not isinstance(section, Mapping):
         return
     for key in ("missing", "unexpected"):

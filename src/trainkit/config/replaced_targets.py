@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainkit.config.check import references
 from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_choice, is_dotted_path
 from trainkit.config.hints import hints_of, is_off
-from trainkit.config.init_from import write_whole_keys
+from trainkit.config.init_from import expand_short_overrides
 from trainkit.config.schema import DataSettings, named_nodes
 
 NODES = (*DOTTED_GROUPS, "data.train", "data.val")  # that every config has
@@ -32,7 +32,7 @@ def mark_new_arguments(overrides: Sequence[str]) -> list[str]:
         return any(key.startswith(f"{node}.") and (node != own or node in NODES) for node in nodes)
 
     written = []
-    for text in write_whole_keys(overrides):
+    for text in expand_short_overrides(overrides):
         key, _, value = text.partition("=")
         whole_node = key in nodes and key in NODES and value.startswith("{")
         written.append(f"++{text}" if text[:1] not in "+~" and (whole_node or may_be_new(key)) else text)

@@ -15,7 +15,7 @@ from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
-from trainkit.runs.frozen import check_frozen, is_partial, with_frozen
+from trainkit.runs.frozen import check_frozen, lacks_frozen, with_frozen
 from trainkit.runs.reload import reload_config
 from trainkit.runs.weight_files import read_checkpoint, weights_of
 from trainkit.training.carried import carrying_modules, match_saved_buffers, reset_carried
@@ -43,10 +43,10 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
     settings = reload_config(run, overrides, secrets_under="model").settings
     settings = settings.with_data(classes=run.info.get("classes"))
     with preserve_rng():
-        if is_partial(saved):
+        if lacks_frozen(saved):
             seed_all(settings.seed, deterministic=torch.are_deterministic_algorithms_enabled())
         model = build_model(settings.model, torch.device("cpu"))
-    if is_partial(saved):
+    if lacks_frozen(saved):
         if any(map(is_lazy, model.parameters())):
             cause = f"{name} lacks the frozen weights, and the lazy layers of the model need data to build them again"
             raise CheckpointError(

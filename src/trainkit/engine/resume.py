@@ -26,7 +26,7 @@ from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
-from trainkit.runs.frozen import check_frozen, digest_of, frozen_names, is_partial, with_frozen
+from trainkit.runs.frozen import check_frozen, digest_of, frozen_names, lacks_frozen, with_frozen
 from trainkit.runs.recorder import best_epoch
 from trainkit.runs.recovery import is_finished, recover_history, recover_run
 from trainkit.runs.reload import Reloaded, reload_config
@@ -67,7 +67,7 @@ def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> 
         allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
         with display.ReadingProgress(reloaded.settings.progress) as on_progress:
             settings, warm_start = prepare_warm_start(reloaded.settings)
-            if saved is not None and not (is_partial(saved) or keeps_trainable(settings)):
+            if saved is not None and not (lacks_frozen(saved) or keeps_trainable(settings)):
                 warm_start = None  # the checkpoint holds all weights
             session = build_session(settings, on_progress, warm_start)
         changes = Changes(set(), [])
@@ -151,7 +151,7 @@ def restore_session(session: Session, saved: Mapping[str, Any], allow: Sequence[
     model = session.state.objects.model
     names = frozen_names(session.state) if keeps_trainable(session.settings) else []
     built = digest_of(model, names)
-    if is_partial(saved):
+    if lacks_frozen(saved):
         check_frozen(model, saved)
     restore_state(session.state, with_frozen(model, saved), changes.keys)
     if digest_of(model, names) != built:

@@ -1,4 +1,4 @@
-"""Start a training from other weights: the key `init_from`."""
+"""Start a training from the weights of another training: the key `init_from`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainkit.display.text import columns, count
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
-from trainkit.runs.frozen import is_partial
+from trainkit.runs.frozen import lacks_frozen
 from trainkit.runs.weight_files import read_checkpoint, read_weights, weights_of
 from trainkit.training.weights import (
     DTYPE,
@@ -28,23 +28,23 @@ from trainkit.training.weights import (
     Match,
     Mismatch,
     match_weights,
-    matching,
+    matching_names,
     patterns_for,
 )
 
-MAX_ROWS = 12  # of a table of mismatches; run.json has all
-ORDER = [SHAPE, DTYPE, MISSING, UNEXPECTED]  # those that are seldom expected come first
+MAX_ROWS = 12  # of a table of mismatches; run.json lists all mismatches
+ORDER = [SHAPE, DTYPE, MISSING, UNEXPECTED]  # the kinds that users rarely expect come first
 
 
 class WarmStart:
-    """Gives a new model the weights that `init_from` names.
+    """Loads the weights that `init_from` names into a new model.
 
     Args:
-        options: the section of the config.
+        options: the section `init_from` of the config.
 
     Attributes:
-        notes: what was loaded and what was not, for the user.
-        facts: the same for `run.json`.
+        notes: lines for the user: which tensors were loaded, and which differ.
+        facts: the same facts for `run.json`.
     """
 
     def __init__(self, options: InitFromSettings) -> None:
@@ -56,7 +56,7 @@ class WarmStart:
         """Load the weights into a model that was just built.
 
         Raises:
-            ConfigError: the weights differ from the model in other names than `missing` and `unexpected` allow.
+            ConfigError: a tensor differs that `missing` and `unexpected` do not allow, or a pattern allows no tensor.
             CheckpointError: the weights cannot be read.
         """
         path = Path(self.options.path or "")
@@ -85,7 +85,7 @@ class WarmStart:
         name, saved = read_checkpoint(run, self.options.checkpoint)
         checksum = Checkpoints(run.directory / "checkpoints").checksum_of(name)
         self.facts = {"path": str(path), "checkpoint": name, "sha256": checksum}
-        if is_partial(saved):
+        if lacks_frozen(saved):
             from trainkit.engine.load import load  # which needs this module
 
             return load(run, self.options.checkpoint).state_dict(), ["the frozen weights are built again"]
@@ -93,37 +93,33 @@ class WarmStart:
         return weights_of(saved), notes
 
     def _check(self, match: Match, source: str) -> None:
-        """Raise `ConfigError` if a mismatch is not allowed, or a pattern allows nothing."""
+        """Raise `ConfigError` if a mismatch is not allowed, or if a pattern allows no tensor."""
         problems = []
         refused: list[Mismatch] = []
-        useful: dict[str, list[str]] = {}  # the patterns that allow something
-        for key, patterns in (("missing", self.options.missing), ("unexpected", self.options.unexpected)):
-            items = [item for item in match.mismatches if (item.kind == UNEXPECTED) == (key == "unexpected")]
-            names = [item.name for item in items]
-            useful[key] = [pattern for pattern in patterns if matching([pattern], names)]
-            for pattern in (pattern for pattern in patterns if pattern not in useful[key]):
-                cause = f"init_from.{key}: no {key} tensor of {source} matches the pattern {pattern}"
-                hint = did_you_mean(pattern, names) if names else f"remove the pattern: there is no {key} tensor"
-                problems.append(Problem(cause, hint))
-            refused += [item for item in items if item.name not in matching(patterns, names)]
+        useful: dict[str, list[str]] = {}  # option -> the patterns that allow a mismatch
+        for option, patterns in (("missing", self.options.missing), ("unexpected", self.options.unexpected)):
+            mismatches = [item for item in match.mismatches if item.option == option]
+            names = [item.name for item in mismatches]
+            useful[option] = [pattern for pattern in patterns if matching_names([pattern], names)]
+            for pattern in patterns:
+                if pattern not in useful[option]:
+                    cause = f"init_from.{option}: no {option} tensor of {source} matches the pattern {pattern}"
+                    hint = f"remove the pattern: there is no {option} tensor"
+                    problems.append(Problem(cause, did_you_mean(pattern, names) if names else hint))
+            refused += [item for item in mismatches if item.name not in matching_names(patterns, names)]
         if refused:
-            cause = f"init_from={source}: the weights do not match the model"
-            sizes = (
-                f"{count(len(match.found), 'tensor')} of the model {'matches' if len(match.found) == 1 else 'match'}"
-            )
-            lines = [*_table(refused), sizes, *match.notes]
-            problems.append(Problem("\n  ".join([cause, *lines]), _override(refused, useful)))
+            problems.append(Problem(_refusal(source, refused, match), _override(refused, useful)))
         if problems:
             raise ConfigError(*problems)
 
 
 def prepare_warm_start(settings: Settings) -> tuple[Settings, WarmStart | None]:
-    """Return the settings with the absolute path of the weights, and what loads them; None if `init_from` is off.
+    """Return the settings with the absolute path of the weights, and the `WarmStart`; None if `init_from` is off.
 
-    So the saved config does not depend on the working directory, and `last` stays the run that it was.
+    With the absolute path, the saved config does not depend on the working directory, and `last` stays the same run.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: the run that `init_from` names does not exist.
     """
     options = settings.init_from
     if options is None or options.path is None:
@@ -146,11 +142,19 @@ def _table(mismatches: list[Mismatch]) -> list[str]:
     return [*columns([["tensor", "difference", "in the weights", "in the model"], *rows]), *more]
 
 
-def _override(refused: list[Mismatch], given: Mapping[str, list[str]]) -> str:
-    """Return the overrides that allow mismatches, besides those that the given patterns allow."""
+def _refusal(source: str, refused: list[Mismatch], match: Match) -> str:
+    """Return the text about mismatches that are not allowed: a table, and the number of tensors that fit."""
+    matched = len(match.found)
+    counted = f"{count(matched, 'tensor')} of the model {'matches' if matched == 1 else 'match'}"
+    cause = f"init_from={source}: the weights do not match the model"
+    return "\n  ".join([cause, *_table(refused), counted, *match.notes])
+
+
+def _override(refused: list[Mismatch], useful: Mapping[str, list[str]]) -> str:
+    """Return the hint with the overrides that allow the mismatches. They repeat the patterns that are useful."""
     written = []
-    for key, patterns in given.items():
-        names = [item.name for item in refused if (item.kind == UNEXPECTED) == (key == "unexpected")]
+    for option, patterns in useful.items():
+        names = [item.name for item in refused if item.option == option]
         if names:
-            written.append(f"'init_from.{key}=[{','.join([*patterns, *patterns_for(names)])}]'")
+            written.append(f"'init_from.{option}=[{','.join([*patterns, *patterns_for(names)])}]'")
     return f"to start all the same, write {' '.join(written)}"

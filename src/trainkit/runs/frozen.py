@@ -1,7 +1,7 @@
-"""Checkpoints without the weights that are never trained: `checkpoint.weights=trainable`.
+"""Checkpoints without the frozen weights: `checkpoint.weights=trainable`.
 
-The config builds the frozen weights again: from its seed, pretrained weights or `init_from`. A digest in the
-checkpoint shows whether they are the same.
+The config builds the frozen weights again: from its seed, pretrained weights or `init_from`. The digest in a
+checkpoint shows whether these weights are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainkit.core.errors import CheckpointError
 from trainkit.runs.snapshot import digest
 from trainkit.training.state import State
 
-AVERAGE = "module.model."  # the prefix of the model's names in the moving average
+AVERAGE = "module.model."  # the prefix of the model's names in the moving average (`AveragedModel`, `ModuleDict`)
 
 
 class FrozenWeights:
@@ -30,7 +30,7 @@ class FrozenWeights:
         self.model, self.names = state.objects.model, frozen_names(state)
         self.digest, self.versions = digest_of(self.model, self.names), self._versions()
 
-    def leave_out(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def remove_from(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Return a captured state without the frozen weights.
 
         Raises:
@@ -42,12 +42,12 @@ class FrozenWeights:
             cause = f"checkpoint.weights=trainable: {changed} is frozen, but something has changed it"
             raise CheckpointError(cause, hint="write checkpoint.weights=all")
         self.versions = versions
-        left_out = {*self.names, *(AVERAGE + name for name in self.names)}
-        modules = {key: _selected(saved[key], left_out) for key in ("model", "ema")}
+        removed = {*self.names, *(AVERAGE + name for name in self.names)}
+        modules = {key: _selected(saved[key], removed) for key in ("model", "ema")}
         return {**saved, **modules, "frozen": {"names": self.names, "sha256": self.digest}}
 
     def _versions(self) -> dict[str, tuple[int, int]]:
-        """Return numbers that differ after a change of a parameter, as far as torch counts changes."""
+        """Return the address and the version of each frozen parameter. Most changes of a parameter change these."""
         params = dict(self.model.named_parameters(remove_duplicate=False))
         return {name: (params[name].data_ptr(), params[name]._version) for name in self.names}
 
@@ -60,12 +60,12 @@ def frozen_names(state: State) -> list[str]:
 
 
 def digest_of(model: nn.Module, names: Iterable[str]) -> str:
-    """Return the SHA-256 of some parameters of a model, with their names."""
+    """Return the SHA-256 over the names and the values of some parameters of a model."""
     params = dict(model.named_parameters(remove_duplicate=False))
     return digest({"frozen": [[name, params[name]] for name in names if name in params]})
 
 
-def is_partial(saved: Mapping[str, Any]) -> bool:
+def lacks_frozen(saved: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint lacks the frozen weights."""
     return saved.get("frozen") is not None
 
@@ -87,19 +87,19 @@ def check_frozen(model: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 def with_frozen(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint with the frozen weights that it lacks: those of the model."""
-    if not is_partial(saved):
+    """Return a checkpoint that has the frozen weights of the model, if the checkpoint lacks its own."""
+    if not lacks_frozen(saved):
         return dict(saved)
     params = dict(model.named_parameters(remove_duplicate=False))
-    present = {name: params[name].detach() for name in saved["frozen"]["names"] if name in params}
-    whole = {"model": _merged(saved["model"], present)}
+    frozen = {name: params[name].detach() for name in saved["frozen"]["names"] if name in params}
+    whole = {"model": _merged(saved["model"], frozen)}
     if saved["ema"] is not None:  # the average of a constant is this constant
-        whole["ema"] = _merged(saved["ema"], {AVERAGE + name: value for name, value in present.items()})
+        whole["ema"] = _merged(saved["ema"], {AVERAGE + name: value for name, value in frozen.items()})
     return {**{key: value for key, value in saved.items() if key != "frozen"}, **whole}
 
 
-def _selected(content: Mapping[str, Any] | None, left_out: set[str]) -> Any:
-    kept = None if content is None else OrderedDict((k, v) for k, v in content.items() if k not in left_out)
+def _selected(content: Mapping[str, Any] | None, removed: set[str]) -> Any:
+    kept = None if content is None else OrderedDict((k, v) for k, v in content.items() if k not in removed)
     return _with_metadata(kept, content)
 
 

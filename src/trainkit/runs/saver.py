@@ -145,7 +145,7 @@ class Saver:
         """
         self.run.lock.check()
         saved = {**capture_state(state, self.fingerprint), "history": self.run.history_text}
-        saved = saved if self.frozen is None else self.frozen.leave_out(saved)
+        saved = saved if self.frozen is None else self.frozen.remove_from(saved)
         name = self.checkpoints.write(saved, planned=planned)
         self.point_to_best(state)
         self.checkpoints.prune(self.options.keep)

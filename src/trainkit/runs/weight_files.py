@@ -1,4 +1,4 @@
-"""Read the weights of a run, or of a `.pt` or `.safetensors` file, whoever wrote it: nothing in it is executed."""
+"""Read the weights of a run, or of a `.pt` or `.safetensors` file. No code in the file is executed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from trainkit.core.paths import display_path
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.checkpoint_files import DamagedError, check_archive, check_containers
 from trainkit.runs.directory import Run
+from trainkit.runs.frozen import AVERAGE
 
-NESTED = ("state_dict", "model_state_dict", "model")  # entries of a training's checkpoint that hold the weights
+NESTED = ("state_dict", "model_state_dict", "model")  # entries of other tools' checkpoints that hold the weights
 EXTRA_STATE = "_extra_state"  # the end of the name of an entry that may have any type
 SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), PATH)"
 
@@ -48,8 +49,8 @@ def weights_of(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the weights of the model in a checkpoint: with `ema`, their moving average."""
     if saved["ema"] is None:
         return dict(saved["model"])
-    prefix = "module.model."  # from AveragedModel and the ModuleDict of model and loss
-    return {key.removeprefix(prefix): v for key, v in saved["ema"].items() if key.startswith(prefix)}
+    average = saved["ema"].items()
+    return {name.removeprefix(AVERAGE): value for name, value in average if name.startswith(AVERAGE)}
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -57,7 +58,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises:
         ConfigError: the file is missing, or its package is not installed.
-        CheckpointError: the file is damaged, holds a pickle, or holds no state dict.
+        CheckpointError: the file is damaged, holds a pickle, or does not hold a state dict.
     """
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     try:
@@ -70,30 +71,35 @@ def read_weights(path: Path) -> tuple[dict[str, Any], list[str]]:
         cause = f"{path} cannot be read: {error.strerror or error}"
         raise CheckpointError(cause, hint="init_from needs a regular file") from error
     notes = []
-    for _ in NESTED:
-        key = next(
-            (key for key in NESTED if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)), None
-        )
-        if key is None:
-            break
-        notes.append(f"the weights are the entry {key!r} of the file")
-        content = content[key]
+    for _ in NESTED:  # an entry may hold another entry
+        key = _nested_key(content)
+        if key is not None:
+            notes.append(f"the weights are the entry {key!r} of the file")
+            content = content[key]
     return _checked_state_dict(content, path), notes
 
 
+def _nested_key(content: Any) -> str | None:
+    """Return the key of the entry that holds the weights; None if there is no such entry."""
+    if not isinstance(content, Mapping):
+        return None
+    return next((key for key in NESTED if isinstance(content.get(key), Mapping)), None)
+
+
 def _checked_state_dict(content: Any, path: Path) -> dict[str, Any]:
-    """Return a state dict: a mapping of names to tensors.
+    """Return the content of a file if it is a state dict, a mapping of names to tensors.
 
     Raises:
         CheckpointError: the content is not a state dict.
     """
     if not isinstance(content, Mapping):
-        found = f"a {type(content).__name__}"
-        raise CheckpointError(f"{path} holds {found}, expected a state dict: names with tensors", hint=SAVE_HINT)
+        cause = f"{path} holds a {type(content).__name__}, expected a state dict, which maps names to tensors"
+        raise CheckpointError(cause, hint=SAVE_HINT)
     others = [key for key, value in content.items() if not _is_entry(key, value)]
     if others or not content:
         found = f"{others[0]!r} is of type {type(content[others[0]]).__name__}" if others else "it is empty"
-        raise CheckpointError(f"{path} holds no state dict, which has names with tensors: {found}", hint=SAVE_HINT)
+        cause = f"{path} does not hold a state dict, which maps names to tensors: {found}"
+        raise CheckpointError(cause, hint=SAVE_HINT)
     return {str(key): value for key, value in content.items()}
 
 
@@ -108,7 +114,7 @@ def _read_torch(path: Path) -> Any:
         if size == 0:
             raise CheckpointError(f"{path} is empty", hint=SAVE_HINT)
         try:
-            if file.read(4) == b"PK\3\4":  # torch wrote no archives before 1.6
+            if file.read(4) == b"PK\3\4":  # an archive; torch before 1.6 wrote other files
                 file.seek(0)
                 check_archive(file, size)
             file.seek(0)
@@ -124,7 +130,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """Return the error for a file that torch cannot load without executing code."""
+    """Return the error for a file that torch does not load, because it is damaged or would execute code."""
     text = " ".join(str(error).split())
     named = re.search(r"[Uu]nsupported (?:global|class|GLOBAL)[^\w]*(?:GLOBAL )?([\w.]+)", text)
     if named or "unrecognized function" in text:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the backward pass computes the activations of a block again, so that they are not kept."""
+"""Activation checkpointing: activations are not kept, and the backward pass computes them again, block by block."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Buffers = dict[nn.Module, dict[str, Tensor | None]]
 
 
 def recompute_blocks(blocks: Sequence[nn.Module]) -> None:
-    """Keep the inputs of the blocks alone for the backward pass, which runs the blocks again.
+    """Keep only the inputs of the blocks for the backward pass, which runs the blocks a second time.
 
-    Parameters and buffers keep their names, and the numbers stay the same to the bit: the second pass draws the same
-    random numbers, starts from the same buffers, and changes no buffer.
+    Parameters and buffers keep their names. The numbers stay the same to the bit, because the second pass draws the
+    same random numbers, starts from the same buffers, and changes no buffer.
     """
     for block in blocks:
         block.forward = RecomputedForward(block, block.forward)
@@ -27,7 +27,7 @@ class RecomputedForward:
 
     Args:
         block: the block.
-        forward: its own forward method.
+        forward: the original forward method of the block.
     """
 
     def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
@@ -42,7 +42,7 @@ class RecomputedForward:
         return checkpoint(self._two_passes(), *args, use_reentrant=False, **kwargs)
 
     def _two_passes(self) -> Callable[..., Any]:
-        """Return a function for the two passes of one step, which both start from the same buffers."""
+        """Return the forward method for the two passes of one step, which start from the same buffers."""
         before: Buffers = {}
 
         def run(*args: Any, **kwargs: Any) -> Any:

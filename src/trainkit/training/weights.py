@@ -1,4 +1,4 @@
-"""Load weights into a model that may differ from the model that they were trained in."""
+"""Compare weights with a model that may differ from the model of the weights, and load them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,34 @@ MISSING, UNEXPECTED, SHAPE, DTYPE = "missing", "unexpected", "other shape", "oth
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A tensor that differs between weights and a model. `weights` and `model` describe it, `-` if it is not there."""
+    """A tensor that differs between the weights and the model.
+
+    Attributes:
+        name: the name of the tensor.
+        kind: `MISSING`, `UNEXPECTED`, `SHAPE` or `DTYPE`.
+        weights: the shape of the tensor in the weights, or its dtype; `-` if the weights do not have it.
+        model: the same for the model.
+    """
 
     name: str
     kind: str
     weights: str
     model: str
 
+    @property
+    def option(self) -> str:
+        """The key of `init_from` that allows the mismatch."""
+        return "unexpected" if self.kind == UNEXPECTED else "missing"
+
 
 @dataclass(frozen=True)
 class Match:
-    """Weights compared with a model.
+    """The result of a comparison of weights with a model.
 
     Attributes:
-        found: the tensors that fit, by the names of the model.
+        found: the tensors that fit the model, by their names in the model.
         mismatches: all other tensors.
-        notes: what was done to make the names and dtypes fit.
+        notes: the changes that made the names and dtypes fit.
     """
 
     found: dict[str, Any]
@@ -40,46 +52,45 @@ class Match:
     notes: list[str]
 
     def load_into(self, model: nn.Module) -> None:
-        """Copy the tensors that fit into the model; all other tensors of the model stay as they are."""
+        """Copy the tensors that fit into the model. All other tensors of the model stay as they are."""
         model.load_state_dict(self.found, strict=False)
 
 
 def match_weights(model: nn.Module, weights: Mapping[str, Any]) -> Match:
     """Compare weights with a model.
 
-    A prefix that a wrapper has added to each name is removed. A weight that the model computes from parametrizations
-    is the original of these. One name of a tied tensor is enough.
+    A prefix that a wrapper has added to all names is removed. A plain weight is also found if the model has
+    parametrized it. If the model has tied a tensor, one of its names is enough.
     """
     own: dict[str, Any] = model.state_dict(keep_vars=True)
-    named, notes = _without_wrappers(weights, own)
-    for name in own:
-        plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", name).lstrip(".")
-        if name not in named and plain in named and plain not in own:
-            named[name] = named.pop(plain)
-    match_saved_buffers(model, named)
-    own = model.state_dict(keep_vars=True)
-    found, mismatches, converted = {}, [], 0
+    weights, notes = _without_wrappers(weights, own)
+    weights = _with_parametrized_names(weights, own)
+    match_saved_buffers(model, weights)
+    own = model.state_dict(keep_vars=True)  # again, because the buffers may have changed
+    found: dict[str, Any] = {}
+    mismatches: list[Mismatch] = []
     for name, value in own.items():
-        kind = _difference(value, named[name]) if name in named else MISSING
+        kind = _difference(value, weights[name]) if name in weights else MISSING
         if kind is None:
-            found[name] = named[name]
-            converted += isinstance(value, Tensor) and value.dtype != named[name].dtype
+            found[name] = weights[name]
         else:
-            mismatches.append(Mismatch(name, kind, _describe(named.get(name), kind), _describe(value, kind)))
+            mismatches.append(Mismatch(name, kind, _describe(weights.get(name), kind), _describe(value, kind)))
     loaded = {id(own[name]) for name in found if isinstance(own[name], Tensor)}
-    mismatches = [item for item in mismatches if item.kind != MISSING or id(own[item.name]) not in loaded]
-    mismatches += [Mismatch(n, UNEXPECTED, _describe(v, UNEXPECTED), "-") for n, v in named.items() if n not in own]
+    mismatches = [item for item in mismatches if item.kind != MISSING or id(own[item.name]) not in loaded]  # tied
+    unexpected = {name: value for name, value in weights.items() if name not in own}
+    mismatches += [Mismatch(name, UNEXPECTED, _describe(value, UNEXPECTED), "-") for name, value in unexpected.items()]
+    converted = sum(isinstance(own[name], Tensor) and own[name].dtype != value.dtype for name, value in found.items())
     notes += [f"{converted} of the tensors have another precision, and are converted"] if converted else []
     return Match(found, mismatches, notes)
 
 
-def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    """Return the names that a pattern matches as a whole, as the name selector of param groups does."""
+def matching_names(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    """Return the names that a pattern matches completely, as the name selector of param groups does."""
     return {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
 
 
 def patterns_for(names: Sequence[str]) -> list[str]:
-    """Return a few patterns, in the form of the name selector of param groups, that match all of the names."""
+    """Return a few patterns that match all of the names. They have the form of the name selector of param groups."""
     if all(".parametrizations." in name for name in names):
         return [r".*\.parametrizations\..*"]
     for depth in (None, 1):  # the whole path of a module, else its first part
@@ -95,22 +106,37 @@ def _pattern_of(name: str, depth: int | None) -> str:
 
 
 def _without_wrappers(weights: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the weights without the prefixes of wrappers, and a note about each prefix."""
+    """Return the weights without the prefixes of wrappers, and a note about each prefix.
+
+    Args:
+        weights: the weights, by name.
+        own: the tensors of the model, by name.
+    """
     named, notes = dict(weights), []
-    stripped = True
-    while stripped:
-        stripped = False
+    found_prefix = True
+    while found_prefix:  # wrappers may be nested
+        found_prefix = False
         for prefix in WRAPPERS:
             is_own = any(name.startswith(prefix) for name in own)
             if named and not is_own and all(name.startswith(prefix) for name in named):
                 named = {name.removeprefix(prefix): value for name, value in named.items()}
                 notes.append(f"the prefix {prefix!r} of all names is removed")
-                stripped = True
+                found_prefix = True
     return named, notes
 
 
+def _with_parametrized_names(weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights, each plain weight under the name that torch gives it when the model parametrizes it."""
+    named = dict(weights)
+    for name in own:
+        plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", name).lstrip(".")
+        if name not in named and plain in named and plain not in own:
+            named[name] = named.pop(plain)
+    return named
+
+
 def _difference(own: Any, given: Any) -> str | None:
-    """Return how a given value differs from that of the model; None if it can be copied."""
+    """Return how a value differs from the value of the model; None if it can be copied into the model."""
     if not isinstance(own, Tensor) or not isinstance(given, Tensor):
         return None if isinstance(own, Tensor) == isinstance(given, Tensor) else DTYPE
     if own.shape != given.shape:
