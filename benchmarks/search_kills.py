@@ -102,7 +102,7 @@ def compare(folder: Path, name: str) -> list[str]:
 def trials_of(directory: Path) -> list[tuple[dict[str, Any], str, dict[int, float]]]:
     """Return the setting, the state and the values of each trial."""
     storage = JournalStorage(JournalFileBackend(str(directory / "study.journal")))
-    study = optuna.load_study(study_name=None, storage=storage)
+    study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
     return [(trial.params, trial.state.name, trial.intermediate_values) for trial in study.trials]
 
 
