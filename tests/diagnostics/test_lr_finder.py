@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from tests.conftest import Command
 from tests.helpers import compose_settings
 from trainkit.build import session as build
+from trainkit.config.compose import compose_sweep
 from trainkit.diagnostics.lr_finder import RangeTest, range_test
 
 
@@ -83,3 +85,17 @@ def test_find_lr_writes_into_the_given_directory_and_never_overwrites_a_result(f
     again = forked(*argv)
     assert again.returncode == 7
     assert "here holds a run already: it contains find_lr.json" in again.stderr
+
+
+def test_the_command_ends_with_a_search_around_the_suggestion(trainkit: Command) -> None:
+    done = trainkit("find-lr", "model=mlp", "optim=adam", "--steps", "60", "lr=0.5")
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    command = shlex.split(line.removeprefix("to search around it: "))
+    assert command[:4] == ["trainkit", "-m", "model=mlp", "optim=adam"]
+    checked = compose_sweep(command[2:])
+    assert checked.space is not None
+    (axis,) = checked.space.axes
+    assert (axis.name, axis.log) == ("lr", True)
+    suggested = float(done.stdout.partition("fastest at lr=")[2].split()[0])
+    assert axis.low < suggested < axis.high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.cli import arguments
+from trainkit.config.compose import Composed
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import claim_directory, storage_error
+from trainkit.core.redaction import redact_command_line
 from trainkit.core.terminal import printable_lines
 from trainkit.display.live import make_display
 from trainkit.display.text import as_json, columns, count
+from trainkit.runs.secrets import secrets_of
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,8 +52,19 @@ def run(argv: Sequence[str]) -> int:
         plot_lr_curve(directory / "find_lr.png", result)
     except OSError as error:
         raise storage_error(directory, error) from error
-    print(as_json(result) if args.json else printable_lines(result_lines(result)))
+    print(as_json(result) if args.json else printable_lines([*result_lines(result), *search_lines(result, composed)]))
     return 0
+
+
+def search_lines(result: Mapping[str, Any], composed: Composed) -> list[str]:
+    """Return the command of a search around the suggestion; [] if there is none, or the config has no `lr`."""
+    best = result["suggestion"]
+    if best is None or composed.settings.lr is None:
+        return []
+    given = [text for text in composed.overrides if not text.startswith(("lr=", "hydra."))]
+    given = redact_command_line(given, secrets_of(composed.settings.source))
+    values = f"lr=tag(log,interval({best / 10:.1g},{best * 10:.1g}))"
+    return [f"to search around it: {shlex.join(['trainkit', '-m', *given, values, 'search.trials=20'])}"]
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
