@@ -60,14 +60,15 @@ def test_a_job_of_a_search_has_its_trial_and_repeat(tmp_path: Path) -> None:
 def test_the_epochs_of_a_job_are_those_of_its_last_end(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(QUEUED, STARTED, {**ENDED, "status": "paused", "epochs": 3}, STARTED, {**ENDED, "epochs": 9}, ENDED)
-    assert (ledger.read()[0].epochs, ledger.trained()) == (9, [(0, 3), (0, 9)])
+    assert (ledger.read()[0].epochs, ledger.trained()) == (9, [(0, 3, "paused"), (0, 9, "completed")])
 
 
 def test_the_settings_of_a_search_are_those_of_the_last_command(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    assert ledger.last_search() is None
-    ledger.append({"event": "search", "pruner": "asha"}, QUEUED, {"event": "search", "pruner": "median"}, STARTED)
-    found = ledger.last_search()
+    assert ledger.search() is None
+    ledger.append({"event": "search", "axes": [], "pruner": "asha"}, QUEUED)
+    ledger.append({"event": "search", "axes": [], "pruner": "median"}, STARTED, {"event": "search", "axes": 1})
+    found = ledger.search()
     assert found is not None
     assert found["pruner"] == "median"
 

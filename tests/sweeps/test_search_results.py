@@ -106,19 +106,19 @@ def test_the_command_repeats_the_setting_with_its_seed(tmp_path: Path) -> None:
     make_search(tmp_path / "s", [Made(lr=0.1 + 0.2, optim="adam", value=0.1), Made()])
     path = tmp_path / "s/0/.hydra/overrides.yaml"
     path.write_text(path.read_text() + "- search.trials=40\n- +note='a b'\n")
-    best = search_of(tmp_path / "s").best
-    assert best is not None
-    words = shlex.split(repeat_command(best))
+    search = search_of(tmp_path / "s")
+    assert search.best is not None
+    words = shlex.split(repeat_command(search, search.best))
     assert words[:4] == ["trainkit", "progress=off", f"lr={0.1 + 0.2!r}", "optim=adam"]
     assert words[-2:] == ["+note='a b'", "seed=0"]
     assert not any("search" in word for word in words)
 
 
 def test_the_command_repeats_all_seeds_of_a_trial(tmp_path: Path) -> None:
-    best = search_of(make_search(tmp_path / "s", [Made()], seeds=3)).best
-    assert best is not None
-    words = shlex.split(repeat_command(best))
-    assert (words[1], words[-1]) == ("-m", "seed=0,1,2")
+    search = search_of(make_search(tmp_path / "s", [Made()], seeds=3, config_dir="my conf"))
+    assert search.best is not None
+    words = shlex.split(repeat_command(search, search.best))
+    assert (words[1:4], words[-1]) == (["-cd", "my conf", "-m"], "seed=0,1,2")
 
 
 def test_a_paused_best_trial_names_the_command_that_goes_on(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -25,7 +25,7 @@ MAX_LEGEND = 3  # curves of a chart whose legend is inside, if other charts have
 NOT_METRICS = {"epoch", "step", "seconds", "samples_per_second", "tokens_per_second", "train/samples", "train/loss_sum"}
 SERIES = ("#2a6fdb", "#c2570c", "#15803d", "#8b3fc7", "#c0264b", "#0b7285", "#7a6a00", "#a8327d")  # on white
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # colours alone are not enough
-INK, LINE, MUTED = "#1c2127", "#d4d9df", "#b3bac3"
+INK, LINE, MUTED, PAPER = "#1c2127", "#d4d9df", "#b3bac3", "#fefefe"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,25 @@ class Chart:
     curves: Sequence[ChartCurve]
     best: tuple[float, float] | None = None
     max_log_ratio: float = LOG_RATIO
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart of another kind than curves over the epochs.
+
+    Attributes:
+        title: of the chart.
+        description: the chart in words, for readers who do not see it.
+        draw: draws it into axes of matplotlib.
+        names: what the pointer shows on a line. The line `curve-2` has the name with the index 2.
+        size: in inches.
+    """
+
+    title: str
+    description: str
+    draw: Callable[[Any], object]
+    names: Sequence[str] = ()
+    size: tuple[float, float] = SIZE
 
 
 # ------------------------------------------------------------------------------------- what to draw
@@ -158,22 +177,29 @@ def describe(chart: Chart) -> str:
 # ------------------------------------------------------------------------------------------ drawing
 
 
-def draw_svg(chart: Chart, number_in_page: int) -> str:
+def draw_svg(chart: Chart | Drawing, number_in_page: int) -> str:
     """Return a chart as an `<svg>` element for a page with the variables `--ink`, `--line`, `--muted` and `--c1`, ….
 
     Args:
         chart: the chart.
         number_in_page: makes the ids of the element unique.
     """
+    drawing = chart if isinstance(chart, Drawing) else _drawing_of(chart)
     with _matplotlib():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=SIZE, layout="constrained")
-        _draw(figure.subplots(), chart)
+        figure = Figure(figsize=drawing.size, layout="constrained")
+        drawing.draw(figure.subplots())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # its metadata would name addresses
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _for_page(buffer.getvalue(), chart, number_in_page)
+    return _for_page(buffer.getvalue(), drawing, number_in_page)
+
+
+def _drawing_of(chart: Chart) -> Drawing:
+    return Drawing(
+        chart.title, describe(chart), lambda axes: _draw(axes, chart), [curve.name for curve in chart.curves]
+    )
 
 
 def draw_png(charts: Sequence[Chart]) -> bytes:
@@ -191,7 +217,7 @@ def draw_png(charts: Sequence[Chart]) -> bytes:
         for axes, chart in zip(places, shown, strict=False):
             lines = _draw(axes, chart)
             drawn.append(lines)
-            axes.set_title(_label(chart.title), fontsize=11, loc="left", color=INK, parse_math=False)
+            axes.set_title(short_label(chart.title), fontsize=11, loc="left", color=INK, parse_math=False)
             if legend is None:
                 _add_legend(axes, lines, chart)
         if legend is not None:
@@ -236,18 +262,23 @@ def _draw(axes: Any, chart: Chart) -> list[Any]:
     if not finite:
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=INK)
     elif min(finite) > 0 and max(finite) / min(finite) > chart.max_log_ratio:
-        _set_log_axis(axes, max(finite) / min(finite))
+        set_log_axis(axes, max(finite) / min(finite))
     if chart.best and all(math.isfinite(value) and abs(value) <= LARGEST for value in chart.best):
         axes.plot(*chart.best, marker="o", linestyle="", markersize=7, markerfacecolor="none", markeredgecolor=INK)
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    set_style(axes)
+    return lines
+
+
+def set_style(axes: Any) -> None:
+    """Give axes the style of all charts."""
     axes.grid(color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, which="both", length=0)
     for spine in axes.spines.values():
         spine.set_edgecolor(LINE)
     axes.spines[["top", "right"]].set_visible(False)
-    return lines
 
 
 def _shared_legend(charts: Sequence[Chart]) -> int | None:
@@ -261,39 +292,52 @@ def _shared_legend(charts: Sequence[Chart]) -> int | None:
 def _add_legend(place: Any, lines: Sequence[Any], chart: Chart, **options: Any) -> None:
     """Add the legend of a chart to its axes or to the whole figure."""
     named = [line for line, curve in zip(lines, chart.curves, strict=True) if not curve.is_grey]
-    names = [_label(curve.name) for curve in chart.curves if not curve.is_grey]
+    names = [short_label(curve.name) for curve in chart.curves if not curve.is_grey]
     for text in place.legend(named, names, frameon=False, fontsize=8, **options).get_texts():
         text.set_parse_math(False)
 
 
-def _set_log_axis(axes: Any, ratio: float) -> None:
-    """Make the y axis logarithmic, with plain numbers: matplotlib's own powers of ten need a font for formulas."""
+def set_log_axis(axes: Any, ratio: float, name: str = "y") -> None:
+    """Make an axis logarithmic, with plain numbers: matplotlib's own powers of ten need a font for formulas.
+
+    Args:
+        axes: of matplotlib.
+        ratio: of the largest to the smallest value.
+        name: `x` or `y`.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,), numticks=7))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,), numticks=7))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _label(name: str) -> str:
+def short_label(name: str) -> str:
     """Return a name for a picture: short, and no name begins with `_`, which matplotlib would leave out."""
     shown = printable(name).encode(errors="replace").decode()
     return f" {shown if len(shown) <= 48 else shown[:47] + '…'}"
 
 
-def _for_page(svg: str, chart: Chart, number_in_page: int) -> str:
+def _for_page(svg: str, drawing: Drawing, number_in_page: int) -> str:
     """Return an SVG file as an element of a page: unique ids, variables instead of colours, and a description."""
     svg = re.sub(r"<style.*?</style>|font-family: [^;\"]*; ?", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    names = [escape(printable(curve.name)) for curve in chart.curves]
+    names = [escape(printable(name)) for name in drawing.names]
     svg = re.sub(r'<g id="curve-(\d+)">', lambda m: f"<g><title>{names[int(m[1])]}</title>", svg)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="f{number_in_page}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>f{number_in_page}-", svg)
-    variables = {INK: "ink", LINE: "line", MUTED: "muted", **{c: f"c{i}" for i, c in enumerate(SERIES, 1)}}
+    variables = {
+        INK: "ink",
+        LINE: "line",
+        MUTED: "muted",
+        PAPER: "paper",
+        **{c: f"c{i}" for i, c in enumerate(SERIES, 1)},
+    }
     svg = re.sub("|".join(variables), lambda m: f"var(--{variables[m[0]]})", svg)
     start = svg.index(">") + 1
     view = re.search(r'viewBox="[^"]*"', svg[:start])
-    text = escape(printable(describe(chart)))
+    text = escape(printable(drawing.description))
     opening = f'<svg class="chart" role="img" aria-label="{text}" {view[0] if view else ""}>'
     return f"{opening}\n<title>{text}</title>{svg[start:].replace('xlink:href', 'href').strip()}"

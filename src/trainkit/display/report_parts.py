@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from trainkit.display.charts import DASHES, MAX_CHARTS, SERIES, Chart, draw_svg
+from trainkit.display.charts import DASHES, MAX_CHARTS, SERIES, Chart, Drawing, draw_svg
 from trainkit.display.page import Cell, Content, Html, element, listing, text
 from trainkit.display.text import count, number
 
@@ -37,6 +37,22 @@ def chart_section(charts: Sequence[Chart], *, shared_legend: bool = False) -> Ht
     left = len(charts) - len(shown)
     more = element("p", f"{count(left, 'more metric')}: see the table of the epochs.") if left > 0 else Html("")
     return Html(f'{shared}<div class="charts">{"".join(figures)}</div>{more.text}' if figures else "")
+
+
+def drawing_section(drawings: Sequence[Drawing], start: int, *, wide: bool = False) -> Html:
+    """Return drawings side by side.
+
+    Args:
+        drawings: in their order.
+        start: the number in the page of the first one.
+        wide: give each the whole width.
+    """
+    figures = [
+        f"<figure><h3>{text(drawing.title)}</h3>{draw_svg(drawing, number_in_page)}</figure>"
+        for number_in_page, drawing in enumerate(drawings, start)
+    ]
+    kind = "wide" if wide else "charts"
+    return Html(f'<div class="{kind}">{"".join(figures)}</div>' if figures else "")
 
 
 def _legend(chart: Chart) -> str:

@@ -32,7 +32,10 @@ from trainkit.display.report_parts import (
     missing_lines,
     swatch,
 )
+from trainkit.display.search_report import SearchFacts, search_sections
 from trainkit.display.text import SHOWN_METRICS, count, duration, number
+
+NOT_FAILED = ("completed", "running", "queued", "pruned", "paused")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class JobFacts:
         exit_code: of the last attempt.
         attempts: how often the job was started.
         tail: the last lines of its output.
+        trial: of a search that it belongs to.
+        epochs: that have ended, in a search.
     """
 
     name: str
@@ -64,6 +69,8 @@ class JobFacts:
     exit_code: int | None = None
     attempts: int = 0
     tail: Sequence[str] = ()
+    trial: int | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class SweepFacts:
         folded: header and rows of the comparison, if it folds seeds.
         notes: what a reader should know about the comparison.
         missing: what is missing or damaged.
+        searches: that the jobs belong to.
     """
 
     name: str
@@ -85,6 +93,7 @@ class SweepFacts:
     folded: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ())
     notes: Sequence[str] = ()
     missing: Sequence[str] = ()
+    searches: Sequence[SearchFacts] = ()
 
     @property
     def charts(self) -> list[Chart]:
@@ -101,11 +110,12 @@ def job_label(job: JobFacts) -> str:
 
 def sweep_page(facts: SweepFacts) -> str:
     """Return the report of a sweep."""
-    failed = [job for job in facts.jobs if job.status not in ("completed", "running", "queued")]
+    failed = [job for job in facts.jobs if job.status not in NOT_FAILED]
     parts = [
         element("h1", facts.name),
         missing_lines(facts.missing),
         tiles(_sweep_numbers(facts)),
+        *(search_sections(search, place) for place, search in enumerate(facts.searches)),
         section(
             "Comparison",
             table("Mean and standard deviation over the seeds, the best first", *facts.folded, sortable=True),
@@ -127,6 +137,8 @@ def _sweep_numbers(facts: SweepFacts) -> dict[str, tuple[str, str]]:
     best = facts.jobs[0] if facts.jobs else None
     if best is not None and facts.metric in best.best:
         numbers[f"best {facts.metric}"] = (number(best.best[facts.metric]), f"job {job_label(best)}")
+    if len(facts.searches) == 1 and facts.searches[0].saved is not None:
+        numbers["epochs saved by pruning"] = facts.searches[0].saved
     seconds = [job.seconds for job in facts.jobs if job.seconds is not None]
     if seconds:
         numbers["time of all jobs"] = (duration(sum(seconds)), f"{duration(sum(seconds) / len(seconds))} on average")
@@ -139,6 +151,7 @@ def _jobs(facts: SweepFacts) -> Html:
     found = list(dict.fromkeys(name for job in facts.jobs for name in job.best))
     found = [name for name in found if name not in NOT_METRICS or name == facts.metric]
     metrics = [name for name in dict.fromkeys([facts.metric, *SHOWN_METRICS, *found]) if name in found]
+    is_search = any(job.trial is not None for job in facts.jobs)
     rows: list[list[Content]] = []
     for index, job in enumerate(facts.jobs[:MAX_ROWS]):
         name = element("a", job.name, href=job.link).text if job.link else text(job.name)
@@ -148,9 +161,12 @@ def _jobs(facts: SweepFacts) -> Html:
         values = [Cell(job.axes.get(axis, ""), _as_number(job.axes.get(axis, ""))) for axis in axes]
         status = element("span", job.status, class_=job.status if job.status.isalpha() else "failed")
         time = "" if job.seconds is None else Cell(duration(job.seconds), job.seconds)
-        rows.append([first, *values, *(metric_cell(job.best.get(name)) for name in metrics), time, status])
+        shown = ["" if value is None else Cell(str(value), float(value)) for value in (job.trial, job.epochs)]
+        more = shown if is_search else []
+        rows.append([first, *values, *(metric_cell(job.best.get(name)) for name in metrics), *more, time, status])
     caption = f"The jobs, the best first by {facts.metric or 'status'}{first_rows(len(facts.jobs))}"
-    return table(caption, ["job", *axes, *metrics, "time", "status"], rows, sortable=True)
+    more_columns = ["trial", "epochs"] if is_search else []
+    return table(caption, ["job", *axes, *metrics, *more_columns, "time", "status"], rows, sortable=True)
 
 
 def _failure(job: JobFacts) -> Html:

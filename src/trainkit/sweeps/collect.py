@@ -25,6 +25,7 @@ from trainkit.sweeps.ledger import JobRecord, is_sweep, read_ledger
 NOT_METRICS = {"metric", "mode", "value", "epoch", "step"}  # entries of the best epoch that are not metrics
 ATTEMPTS = "attempts"  # the folder of a sweep with the failed attempts of its jobs
 NO_EPOCH = "no epoch with a finite monitored value has ended"
+WORKERS = "workers"  # the folder of a search with the locks of its processes
 MAX_DEPTH = 32  # folders below a path
 SEARCH_ENDS = ("pruned", "paused")  # how a search ends a job before its last epoch
 COMPARED = ("completed", *SEARCH_ENDS)
@@ -261,7 +262,7 @@ def _run_directories(directory: Path, jobs: dict[Path, _Found], depth: int) -> I
     sweep = is_sweep(directory)
     if sweep:
         with contextlib.suppress(CheckpointError):  # the run directories say enough
-            alive = may_be_locked(directory)
+            alive = may_run(directory)
             for job in read_ledger(directory):
                 jobs[job.directory] = _Found(job.directory, directory, job, alive)
     try:
@@ -272,6 +273,11 @@ def _run_directories(directory: Path, jobs: dict[Path, _Found], depth: int) -> I
     for name in names:
         if depth and not name.startswith(".") and not (sweep and name == ATTEMPTS):
             yield from _run_directories(directory / name, jobs, depth - 1)
+
+
+def may_run(sweep: Path) -> bool:
+    """Return whether a process may still run a sweep. Each process of a search has a lock of its own."""
+    return any(map(may_be_locked, (sweep, *sweep.glob(f"{WORKERS}/*"))))
 
 
 def _missing(path: Path) -> Problem:

@@ -153,27 +153,17 @@ class Ledger:
                     command.jobs |= set(map(int, event["jobs"]))
         return command
 
-    def last_search(self) -> dict[str, Any] | None:
-        """Return the settings of the search of the last command; None: no command searched. They may be damaged."""
-        found = None
-        for line in self._lines():
-            with contextlib.suppress(*DAMAGED_LINE):
-                event = json.loads(line)
-                if event["event"] == "search":
-                    found = dict(event)
-        return found
+    def trained(self) -> list[tuple[int, int, str]]:
+        """Return the job, its epochs so far and its status for each end of an attempt, in order.
 
-    def trained(self) -> list[tuple[int, int]]:
-        """Return the job and its epochs so far for each end of an attempt, in order. Damaged lines are skipped.
-
-        An end that another version wrote has no epochs and is left out.
+        Damaged lines are skipped. An end that another version wrote has no epochs and is left out.
         """
         found = []
         for line in self._lines():
             with contextlib.suppress(*DAMAGED_LINE):
                 event = json.loads(line)
                 if event["event"] == "ended" and type(event.get("epochs")) is int:
-                    found.append((int(event["job"]), event["epochs"]))
+                    found.append((int(event["job"]), event["epochs"], str(event["status"])))
         return found
 
     def find_unqueued(self) -> list[str] | None:

@@ -18,7 +18,8 @@ from trainkit.runs.untrusted import read_end
 from trainkit.sweeps.axes import MISSING
 from trainkit.sweeps.collect import Collection, RunRecord, collect
 from trainkit.sweeps.comparison import compare
-from trainkit.sweeps.table_text import cells, value_text
+from trainkit.sweeps.search_facts import search_facts
+from trainkit.sweeps.table_text import cells, short_text, value_text
 
 MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES = 40, 2**16  # of a failed job
 # What a terminal obeys: colours and movements of the cursor.
@@ -57,6 +58,7 @@ def sweep_facts(directory: Path) -> SweepFacts:
         folded=cells(table, directories=False) if is_folded else ((), ()),
         notes=table.notes,
         missing=[f"{job.name}: {job.why}" for job in jobs if job.status == "unreadable"],
+        searches=[search_facts(search, with_name=len(table.searches) > 1) for search in table.searches],
     )
 
 
@@ -85,10 +87,12 @@ def _job(directory: Path, run: RunRecord, collection: Collection, *, with_seed: 
     history = finite_history(run.history)
     times = [row["seconds"] for row in history if isinstance(row.get("seconds"), float)]
     job = run.job
+    trial = job.trial if job else None
+    shown = value_text if trial is None else short_text
     seconds = job.seconds if job and job.seconds is not None else sum(times) if times else None
     return JobFacts(
         name=path if job is None else str(job.number),
-        axes={name: value_text(axes[name]) for name, _ in names if axes[name] is not MISSING},
+        axes={name: shown(axes[name]) for name, _ in names if axes[name] is not MISSING},
         status=run.status,
         best=run.metrics,
         seconds=seconds,
@@ -98,6 +102,8 @@ def _job(directory: Path, run: RunRecord, collection: Collection, *, with_seed: 
         exit_code=job.exit_code if job else run.info.get("exit_code"),
         attempts=job.attempts if job else 0,
         tail=list(_end_of_output(run.directory)) if run.status in ("failed", "stopped", "unreadable") else (),
+        trial=trial,
+        epochs=None if trial is None else run.epochs,
     )
 
 

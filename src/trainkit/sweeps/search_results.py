@@ -55,6 +55,7 @@ class SearchPlan:
         seeds: the repeats of each trial.
         max_epochs: of a full training; None: not limited by the search.
         axes: what is sampled.
+        config_dir: the folder with configs that the command line named.
     """
 
     metric: str | None = None
@@ -64,6 +65,7 @@ class SearchPlan:
     seeds: int = 1
     max_epochs: int | None = None
     axes: Sequence[SearchAxis] = ()
+    config_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,14 @@ def read_plan(directory: Path) -> SearchPlan:
     """Return the settings of the search in a directory. What is missing or damaged has its default."""
     event: Mapping[str, Any] = {}
     with contextlib.suppress(CheckpointError):
-        event = Ledger(directory).last_search() or {}
+        event = Ledger(directory).search() or {}
     axes = event.get("axes")
     found = []
     for axis in axes if isinstance(axes, list) else ():
         with contextlib.suppress(*DAMAGED_LINE):
             found.append(_axis(axis))
     metric, mode, seeds, epochs = (event.get(name) for name in ("metric", "mode", "seeds", "max_epochs"))
+    folder = event.get("config_dir")
     return SearchPlan(
         metric=metric if isinstance(metric, str) else None,
         mode=mode if mode in ("min", "max") else None,
@@ -201,6 +204,7 @@ def read_plan(directory: Path) -> SearchPlan:
         seeds=seeds if type(seeds) is int and 1 <= seeds <= MAX_EPOCHS else 1,
         max_epochs=epochs if type(epochs) is int and 1 <= epochs <= MAX_EPOCHS else None,
         axes=found,
+        config_dir=folder if isinstance(folder, str) else None,
     )
 
 

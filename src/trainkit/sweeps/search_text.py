@@ -25,7 +25,7 @@ def search_lines(search: Search) -> list[str]:
     )
     names = ", ".join(name for name in (search.plan.sampler, search.plan.pruner) if name)
     lines = [f"search{f' ({names})' if names else ''}: {count(len(search.trials), 'trial')}: {counts}"]
-    if search.full_epochs and (search.saved_epochs or search.counts["pruned"] or search.counts["paused"]):
+    if stops_early(search):
         lines.append(
             f"pruning saved {search.saved_epochs:,} of {search.full_epochs:,} epochs ({saved_percentage(search):.0f} %)"
         )
@@ -34,7 +34,7 @@ def search_lines(search: Search) -> list[str]:
         return [*lines, f"no trial has a finite {search.metric or 'monitored metric'}"]
     value = search.value(best) or 0.0
     lines.append(f"best: trial {best.number}, {search.metric} {number(value)}{_about(search, best)}")
-    lines.append(f"to repeat it: {repeat_command(best)}")
+    lines.append(f"to repeat it: {repeat_command(search, best)}")
     if best.status == "paused":
         paths = " ".join(shlex.quote(display_path(run.directory)) for run in best.runs if run.status == "paused")
         lines.append(f"to train it to the end: trainkit resume {paths}")
@@ -51,17 +51,27 @@ def _about(search: Search, trial: Trial) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
+def stops_early(search: Search) -> bool:
+    """Return whether the search has stopped a trial before its last epoch."""
+    return bool(search.full_epochs and (search.counts["pruned"] or search.counts["paused"]))
+
+
 def saved_percentage(search: Search) -> float:
     """Return the share of the epochs that pruning has saved, in percent."""
     return 100 * search.saved_epochs / search.full_epochs if search.full_epochs else 0.0
 
 
-def repeat_command(trial: Trial) -> str:
+def repeat_command(search: Search, trial: Trial) -> str:
     """Return the command line that trains the setting of a trial again, with the same seeds, to the last epoch."""
     words = _overrides(trial)
     seeds = list(dict.fromkeys(run.seed for run in trial.runs if run.seed is not None))
     words += [f"{SEED}={','.join(map(str, seeds))}"] if seeds else []
-    return shlex.join(["trainkit", *["-m"] * (len(seeds) > 1), *words])
+    return shlex.join(["trainkit", *_config_dir(search), *["-m"] * (len(seeds) > 1), *words])
+
+
+def _config_dir(search: Search) -> list[str]:
+    """Return the words that name the folder with configs."""
+    return [] if search.plan.config_dir is None else ["-cd", search.plan.config_dir]
 
 
 def _overrides(trial: Trial, without: Sequence[str] = ()) -> list[str]:
@@ -88,7 +98,7 @@ def hints(search: Search) -> list[str]:
                 f"the best {axis.key}, {value:.4g}, is near the {end} end of its interval "
                 f"[{axis.low:g}, {axis.high:g}]: search a wider interval"
             )
-        command = shlex.join(["trainkit", "find-lr", *_overrides(best, [axis.key])])
+        command = shlex.join(["trainkit", "find-lr", *_config_dir(search), *_overrides(best, [axis.key])])
         found.append(f"to see the loss against the learning rate: {command}")
     return found
 
@@ -133,6 +143,6 @@ def search_dict(search: Search) -> dict[str, Any]:
         },
         "best": None
         if best is None
-        else trial_dict(best) | {"value": search.value(best), "command": repeat_command(best)},
+        else trial_dict(best) | {"value": search.value(best), "command": repeat_command(search, best)},
         "hints": hints(search),
     }
