@@ -193,6 +193,7 @@ class Pool:
         self.memory = MemoryGuard()
         self.context = _context()
         self.stop: Stopped | None = None
+        self.ending = False
 
     def run(self, tasks: Iterator[Task | None], *, ahead: bool = True) -> None:
         """Run tasks; return when all have ended.
@@ -278,20 +279,26 @@ class Pool:
         self.observer.on_poll(self.running, len(self.waiting))
 
     def _answer(self, job: RunningJob) -> None:
-        """Answer what a job asks."""
-        try:
-            while job.channel is not None and job.channel.poll():
-                job.channel.send(self.observer.on_question(job, job.channel.recv()))
-        except (EOFError, OSError):  # the job has ended
-            if job.channel is not None:
+        """Answer what a job asks. While all jobs are being stopped, the answer is None."""
+        while job.channel is not None:
+            try:
+                if not job.channel.poll():
+                    return
+                question = job.channel.recv()
+            except (EOFError, OSError):  # the job has ended
                 job.channel.close()
-            job.channel = None
+                job.channel = None
+                return
+            answer = None if self.ending else self.observer.on_question(job, question)
+            with contextlib.suppress(OSError):
+                job.channel.send(answer)
 
     def _end_all(self, tasks: Iterator[Task | None]) -> None:
         """Stop the jobs that run, wait until they have saved, and record how they ended.
 
         Meanwhile, prepare the other tasks, so that a resume finds them.
         """
+        self.ending = True
         number = self.stop.number if self.stop is not None else signal.SIGTERM
         for job in self.running:
             with contextlib.suppress(ProcessLookupError):
