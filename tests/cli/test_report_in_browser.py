@@ -9,6 +9,7 @@ import pytest
 
 from tests.browser import Browser, find_browser
 from tests.saved_runs import save_run, save_sweep
+from tests.sweeps.made_searches import make_search, random_trials
 from trainkit.engine.report import write_run_report
 from trainkit.sweeps.report import write_sweep_report
 
@@ -46,6 +47,12 @@ def run_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a sweep."""
     return write_sweep_report(save_sweep(tmp_path_factory.mktemp("sweeps") / "sweep"))
+
+
+@pytest.fixture(scope="module")
+def search_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a search with 40 trials."""
+    return write_sweep_report(make_search(tmp_path_factory.mktemp("searches") / "search", random_trials(40)))
 
 
 def open_page(browser: Browser, report: Path) -> None:
@@ -89,6 +96,14 @@ def test_a_click_on_a_column_sorts_the_jobs_and_a_second_one_reverses(browser: B
     assert browser.problems == []
 
 
+def test_the_report_of_a_search_shows_its_charts(browser: Browser, search_report: Path) -> None:
+    open_page(browser, search_report)
+    assert browser.evaluate(CURVES) == [True] * 10
+    headings = browser.evaluate("[...document.querySelectorAll('h2')].map(h => h.innerText)")
+    assert headings == ["Search", "Trials", "Sampled keys", "Comparison", "Learning curves"]
+    assert browser.evaluate("document.querySelectorAll('svg.chart:not([aria-label])').length") == 0
+
+
 def test_both_reports_are_dark_where_the_user_prefers_it_and_light_on_paper(
     browser: Browser, run_report: Path, sweep_report: Path
 ) -> None:
@@ -106,16 +121,18 @@ def test_both_reports_are_dark_where_the_user_prefers_it_and_light_on_paper(
 
 
 def test_the_page_itself_does_not_scroll_sideways_on_a_phone(
-    browser: Browser, run_report: Path, sweep_report: Path
+    browser: Browser, run_report: Path, sweep_report: Path, search_report: Path
 ) -> None:
-    for report in (run_report, sweep_report):
+    for report in (run_report, sweep_report, search_report):
         open_page(browser, report)
         browser.emulate(width=360, height=740)
         assert browser.evaluate(OVERFLOW) == 0
 
 
-def test_unfolded_tables_fit_on_paper(browser: Browser, run_report: Path, sweep_report: Path) -> None:
-    for report in (run_report, sweep_report):
+def test_unfolded_tables_fit_on_paper(
+    browser: Browser, run_report: Path, sweep_report: Path, search_report: Path
+) -> None:
+    for report in (run_report, sweep_report, search_report):
         open_page(browser, report)
         browser.emulate(width=720, media="print")  # A4 without its margins
         browser.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -67,6 +68,16 @@ def test_a_logarithmic_key_has_equal_distances_for_equal_ratios() -> None:
     assert [height(LR, value) for value in tick_values(LR)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     assert [height(DROPOUT, value) for value in (0.0, 0.25, 0.5)] == pytest.approx([0, 0.5, 1])
     assert [height(OPTIM, choice) for choice in OPTIM.choices] == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (1e-30, 1e30), (3e-3, 2e5), (0.02, 0.03), (1, 11)])
+def test_the_ticks_of_a_logarithmic_key_are_few_ascending_and_apart(low: float, high: float) -> None:
+    key = SampledKey("lr", low, high, log=True)
+    ticks = tick_values(key)
+    heights = [height(key, tick) for tick in ticks]
+    assert (ticks[0], ticks[-1]) == (low, high)
+    assert 3 <= len(ticks) <= 8
+    assert all(after - before > 0.05 for before, after in pairwise(heights))
 
 
 def test_a_value_that_a_trial_does_not_have_is_below_the_axis() -> None:

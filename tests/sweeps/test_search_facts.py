@@ -152,6 +152,15 @@ def test_the_report_of_a_search_has_its_sections_and_no_failure(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_the_headline_has_the_mean_of_the_best_trial_and_not_its_best_seed(tmp_path: Path) -> None:
+    make_search(tmp_path / "s", [Made(value=0.5), Made("pruned", 2, value=0.3)], seeds=2)
+    text = sweep_page(sweep_facts(tmp_path / "s"))
+    assert "<dt>best val/loss</dt><dd>0.3050</dd><dd>trial 1 lr=0.01" in text
+    assert "<dt>trials completed</dt><dd>1 of 2</dd><dd>1 pruned</dd>" in text
+    assert "<dt>epochs saved by pruning</dt><dd>19 %</dd><dd>7 of 36</dd>" in text
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_a_search_with_damaged_runs_has_a_report(tmp_path: Path) -> None:
     make_search(tmp_path / "s", [*random_trials(9), Made("queued"), Made("failed", 1)])
     (tmp_path / "s/0/run.json").write_text("{")

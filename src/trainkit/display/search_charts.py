@@ -27,6 +27,7 @@ WIDE = (9.6, 3.6)  # inches
 MAX_AXES = 12  # of the parallel coordinates; more are not readable
 OUTLIER = 10.0  # a value is outside a chart if it is this many times as far from the median as the best value is
 NOT_SET = -0.12  # the height of a key that a trial does not have
+MAX_TICKS, MIN_GAP = 6, 0.06  # powers of ten beside an axis, and their distance from its ends
 BEST_SHARE, MIN_BEST = 0.1, 5  # the trials that stand out in the parallel coordinates
 GOLDEN = 0.618  # spreads points with the same choice
 
@@ -96,13 +97,17 @@ class TrialFacts:
     curves: Sequence[Sequence[tuple[float, float]]] = ()
 
     @property
+    def setting(self) -> str:
+        """The trial with its values."""
+        values = self.values.items()
+        return " ".join(
+            [f"trial {self.number}", *(f"{key}={v:.4g}" if isinstance(v, float) else f"{key}={v}" for key, v in values)]
+        )
+
+    @property
     def label(self) -> str:
-        """The trial with its values, for the pointer."""
-        values = [
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.values.items()
-        ]
-        shown = "" if self.value is None else f": {number(self.value)}"
-        return f"trial {self.number} {' '.join(values)} {self.status}{shown}"
+        """What the pointer shows."""
+        return f"{self.setting} {self.status}" + ("" if self.value is None else f": {number(self.value)}")
 
     @property
     def drawn(self) -> float:
@@ -331,15 +336,18 @@ def _draw_columns(axes: Any, columns: Sequence[SampledKey], incomplete: set[str]
 
 
 def tick_values(key: SampledKey) -> list[float]:
-    """Return the numbers beside an axis: its ends, and the values between that divide it into equal parts."""
+    """Return the numbers beside an axis: its ends, and powers of ten or equal parts between them."""
     if key.low is None or key.high is None:
         return []
     if key.low == key.high:
         return [key.low]
-    parts = [place / 4 for place in range(5)]
-    if key.log:
-        return [key.low * (key.high / key.low) ** part for part in parts]
-    return [key.low + (key.high - key.low) * part for part in parts]
+    low, high = key.low, key.high
+    if not key.log:
+        return [low + (high - low) * place / 4 for place in range(5)]
+    exponents = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    powers = [10.0**exponent for exponent in exponents[:: math.ceil(len(exponents) / MAX_TICKS) or 1]]
+    powers = [power for power in powers if MIN_GAP < height(key, power) < 1 - MIN_GAP]
+    return [low, *(powers or [low * (high / low) ** (place / 4) for place in range(1, 4)]), high]
 
 
 def tick_text(key: SampledKey, value: float) -> str:

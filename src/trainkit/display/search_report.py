@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainkit.display.charts import SERIES
-from trainkit.display.page import Html, element, join, listing, section, text, verbatim
+from trainkit.display.page import Html, element, join, listing, section, text
 from trainkit.display.report_parts import drawing_section
 from trainkit.display.search_charts import (
     MAX_AXES,
@@ -68,13 +68,9 @@ def search_sections(facts: SearchFacts, place: int) -> Html:
     """
     start = CHARTS_BEFORE * (place + 1)
     of = f" of {facts.name}" if facts.name else ""
-    command = join(
-        [
-            element("p", "The command that repeats the best setting:"),
-            verbatim(facts.command, "command of the best setting"),
-        ]
-    )
-    parts = [section(f"Search{of}", listing(facts.lines, "lines"), command if facts.command else Html(""))]
+    command = [element("p", "The command that repeats the best setting:")] * bool(facts.command)
+    command += [element("pre", facts.command, class_="command")] * bool(facts.command)
+    parts = [section(f"Search{of}", listing(facts.lines, "lines"), *command)]
     if any(trial.value is not None for trial in facts.trials):
         parts += _charts(facts, start, of)
     return join(part for part in parts if part.text)
@@ -112,7 +108,7 @@ def _lines_of_trials(trials: Sequence[TrialFacts]) -> list[tuple[str, str]]:
     return [
         *legend,
         ("other trials", _line("muted", ())),
-        ("dashed: stopped early", _line("muted", STYLES["paused"].dashes)),
+        ("dashed or dotted: stopped early", _line("muted", STYLES["paused"].dashes)),
     ]
 
 

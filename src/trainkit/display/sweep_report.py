@@ -131,14 +131,18 @@ def sweep_page(facts: SweepFacts) -> str:
 
 def _sweep_numbers(facts: SweepFacts) -> dict[str, tuple[str, str]]:
     """Return the headline numbers of a sweep."""
-    statuses = [job.status for job in facts.jobs]
+    search = facts.searches[0] if len(facts.searches) == 1 and facts.searches[0].trials else None
+    statuses = [job.status for job in facts.jobs] if search is None else [trial.status for trial in search.trials]
     others = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses) if name != "completed"]
-    numbers = {"jobs completed": (f"{statuses.count('completed')} of {len(statuses)}", ", ".join(others))}
+    what = "jobs" if search is None else "trials"
+    numbers = {f"{what} completed": (f"{statuses.count('completed')} of {len(statuses)}", ", ".join(others))}
     best = facts.jobs[0] if facts.jobs else None
-    if best is not None and facts.metric in best.best:
+    if search is not None and search.trials[0].value is not None:
+        numbers[f"best {search.metric}"] = (number(search.trials[0].value), search.trials[0].setting)
+    elif best is not None and facts.metric in best.best:
         numbers[f"best {facts.metric}"] = (number(best.best[facts.metric]), f"job {job_label(best)}")
-    if len(facts.searches) == 1 and facts.searches[0].saved is not None:
-        numbers["epochs saved by pruning"] = facts.searches[0].saved
+    if search is not None and search.saved is not None:
+        numbers["epochs saved by pruning"] = search.saved
     seconds = [job.seconds for job in facts.jobs if job.seconds is not None]
     if seconds:
         numbers["time of all jobs"] = (duration(sum(seconds)), f"{duration(sum(seconds) / len(seconds))} on average")
