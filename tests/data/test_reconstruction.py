@@ -22,6 +22,7 @@ from trainkit.build import data as build_data
 from trainkit.core.errors import DataError
 from trainkit.data import cache
 from trainkit.data.augment import Augment
+from trainkit.data.cacheable import samples_equal
 from trainkit.data.loaders import Loader, make_loader
 from trainkit.data.prepare import Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate
@@ -144,7 +145,7 @@ def loader_of(dataset: Any, how: str, workers: int = 0, augment: Augment | None 
 
 
 def equal(one: Any, other: Any) -> bool:
-    return cache.samples_equal((one, ()), (other, ()))
+    return samples_equal((one, ()), (other, ()))
 
 
 @pytest.mark.parametrize("form", list(FORMS))

@@ -17,7 +17,8 @@ from trainkit.config.schema import UNNAMED
 from trainkit.config.search_path import CONF
 from trainkit.core.errors import ConfigError
 from trainkit.models import GRUClassifier, RowCNN, ToyCNN
-from trainkit.optim.groups import Group, param_table, resolve_groups
+from trainkit.optim.group_table import param_table
+from trainkit.optim.groups import Group, resolve_groups
 from trainkit.optim.params import named_params
 from trainkit.optim.rules import OptimizerOptions
 

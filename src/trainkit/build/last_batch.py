@@ -13,7 +13,8 @@ from trainkit.core.pytree import take_samples
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.copies import copy_module
-from trainkit.training.state import State, takes_batch_statistics
+from trainkit.training.objects import takes_batch_statistics
+from trainkit.training.state import State
 
 
 def check_last_batch(settings: Settings, state: State, train: Loader) -> None:

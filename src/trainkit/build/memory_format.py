@@ -18,7 +18,7 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import map_tensors
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
-from trainkit.training.state import needs_closure
+from trainkit.training.objects import needs_closure
 
 
 def choose_memory_format(settings: Settings, device: torch.device) -> tuple[str, str | None]:

@@ -30,8 +30,9 @@ from trainkit.data import cache
 from trainkit.data.loaders import Loader, SlicingLoader
 from trainkit.data.stream_loader import StreamLoader
 from trainkit.losses import REGRESSION_LOSSES, FromModel
-from trainkit.optim import groups as optim
 from trainkit.optim.chained import ChainedOptimizer
+from trainkit.optim.group_table import param_table
+from trainkit.optim.groups import Group
 from trainkit.optim.params import named_params
 from trainkit.training.call import install_call
 from trainkit.training.compile import compile_model, defer_dynamo
@@ -60,7 +61,7 @@ class Session:
     val: Loader | None
     hooks: dict[str, Any]
     loggers: dict[str, Any]
-    groups: list[optim.Group]
+    groups: list[Group]
     params: list[dict[str, Any]]
     named: dict[str, nn.Parameter]
     held_out: bool
@@ -135,7 +136,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
         raise ConfigError(*error.problems, *problems) from error
     if problems:
         raise ConfigError(*problems)
-    table = optim.param_table(named, groups, options)  # before schedulers change the learning rates
+    table = param_table(named, groups, options)  # before schedulers change the learning rates
     steps = build_steps(settings, device)
     state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
@@ -155,7 +156,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
 
 
-def _freeze_until_joined(state: State, groups: list[optim.Group]) -> None:
+def _freeze_until_joined(state: State, groups: list[Group]) -> None:
     """Freeze the parameters of the groups that join the training after some epochs."""
     for group in groups:
         if group.frozen_epochs:

@@ -18,8 +18,9 @@ from trainkit.data.loaders import Loader
 from trainkit.diagnostics.batches import endless_batches
 from trainkit.training.hooks import call_hooks
 from trainkit.training.loop import train_step
+from trainkit.training.objects import new_loss_mean
 from trainkit.training.oom import run_with_oom_split
-from trainkit.training.state import State, new_loss_mean
+from trainkit.training.state import State
 
 KERNEL_WIDTH = 0.03  # standard deviation of the smoothing kernel, as a fraction of the steps
 MIN_SIGNAL = 5  # a decrease of the loss must be this many times the noise of the smoothed curve

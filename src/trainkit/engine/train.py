@@ -37,7 +37,8 @@ from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
 from trainkit.training.loop import fit
-from trainkit.training.state import State, takes_batch_statistics
+from trainkit.training.objects import takes_batch_statistics
+from trainkit.training.state import State
 from trainkit.training.trial_validation import TrialValidation
 
 

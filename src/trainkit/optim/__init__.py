@@ -6,7 +6,8 @@ learning rates between groups. `optimizer_state` saves optimizers by the names o
 """
 
 from trainkit.optim.chained import ChainedOptimizer
-from trainkit.optim.groups import Group, param_table, resolve_groups
+from trainkit.optim.group_table import param_table
+from trainkit.optim.groups import Group, resolve_groups
 from trainkit.optim.layers import model_layers
 from trainkit.optim.params import Param, named_params
 from trainkit.optim.rules import OptimizerOptions

@@ -225,7 +225,7 @@ def _merge(params: list[Param], rules: Mapping[str, Any], optimizers: Mapping[st
     groups: dict[str, Group] = {}
     deciders: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}  # for each group: rules -> position
     for param in params:
-        optimizer, options = param.rule_options["optimizer"], _effective_options(param, optimizers)
+        optimizer, options = param.rule_options["optimizer"], effective_options(param, optimizers)
         values = sorted((name, _comparable(value)) for name, value in options.items())
         key = repr((optimizer, values, param.frozen_epochs))
         shown = {name: value for name, value in options.items() if name == "lr" or name in param.rule_options}
@@ -254,7 +254,7 @@ def _deciders(param: Param, rules: Mapping[str, Any]) -> tuple[tuple[str, ...], 
     return tuple(names), position
 
 
-def _effective_options(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
+def effective_options(param: Param, optimizers: Mapping[str, OptimizerOptions]) -> dict[str, Any]:
     """Return all options of a parameter's optimizer with the values that apply to the parameter."""
     options = {**optimizers[param.rule_options["optimizer"]].defaults, **param.rule_options}
     if "lr_mult" in options:
@@ -267,55 +267,3 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_comparable, value))
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def param_table(
-    params: list[Param], groups: list[Group], optimizers: Mapping[str, OptimizerOptions]
-) -> list[dict[str, Any]]:
-    """Return a row for each parameter with its group, effective options and the rule that decided each option.
-
-    A tied parameter has one row, with its further names in `aliases`. `count` is the number of elements.
-    `options` maps the name of each option to its value, and `freeze` to the epochs before the parameter is trained.
-    `decided_by` maps it to the name of a rule or to `default`. The group and the optimizer of a frozen parameter
-    are None.
-    """
-    group_of = {id(param.tensor): (group, param) for group in groups for param in group.params}
-    rows: dict[int, dict[str, Any]] = {}
-    for param in params:
-        if id(param.tensor) in rows:
-            rows[id(param.tensor)]["aliases"].append(param.name)
-            continue
-        group, grouped = group_of.get(id(param.tensor), (None, param))
-        options = _effective_options(grouped, optimizers) if group else {}
-        options |= {"freeze": grouped.frozen_epochs} if group and grouped.frozen_epochs else {}
-        rows[id(param.tensor)] = {
-            "name": param.name,
-            "aliases": [],
-            "shape": list(param.tensor.shape),
-            "count": param.tensor.numel(),
-            "layer": param.layer,
-            "group": group and group.name,
-            "optimizer": group and group.optimizer,
-            "options": options,
-            "decided_by": (
-                _rules_by_option(grouped, options, several_optimizers=len(optimizers) > 1)
-                if group
-                else {"freeze": param.decided_by.get("freeze", "default")}
-            ),
-            "trainable": group is not None,
-        }
-    return list(rows.values())
-
-
-def _rules_by_option(param: Param, options: Mapping[str, Any], *, several_optimizers: bool) -> dict[str, str]:
-    """Return, for each option in force, the rule that set it.
-
-    If there are several optimizers, this includes the rule that chose the optimizer.
-    """
-    decided_by = {name: param.decided_by.get(name, "default") for name in options}
-    if "lr_mult" in param.decided_by:  # the rate in force is lr * lr_mult, so both rules decided it
-        rules = [param.decided_by[key] for key in ("lr", "lr_mult") if key in param.decided_by]
-        decided_by["lr"] = "+".join(dict.fromkeys(rules))
-    if several_optimizers:
-        decided_by["optimizer"] = param.decided_by.get("optimizer", "default")
-    return decided_by

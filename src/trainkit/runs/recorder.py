@@ -18,7 +18,7 @@ class Recorder:
 
     Args:
         run: that is trained.
-        params: the rows of `optim.groups.param_table`.
+        params: the rows of `optim.group_table.param_table`.
     """
 
     def __init__(self, run: Run, params: list[dict[str, Any]]) -> None:

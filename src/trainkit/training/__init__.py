@@ -7,7 +7,8 @@
 from trainkit.training.evaluation import evaluate
 from trainkit.training.hooks import EVENTS
 from trainkit.training.loop import fit
+from trainkit.training.objects import Objects
 from trainkit.training.progress import Progress
-from trainkit.training.state import LoopSettings, Objects, Phase, State, new_state
+from trainkit.training.state import LoopSettings, Phase, State, new_state
 
 __all__ = ["EVENTS", "LoopSettings", "Objects", "Phase", "Progress", "State", "evaluate", "fit", "new_state"]
