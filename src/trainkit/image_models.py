@@ -23,7 +23,7 @@ class VAE(nn.Module):
     Shape: (N, *shape) to logits (N, *shape), means (N, latent) and log variances (N, latent).
 
     Args:
-        shape: of an image.
+        shape: the shape of an image.
         hidden: the size of the hidden layers.
         latent: the size of the code.
     """
@@ -39,7 +39,7 @@ class VAE(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The logits of the decoded pixels, and the mean and the log variance of the posterior."""
+        """Return the logits of the decoded pixels, and the mean and the log variance of the posterior."""
         hidden = self.encoder(images)
         mean, log_variance = self.mean(hidden), self.log_variance(hidden)
         code = mean

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class ToyCNN(nn.Sequential):
     """The tutorial CNN for 32x32 images, without activations.
 
-    Three 5x5 convolutions to 32, 32 and 64 channels, each followed by 2x2 max pooling, then linear
-    layers of 1024 to 64 to `num_classes`.
+    Three 5x5 convolutions to 32, 32 and 64 channels, each followed by 2x2 max pooling. Then two linear layers, from
+    1024 to 64 features and from 64 to `num_classes`.
 
     Shape: (N, in_channels, 32, 32) to (N, num_classes).
     """
@@ -63,7 +63,7 @@ class Linear(nn.Linear):
 
 
 class Polynomial(nn.Module):
-    """x + y² + z³ of its three scalar parameters, whatever the input is.
+    """x + y² + z³ of its three scalar parameters. The input is ignored.
 
     Shape: anything to ().
     """
@@ -75,12 +75,12 @@ class Polynomial(nn.Module):
         self.z = nn.Parameter(torch.tensor(z))
 
     def forward(self, inputs: object) -> Tensor:  # noqa: ARG002
-        """The polynomial's value."""
+        """Return the value of the polynomial."""
         return self.x + self.y**2 + self.z**3
 
 
 class RowCNN(nn.Module):
-    """Images to sequences: a convolution, then each row of its map becomes one vector.
+    """Images to sequences: a convolution, whose output becomes one vector per row.
 
     Shape: (N, in_channels, H, W) to (N, H // 4, features).
     """
@@ -91,7 +91,7 @@ class RowCNN(nn.Module):
         self.project = nn.LazyLinear(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The rows of the images, top to bottom."""
+        """Return the rows of the images, from top to bottom."""
         maps = nn.functional.max_pool2d(self.conv(images).relu(), 4)
         rows: Tensor = self.project(maps.transpose(1, 2).flatten(2))
         return rows
@@ -109,8 +109,8 @@ class LSTMLanguageModel(nn.Module):
         embedding: the size of a token's embedding.
         hidden: the size of the hidden state.
         layers: the number of layers of the LSTM.
-        dropout: of the embeddings, between the layers, and of the outputs.
-        tied: whether the output layer has the weights of the embedding, which needs `embedding` = `hidden`.
+        dropout: the dropout rate of the embeddings, between the layers, and of the outputs.
+        tied: whether the output layer and the embedding share their weights, which needs `embedding` = `hidden`.
     """
 
     hidden_state: Tensor | None
@@ -138,11 +138,11 @@ class LSTMLanguageModel(nn.Module):
         self.register_buffer("cell_state", None)
 
     def reset_state(self) -> None:
-        """Start the next batch without state; trainkit calls it before an epoch and before a validation."""
+        """Start the next batch at a state of zero. trainkit calls this before an epoch and before a validation."""
         self.hidden_state = self.cell_state = None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The logits of the next tokens."""
+        """Return the logits of the token that follows each token."""
         state = None
         if self.hidden_state is not None and self.cell_state is not None and self.hidden_state.shape[1] == len(tokens):
             state = self.hidden_state, self.cell_state
@@ -164,14 +164,14 @@ class GRUClassifier(nn.Module):
         self.head = nn.Linear(hidden, num_classes)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """The logits of each sequence."""
+        """Return the logits of each sequence."""
         _, last = self.gru(sequence)
         logits: Tensor = self.head(last[-1])
         return logits
 
 
 class GPT(nn.Module):
-    """A small decoder-only transformer with pre-norm blocks, as GPT-2 has them.
+    """A small decoder-only transformer with pre-norm blocks, as in GPT-2.
 
     Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. The token embedding is also the
     output layer. The linear layers that add to the residual stream start with smaller weights, by 1/sqrt(2 * depth).
@@ -211,7 +211,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if adds_to_stream else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The logits of the token that follows each token."""
+        """Return the logits of the token that follows each token."""
         length = tokens.shape[1]
         if length > self.context:
             raise ValueError(f"the sequences have {length} tokens, and context={self.context}")
@@ -224,7 +224,7 @@ class GPT(nn.Module):
 
 
 class GPTBlock(nn.Module):
-    """Causal self-attention and a two-layer MLP, each behind a layer norm and added to its input.
+    """Causal self-attention and a two-layer MLP. Each has a layer norm before it, and is added to its input.
 
     Shape: (N, T, width) to (N, T, width).
     """
@@ -241,7 +241,7 @@ class GPTBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, stream: Tensor) -> Tensor:
-        """The stream with the attention and the MLP added."""
+        """Return the residual stream with the attention and the MLP added."""
         samples, length, width = stream.shape
         query, key, value = self.attend(self.norm1(stream)).view(samples, length, 3, self.heads, -1).unbind(2)
         mixed = nn.functional.scaled_dot_product_attention(
@@ -275,7 +275,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits of each pixel."""
+        """Return the logits of each pixel."""
         maps, skipped = self.down[0](images), []
         for block in self.down[1:]:
             skipped.append(maps)
@@ -300,7 +300,7 @@ def double_convolution(before: int, after: int) -> nn.Sequential:
 
 
 class Pick(nn.Module):
-    """Takes one entry of the outputs of the model before it, such as `out` of torchvision's segmentation models.
+    """Returns one entry of the outputs of another model, such as `out` of a segmentation model of torchvision.
 
     Args:
         entry: a key of a mapping, a position in a tuple, or the name of an attribute.
