@@ -64,7 +64,7 @@ class DCGAN(nn.Module):
     logits (N, 1), and so does the model itself.
 
     Args:
-        channels: of an image.
+        channels: the number of channels of an image.
         size: the height and the width of an image, a power of 2 from 8.
         width: the channels next to the image; each halving of the image doubles them.
         latent: the size of the noise.
@@ -92,7 +92,7 @@ class DCGAN(nn.Module):
         self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits that images are real."""
+        """Return the logits that images are real."""
         logits: Tensor = self.discriminator(images)
         return logits
 
@@ -108,7 +108,7 @@ class ConvEncoder(nn.Sequential):
     Shape: (N, in_channels, H, W) to (N, 2 * width).
 
     Args:
-        in_channels: of an image.
+        in_channels: the number of channels of an image.
         width: the channels of the first convolution; all others have twice as many.
         depth: the number of convolutions.
     """

@@ -1,4 +1,4 @@
-"""Training steps that configs name: of a variational autoencoder, of a GAN, and with two views of each image."""
+"""Training steps that configs name: a variational autoencoder, a GAN, and two views of each image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def vae(model: nn.Module, images: Tensor, targets: Any, loss_fn: nn.Module, *, b
         model: returns the decoded images, and the mean and the log variance of the posterior.
         images: the inputs, (N, ...).
         targets: not used.
-        loss_fn: of the decoded images and the images, a mean over all pixels: `bce` or `mse`.
+        loss_fn: compares the decoded images with the images, as a mean over all pixels: `bce` or `mse`.
         beta: the weight of the KL divergence: https://openreview.net/forum?id=Sy2fzU9gl.
     """
     decoded, mean, log_variance = model(images)
@@ -39,7 +39,7 @@ def gan(model: Any, images: Tensor, targets: Any, loss_fn: nn.Module) -> Iterato
         model: has a `generator`, a `discriminator` and the size `latent` of the noise.
         images: the inputs, (N, ...).
         targets: not used.
-        loss_fn: of the discriminator's outputs, and 1 for real or 0 for generated: `bce`.
+        loss_fn: compares the discriminator's outputs with 1 for real or 0 for generated: `bce`.
     """
     generated = model.generator(torch.randn(len(images), model.latent, device=images.device))
     real_logits, generated_logits = model.discriminator(images), model.discriminator(generated.detach())
@@ -65,8 +65,8 @@ def two_views(
         model: returns a vector for each image.
         images: the inputs, (N, C, H, W).
         targets: passed to the loss.
-        loss_fn: of a pair of outputs, each (N, D).
-        degrees: see `random_view`, as are the others.
+        loss_fn: compares a pair of outputs, each (N, D).
+        degrees: see `random_view`.
         zoom: see `random_view`.
         shift: see `random_view`.
         contrast: see `random_view`.

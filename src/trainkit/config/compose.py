@@ -157,7 +157,7 @@ def compose_sweep(
     """Return a sweep. Its first `MAX_CHECKED_JOBS` jobs are composed and checked.
 
     Args:
-        overrides: of the command line.
+        overrides: the overrides of the command line.
         config_dir: a folder of configs besides ./conf.
         on_first_job: is called with the first job as soon as it is valid, before the other jobs are checked.
 
@@ -244,7 +244,7 @@ def drop_replaced(
 
     Args:
         config: without Hydra's node.
-        overrides: of the job.
+        overrides: the overrides of the job.
         hydra: Hydra's node.
         loader: loads the config before the new targets.
     """

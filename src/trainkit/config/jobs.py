@@ -28,7 +28,7 @@ class ComposedJob:
     Attributes:
         config: without Hydra's node.
         hydra: Hydra's node.
-        overrides: of the job, as a user writes them.
+        overrides: the overrides of the job, as a user writes them.
     """
 
     config: DictConfig
@@ -55,7 +55,7 @@ class ComposedJob:
 
         Args:
             sweep: the directory of the sweep.
-            name: of the job's directory.
+            name: the name of the job's directory.
         """
         OmegaConf.set_readonly(self.hydra, False)
         self.hydra.sweep.dir, self.hydra.sweep.subdir = str(sweep), name
@@ -69,9 +69,9 @@ def compose_job(loader: ConfigLoaderImpl, sweep: DictConfig, overrides: Sequence
     """Compose a job of a sweep.
 
     Args:
-        loader: of the sweep.
+        loader: the loader of the sweep.
         sweep: the config of the sweep, with Hydra's node.
-        overrides: of the job, as Hydra's sweeper gives them.
+        overrides: the overrides of the job, as Hydra's sweeper gives them.
     """
     config: DictConfig = loader.load_sweep_config(sweep, list(overrides))
     OmegaConf.set_struct(config, False)

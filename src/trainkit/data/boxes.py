@@ -18,7 +18,7 @@ def boxes(size: int = 600, pixels: int = 64, share: float = 0.6, noise: float = 
         pixels: the height and the width of an image.
         share: the probability that a quarter of an image holds a shape.
         noise: the standard deviation of the noise, for values from 0 to 1.
-        seed: of the images.
+        seed: the seed of the images.
 
     Shape: images (size, 3, pixels, pixels) uint8; boxes (size, 4, 4) as x1, y1, x2, y2; classes (size, 4) int64: 0 no
     shape, 1 circle, 2 square, 3 triangle.

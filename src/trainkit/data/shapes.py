@@ -15,7 +15,7 @@ def shapes(size: int = 600, pixels: int = 64, shapes: int = 3, noise: float = 0.
         pixels: the height and the width of an image.
         shapes: the number of shapes in an image. A later shape covers an earlier one.
         noise: the standard deviation of the noise, for values from 0 to 1.
-        seed: of the images.
+        seed: the seed of the images.
 
     Shape: images (size, 3, pixels, pixels) uint8; classes (size, pixels, pixels) int64: 0 background, 1 circle,
     2 square, 3 triangle.

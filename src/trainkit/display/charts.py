@@ -33,9 +33,9 @@ class ChartCurve:
     """The values of a metric over the epochs.
 
     Attributes:
-        name: of the curve.
-        epochs: of the values.
-        values: of the metric; NaN leaves a gap.
+        name: the name of the curve.
+        epochs: the epoch of each value.
+        values: the values of the metric; NaN leaves a gap.
         place: the number of its colour. Curves that have no colour of their own are grey.
     """
 
@@ -55,7 +55,7 @@ class Chart:
     """A chart with one or more curves.
 
     Attributes:
-        title: of the chart.
+        title: the title of the chart.
         curves: in the order of their colours.
         best: the epoch and the value of the best monitored value, if the chart shows this metric.
         max_log_ratio: the ratio of the largest to the smallest value above which the axis is logarithmic.
@@ -72,7 +72,7 @@ class Drawing:
     """A chart of another kind than curves over the epochs.
 
     Attributes:
-        title: of the chart.
+        title: the title of the chart.
         description: the chart in words, for readers who do not see it.
         draw: draws it into axes of matplotlib.
         names: what the pointer shows on a line. The line `curve-2` has the name with the index 2.
@@ -301,8 +301,8 @@ def set_log_axis(axes: Any, ratio: float, name: str = "y") -> None:
     """Make an axis logarithmic, with plain numbers: matplotlib's own powers of ten need a font for formulas.
 
     Args:
-        axes: of matplotlib.
-        ratio: of the largest to the smallest value.
+        axes: the axes of matplotlib.
+        ratio: the ratio of the largest to the smallest value.
         name: `x` or `y`.
     """
     from matplotlib.ticker import LogLocator, NullFormatter

@@ -22,7 +22,7 @@ class JobView:
     """A running job as the table shows it.
 
     Attributes:
-        number: of the job.
+        number: the number of the job.
         name: its overrides, without those that all jobs share.
         done: epochs, or steps if the training is planned in steps, at the end of the last epoch.
         planned: epochs or steps of the whole training; None: only `max_minutes` ends it.

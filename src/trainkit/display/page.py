@@ -56,7 +56,7 @@ def page(title: str, parts: Iterable[Html]) -> str:
     """Return a whole page.
 
     Args:
-        title: of the browser's tab.
+        title: the title of the browser's tab.
         parts: the content, in order.
     """
     body = "\n".join(part.text for part in parts)

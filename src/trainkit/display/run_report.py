@@ -34,11 +34,11 @@ class RunFacts:
     """What the files of a run say.
 
     Attributes:
-        name: of the run: its directory.
+        name: the name of the run: its directory.
         info: the content of `run.json`.
         history: the metrics of each epoch.
         params: the rows of `params.json`.
-        overrides: of the command line.
+        overrides: the overrides of the command line.
         config: the text of the config.
         base: what the config is compared with.
         differences: key, default and value of each key that differs.

@@ -43,18 +43,18 @@ class JobFacts:
     """What the files of a sweep say about a job.
 
     Attributes:
-        name: of the job: its number, or its directory in the sweep.
+        name: the name of the job: its number, or its directory in the sweep.
         axes: the swept keys and their values.
-        status: of the job.
+        status: the status of the job.
         best: the metrics of its best epoch.
         seconds: its wall time.
         history: the metrics of each epoch.
         link: the address of its directory, relative to the sweep.
         why: the cause of a failure or a stop.
-        exit_code: of the last attempt.
+        exit_code: the exit code of the last attempt.
         attempts: how often the job was started.
         tail: the last lines of its output.
-        trial: of a search that it belongs to.
+        trial: the trial of a search that it belongs to.
         epochs: that have ended, in a search.
     """
 
@@ -78,7 +78,7 @@ class SweepFacts:
     """What the files of a sweep say.
 
     Attributes:
-        name: of the sweep: its directory.
+        name: the name of the sweep: its directory.
         jobs: the best first.
         metric: the monitored metric.
         folded: header and rows of the comparison, if it folds seeds.

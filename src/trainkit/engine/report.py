@@ -63,7 +63,7 @@ def report_at_end(run: Run, settings: Settings, started: float) -> None:
 
     Args:
         run: that has ended.
-        settings: of the run.
+        settings: the settings of the run.
         started: when the process began the training, from `time.monotonic`.
     """
     if settings.report is None:
@@ -132,7 +132,7 @@ class _Reader:
     """Reads files of a run. What cannot be read becomes a line in `missing`.
 
     Args:
-        directory: of the run.
+        directory: the directory of the run.
         missing: gets the lines.
     """
 

@@ -18,7 +18,7 @@ class Collected:
     It keeps every output and target in memory until the end of the epoch, and calls the function once.
 
     Args:
-        function: of (outputs, targets), two tensors on the CPU; a function or its dotted path.
+        function: a function of (outputs, targets), two tensors on the CPU, or its dotted path.
         higher_is_better: whether higher values are better, for `monitor.mode=auto`.
     """
 

@@ -99,7 +99,7 @@ def check_containers(content: Any, size: int) -> None:
 
     Args:
         content: what `torch.load` returned.
-        size: of the file, in bytes.
+        size: the size of the file, in bytes.
     """
     sizes: dict[int, tuple[int, int]] = {}  # of each container, which is measured once however often it is repeated
 

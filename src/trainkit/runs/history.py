@@ -21,7 +21,7 @@ class History:
     """The metrics of each epoch.
 
     Args:
-        path: of `history.jsonl`; the first `append` creates it.
+        path: the path of `history.jsonl`; the first `append` creates it.
     """
 
     def __init__(self, path: Path) -> None:

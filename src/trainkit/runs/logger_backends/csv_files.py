@@ -16,7 +16,7 @@ class CSV:
     """Writes CSV files. A resumed run writes them anew from its history, so no epoch appears twice.
 
     Args:
-        directory: of the files; in the run directory, unless the path is absolute.
+        directory: the directory of the files, in the run directory unless the path is absolute.
     """
 
     def __init__(self, directory: str = "csv") -> None:

@@ -24,7 +24,7 @@ class MLflow:
 
     Args:
         experiment: the experiment, created if it does not exist.
-        tracking_uri: of the store; None: the variable MLFLOW_TRACKING_URI, or mlflow.db in the run directory.
+        tracking_uri: the URI of the store; None: the variable MLFLOW_TRACKING_URI, or mlflow.db in the run directory.
     """
 
     def __init__(self, experiment: str = "trainkit", tracking_uri: str | None = None) -> None:

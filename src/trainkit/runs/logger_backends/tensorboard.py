@@ -15,7 +15,7 @@ class TensorBoard:
     """Writes an event file, in the thread of the caller: TensorBoard's own writer waits for ever on a full disk.
 
     Args:
-        directory: of the file; in the run directory, unless the path is absolute.
+        directory: the directory of the file, in the run directory unless the path is absolute.
     """
 
     def __init__(self, directory: str = "tensorboard") -> None:

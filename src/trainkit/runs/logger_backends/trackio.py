@@ -20,7 +20,7 @@ class Trackio:
 
     Args:
         project: the project.
-        directory: of the database; in the run directory, unless the path is absolute. None: the variable
+        directory: the directory of the database; in the run directory, unless the path is absolute. None: the variable
             TRACKIO_DIR, or the folder `trackio`.
     """
 

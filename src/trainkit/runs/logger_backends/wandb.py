@@ -19,7 +19,7 @@ class WandB:
         project: the project.
         entity: the user or the team; None: the default of the account.
         mode: online, offline or disabled; None: the variable WANDB_MODE, or offline if there is no API key.
-        directory: of the folder `wandb`; in the run directory, unless the path is absolute.
+        directory: the directory that holds the folder `wandb`; in the run directory, unless the path is absolute.
     """
 
     def __init__(
