@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import trainkit
 from tests.helpers import SmallCNN, compose_settings, small_run
-from trainkit.core.errors import CheckpointError, ConfigError, TrainkitError
+from trainkit.core.errors import CheckpointError, ConfigError, Problem, TrainkitError
 from trainkit.engine.warm_start import WarmStart, prepare_warm_start
 from trainkit.training.weights import match_weights
 
@@ -128,12 +129,22 @@ def wider_head(state: State) -> State:
             r"init_from.missing=[head\..*]",
         ),
         (
-            lambda s: {f"net.{name}": value for name, value in s.items()},
-            ["net.conv.bias"],
-            r"init_from.missing=[conv\..*,",
+            lambda s: s | {"head.bias": torch.zeros(10).to_sparse()},
+            ["other layout", "10 sparse_coo", "10 strided"],
+            r"init_from.missing=[head\..*]",
+        ),
+        (
+            lambda s: s | {"head.bias": torch.zeros(10, device="meta")},
+            ["other layout", "10 meta"],
+            r"init_from.missing=[head\..*]",
+        ),
+        (
+            lambda s: {f"net.{name}" if "conv" in name else name: value for name, value in s.items()},
+            ["net.conv.bias", "2 more names match without the prefix 'net.' of the weights"],
+            r"init_from.missing=[conv\..*]",
         ),
     ],
-    ids=["missing", "unexpected", "other shape", "other dtype", "unknown prefix"],
+    ids=["missing", "unexpected", "other shape", "other dtype", "sparse", "no values", "unknown prefix"],
 )
 def test_a_mismatch_is_an_error_with_a_table_and_the_override_that_allows_it(
     change: Callable[[State], State], rows: list[str], override: str, tmp_path: Path
@@ -149,6 +160,37 @@ def test_a_mismatch_is_an_error_with_a_table_and_the_override_that_allows_it(
     assert any(line.startswith("tensor ") and "difference" in line for line in warm_start.notes)
     fitting = match_weights(SmallCNN(), change(dict(state))).found
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in fitting)
+
+
+@pytest.mark.parametrize("patterns", [[], ["init_from.missing=[.*]", "init_from.unexpected=[.*]"]])
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        (lambda name: f"net.{name}", "6 more names match without the prefix 'net.' of the weights"),
+        (lambda name: f"other_{name}", "0 tensors of the model match"),
+    ],
+)
+def test_weights_of_which_nothing_fits_are_refused_whatever_is_allowed(
+    rename: Callable[[str], str], words: str, patterns: list[str], tmp_path: Path
+) -> None:
+    torch.save({rename(name): value for name, value in SmallCNN().state_dict().items()}, tmp_path / "weights.pt")
+    with pytest.raises(ConfigError) as caught:
+        start_from(tmp_path / "weights.pt", *patterns)
+    (problem,) = caught.value.problems
+    assert words in problem.cause
+    assert problem.hint == "write the path of other weights, or init_from=off"
+
+
+def test_a_prefix_that_the_weights_lack_is_named(tmp_path: Path) -> None:
+    torch.save(SmallCNN().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ConfigError, match=r"6 more names match with the prefix 'backbone\.' of the model"):
+        start_from(tmp_path / "weights.pt", model=nn.ModuleDict({"backbone": SmallCNN(), "last": nn.Linear(2, 2)}))
+
+
+def test_weights_with_nan_are_named(tmp_path: Path) -> None:
+    state = dict(SmallCNN().state_dict())
+    torch.save(state | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "weights.pt")
+    assert "  note: NaN is in head.bias" in start_from(tmp_path / "weights.pt")[1].notes
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
@@ -184,6 +226,12 @@ class Pickled:
         return os.system, ("touch executed",)
 
 
+def write_script(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.script(nn.Linear(2, 2)).save(str(path))
+
+
 def write_nothing(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -202,8 +250,17 @@ def write_nothing(path: Path) -> None:
         (lambda path: torch.save(nn.Linear(2, 2), path), "holds a pickle of torch.nn.modules.linear.Linear", 3),
         (os.mkfifo, "cannot be read: not a regular file", 3),
         (Path.mkdir, "does not hold a run", 2),
+        (write_script, "is a TorchScript archive", 3),
+        (
+            lambda path: path.write_bytes((20).to_bytes(8, "little") + b'{"a":1}' + b"?" * 80),
+            "not a file of torch.save",
+            3,
+        ),
     ],
-    ids=["missing", "empty", "damaged", "text", "tensor", "no entry", "numbers", "pickle", "model", "pipe", "folder"],
+    ids=[
+        *("missing", "empty", "damaged", "text", "tensor", "no entry", "numbers", "pickle", "model", "pipe", "folder"),
+        *("script", "safetensors"),
+    ],
 )
 def test_a_file_without_weights_is_refused(write: Callable[[Path], Any], words: str, code: int, here: Path) -> None:
     write(here / "weights.pt")
@@ -212,6 +269,7 @@ def test_a_file_without_weights_is_refused(write: Callable[[Path], Any], words: 
     assert words in str(caught.value)
     assert caught.value.exit_code == code
     assert caught.value.problems[0].hint
+    assert caught.value.problems[0].cause.startswith("init_from=")
     assert not (here / "executed").exists()
 
 
@@ -220,17 +278,46 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"0" * 100)
     with pytest.raises(CheckpointError, match="is damaged"):
         start_from(tmp_path / "weights.safetensors")
+    torch.save(SmallCNN().state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"name the file \*\.pt"):
+        start_from(tmp_path / "weights.safetensors")
 
 
-def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
-    run = trainkit.train(trainkit.compose(small_run(SmallCNN)), directory=tmp_path / "run")
-    name = (run.directory / "checkpoints" / "best").read_text().strip()
-    (run.directory / "checkpoints" / name / "state.pt").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"state\.pt has 7 bytes"):
-        start_from(run.directory)
-    (run.directory / "checkpoints" / "best").unlink()
-    with pytest.raises(CheckpointError, match="has no best checkpoint"):
-        start_from(run.directory)
+def refusal_of(path: Path, *overrides: str) -> Problem:
+    """Return the problem of weights that cannot be read."""
+    with pytest.raises(CheckpointError) as caught:
+        start_from(path, *overrides)
+    (problem,) = caught.value.problems
+    assert problem.cause.startswith(f"init_from={path}: ")
+    return problem
+
+
+def test_a_damaged_run_is_refused_with_the_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    config = trainkit.compose(small_run(SmallCNN, "epochs=3", "checkpoint.keep=3"))
+    checkpoints = trainkit.train(config, directory=tmp_path / "run").directory / "checkpoints"
+    names = sorted(path.name for path in checkpoints.glob("step-*"))
+    (checkpoints / "best").write_text(names[0])
+    (checkpoints / names[0] / "state.pt").write_bytes(b"damaged")
+    damaged = refusal_of(tmp_path / "run")
+    assert "state.pt has 7 bytes" in damaged.cause
+    assert damaged.hint == "write init_from.checkpoint=last"
+    start_from(tmp_path / "run", "init_from.checkpoint=last")
+    (checkpoints / "best").unlink()
+    assert "has no best checkpoint" in refusal_of(tmp_path / "run").cause
+    (checkpoints / names[-1] / "state.pt").write_bytes(b"damaged")
+    hint = refusal_of(tmp_path / "run", "init_from.checkpoint=last").hint
+    start_from(Path(hint.removeprefix("write init_from=")))
+    for name in names:
+        (checkpoints / name / "state.pt").write_bytes(b"damaged")
+    assert refusal_of(tmp_path / "run").hint.startswith("start from another run")
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/{best}"])
+def test_a_part_of_a_run_names_the_run(part: str, base: Path) -> None:
+    directory = base / part.format(best=(base / "checkpoints" / "best").read_text().strip())
+    with pytest.raises(ConfigError) as caught:
+        start_from(directory)
+    assert caught.value.problems[0].hint == f"it is a part of the run {base}"
 
 
 @pytest.mark.parametrize(
@@ -243,6 +330,7 @@ def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
             ["init_from.path=off", "init_from.missing=[a]"],
             ["there are no weights to start from", "init_from.path=PATH"],
         ),
+        (["init_from.path=''"], ["init_from: the path is empty", "init_from=off"]),
         (["init_from.checkpoint=newest"], ["init_from.checkpoint=newest: must be best or last"]),
     ],
 )

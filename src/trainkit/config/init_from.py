@@ -41,6 +41,8 @@ def find_wrong_init_from(section: Any) -> Iterator[Problem]:
     """Yield a problem for patterns without a path, and for each pattern that is not a regular expression."""
     if not isinstance(section, Mapping):
         return
+    if section.get("path") == "":
+        yield Problem("init_from: the path is empty", "write init_from=PATH, or init_from=off")
     for key in ("missing", "unexpected"):
         patterns = section.get(key)
         if not isinstance(patterns, list):

@@ -7,7 +7,8 @@ import signal
 import site
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -127,6 +128,18 @@ class UserCodeError(TrainkitError):
         hint = hint or _suggest_argument(error) or f"{fix}; TRAINKIT_TRACEBACK=1 shows the whole traceback"
         more = [line for line in (*lines[1:4], *notes, details, *frames) if line]
         super().__init__("\n  ".join([f"{key}: {self.first_line}", *more]), hint=hint)
+
+
+@contextmanager
+def named_errors(key: str) -> Iterator[None]:
+    """Put a config key with its value before the cause of each `TrainkitError` that the block raises."""
+    try:
+        yield
+    except TrainkitError as error:
+        if not isinstance(error, UserCodeError):  # its message names a key of its own
+            named = [p if p.cause.startswith(key) else Problem(f"{key}: {p.cause}", p.hint) for p in error.problems]
+            error.problems = named
+        raise
 
 
 class Stopped(KeyboardInterrupt):

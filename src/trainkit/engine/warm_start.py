@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,33 @@ from torch import nn
 
 from trainkit.config.schema import InitFromSettings
 from trainkit.config.settings import Settings
-from trainkit.core.errors import ConfigError, Problem
+from trainkit.core.errors import CheckpointError, ConfigError, Problem, named_errors
 from trainkit.core.paths import display_path
 from trainkit.core.spelling import did_you_mean
 from trainkit.display.text import columns, count
 from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.checkpoint_files import STATE
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 from trainkit.runs.frozen import lacks_frozen
 from trainkit.runs.weight_files import read_checkpoint, read_weights, weights_of
 from trainkit.training.weights import (
     DTYPE,
+    LAYOUT,
     MISSING,
     SHAPE,
     UNEXPECTED,
     Match,
     Mismatch,
+    differing_prefix,
     match_weights,
     matching_names,
+    nan_names,
     patterns_for,
 )
 
 MAX_ROWS = 12  # of a table of mismatches; run.json lists all mismatches
-ORDER = [SHAPE, DTYPE, MISSING, UNEXPECTED]  # the kinds that users rarely expect come first
+ORDER = [SHAPE, DTYPE, LAYOUT, MISSING, UNEXPECTED]  # the kinds that users rarely expect come first
 
 
 class WarmStart:
@@ -60,7 +65,8 @@ class WarmStart:
             CheckpointError: the weights cannot be read.
         """
         path = Path(self.options.path or "")
-        weights, notes = self._read(path)
+        with named_errors(f"init_from={display_path(path)}"):
+            weights, notes = self._read(path)
         match = match_weights(model, weights)
         self._check(match, display_path(path))
         match.load_into(model)
@@ -69,7 +75,8 @@ class WarmStart:
         summary = f"{count(len(match.found), 'tensor')} loaded"
         kinds = [item.kind for item in match.mismatches]
         summary += "".join(f", {kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        self.notes = [f"weights from {source}: {summary}", *(f"  {note}" for note in [*notes, *match.notes])]
+        notes = [*notes, *match.notes, *_nan_notes(match)]
+        self.notes = [f"weights from {source}: {summary}", *(f"  {note}" for note in notes)]
         self.notes += _table(match.mismatches)
         differing = {kind: [m.name for m in match.mismatches if m.kind == kind] for kind in dict.fromkeys(kinds)}
         self.facts |= {"loaded": len(match.found), **differing}
@@ -82,7 +89,11 @@ class WarmStart:
                 self.facts = {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             return weights, notes
         run = Run.load(find_run(str(path)))
-        name, saved = read_checkpoint(run, self.options.checkpoint)
+        try:
+            name, saved = read_checkpoint(run, self.options.checkpoint)
+        except CheckpointError as error:
+            problems = [Problem(problem.cause, _other_checkpoint(run)) for problem in error.problems]
+            raise CheckpointError(*problems) from error
         checksum = Checkpoints(run.directory / "checkpoints").checksum_of(name)
         self.facts = {"path": str(path), "checkpoint": name, "sha256": checksum}
         if lacks_frozen(saved):
@@ -107,8 +118,9 @@ class WarmStart:
                     hint = f"remove the pattern: there is no {option} tensor"
                     problems.append(Problem(cause, did_you_mean(pattern, names) if names else hint))
             refused += [item for item in mismatches if item.name not in matching_names(patterns, names)]
-        if refused:
-            problems.append(Problem(_refusal(source, refused, match), _override(refused, useful)))
+        if refused or not match.found:
+            hint = _override(refused, useful) if match.found else "write the path of other weights, or init_from=off"
+            problems.append(Problem(_refusal(source, refused or match.mismatches, match), hint))
         if problems:
             raise ConfigError(*problems)
 
@@ -124,12 +136,32 @@ def prepare_warm_start(settings: Settings) -> tuple[Settings, WarmStart | None]:
     options = settings.init_from
     if options is None or options.path is None:
         return settings, None
-    path = find_run("last") if options.path == "last" else Path(options.path).expanduser()
-    if path.is_dir():
-        path = find_run(str(path))
+    with named_errors(f"init_from={display_path(Path(options.path))}"):
+        path = find_run("last") if options.path == "last" else Path(options.path).expanduser()
+        if path.is_dir():
+            path = find_run(str(path))
     settings = settings.with_init_path(str(path.resolve()))
     assert settings.init_from is not None
     return settings, WarmStart(settings.init_from)
+
+
+def _nan_notes(match: Match) -> list[str]:
+    """Return the note about tensors that contain NaN."""
+    names = nan_names(match.found)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"note: NaN is in {', '.join(names[:3])}{more}"] if names else []
+
+
+def _other_checkpoint(run: Run) -> str:
+    """Return the hint that names the best, last or newest checkpoint of a run that can be read."""
+    for checkpoint in ("best", "last"):
+        with suppress(CheckpointError):
+            read_checkpoint(run, checkpoint)
+            return f"write init_from.checkpoint={checkpoint}"
+    with suppress(CheckpointError):
+        name = Checkpoints(run.directory / "checkpoints").newest()[0]
+        return f"write init_from={display_path(run.directory / 'checkpoints' / name / STATE)}"
+    return "start from another run, because this run has no checkpoint that can be read"
 
 
 def _table(mismatches: list[Mismatch]) -> list[str]:
@@ -147,7 +179,9 @@ def _refusal(source: str, refused: list[Mismatch], match: Match) -> str:
     matched = len(match.found)
     counted = f"{count(matched, 'tensor')} of the model {'matches' if matched == 1 else 'match'}"
     cause = f"init_from={source}: the weights do not match the model"
-    return "\n  ".join([cause, *_table(refused), counted, *match.notes])
+    names = {kind: [item.name for item in match.mismatches if item.kind == kind] for kind in (UNEXPECTED, MISSING)}
+    notes = [*match.notes, *filter(None, [differing_prefix(names[UNEXPECTED], names[MISSING])])]
+    return "\n  ".join([cause, *_table(refused), counted, *notes])
 
 
 def _override(refused: list[Mismatch], useful: Mapping[str, list[str]]) -> str:

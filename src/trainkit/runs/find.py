@@ -39,6 +39,8 @@ def find_run(name: str) -> Path:
     below = [file.parent for depth in ("*", "*/*", "*/*/*") for file in directory.glob(f"{depth}/sweep.jsonl")]
     below = below or [file.parent for file in directory.glob("*/*/run.json")]
     hint = f"the newest there is {display_path(max(below))}" if below else "start a run: trainkit …"
+    above = [parent for parent in directory.resolve().parents[:2] if (parent / "run.json").exists()]
+    hint = f"it is a part of the run {display_path(above[0])}" if above else hint
     raise ConfigError(f"{directory} does not hold a run: no training started there", hint=hint)
 
 

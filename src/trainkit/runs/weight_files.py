@@ -16,9 +16,8 @@ from torch import Tensor
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.extras import import_extra
-from trainkit.core.paths import display_path
 from trainkit.runs.checkpoint import Checkpoints
-from trainkit.runs.checkpoint_files import DamagedError, check_archive, check_containers
+from trainkit.runs.checkpoint_files import STATE, DamagedError, check_archive, check_containers
 from trainkit.runs.directory import Run
 from trainkit.runs.frozen import AVERAGE
 
@@ -42,7 +41,8 @@ def read_checkpoint(run: Run, checkpoint: str) -> tuple[str, dict[str, Any]]:
     try:
         return name, checkpoints.load(name)
     except DamagedError as error:
-        raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint="try checkpoint='last'") from error
+        hint = "try checkpoint='last'" if checkpoint == "best" else "try checkpoint='best'"
+        raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint=hint) from error
 
 
 def weights_of(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def weights_of(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the state dict in a file, and notes about where it was found.
+    """Return the state dict in a file, and notes about where it was found. The errors do not name the file.
 
     Raises:
         ConfigError: the file is missing, or its package is not installed.
@@ -64,19 +64,17 @@ def read_weights(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         content = read(path)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"init_from={display_path(path)}: there is no such file or directory", hint="write another path"
-        ) from error
+        raise ConfigError("there is no such file or directory", hint="write another path") from error
     except OSError as error:
-        cause = f"{path} cannot be read: {error.strerror or error}"
-        raise CheckpointError(cause, hint="init_from needs a regular file") from error
+        cause = f"it cannot be read: {error.strerror or error}"
+        raise CheckpointError(cause, hint="name a regular file, or the directory of a run") from error
     notes = []
     for _ in NESTED:  # an entry may hold another entry
         key = _nested_key(content)
         if key is not None:
             notes.append(f"the weights are the entry {key!r} of the file")
             content = content[key]
-    return _checked_state_dict(content, path), notes
+    return _checked_state_dict(content), notes
 
 
 def _nested_key(content: Any) -> str | None:
@@ -86,19 +84,19 @@ def _nested_key(content: Any) -> str | None:
     return next((key for key in NESTED if isinstance(content.get(key), Mapping)), None)
 
 
-def _checked_state_dict(content: Any, path: Path) -> dict[str, Any]:
+def _checked_state_dict(content: Any) -> dict[str, Any]:
     """Return the content of a file if it is a state dict, a mapping of names to tensors.
 
     Raises:
         CheckpointError: the content is not a state dict.
     """
     if not isinstance(content, Mapping):
-        cause = f"{path} holds a {type(content).__name__}, expected a state dict, which maps names to tensors"
+        cause = f"it holds a {type(content).__name__}, expected a state dict, which maps names to tensors"
         raise CheckpointError(cause, hint=SAVE_HINT)
     others = [key for key, value in content.items() if not _is_entry(key, value)]
     if others or not content:
         found = f"{others[0]!r} is of type {type(content[others[0]]).__name__}" if others else "it is empty"
-        cause = f"{path} does not hold a state dict, which maps names to tensors: {found}"
+        cause = f"it does not hold a state dict, which maps names to tensors: {found}"
         raise CheckpointError(cause, hint=SAVE_HINT)
     return {str(key): value for key, value in content.items()}
 
@@ -112,7 +110,7 @@ def _read_torch(path: Path) -> Any:
     with open_regular_file(path, follow_links=True) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
-            raise CheckpointError(f"{path} is empty", hint=SAVE_HINT)
+            raise CheckpointError("the file is empty", hint=SAVE_HINT)
         try:
             if file.read(4) == b"PK\3\4":  # an archive; torch before 1.6 wrote other files
                 file.seek(0)
@@ -123,21 +121,32 @@ def _read_torch(path: Path) -> Any:
                 content = torch.load(file, map_location="cpu", weights_only=True)
             check_containers(content, size)
         except DamagedError as error:
-            raise CheckpointError(f"{path} is damaged: {error}", hint="write another path") from error
+            cause = f"it is damaged: {str(error).replace(STATE, 'the file')}"
+            raise CheckpointError(cause, hint="write another path") from error
         except Exception as error:  # torch and pickle raise errors of many types
-            raise _refusal(path, error) from error
+            file.seek(0)
+            raise _refusal(file.read(9), error) from error
     return content
 
 
-def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """Return the error for a file that torch does not load, because it is damaged or would execute code."""
+def _refusal(start: bytes, error: Exception) -> CheckpointError:
+    """Return the error for a file that torch does not load, because it is damaged or would execute code.
+
+    Args:
+        start: the first 9 bytes of the file.
+        error: the error of torch.
+    """
+    if start[8:] == b"{":
+        return CheckpointError("it is not a file of torch.save", hint="name the file *.safetensors if it is one")
     text = " ".join(str(error).split())
     named = re.search(r"[Uu]nsupported (?:global|class|GLOBAL)[^\w]*(?:GLOBAL )?([\w.]+)", text)
     if named or "unrecognized function" in text:
         name = f" of {named[1]}" if named else ""
-        cause = f"{path} holds a pickle{name}, which could execute any code: it is refused"
+        cause = f"it holds a pickle{name}, which could execute any code: it is refused"
         return CheckpointError(cause, hint=SAVE_HINT)
-    cause = f"{path} is damaged, or torch did not save it, or it holds a pickle: {type(error).__name__}"
+    if "TorchScript" in text:
+        return CheckpointError("it is a TorchScript archive, which holds code: it is refused", hint=SAVE_HINT)
+    cause = f"it is damaged, or torch did not save it, or it holds a pickle: {type(error).__name__}"
     return CheckpointError(cause, hint=SAVE_HINT)
 
 
@@ -150,6 +159,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         loaded: dict[str, Tensor] = library.load(content)
     except Exception as error:
-        cause = f"{path} is damaged: {' '.join(str(error).split())}"
-        raise CheckpointError(cause, hint="write another path") from error
+        cause = f"it is damaged: {' '.join(str(error).split())}"
+        hint = "write another path"
+        if content.startswith((b"PK", b"\x80")):
+            cause, hint = "it is not a safetensors file", "name the file *.pt, because torch.save wrote it"
+        raise CheckpointError(cause, hint=hint) from error
     return loaded

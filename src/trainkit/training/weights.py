@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainkit.training.carried import match_saved_buffers
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # prefixes that DataParallel, torch.compile and trainers add
 MISSING, UNEXPECTED, SHAPE, DTYPE = "missing", "unexpected", "other shape", "other dtype"
+LAYOUT = "other layout"  # such as a sparse tensor, or a tensor of the device meta, which has no values
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Mismatch:
 
     Attributes:
         name: the name of the tensor.
-        kind: `MISSING`, `UNEXPECTED`, `SHAPE` or `DTYPE`.
+        kind: `MISSING`, `UNEXPECTED`, `SHAPE`, `DTYPE` or `LAYOUT`.
         weights: the shape of the tensor in the weights, or its dtype; `-` if the weights do not have it.
         model: the same for the model.
     """
@@ -105,6 +107,29 @@ def _pattern_of(name: str, depth: int | None) -> str:
     return re.escape(".".join(path)) + r"\..*" if path else re.escape(name)
 
 
+def differing_prefix(weights: Sequence[str], own: Sequence[str]) -> str:
+    """Return which prefix separates names of weights from names of the model; '' if no prefix does."""
+    for name in weights:
+        for other in own:
+            if name.endswith(f".{other}"):
+                prefix = name.removesuffix(other)
+                matching = {key for key in weights if key.startswith(prefix) and key.removeprefix(prefix) in own}
+                return f"{len(matching)} more names match without the prefix {prefix!r} of the weights"
+            if other.endswith(f".{name}"):
+                prefix = other.removesuffix(name)
+                matching = {key for key in weights if prefix + key in own}
+                return f"{len(matching)} more names match with the prefix {prefix!r} of the model"
+    return ""
+
+
+def nan_names(weights: Mapping[str, Any]) -> list[str]:
+    """Return the names of tensors that contain NaN."""
+    dense = {
+        name: value for name, value in weights.items() if isinstance(value, Tensor) and value.layout == torch.strided
+    }
+    return [name for name, value in dense.items() if value.is_floating_point() and bool(value.isnan().any())]
+
+
 def _without_wrappers(weights: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the weights without the prefixes of wrappers, and a note about each prefix.
 
@@ -141,6 +166,8 @@ def _difference(own: Any, given: Any) -> str | None:
         return None if isinstance(own, Tensor) == isinstance(given, Tensor) else DTYPE
     if own.shape != given.shape:
         return SHAPE
+    if own.layout != given.layout or given.is_meta:
+        return LAYOUT
     both_float = own.is_floating_point() and given.is_floating_point()
     return None if both_float or own.dtype == given.dtype else DTYPE
 
@@ -152,4 +179,5 @@ def _describe(value: Any, kind: str) -> str:
         return type(value).__name__
     dtype = str(value.dtype).removeprefix("torch.")
     shape = "x".join(map(str, value.shape)) or "()"
-    return f"{shape} {dtype}" if kind == DTYPE else shape
+    layout = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+    return f"{shape} {dtype}" if kind == DTYPE else f"{shape} {layout}" if kind == LAYOUT else shape
