@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.processes import Forks
 from tests.sweeps.made_searches import AXES, MAX_EPOCHS, NO_VALUE, Made, make_search, random_trials
 from trainkit.cli.main import main
+from trainkit.runs.directory import Run
 from trainkit.sweeps.collect import collect
 from trainkit.sweeps.comparison import compare, comparison_lines
 from trainkit.sweeps.ledger import Ledger
+from trainkit.sweeps.report import sweep_facts
 from trainkit.sweeps.search_results import Search, SearchAxis, find_searches
 from trainkit.sweeps.search_text import near_end, repeat_command, search_lines
 from trainkit.sweeps.table_text import table_lines
@@ -265,3 +268,29 @@ def test_compare_of_a_search_imports_neither_torch_nor_numpy_nor_optuna(tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "to repeat it" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_of_a_real_search_repeats_its_best_trial_to_the_same_numbers(tmp_path: Path, forks: Forks) -> None:
+    words = ["lr=tag(log,interval(1e-3,3))", "optim=sgd,adam", "optim.momentum=interval(0,0.9)", "epochs=9"]
+    small = ["model=mlp", "limit_batches=3", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=S", "progress=off"]
+    done = forks.run("-m", *small, *words, "search.trials=8", "search.pruner=asha", cwd=tmp_path)
+    found = json.loads(forks.run("compare", "S", "--json", cwd=tmp_path).stdout)
+    (search,) = found["searches"]
+    histories = {int(run.name): Run(run).history for run in (tmp_path / "S").iterdir() if run.name.isdecimal()}
+    for row in found["rows"]:
+        history = histories[row["trial"]]
+        assert row["epochs"] == len(history)
+        assert row["metrics"]["val/loss"]["mean"] == min(epoch["val/loss"] for epoch in history)
+    trained = sum(map(len, histories.values()))
+    assert search["epochs"] == {"trained": trained, "saved": 8 * 9 - trained, "full": 8 * 9}
+    best = min(histories, key=lambda number: min(row["val/loss"] for row in histories[number]))
+    assert search["best"]["trial"] == best
+    command = search["best"]["command"]
+    assert f"to repeat it: {command}" in done.stdout
+    forks.run(*shlex.split(command)[1:], "hydra.run.dir=R", cwd=tmp_path)
+    losses = [row["val/loss"] for row in Run(tmp_path / "R").history]
+    assert len(losses) == 9
+    assert losses[: len(histories[best])] == [row["val/loss"] for row in histories[best]]
+    facts = sweep_facts(tmp_path / "S").searches[0]
+    assert facts.steps[-1] == (trained, search["best"]["value"])
