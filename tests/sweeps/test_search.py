@@ -202,7 +202,7 @@ def test_ten_promoted_trials_end_with_the_bits_of_straight_runs(tmp_path: Path, 
 )
 def test_a_pruner_stops_bad_trials_for_ever(pruner: str, tmp_path: Path, forks: Forks) -> None:
     options = ("search.trials=12", f"search.pruner={pruner}", "search.sampler=random", "search.patience=1")
-    forks.run(*BASE, "lr=tag(log,interval(1e-4,100))", "epochs=6", *options, cwd=tmp_path)
+    forks.run(*BASE, "optim=adam", "lr=tag(log,interval(1e-4,3))", "epochs=8", *options, cwd=tmp_path)
     check_agreement(tmp_path)
     statuses = Counter(job.status for job in jobs_of(tmp_path))
     assert set(statuses) == {"completed", "pruned"}
@@ -336,7 +336,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not folders:
         pytest.skip("PostgreSQL is not installed")
-    pytest.importorskip("psycopg2")
+    pytest.importorskip("psycopg")
     data = Path("/tmp") / f"trainkit-postgres-{tmp_path.parent.name}-{tmp_path.name}"[:90]
     data.mkdir()
     user = ["runuser", "-u", "postgres", "--"] if Path("/root").owner() == Path.home().owner() == "root" else []
