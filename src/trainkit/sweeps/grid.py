@@ -68,7 +68,9 @@ def sweep(checked: Sweep, overrides: Sequence[str], config_dir: str | None = Non
     check_kind(directory, is_search=is_search)
     with open_sweep(directory, overrides, configs, shared=is_search) as ledger:
         _launch(checked, overrides, config_dir, ledger)
-    jobs = {job.number for job in ledger.read()} if is_search else ledger.last_command().jobs
+    jobs = ledger.last_command().jobs
+    if is_search:  # jobs that still run belong to other processes
+        jobs = {job.number for job in ledger.read() if job.status not in ("queued", "running")}
     return finish_sweep(ledger, jobs, checked.jobs[0].settings.report, started)
 
 
