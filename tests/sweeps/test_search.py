@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -332,14 +333,13 @@ def test_several_processes_share_a_search_and_no_trial_runs_twice(
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a new PostgreSQL server."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not folders:
         pytest.skip("PostgreSQL is not installed")
     pytest.importorskip("psycopg")
-    data = Path("/tmp") / f"trainkit-postgres-{tmp_path.parent.name}-{tmp_path.name}"[:90]
-    data.mkdir()
+    data = Path(tempfile.mkdtemp(dir="/tmp"))  # the path of a socket is at most 107 characters long
     user = ["runuser", "-u", "postgres", "--"] if Path("/root").owner() == Path.home().owner() == "root" else []
     if user:
         shutil.chown(data, "postgres")
