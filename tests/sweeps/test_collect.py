@@ -152,6 +152,30 @@ def test_the_ledger_adds_jobs_without_a_directory_and_causes(tmp_path: Path) -> 
     assert [list(run.overrides) for run in collect([tmp_path]).runs] == [["lr=0"], ["lr=1"], ["lr=2"], ["lr=3"]]
 
 
+def test_a_search_may_run_while_a_process_of_it_holds_its_lock(tmp_path: Path) -> None:
+    Ledger(tmp_path).append(events(0)[0])
+    (tmp_path / "workers/1").mkdir(parents=True)
+    lock(tmp_path / "workers/1", os.getpid())
+    assert statuses(tmp_path) == {"0": ("queued", "it has not started")}
+    lock(tmp_path / "workers/1", dead_pid())
+    assert statuses(tmp_path) == {"0": ("queued", "the sweep ended before it started")}
+
+
+@pytest.mark.parametrize("status", ["pruned", "paused"])
+def test_a_run_that_a_search_stopped_has_the_status_of_the_ledger(status: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "0", "lr=0", status="stopped", why="the search stopped it")
+    make_run(tmp_path / "1", "lr=1")
+    make_run(tmp_path / "2", "lr=2", status="failed", why="the loss is NaN")
+    Ledger(tmp_path).append(*(event for number in range(3) for event in events(number, status=status)))
+    assert statuses(tmp_path) == {
+        "0": (status, "the search stopped it"),
+        "1": ("completed", ""),  # its own files come first
+        "2": ("failed", "the loss is NaN"),
+    }
+    lock(tmp_path / "0", os.getpid())
+    assert statuses(tmp_path)["0"][0] == "running"
+
+
 def test_a_job_that_failed_before_its_training_adds_no_axis(tmp_path: Path) -> None:
     make_run(tmp_path / "0", "lr=0")
     make_run(tmp_path / "1", "lr=1", "clip_norm=off")  # as asked for; the training writes null

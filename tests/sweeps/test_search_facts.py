@@ -126,6 +126,28 @@ def test_without_optuna_the_report_says_how_to_install_it(tmp_path: Path, monkey
     assert "pip install 'trainkit[search]'" in note
 
 
+def test_an_error_of_optuna_leaves_the_report_without_importance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("odd trials")
+
+    monkeypatch.setattr("trainkit.sweeps.importance._evaluate", fail)
+    facts = facts_of(make_search(tmp_path / "s", random_trials(20)))
+    assert facts.importance == {}
+    assert facts.importance_note.endswith("cannot be computed: AssertionError: odd trials")
+    assert len(facts.trials) == 20
+
+
+def test_keys_with_a_single_value_have_no_importance(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    axes = [AXES[0], {"key": "seed", "kind": "int", "low": 0, "high": 0, "log": False}]
+    axes += [{"key": "progress", "kind": "choice", "choices": ["off"]}]
+    shares, note = importance(search_of(make_search(tmp_path / "s", random_trials(20), axes=axes)))
+    assert max(shares, key=lambda key: shares[key]) == "lr", note
+    assert shares["lr"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_few_trials_have_no_importance(number: int, tmp_path: Path) -> None:
     shares, note = importance(search_of(make_search(tmp_path / "s", random_trials(number))))

@@ -124,6 +124,15 @@ def test_the_command_repeats_all_seeds_of_a_trial(tmp_path: Path) -> None:
     assert (words[1:4], words[-1]) == (["-cd", "my conf", "-m"], "seed=0,1,2")
 
 
+def test_a_secret_in_the_command_is_named(tmp_path: Path) -> None:
+    make_search(tmp_path / "s", [Made()])
+    path = tmp_path / "s/0/.hydra/overrides.yaml"
+    path.write_text(path.read_text() + "- logger.wandb.api_key='***'\n")
+    assert "*** in the command is a secret that is not in the files: replace it" in search_lines(
+        search_of(tmp_path / "s")
+    )
+
+
 def test_a_paused_best_trial_names_the_command_that_goes_on(tmp_path: Path) -> None:
     lines = search_lines(search_of(make_search(tmp_path / "s", [Made("paused", 3, value=0.1), Made()])))
     assert "best: trial 0, val/loss 0.1000 (paused after 3 of 9 epochs)" in lines

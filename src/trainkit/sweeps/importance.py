@@ -29,8 +29,8 @@ def importance(search: Search) -> tuple[dict[str, float], str]:
         found = _evaluate(search, trials, axes)
     except ImportError:
         return {}, f"The importance of the keys needs Optuna: {INSTALL}"
-    except (ValueError, RuntimeError, ArithmeticError) as error:  # all trials are equal, for example
-        return {}, f"The importance of the keys cannot be computed: {error}"
+    except Exception as error:  # an error of Optuna must not cost the rest of the report
+        return {}, f"The importance of the keys cannot be computed: {type(error).__name__}: {error}"
     note = f"Importance: how much a key decides whether a trial is among the best {SHARE:.0%} (PED-ANOVA of Optuna)."
     return found, note + (f" Left out, because some trials lack them: {', '.join(left)}." if left else "")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainkit.core.paths import display_path
+from trainkit.core.redaction import REDACTED
 from trainkit.display.text import count, number
 from trainkit.sweeps.axes import SEED
 from trainkit.sweeps.search_results import PRECEDENCE, Search, SearchAxis, Trial
@@ -34,7 +35,10 @@ def search_lines(search: Search) -> list[str]:
         return [*lines, f"no trial has a finite {search.metric or 'monitored metric'}"]
     value = search.value(best) or 0.0
     lines.append(f"best: trial {best.number}, {search.metric} {number(value)}{_about(search, best)}")
-    lines.append(f"to repeat it: {repeat_command(search, best)}")
+    command = repeat_command(search, best)
+    lines.append(f"to repeat it: {command}")
+    if REDACTED in command:
+        lines.append(f"{REDACTED} in the command is a secret that is not in the files: replace it")
     if best.status == "paused":
         paths = " ".join(shlex.quote(display_path(run.directory)) for run in best.runs if run.status == "paused")
         lines.append(f"to train it to the end: trainkit resume {paths}")
