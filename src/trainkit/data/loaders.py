@@ -17,14 +17,13 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from trainkit.core.errors import UserCodeError
 from trainkit.core.signals import delay_signals
 from trainkit.data.batch_order import BatchOrder, EpochOrder, epoch_order
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, SeededReader, collate, ignore_signals
-from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
+from trainkit.data.sample_errors import sample_error
 from trainkit.data.store import Store
 from trainkit.data.unreadable import (
     record_unreadable_sample,
@@ -252,9 +251,7 @@ class StreamingLoader:
                 read = reader.__getitems__([(0, index)])
                 batch = collate(replace(read, samples=2 * read.samples, indices=2 * read.indices), self.form)
             except Exception as error:
-                raise explain_sample_error(self.key, error) or UserCodeError(
-                    key_of_sample_error(self.key, error), error
-                ) from error
+                raise sample_error(self.key, error) from error
             if batch.inputs is not None:
                 return self.prepare(*batch.pair)
             first_failure = first_failure or batch.unreadable[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from trainkit.core.errors import ConfigError, DataError, TrainkitError
+from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.core.pytree import structure_of
 from trainkit.core.source import name_and_place
 from trainkit.data.streams import StreamStateError, reading_method
@@ -85,6 +85,11 @@ def key_of_sample_error(key: str, error: BaseException) -> str:
     """Return the config key of the code that raised an error while samples were read: `key`, or `data.collate`."""
     lines = [*str(error).splitlines(), *getattr(error, "__notes__", ())]  # a worker's notes are in the message
     return "data.collate" if any(line.startswith(BY_COLLATE) for line in lines) else key
+
+
+def sample_error(key: str, error: Exception) -> TrainkitError:
+    """Return the error to show for an error that was raised while samples were read. `key` is that of the data set."""
+    return explain_sample_error(key, error) or UserCodeError(key_of_sample_error(key, error), error)
 
 
 def explain_sample_error(key: str, error: BaseException) -> TrainkitError | None:

@@ -19,7 +19,7 @@ from trainkit.data.loaders import end_workers
 from trainkit.data.pairs import map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, ignore_signals
-from trainkit.data.sample_errors import explain_sample_error, key_of_sample_error
+from trainkit.data.sample_errors import sample_error
 from trainkit.data.stream_reading import Position, ShareProgress, StreamBatch, StreamReader
 from trainkit.data.streams import Stream, begin_pass
 
@@ -242,9 +242,7 @@ class StreamLoader:
         except (DataError, UserCodeError):
             raise
         except Exception as error:
-            raise explain_sample_error(self.key, error) or UserCodeError(
-                key_of_sample_error(self.key, error), error
-            ) from error
+            raise sample_error(self.key, error) from error
 
     def _check_length(self, position: Position, *, ended: bool) -> None:
         """Raise `DataError` if an epoch is one pass, and the length of the pass is not the value of `__len__`."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
 
 from trainkit.config.settings import Settings
 from trainkit.core.leaves import leaves
 from trainkit.core.redaction import MIN_SECRET_LENGTH, redact_by_key, redact_copies
-from trainkit.runs.secrets import literal_secrets
+from trainkit.runs.secrets import environment_resolver, literal_secrets
 
 # Keys that do not affect results: hardware, logging, and the length of the run.
 FREE_KEYS = {
@@ -67,7 +65,8 @@ def fingerprint(settings: Settings, *, length: Mapping[str, Any] | None = None) 
 def redacted_values(config: DictConfig) -> dict[str, Any]:
     """Return the dotted keys of a config with their resolved values, without secrets."""
     secrets = {text for text in literal_secrets(config) if len(text) >= MIN_SECRET_LENGTH}
-    with _environment_as_names():
+    # `${oc.env:NAME}` becomes its own name, so that no value of the environment gets into a file.
+    with environment_resolver(lambda name, *_: f"(oc.env:{name})"):
         plain = redact_copies(redact_by_key(_resolved(config, secrets)), secrets)
     return dict(leaves(plain))
 
@@ -105,13 +104,3 @@ def _value(node: Any, key: Any, secrets: set[str]) -> Any:
     except OmegaConfBaseException:
         hidden = True
     return OmegaConf.to_container(node, resolve=False)[key] if hidden else value  # type: ignore[index]
-
-
-@contextmanager
-def _environment_as_names() -> Iterator[None]:
-    """Resolve `${oc.env:NAME}` to its own name, so that no value of the environment gets into a file."""
-    OmegaConf.register_new_resolver("oc.env", lambda name, *_: f"(oc.env:{name})", replace=True)
-    try:
-        yield
-    finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)

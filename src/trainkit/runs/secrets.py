@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -55,7 +55,14 @@ def _recorded_environment(values: set[str]) -> Iterator[None]:
             values.add(os.environ[name])
         return oc.env(name, *default)
 
-    OmegaConf.register_new_resolver("oc.env", record, replace=True)
+    with environment_resolver(record):
+        yield
+
+
+@contextlib.contextmanager
+def environment_resolver(resolver: Callable[..., Any]) -> Iterator[None]:
+    """Resolve `${oc.env:NAME}` by another function in the block."""
+    OmegaConf.register_new_resolver("oc.env", resolver, replace=True)
     try:
         yield
     finally:

@@ -14,8 +14,9 @@ from trainkit.core.pytree import batch_size_of
 from trainkit.core.spelling import did_you_mean
 from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
+from trainkit.training.objects import parameters_of
 from trainkit.training.state import State
-from trainkit.training.step import accumulate_gradient, before_update, micro_batches, parameters_of, update, update_with
+from trainkit.training.step import accumulate_gradient, before_update, micro_batches, update, update_with
 from trainkit.training.wrong_result import WrongResultError
 
 

@@ -66,7 +66,7 @@ class Objects:
     @property
     def parameters(self) -> Iterator[Tensor]:
         """Every parameter that the optimizer updates."""
-        return (param for group in self.optimizer.param_groups for param in group["params"])
+        return parameters_of(self.optimizer)
 
     @property
     def evaluated(self) -> tuple[nn.Module, nn.Module]:
@@ -128,6 +128,11 @@ class Objects:
 
 def _is_on(value: Any) -> str:
     return "off" if value is None else "on"
+
+
+def parameters_of(optimizer: Optimizer | ChainedOptimizer) -> Iterator[Tensor]:
+    """Return every parameter that an optimizer updates."""
+    return (param for group in optimizer.param_groups for param in group["params"])
 
 
 def new_loss_mean(objects: Objects) -> Mean:

@@ -16,6 +16,7 @@ from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
 from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.metric_set import detach
+from trainkit.training.objects import parameters_of
 from trainkit.training.state import Phase, State
 
 
@@ -177,11 +178,6 @@ def update(state: State, optimizer: Optimizer | ChainedOptimizer | None = None, 
         objects.scaler.update()
     for each in objects.optimizers.values():
         each._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers warn after a skipped step
-
-
-def parameters_of(optimizer: Optimizer | ChainedOptimizer) -> Iterator[Tensor]:
-    """Return every parameter that an optimizer updates."""
-    return (param for group in optimizer.param_groups for param in group["params"])
 
 
 def has_gradients(optimizer: Optimizer | ChainedOptimizer) -> bool:
