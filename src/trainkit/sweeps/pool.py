@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +104,7 @@ def start_server(libraries: Sequence[str] = ()) -> None:
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # ./random.py must not shadow Python's module in the server
     try:
+        resource_tracker.ensure_running()  # it unblocks signals, so it must not start in the block below
         with delay_signals():  # the server never handles signals, so that it outlives a Ctrl-C
             forkserver.ensure_running()
         atexit.unregister(_end_server)  # this may be a second call
@@ -268,12 +269,12 @@ class Pool:
             self.free.append(job.gpu)
             code = job.process.exitcode
             exit_code = code if code >= 0 else 128 - code  # 128 + N for signal N
+            if job.channel is not None:  # closed first, because an orphan may wait for an answer
+                job.channel.close()
             if code == SERVER_LOST:
                 _end_orphan(job.process.pid)
                 exit_code = None
             job.process.close()
-            if job.channel is not None:
-                job.channel.close()
             if self.observer.on_end(job, exit_code) and self.stop is None:
                 self.waiting.append(job.task)
         self.observer.on_poll(self.running, len(self.waiting))
