@@ -136,7 +136,18 @@ def test_a_secret_in_the_command_is_named(tmp_path: Path) -> None:
 def test_a_paused_best_trial_names_the_command_that_goes_on(tmp_path: Path) -> None:
     lines = search_lines(search_of(make_search(tmp_path / "s", [Made("paused", 3, value=0.1), Made()])))
     assert "best: trial 0, val/loss 0.1000 (paused after 3 of 9 epochs)" in lines
-    assert any(line.startswith("to train it to the end: trainkit resume ") and line.endswith("s/0") for line in lines)
+    assert f"to train it to the end: trainkit resume {tmp_path / 's/0'}" in lines
+
+
+def test_each_paused_seed_of_the_best_trial_is_resumed_by_a_command_of_its_own(tmp_path: Path) -> None:
+    make_search(tmp_path / "s", [Made("paused", 3, value=0.1)], seeds=2)
+    ledger = Ledger(tmp_path / "s")
+    ledger.append({"event": "ended", "job": 0, "status": "paused", "epochs": 3})
+    info = tmp_path / "s/0/run.json"
+    info.write_text(info.read_text().replace('"completed"', '"stopped"'))
+    paths = [tmp_path / "s/0", tmp_path / "s/1"]
+    expected = f"to train it to the end: trainkit resume {paths[0]} && trainkit resume {paths[1]}"
+    assert expected in search_lines(search_of(tmp_path / "s"))
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def search_lines(search: Search) -> list[str]:
     if REDACTED in command:
         lines.append(f"{REDACTED} in the command is a secret that is not in the files: replace it")
     if best.status == "paused":
-        paths = " ".join(shlex.quote(display_path(run.directory)) for run in best.runs if run.status == "paused")
-        lines.append(f"to train it to the end: trainkit resume {paths}")
+        paths = [shlex.quote(display_path(run.directory)) for run in best.runs if run.status == "paused"]
+        lines.append(f"to train it to the end: {' && '.join(f'trainkit resume {path}' for path in paths)}")
     return lines + [f"hint: {hint}" for hint in hints(search)]
 
 
