@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,10 @@ def test_a_resume_with_another_teacher_is_refused(here: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "cause"),
     [
-        ("training_step.teacher=last", "a resume would take another run"),
-        ("training_step.teacher=nowhere", "nowhere: this directory does not exist"),
+        ("training_step.teacher=last", "training_step.teacher=last: outputs/latest: this directory does not exist"),
+        ("training_step.teacher=nowhere", "training_step.teacher=nowhere: nowhere: this directory does not exist"),
+        ("training_step.teacher=''", "training_step.teacher='' is not the directory of a run"),
+        ("training_step.teacher=null", "training_step.teacher=None is not the directory of a run"),
         ("training_step.temperature=0", "temperature=0"),
         ("training_step.alpha=2", "alpha=2"),
     ],
@@ -100,6 +103,23 @@ def test_a_resume_with_another_teacher_is_refused(here: Path) -> None:
 def test_wrong_arguments_are_errors_of_the_config(override: str, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         build_session(compose_settings([*STUDENT, override]))
+
+
+def test_a_teacher_without_a_checkpoint_is_named(teacher: Run) -> None:
+    shutil.rmtree(teacher.directory / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"training_step\.teacher=teacher: .* has no best checkpoint"):
+        build_session(compose_settings(STUDENT))
+
+
+def test_last_is_the_newest_run_at_the_start_and_stays_the_teacher(here: Path) -> None:
+    last = [*STUDENT, "training_step.teacher=last"]
+    teacher = trainkit.train(trainkit.compose(TEACHER))
+    run = trainkit.train(trainkit.compose([*last, "epochs=1"]))
+    assert (here / "outputs/latest").resolve() == run.directory.resolve()
+    parts = trainkit.resume("last", ["epochs=2"])
+    whole = trainkit.train(trainkit.compose([*last, f"training_step.teacher={teacher.directory}"]), directory="whole")
+    assert losses(parts) == losses(whole)
+    assert all(torch.equal(tensor, weights(parts)[name]) for name, tensor in weights(whole).items())
 
 
 @pytest.mark.usefixtures("teacher")

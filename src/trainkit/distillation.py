@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainkit.core.errors import CheckpointError, ConfigError
+from trainkit.core.errors import CheckpointError, ConfigError, named_errors
 from trainkit.core.pytree import describe
 from trainkit.engine.load import load
 from trainkit.training.losses import denominator
@@ -23,19 +23,20 @@ class Distillation:
     are not in the checkpoints, which hold their hash.
 
     Args:
-        teacher: the directory of a run, whose best model is the teacher.
+        teacher: the directory of a run, whose best model is the teacher; or `last`, the newest run at the start.
         temperature: T.
         alpha: the weight of the teacher, from 0 to 1.
     """
 
     def __init__(self, teacher: str, temperature: float = 4.0, alpha: float = 0.9) -> None:
-        if teacher == "last":
-            cause = "training_step.teacher=last: a resume would take another run, because this run is then the last"
-            raise ConfigError(cause, hint="name the directory of the teacher")
+        if not teacher:
+            cause = f"training_step.teacher={teacher!r} is not the directory of a run"
+            raise ConfigError(cause, hint="write training_step.teacher=DIR, or training_step.teacher=last")
         if temperature <= 0 or not 0 <= alpha <= 1:
             cause = f"training_step: temperature={temperature:g} and alpha={alpha:g}"
             raise ConfigError(cause, hint="write a temperature above 0, and an alpha from 0 to 1")
-        self.name, self.teacher = teacher, load(teacher)
+        with named_errors(f"training_step.teacher={teacher}"):
+            self.name, self.teacher = teacher, load(teacher)
         self.temperature, self.alpha = temperature, alpha
 
     def to(self, device: torch.device) -> None:

@@ -19,8 +19,11 @@ from trainkit import compose
 from trainkit.build import session as build
 from trainkit.config.settings import read_settings
 from trainkit.core.errors import CheckpointError, ConfigError
+from trainkit.engine.resume import continue_run
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
+from trainkit.runs.recovery import recover_run
+from trainkit.runs.reload import reload_config
 from trainkit.runs.snapshot import digest
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.state import State
@@ -185,6 +188,20 @@ def test_skipped_batches_are_not_read_again(own: Path) -> None:
     assert len({*counting.read}) == 37 - 5 * 5 == run.history[-1]["train/samples"] - 5 * 5
     # A sample is read to find out how the model is called. The first read of each reader is repeated.
     assert len(counting.read) <= 37 - 5 * 5 + 1 + 2
+
+
+def test_further_hooks_are_called_if_a_resume_changes_the_schedule(own: Path) -> None:
+    class Epochs:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def on_epoch_end(self, state: Any, _: Any) -> None:
+            self.seen.append(state.epoch)
+
+    run = trainkit.train(compose([*BASE, "scheduler=cosine", "epochs=1"]), directory=own / "run")
+    hook = Epochs()
+    continue_run(recover_run(run.directory), reload_config(run, ["epochs=3"]), hooks=[hook])
+    assert hook.seen == [2, 3]
 
 
 def test_a_resume_undoes_what_hooks_do_in_on_start(own: Path) -> None:

@@ -68,6 +68,12 @@ class Settings(RootKeys):
         assert self.init_from is not None
         return dataclasses.replace(self, init_from=dataclasses.replace(self.init_from, path=path), source=source)
 
+    def with_teacher(self, directory: str) -> Settings:
+        """Return settings whose training step learns from the run in this directory."""
+        source = self.source.copy()
+        source.training_step.teacher = directory
+        return _from_source(source)
+
     @property
     def model_needs_classes(self) -> bool:
         """Whether the model refers to `data.classes`."""

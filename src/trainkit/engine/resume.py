@@ -14,6 +14,7 @@ from trainkit.core.pytree import copy_to_cpu
 from trainkit.display import live as display
 from trainkit.display.text import count
 from trainkit.engine.changes import Changes, find_changes
+from trainkit.engine.teacher import name_teacher
 from trainkit.engine.train import (
     keeps_trainable,
     make_saver,
@@ -66,7 +67,7 @@ def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> 
         name, saved, notes = newest_checkpoint(run)
         allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
         with display.ReadingProgress(reloaded.settings.progress) as on_progress:
-            settings, warm_start = prepare_warm_start(reloaded.settings)
+            settings, warm_start = prepare_warm_start(name_teacher(reloaded.settings))
             if saved is not None and not (lacks_frozen(saved) or keeps_trainable(settings)):
                 warm_start = None  # the checkpoint holds all weights
             session = build_session(settings, on_progress, warm_start)
@@ -76,8 +77,8 @@ def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> 
             changes, more = restore_session(session, saved, allow)
             notes += more
             if changes.keys:  # the saved state is no longer the state to restore
-                hooks = saved.get("hooks", {})  # those of the session have not started yet
-                saved = {**copy_to_cpu(capture_state(session.state, {}, with_hooks=False)), "hooks": hooks}
+                states = saved.get("hooks", {})  # the hooks of the session have not started yet
+                saved = {**copy_to_cpu(capture_state(session.state, {}, with_hooks=False)), "hooks": states}
         refuse_shorter_run(session)
         session.state.check_time()
         notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()
@@ -88,7 +89,7 @@ def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> 
             return run
         check_last_batch(session.settings, session.state, session.train)
         run.resume(
-            reloaded.settings,
+            settings,
             command=sys.argv,
             overrides=_merge_overrides(run.overrides, reloaded.overrides),
             history=history,

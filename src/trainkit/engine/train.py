@@ -27,6 +27,7 @@ from trainkit.engine.error_context import explain_error
 from trainkit.engine.report import report_at_end
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
+from trainkit.engine.teacher import name_teacher
 from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
@@ -58,7 +59,7 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
         Stopped: a signal stopped the training; a checkpoint holds the state.
     """
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
-    settings, warm_start = prepare_warm_start(composed.settings)
+    settings, warm_start = prepare_warm_start(name_teacher(composed.settings))
     with display.ReadingProgress(settings.progress) as on_progress:
         session = build_session(settings, on_progress, warm_start)
     check_last_batch(session.settings, session.state, session.train)
