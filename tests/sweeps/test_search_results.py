@@ -228,6 +228,14 @@ def test_grouped_rows_say_that_they_include_stopped_trials(tmp_path: Path) -> No
     assert "runs in the rows that a search has pruned or paused: 2" in table.notes
 
 
+def test_trials_that_diverged_are_last_and_counted_in_one_note(tmp_path: Path) -> None:
+    trials = [Made(value=NO_VALUE), Made("paused", 1, value=NO_VALUE), Made(value=0.5)]
+    table = compare(collect([make_search(tmp_path / "s", trials)]))
+    assert [row.trial.number for row in table.rows if row.trial] == [2, 0, 1]
+    assert table.notes == ["trials without a finite val/loss: 0, 1"]
+    assert [trial.number for trial in table.searches[0].ranked] == [2]
+
+
 @pytest.mark.parametrize(("sort", "key"), [("trial", lambda t: t.number), ("epochs", lambda t: t.epochs)])
 def test_the_columns_of_a_search_can_be_sorted_by(sort: str, key: Any, tmp_path: Path) -> None:
     make_search(tmp_path / "s", random_trials(12))

@@ -117,9 +117,12 @@ def _notes(collection: Collection, rows: Sequence[Row], *, same_config: bool) ->
     if len(monitors) > 1:
         listed = ", ".join(f"{metric} ({count(runs, 'run')})" for metric, runs in monitors.items())
         yield f"the runs monitor different metrics: {listed}; the best rows by {collection.metric} are first"
+    diverged = [row.trial.number for row in rows if row.trial and any(run.best is None for run in row.runs)]
+    if diverged:  # a search may have many
+        yield f"trials without a finite {collection.metric or 'monitored metric'}: {', '.join(map(str, diverged))}"
     for row in rows:
         for run in row.runs:
-            if run.best is None:
+            if run.best is None and row.trial is None:
                 yield f"no epoch has a finite {run.metric or 'monitored metric'}: {display_path(run.directory)}"
     early = sum(run.status in SEARCH_ENDS for row in rows for run in row.runs if row.trial is None)
     if early:
