@@ -41,8 +41,8 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     batches = loader.batches(0)
     carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
     metrics.reset()
-    keep = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
-    work = functools.partial(evaluate_batch, keep=keep)
+    keep_outputs = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
+    work = functools.partial(evaluate_batch, keep_outputs=keep_outputs)
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
             batch = run_with_oom_split(work, state, inputs, targets, hooks)
@@ -78,12 +78,12 @@ class BatchEvaluation:
     kept: list[tuple[Any, Any, Any]]
 
 
-def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep: bool = False) -> BatchEvaluation:
-    """Return the loss of a batch, its correct predictions and its scalars; with `keep`, the outputs too."""
+def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep_outputs: bool = False) -> BatchEvaluation:
+    """Return the loss of a batch, its correct predictions and its scalars; with `keep_outputs`, the outputs too."""
     step = state.objects.evaluation_step
     batch = BatchEvaluation([], [], [], [])
     if step is not None:
-        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=keep):
+        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=keep_outputs):
             batch.losses.append((custom.result.loss, custom.weight))
             batch.scalars.extend(custom.scalars)
             outputs = custom.result.outputs
@@ -91,7 +91,8 @@ def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep: bool = Fals
                 # The outputs of a custom step may be anything, so they are classes only if their shape says so.
                 is_tensor = isinstance(outputs, Tensor) and outputs.dim() > 1
                 are_classes = is_tensor and outputs.shape[1] == state.settings.classes
-                _add_outputs(state, batch, (custom.inputs, custom.targets, outputs), count=are_classes, keep=keep)
+                part = (custom.inputs, custom.targets, outputs)
+                _add_outputs(state, batch, part, count=are_classes, keep_outputs=keep_outputs)
         return batch
     model, loss_fn = state.objects.evaluated
     batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
@@ -100,13 +101,13 @@ def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep: bool = Fals
         state, model, loss_fn, inputs, targets, batch_denominator
     ):
         total = total if loss is None else total + loss
-        _add_outputs(state, batch, (part, part_targets, outputs), count=True, keep=keep)
+        _add_outputs(state, batch, (part, part_targets, outputs), count=True, keep_outputs=keep_outputs)
     batch.losses.append((total, batch_denominator))
     return batch
 
 
 def _add_outputs(
-    state: State, batch: BatchEvaluation, micro_batch: tuple[Any, Any, Any], *, count: bool, keep: bool
+    state: State, batch: BatchEvaluation, micro_batch: tuple[Any, Any, Any], *, count: bool, keep_outputs: bool
 ) -> None:
     """Add the outputs of a micro batch to the results of its batch.
 
@@ -115,11 +116,11 @@ def _add_outputs(
         batch: the results of the batch.
         micro_batch: the inputs, the targets and the outputs.
         count: count the correct predictions, if the loss is one of classes and no metric is called `accuracy`.
-        keep: keep the outputs.
+        keep_outputs: keep the outputs.
     """
     part, part_targets, outputs = micro_batch
     if count and "accuracy" not in state.objects.val_metrics.metrics:
         correct = count_correct(state.objects.evaluated[1], outputs, part_targets, state.settings.classes)
         batch.correct.extend([] if correct is None else [correct])
-    if keep:
+    if keep_outputs:
         batch.kept.append((part, part_targets, detach(outputs)))

@@ -12,7 +12,7 @@ from trainkit.data.prepare import Batch
 from trainkit.training.state import Phase, State
 
 
-def stoppable(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
+def stoppable_batches(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the batches up to the last step; a signal stops the training while the loop waits for a batch."""
     while not state.at_limit:
         with interruptible(state, Phase.WAITING):

@@ -18,7 +18,7 @@ from trainkit.training.custom_training import custom_train_step
 from trainkit.training.evaluation import evaluate
 from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
-from trainkit.training.interruption import stoppable
+from trainkit.training.interruption import stoppable_batches
 from trainkit.training.last_step import last_step_metrics
 from trainkit.training.losses import denominator
 from trainkit.training.metrics import CLOCKS, Metrics
@@ -71,7 +71,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
     state.set_frozen()
     if progress.batch == 0:
         reset_carried(objects.carrying)
-    for inputs, targets in stoppable(state, loader.batches(progress.epoch, progress.batch)):
+    for inputs, targets in stoppable_batches(state, loader.batches(progress.epoch, progress.batch)):
         try:
             run_with_oom_split(train_step, state, inputs, targets, hooks)
         except NonFiniteError as error:
@@ -159,7 +159,7 @@ def finish_epoch(state: State, metrics: Metrics) -> None:
     value = monitored_value(monitor, metrics)
     if _improves(state, value, (progress.best or {}).get(monitor)):
         progress.best = metrics
-    if _improves(state, value, progress.patience_reference, by=state.settings.min_delta):
+    if _improves(state, value, progress.patience_reference, min_delta=state.settings.min_delta):
         progress.patience_reference, progress.epochs_since_best = value, 0
     else:
         progress.epochs_since_best += 1
@@ -185,6 +185,6 @@ def monitored_value(monitor: str, metrics: Metrics) -> float:
     raise ConfigError(f"monitor.metric={monitor}: {cause}", hint=f"choose from {', '.join(choices)}")
 
 
-def _improves(state: State, value: float, reference: float | None, by: float = 0.0) -> bool:
+def _improves(state: State, value: float, reference: float | None, min_delta: float = 0.0) -> bool:
     sign = 1 if state.settings.mode == "min" else -1
-    return math.isfinite(value) and (reference is None or sign * value < sign * reference - by)
+    return math.isfinite(value) and (reference is None or sign * value < sign * reference - min_delta)

@@ -48,7 +48,7 @@ def try_validation(state: State, inputs: Any, targets: Any) -> None:
     steps = {key: copy.deepcopy(step.state_dict()) for key, step in objects.steps_with_state.items()}
     with preserve_rng(), evaluating(model, loss_fn):
         reset_carried(carrying_modules(model) if objects.carrying else [])
-        for _, part_targets, outputs in evaluate_batch(state, inputs, targets, keep=bool(metrics)).kept:
+        for _, part_targets, outputs in evaluate_batch(state, inputs, targets, keep_outputs=bool(metrics)).kept:
             metrics.update(outputs, part_targets)
         check_monitored(state)
     metrics.reset()
