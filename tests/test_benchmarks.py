@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -60,3 +63,30 @@ def test_the_comparison_of_runs_is_timed() -> None:
     first, second = done.stdout.splitlines()
     assert first.startswith("trainkit compare runs: 10 runs in ")
     assert second.startswith("trainkit compare runs --json: 10 runs in ")
+
+
+def test_searches_are_compared_by_the_known_losses_of_their_trials(tmp_path: Path) -> None:
+    sizes = ["--searches", "1", "--trainings", "2", "--pruned", "branin", "--trials", "2"]
+    rows = table_rows("search", "--tasks", "branin", *sizes, "--folder", str(tmp_path))
+    methods, pruners = rows[:3], rows[5:]  # between them is the head of the second table
+    assert [name for _, name, *_ in pruners] == ["off", "median", "hyperband", "asha"]
+    shown = {f"branin-{name.lower().replace(', ', '-')}-18-0": row for _, name, *row in methods}
+    shown |= {f"branin-tpe-{name}-2-0": row for _, name, *row in pruners}
+    for sweep, row in shown.items():
+        losses = [loss for run in tmp_path.glob(f"{sweep}/*/history.jsonl") for loss in branin_losses(run.parent)]
+        is_of_pruners = sweep.endswith("-2-0")
+        assert float(row[0 if is_of_pruners else 1].split()[0]) == pytest.approx(min(losses), rel=1e-3), sweep
+        assert len(losses) == (int(row[1].split()[0]) if is_of_pruners else 18), sweep
+
+
+def branin_losses(run: Path) -> list[float]:
+    """Return the validation loss of each epoch by the formula, and compare it with the history of the run."""
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    fraction = (math.log10(config.lr) + 4) / 4
+    x, y = 15 * fraction - 5, 15 * config.model.place
+    a, b, c, r, s, t = 1, 5.1 / (4 * math.pi**2), 5 / math.pi, 6, 10, 1 / (8 * math.pi)
+    branin = a * (y - b * x**2 + c * x - r) ** 2 + s * (1 - t) * math.cos(x) + s
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    losses = [1 + math.log10(1 + branin - 0.397887) + 2 * math.exp(-(0.2 + fraction) * row["epoch"]) for row in rows]
+    assert [row["val/loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
+    return losses
