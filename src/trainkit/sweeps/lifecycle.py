@@ -82,7 +82,8 @@ def finish_sweep(ledger: Ledger, numbers: set[int], report: Any, started: float)
     requested = [job for job in jobs if job.number in numbers]
     code = 10 if any(job.status not in ENDED_WELL for job in requested) else 0
     ledger.write_summary("failed" if code else "completed", code)
-    skipped = len(numbers - ledger.last_command().started)
+    started_now = ledger.last_command().started
+    skipped = sum(job.status == "completed" and job.number not in started_now for job in requested)
     if skipped and not code:
         print(f"{count(skipped, 'job')} had been completed before", file=sys.stderr)
     print(printable_lines(comparison_lines(ledger.directory)))
