@@ -35,6 +35,11 @@ def test_an_adapter_adds_the_scaled_product_of_its_matrices() -> None:
     torch.testing.assert_close(model[2].weight, original + 3.0 * adapter.up @ adapter.down)
 
 
+def test_a_rank_below_1_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"model\.rank=0: must be at least 1"):
+        lora(small(), rank=0)
+
+
 def test_the_gradient_of_an_adapter_is_that_of_the_formula() -> None:
     model = lora(small(), rank=2)
     adapter = model.get_submodule("0.parametrizations.weight.0")

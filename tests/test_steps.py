@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from trainkit import steps
+from trainkit.core.errors import ConfigError
 from trainkit.image_models import DCGAN, VAE, ConvEncoder
 from trainkit.losses import NTXent
 
@@ -155,3 +156,8 @@ def test_a_random_view_of_a_shift_alone_moves_the_image() -> None:
 
 def test_the_encoder_returns_a_vector_for_each_image(images: Tensor) -> None:
     assert ConvEncoder(width=4, depth=2)(images).shape == (6, 8)
+
+
+def test_a_temperature_of_0_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.temperature=0: must be above 0"):
+        NTXent(temperature=0)

@@ -30,6 +30,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         rows, columns = weight.shape[0], weight[0].numel()
+        if rank < 1:
+            raise ConfigError(f"model.rank={rank}: must be at least 1", hint="for example model.rank=4")
         self.scale = alpha / rank
         self.down = nn.Parameter(weight.new_empty(rank, columns))
         self.up = nn.Parameter(weight.new_zeros(rows, rank))

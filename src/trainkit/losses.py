@@ -55,6 +55,10 @@ class NTXent(nn.Module):
 
     def __init__(self, temperature: float = 0.5) -> None:
         super().__init__()
+        if temperature <= 0:
+            raise ConfigError(
+                f"loss.temperature={temperature:g}: must be above 0", hint="for example loss.temperature=0.5"
+            )
         self.temperature = temperature
 
     def forward(self, outputs: Any, targets: object) -> Tensor:  # noqa: ARG002

@@ -149,6 +149,10 @@ def test_lazy_layers_infer_their_shapes_from_the_data() -> None:
             ["there is no validation set", "data.split=0.2"],
         ),
         (
+            ["evaluation_step=off", "monitor={metric: val/accuracy, mode: max}"],
+            ["there is no validation set", "remove evaluation_step=off"],
+        ),
+        (
             ["+param_groups.a={module: fc1, lr_mult: 3}", "scheduler=flat"],
             ["scheduler", "one learning rate", "lists"],
         ),

@@ -177,6 +177,15 @@ def test_a_killed_run_on_shares_of_workers_resumes_to_the_same_bits(
     assert note is not None or "read again" not in text
 
 
+def test_workers_without_a_shard_are_reported_once(forked: Command, own: Path) -> None:
+    pytest.importorskip("datasets")
+    node = f"data.train={{_target_: streammodule.hf, files: '{own}/rows0.jsonl.gz'}}"
+    done = forked(*BASE, node, "steps_per_epoch=6", "data.num_workers=2")
+    assert done.returncode == 0, done.stderr
+    assert "read by 2 workers, 1 of which has a share: the set has 1 shard" in done.stderr
+    assert "Too many dataloader workers" not in done.stderr
+
+
 @slow
 def test_the_number_of_workers_changes_no_number_of_a_stream(forked: Command, own: Path) -> None:
     results = []

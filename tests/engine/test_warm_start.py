@@ -17,7 +17,7 @@ import trainkit
 from tests.helpers import SmallCNN, compose_settings, small_run
 from trainkit.core.errors import CheckpointError, ConfigError, Problem, TrainkitError
 from trainkit.engine.warm_start import WarmStart, prepare_warm_start
-from trainkit.training.weights import match_weights
+from trainkit.training.weights import match_weights, patterns_for
 
 State = dict[str, Any]
 
@@ -310,6 +310,19 @@ def test_a_damaged_run_is_refused_with_the_checkpoint_that_can_be_read(tmp_path:
     for name in names:
         (checkpoints / name / "state.pt").write_bytes(b"damaged")
     assert refusal_of(tmp_path / "run").hint.startswith("start from another run")
+
+
+def test_last_is_refused_if_it_is_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs/latest").mkdir(parents=True)
+    Path("outputs/latest/sweep.jsonl").touch()
+    with pytest.raises(ConfigError, match="init_from=last: the newest is a sweep, outputs/latest"):
+        prepare_warm_start(compose_settings(["init_from=last"]))
+
+
+def test_the_override_for_adapters_and_a_new_head_allows_no_other_tensor() -> None:
+    names = [f"{layer}.parametrizations.weight.0.{part}" for layer in ("a", "b.c") for part in ("up", "down")]
+    assert patterns_for([*names, "fc.bias", "fc.weight"]) == [r"fc\..*", r".*\.parametrizations\..*"]
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "checkpoints/{best}"])

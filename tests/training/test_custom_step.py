@@ -180,6 +180,9 @@ def a_vector(model, inputs, targets, loss_fn):
 def taken(model, inputs, targets, loss_fn):
     return {"loss": loss_fn(model(inputs), targets), "samples": 3}
 
+def in_turn_of_pair(model, inputs, targets, loss_fn):
+    yield "head", loss_fn(model(inputs)[0], targets)
+
 def unknown_optimizer(model, inputs, targets, loss_fn):
     yield "heads", loss_fn(model(inputs), targets)
 
@@ -468,6 +471,12 @@ def test_commands_that_need_one_gradient_say_that_a_step_has_several(forked: Com
         done = forked(command, "model=net", *TWO)
         assert done.returncode == 2, done.stderr
         assert "stepmodule.in_turn" in done.stderr
+
+
+@pytest.mark.usefixtures("own")
+def test_a_supervised_validation_beside_losses_in_turn_does_not_name_the_training_step(forked: Command) -> None:
+    done = forked("model=pair", *TWO, "training_step=stepmodule.in_turn_of_pair")
+    assert "write evaluation_step=PATH, a step that returns a loss, or off" in done.stderr
 
 
 @pytest.mark.usefixtures("own")

@@ -268,15 +268,18 @@ def choose_monitor(settings: Settings, loss_fn: nn.Module, val: Loader | None) -
     """
     metric = settings.monitor.metric
     own = [name for name, node in settings.metrics.items() if "val" in parts_of(node)]
+    hint = "write data.split=0.2"
+    if settings.evaluation_step is None:
+        hint = "remove evaluation_step=off, or write monitor.metric=train/loss monitor.mode=min"
     if val is None and metric.removeprefix("val/").partition("/")[0] in own:
-        raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint="write data.split=0.2")
+        raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint=hint)
     if metric == "val/accuracy" and "accuracy" not in own and isinstance(loss_fn, REGRESSION_LOSSES):
         raise ConfigError(
             f"monitor.metric={metric}: accuracy needs classes, which {type(loss_fn).__name__} does not have",
             hint="write monitor.metric=val/loss monitor.mode=min",
         )
     if val is None and metric == "val/accuracy":
-        raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint="write data.split=0.2")
+        raise ConfigError(f"monitor.metric={metric}: there is no validation set", hint=hint)
     return "train/loss" if val is None and metric == "val/loss" else metric
 
 

@@ -62,6 +62,10 @@ def describe_stream(stream: Stream, settings: Settings) -> str:
     length = "a stream" if stream.length is None else f"a stream of {stream.length:,} samples"
     readers = f"{workers} worker{'s' * (workers > 1)}" if workers else "the main process"
     each = ", each its own share" if stream.shards_itself and workers > 1 else ""
+    shards = getattr(stream.dataset, "num_shards", None)  # of a set of Hugging Face
+    if each and isinstance(shards, int) and shards < workers:
+        verb = "has" if shards == 1 else "have"
+        each = f", {shards} of which {verb} a share: the set has {shards} shard{'s' * (shards > 1)}"
     text = f"{length}, read by {readers}{each}"
     limit = settings.limit_val_batches
     if stream.key == "data.val" and limit is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -111,6 +112,7 @@ class StreamReader(IterableDataset[StreamBatch | None]):
         info = get_worker_info()
         if info is None:
             return self._batches(self.stream.copy(), SeparateGenerators().active, worker=0, workers=1)
+        logging.getLogger("datasets.iterable_dataset").addFilter(_is_no_worker_warning)
         if not self.shards_itself:
             torch_worker._worker_info = None  # a set that divides its samples by it would lose most of them
         batches = self._batches(self.stream.dataset, nullcontext, worker=info.id, workers=info.num_workers)
@@ -190,3 +192,8 @@ def _samples(dataset: Any, pass_number: int, state: Any) -> Iterator[Any]:
     if state is not None:
         dataset.load_state_dict(plain_copy(state))
     yield from dataset
+
+
+def _is_no_worker_warning(record: logging.LogRecord) -> bool:
+    """Return False for the warning about workers without a share, which the run reports itself."""
+    return not record.getMessage().startswith("Too many dataloader workers")

@@ -162,7 +162,10 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     if key.startswith("hooks.") and isinstance(error, KeyError):
         hint = _suggest_metric(error)
     if _lacks_evaluation_step(error, session):
+        step = session.state.objects.training_step
         hint = "the validation is supervised: write evaluation_step='${training_step}', a step of its own, or off"
+        if step is not None and step.is_generator:  # a validation updates nothing
+            hint = "the validation is supervised: write evaluation_step=PATH, a step that returns a loss, or off"
     if key in ("model", "loss") and not user_frames(error):  # such as a call with a wrong number of arguments
         shapes += f"\n  {_part_name(session, key)}"
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trainkit.config.settings import Settings
 from trainkit.core.errors import named_errors
-from trainkit.runs.find import find_run
+from trainkit.runs.find import find_last_run
 
 DISTILLATION = "trainkit.distillation.Distillation"
 
@@ -23,4 +23,4 @@ def name_teacher(settings: Settings) -> Settings:
     if not isinstance(step, Mapping) or step.get("_target_") != DISTILLATION or step.get("teacher") != "last":
         return settings
     with named_errors("training_step.teacher=last"):
-        return settings.with_teacher(str(find_run("last")))
+        return settings.with_teacher(str(find_last_run()))

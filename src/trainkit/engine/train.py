@@ -262,8 +262,9 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
     if keeps_trainable(session.settings):
         names = frozen_names(state)
         size = sum(session.named[name].numel() for name in names)
+        text = f"checkpoints do not hold the {size:,} frozen parameters: a resume builds them again from the config"
         notes.append(
-            f"checkpoints do not hold the {size:,} frozen parameters: a resume builds them again from the config"
+            text if names else "note: checkpoint.weights=trainable leaves out no parameter, as none stays frozen"
         )
     for group in session.groups:
         if (state.epochs or math.inf) <= group.frozen_epochs:

@@ -19,7 +19,7 @@ from trainkit.display.text import columns, count
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.checkpoint_files import STATE
 from trainkit.runs.directory import Run
-from trainkit.runs.find import find_run
+from trainkit.runs.find import find_last_run, find_run
 from trainkit.runs.frozen import lacks_frozen
 from trainkit.runs.weight_files import read_checkpoint, read_weights, weights_of
 from trainkit.training.weights import (
@@ -136,8 +136,9 @@ def prepare_warm_start(settings: Settings) -> tuple[Settings, WarmStart | None]:
     options = settings.init_from
     if options is None or options.path is None:
         return settings, None
-    with named_errors(f"init_from={display_path(Path(options.path))}"):
-        path = find_run("last") if options.path == "last" else Path(options.path).expanduser()
+    is_last = options.path == "last"
+    with named_errors(f"init_from={'last' if is_last else display_path(Path(options.path))}"):
+        path = find_last_run() if is_last else Path(options.path).expanduser()
         if path.is_dir():
             path = find_run(str(path))
     settings = settings.with_init_path(str(path.resolve()))

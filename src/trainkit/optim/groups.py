@@ -71,7 +71,7 @@ def resolve_groups(
         raise ConfigError("the model has no trainable parameter", hint="freeze fewer parameters")
     epochs = min(param.frozen_epochs for param in trainable)
     if epochs:
-        cause = f"param_groups: the rules freeze all parameters in the first {epochs} epochs"
+        cause = f"param_groups: the rules freeze all parameters in the first {epochs} epoch{'s' * (epochs > 1)}"
         raise ConfigError(cause, hint="freeze fewer parameters: the first epochs must train some")
     problems = [*_assign_optimizers(trainable, rules, list(optimizers)), *_check_options(trainable, optimizers)]
     if problems:

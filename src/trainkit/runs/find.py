@@ -44,6 +44,19 @@ def find_run(name: str) -> Path:
     raise ConfigError(f"{directory} does not hold a run: no training started there", hint=hint)
 
 
+def find_last_run() -> Path:
+    """Return the directory of the newest run, for a key such as `init_from=last`.
+
+    Raises:
+        ConfigError: there is no run, or the newest is a sweep.
+    """
+    directory = find_run("last")
+    if (directory / "sweep.jsonl").exists():
+        cause = f"the newest is a sweep, {display_path(directory)}"
+        raise ConfigError(cause, hint="name the directory of a run, such as that of one of its jobs")
+    return directory
+
+
 def _status(directory: Path) -> Any:
     """Return the status of a run; `damaged` if its `run.json` cannot be read."""
     try:

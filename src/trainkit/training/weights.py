@@ -93,8 +93,9 @@ def matching_names(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
 
 def patterns_for(names: Sequence[str]) -> list[str]:
     """Return a few patterns that match all of the names. They have the form of the name selector of param groups."""
-    if all(".parametrizations." in name for name in names):
-        return [r".*\.parametrizations\..*"]
+    plain = [name for name in names if ".parametrizations." not in name]
+    if len(plain) < len(names):
+        return [*(patterns_for(plain) if plain else []), r".*\.parametrizations\..*"]
     for depth in (None, 1):  # the whole path of a module, else its first part
         patterns = list(dict.fromkeys(_pattern_of(name, depth) for name in names))
         if len(patterns) <= 4:
