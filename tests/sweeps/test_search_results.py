@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.processes import Forks
+from tests.sweeps.made_runs import make_run
 from tests.sweeps.made_searches import AXES, MAX_EPOCHS, NO_VALUE, Made, make_search, random_trials
 from trainkit.cli.main import main
 from trainkit.runs.directory import Run
@@ -43,6 +44,22 @@ def test_completed_paused_and_pruned_trials_are_ranked_together_by_their_best_va
     assert lines[0].split()[0] == "trial"
     assert {"status", "epochs"} <= set(lines[0].split())
     assert lines[-1].startswith("completed, paused and pruned trials are compared by their best epoch")
+
+
+def test_trials_without_validation_are_ranked_by_the_training_loss_that_they_monitor(tmp_path: Path) -> None:
+    make_search(tmp_path / "s", [])  # with monitor.metric=val/loss, the default
+    ledger = Ledger(tmp_path / "s")
+    for number, loss in enumerate((0.5, 0.3)):
+        queued = {"event": "queued", "job": number, "config": f"c{number}", "overrides": [f"lr={loss}"]}
+        ledger.append({**queued, "directory": str(number), "trial": number, "repeat": 0})
+        history = [{"epoch": 1, "train/loss": loss}]
+        make_run(tmp_path / "s" / str(number), "monitor.metric=train/loss", f"lr={loss}", history=history)
+        ledger.append({"event": "ended", "job": number, "status": "completed", "epochs": 1})
+    search = search_of(tmp_path / "s")
+    assert search.metric == "train/loss"
+    assert search.best is not None
+    assert search.best.number == 1
+    assert "best: trial 1, train/loss 0.3000" in search_lines(search)
 
 
 def test_the_repeats_of_a_trial_are_one_row_with_mean_and_spread(tmp_path: Path) -> None:

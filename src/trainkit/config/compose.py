@@ -21,13 +21,15 @@ from trainkit.config.hints import is_off
 from trainkit.config.length import find_two_lengths
 from trainkit.config.replaced_targets import drop_replaced_arguments, mark_new_arguments
 from trainkit.config.search_path import CONF, make_loader, make_sweep_loader
-from trainkit.config.search_space import Space, find_active, find_search_problems, has_interval, read_space
+from trainkit.config.search_problems import find_float_ends, find_search_problems
+from trainkit.config.search_space import Space, describe_parse_error, find_active, has_interval, read_space
 from trainkit.config.settings import Settings, read_settings
 from trainkit.config.targets import find_wrong_targets
 from trainkit.core.errors import ConfigError, Problem
 
 MAX_CHECKED_JOBS = 200  # jobs of a sweep that are checked before the first one starts
 MAX_VALUES = 100_000  # values of one key in a sweep
+PARAMS = "hydra.sweeper.params"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     Raises:
         ConfigError: everything that is wrong with the config; `error.composed` is `Unchecked` or None.
     """
+    _check_hydra_keys(overrides)
     return _compose(make_loader(config_dir), overrides)
 
 
@@ -165,20 +168,21 @@ def compose_sweep(
         ConfigError: everything that is wrong with any of these jobs.
     """
     loader = make_sweep_loader(config_dir)
+    _check_hydra_keys(overrides, loader)
     problems: list[Problem] = []
     params: dict[str, Any] = {}
     try:
         whole = loader.load_configuration("config", mark_new_arguments(overrides), RunMode.MULTIRUN)
         sweeper = str(whole.hydra.sweeper._target_)
         basic = "BasicSweeper" in sweeper  # other sweepers choose jobs during the sweep
-        searches = "TrainkitSweeper" in sweeper or (basic and _has_budget(whole))
+        searches = "TrainkitSweeper" in sweeper or (basic and _has_search_key(whole, overrides))
         params = dict(whole.hydra.sweeper.get("params") or {})
     except COMPOSITION_ERRORS:
         whole, basic, searches = None, True, False
     if searches or (basic and has_interval(overrides, params)):
         return _compose_search(loader, whole, overrides, params, on_first_job)
     values = []
-    for text in overrides if basic else ():
+    for text in with_params(overrides, params) if basic else ():
         try:
             values.append(_values(loader, text))
         except ConfigError as error:
@@ -201,9 +205,48 @@ def compose_sweep(
     return Sweep(jobs, more_jobs, given or Path(whole.hydra.sweep.dir), given is not None, loader)
 
 
-def _has_budget(whole: DictConfig) -> bool:
-    """Return whether a config gives a search its end."""
-    return any(not is_off(whole.search.get(key)) for key in ("trials", "minutes", "epochs"))
+def _has_search_key(whole: DictConfig, overrides: Sequence[str]) -> bool:
+    """Return whether a config gives a search its end, or the command line sets a key of a search."""
+    given = [text.lstrip("+").partition("=")[0].removeprefix("search.") for text in overrides if "search." in text]
+    search = whole.get("search")  # anything else than a mapping is reported with the jobs
+    return isinstance(search, DictConfig) and any(
+        not is_off(search.get(key)) for key in ("trials", "minutes", "epochs", *given) if key in search
+    )
+
+
+def _check_hydra_keys(overrides: Sequence[str], loader: ConfigLoaderImpl | None = None) -> None:
+    """Raise `ConfigError` if overrides set `hydra.sweeper.params`, or several values of a key that cannot vary.
+
+    Args:
+        overrides: of the command line.
+        loader: of a sweep; None: only the first check is made.
+    """
+    problems = []
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key == PARAMS or key.startswith(f"{PARAMS}."):
+            plain = f"{key.removeprefix(PARAMS + '.')}={value}" if key != PARAMS and value else "KEY=VALUE for each key"
+            cause = f"{text}: hydra.sweeper.params is for config files; the command line gives the values themselves"
+            problems.append(Problem(cause, f"write {plain}"))
+        elif key.startswith(("hydra.", "hydra/", "search.")) and loader is not None and _varies(loader, text):
+            cause = f"{text}: several values, and {key} is the same for all jobs"
+            problems.append(Problem(cause, f"write one value, or quote it: '{key}=\"{value}\"'"))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _varies(loader: ConfigLoaderImpl, text: str) -> bool:
+    """Return whether an override has several values."""
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides([text])[0].is_sweep_override()
+    except (HydraException, OmegaConfBaseException):  # reported with the jobs
+        return False
+
+
+def with_params(overrides: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """Return the overrides of a command line after those of `hydra.sweeper.params` that it does not replace."""
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    return [*(f"{key}={value}" for key, value in params.items() if key.lstrip("+") not in given), *overrides]
 
 
 def _compose_search(
@@ -229,8 +272,11 @@ def _compose_search(
             problems += error.problems
         if len(jobs) == 1 and not problems and on_first_job is not None:
             on_first_job(jobs[0])
+    problems = [find_float_ends(space, problem) for problem in problems]
     if jobs:
-        problems += find_search_problems(space, jobs[0].settings.search, jobs[0].settings.epochs)
+        problems += find_search_problems(space, [job.settings for job in jobs])
+    if whole is None and not problems:
+        problems += _load(loader, [text for text in overrides if text.lstrip("+~").startswith("hydra")])[1]
     if problems or whole is None:
         raise ConfigError(*dict.fromkeys(problems or [Problem("the search cannot be composed")]))
     given = _given_directory(whole, overrides, "sweep")
@@ -259,9 +305,10 @@ def _values(loader: ConfigLoaderImpl, text: str) -> list[str]:
         if not override.is_sweep_override():
             return [text]
         found = list(itertools.islice(override.sweep_string_iterator(), MAX_VALUES + 1))
-    except HydraException as error:
-        if "=" in text and "interval" in text:
-            raise ConfigError(f"{text}: {error}", hint="list the values: KEY=1,2,3, or use range") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        problem = describe_parse_error(text, error)
+        if problem is not None:
+            raise ConfigError(problem) from error
         return [text]
     if len(found) > MAX_VALUES:
         raise ConfigError(f"{text}: more than {MAX_VALUES:,} values", hint="sweep over fewer values")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.core.errors import ConfigError, Problem
 
 MAX_CHOICES = 10_000  # values of one key
 MAX_GROUP_CHOICES = 200  # combinations of group choices, for each of which a config is composed
+
+WAYS = "write KEY=interval(LOW,HIGH), KEY=range(START,STOP) or KEY=1,2,3"
 
 Value = float | int | str
 
@@ -160,8 +163,10 @@ def read_space(loader: Any, overrides: Sequence[str], params: Mapping[str, Any] 
     for text in [*(f"{key}={value}" for key, value in (params or {}).items()), *overrides]:
         try:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides([text])[0]
-        except HydraException:  # `find_active` reports it with the key
-            found[text] = text
+        except (HydraException, OmegaConfBaseException) as error:
+            problem = describe_parse_error(text, error)
+            problems += [] if problem is None else [problem]
+            found[text] = text  # `find_active` reports other errors with the key
             continue
         found[parsed.get_key_element().lstrip("+")] = parsed
     axes: list[Axis] = []
@@ -174,8 +179,11 @@ def read_space(loader: Any, overrides: Sequence[str], params: Mapping[str, Any] 
         if override.is_sweep_override():
             try:
                 axes.append(_axis(override, loader))
-            except (ConfigError, HydraException) as error:
-                problems += error.problems if isinstance(error, ConfigError) else [Problem(str(error))]
+            except ConfigError as error:
+                problems += error.problems
+            except (HydraException, OmegaConfBaseException) as error:
+                line = str(override.input_line)
+                problems.append(describe_parse_error(line, error) or Problem(f"{line}: {error}", WAYS))
         elif not override.is_hydra_override() and not override.get_key_element().startswith(("hydra.", "search.")):
             fixed.append(str(override.input_line))
     if problems:
@@ -192,8 +200,18 @@ def has_interval(overrides: Sequence[str], params: Mapping[str, Any] | None = No
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_overrides([text])[0]
-    except HydraException:
+    except (HydraException, OmegaConfBaseException):
         return None
+
+
+def describe_parse_error(text: str, error: Exception) -> Problem | None:
+    """Return what is wrong with the values of an override that Hydra cannot parse; None: it is not about values."""
+    if "=" not in text:
+        return None
+    if isinstance(error, OmegaConfBaseException):  # Hydra fails to put an interval into a list
+        return Problem(f"{text}: an interval or a range cannot be a value of a list", WAYS)
+    cause = re.search(r"while evaluating '.*?': (.+)", str(error))
+    return Problem(f"{text}: {cause[1]}", WAYS) if cause else None
 
 
 def _axis(override: Override, loader: Any) -> Axis:
@@ -213,6 +231,8 @@ def _axis(override: Override, loader: Any) -> Axis:
         return _range(text, key, value, log="log" in tags)
     if override.value_type not in (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
         raise ConfigError(f"{text}: not a choice, a range or an interval", hint="write KEY=1,2,3")
+    if isinstance(value, ChoiceSweep):
+        value.shuffle = False  # a resumed search must find the same list
     choices = list(dict.fromkeys(itertools.islice(override.sweep_string_iterator(), MAX_CHOICES + 1)))
     if len(choices) > MAX_CHOICES:
         raise ConfigError(f"{text}: more than {MAX_CHOICES:,} values", hint="use an interval or a range")
@@ -227,12 +247,17 @@ def _interval(text: str, key: str, value: IntervalSweep, *, log: bool) -> Axis:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(f"{text}: the ends must be finite", hint="write interval(LOW,HIGH)")
     if low >= high:
-        raise ConfigError(f"{text}: the interval is empty", hint=f"write interval({high:g},{low:g})")
+        hint = (
+            f"give {key} a single value: {key}={low:.15g}" if low == high else f"write interval({high:.15g},{low:.15g})"
+        )
+        raise ConfigError(f"{text}: the interval is empty", hint=hint)
     _check_log(text, low, log=log)
     return Axis(key, "int" if isinstance(low, int) and isinstance(high, int) else "float", low, high, log)
 
 
 def _range(text: str, key: str, value: RangeSweep, *, log: bool) -> Axis:
+    if value.step == 0:
+        raise ConfigError(f"{text}: the step is 0", hint="write range(START,STOP,STEP)")
     numbers = list(itertools.islice(value.range(), MAX_CHOICES + 1))
     if len(numbers) > MAX_CHOICES:
         raise ConfigError(f"{text}: more than {MAX_CHOICES:,} values", hint="use an interval, or a larger step")
@@ -296,46 +321,3 @@ def _exists(config: DictConfig, key: str) -> bool:
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
     return isinstance(node, DictConfig) and last in node
-
-
-def find_search_problems(space: Space, search: Any, epochs: int | None) -> Iterator[Problem]:
-    """Yield what is wrong with the keys of a search.
-
-    Args:
-        space: of the search.
-        search: the settings under `search`.
-        epochs: of a full training; None: unknown.
-    """
-    if not space.axes:
-        yield Problem("the search has no key to vary", "write for example 'lr=tag(log,interval(1e-4,1))'")
-    packages = ["optuna", *{"cmaes": ["cmaes"], "qmc": ["scipy"], "gp": ["scipy"]}.get(search.sampler, [])]
-    packages += ["scipy"] if search.pruner == "wilcoxon" else []
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            hint = "install it: pip install 'trainkit[search]'"
-            yield Problem(f"a search needs the package {package}, which is not installed", hint)
-    if search.seeds > 1 and any(axis.name == "seed" for axis in space.axes):
-        yield Problem(f"search.seeds={search.seeds}: the search varies seed already", "write search.seeds=1")
-    if search.trials is search.minutes is search.epochs is None and search.sampler != "grid":
-        yield Problem("the search has no end", "write search.trials=N, search.minutes=M or search.epochs=E")
-    if search.sampler in ("cmaes", "qmc") and not space.numbers_only:
-        keys = ", ".join(axis.name for axis in space.axes if axis.kind == "choice")
-        hint = "write search.sampler=tpe (or random, gp), or give the key a single value"
-        yield Problem(f"search.sampler={search.sampler} samples numbers only, and {keys} has choices", hint)
-    elif search.sampler == "grid":
-        try:
-            space.combinations()
-        except ConfigError as error:
-            yield from error.problems
-    elif search.sampler == "cmaes" and len(space.axes) == 1:
-        yield Problem("search.sampler=cmaes needs at least two keys", "write search.sampler=tpe")
-    if search.pruner in ("asha", "hyperband"):
-        longest = search.max_epochs or epochs
-        if longest is None:
-            yield Problem(
-                f"search.pruner={search.pruner} needs the number of epochs of a full training",
-                "write search.max_epochs=N, or epochs=N instead of steps=N",
-            )
-        elif search.min_epochs >= longest:
-            cause = f"search.min_epochs={search.min_epochs}: a full training has {longest} epochs"
-            yield Problem(cause, "write a lower search.min_epochs, or a higher search.max_epochs")

@@ -77,6 +77,14 @@ class History:
         return found
 
 
+def monitored_value(row: Mapping[str, Any], metric: str) -> Any:
+    """Return the monitored value of an epoch; None: the epoch has none.
+
+    A run without validation monitors the training loss instead of `val/loss`.
+    """
+    return row.get("train/loss" if metric == "val/loss" and metric not in row else metric)
+
+
 def history_line(metrics: Mapping[str, Any]) -> str:
     """Return the line of an epoch. NaN and infinite metrics are null, and named in the entry `not_finite`."""
     floats = {name: value for name, value in metrics.items() if isinstance(value, float)}

@@ -13,7 +13,7 @@ from trainkit.core.errors import CheckpointError
 from trainkit.core.paths import display_path
 from trainkit.display.jobs import JobView, SilentJobs, end_line, start_line
 from trainkit.runs.directory import Run
-from trainkit.runs.history import History
+from trainkit.runs.history import History, monitored_value
 from trainkit.runs.secrets import secrets_of
 from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.outcome import find_outcome
@@ -94,7 +94,7 @@ def _view(job: RunningJob, now: float) -> JobView:
     epochs, steps = (value if type(value) is int else None for value in (config.get("epochs"), config.get("steps")))
     rows = History(job.task.directory / "history.jsonl").rows
     times = [float(metrics["seconds"]) for metrics in rows if isinstance(metrics.get("seconds"), int | float)]
-    found = [metrics.get(str(config.monitor.metric)) for metrics in rows]
+    found = [monitored_value(metrics, str(config.monitor.metric)) for metrics in rows]
     return JobView(
         job.task.number,
         job.task.name,

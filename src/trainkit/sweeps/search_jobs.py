@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import compose_job, typed_hydra
-from trainkit.runs.history import History
+from trainkit.runs.history import History, monitored_value
 from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import Task
@@ -26,6 +26,7 @@ class SearchJobs:
         ledger: of the sweep.
         shared: the overrides of all jobs.
         seed_overrides: returns the overrides of a seed.
+        metric: the monitored metric.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class SearchJobs:
         ledger: Ledger,
         shared: list[str],
         seed_overrides: Callable[[int], list[str]],
+        metric: str,
     ) -> None:
         self.loader, self.config, self.ledger = loader, config, ledger
         self.shared, self.seed_overrides = shared, seed_overrides
-        self.metric = str(config.monitor.metric)
+        self.metric = metric
         self.records: dict[int, JobRecord] = {}
         self.typed = typed_hydra()
 
@@ -83,7 +85,7 @@ class SearchJobs:
         """
         found = []
         for row in self._rows(number):
-            value = row.get(self.metric)
+            value = monitored_value(row, self.metric)
             if row["epoch"] <= epoch:
                 found.append((int(row["epoch"]), float(value) if isinstance(value, int | float) else math.nan))
         return found

@@ -174,7 +174,9 @@ def find_searches(collection: Collection) -> list[Search]:
         plan = read_plan(directory)
         trials = [Trial(number, _in_order(runs), plan.seeds) for number, runs in sorted(numbers.items())]
         runs = [run for trial in trials for run in trial.runs]
-        metric = plan.metric or next((run.metric for run in runs if run.metric), None)
+        found = [run.metric for run in runs if run.best and run.metric]  # train/loss if there is no validation
+        metric = plan.metric if plan.metric in found or not found else found[0]
+        metric = metric or next((run.metric for run in runs if run.metric), None)
         mode = plan.mode or next((run.mode for run in runs if run.metric == metric), "min")
         searches.append(Search(directory, plan, trials, metric, mode))
     return searches

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import compose_job
-from trainkit.config.search_space import Space, find_active, find_search_problems, read_space
+from trainkit.config.search_space import Space, find_active, read_space
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import display_path
@@ -48,7 +48,6 @@ def run_search(plugin: Any, overrides: Sequence[str]) -> None:
     problems = find_active(space, lambda texts: (compose_job(loader, config, texts).config, []))
     own = [text for text in overrides if text.lstrip("+").startswith("search.")]
     settings = read_settings(compose_job(loader, config, [*own, *next(space.samples())]).config)
-    problems += find_search_problems(space, settings.search, settings.epochs)
     if problems:
         raise ConfigError(*problems)
     worker, lock = claim_worker(ledger.directory)
@@ -75,9 +74,6 @@ def _open(
 ) -> Search:
     """Return the search, with what is known from earlier commands."""
     options, mode = settings.search, settings.monitor.mode
-    if mode == "auto":
-        cause = f"monitor.mode=auto: whether lower or higher values of {settings.monitor.metric} are better is unknown"
-        raise ConfigError(cause, hint="write monitor.mode=min or monitor.mode=max")
     max_epochs = options.max_epochs or settings.epochs
     now = _describe(config, space, settings, max_epochs)
     before = ledger.search()
@@ -85,6 +81,7 @@ def _open(
         _check_same(before, now, ledger)
     name = f"{ledger.directory.parent.name}/{ledger.directory.name}" if before is None else str(before["study"])
     study = SearchStudy(ledger.directory, name, options, space, mode, max_epochs)
+    study.check_complete(max((job.trial for job in ledger.read() if job.trial is not None), default=-1))
     ledger.append({"event": "search", "study": name, "config_dir": config_dir, **now})
 
     def seed_overrides(seed: int) -> list[str]:
@@ -101,7 +98,7 @@ def _open(
         asha = Asha(options.min_epochs, max_epochs, options.reduction, mode)
     return Search(
         study,
-        SearchJobs(loader, config, ledger, space.fixed, seed_overrides),
+        SearchJobs(loader, config, ledger, space.fixed, seed_overrides, settings.monitor.metric),
         options.seeds,
         mode,
         asha,

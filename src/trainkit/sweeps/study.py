@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainkit.config.schema import SearchSettings
 from trainkit.config.search_space import Axis, Space, Value
-from trainkit.core.errors import ConfigError, StorageError
-from trainkit.core.paths import storage_error
+from trainkit.core.errors import CheckpointError, ConfigError, TrainkitError
+from trainkit.core.paths import display_path, storage_error
+from trainkit.display.text import count
 from trainkit.sweeps.samplers import SeededSampler
 
 try:
@@ -150,7 +152,7 @@ class SearchStudy:
     def __init__(
         self, directory: Path, name: str, search: SearchSettings, space: Space, mode: str, max_epochs: int | None
     ) -> None:
-        self.space, self.mode = space, mode
+        self.space, self.mode, self.path = space, mode, directory / JOURNAL
         self.lock = FileLock(directory / "search.lock")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.storage = _open_storage(directory, search.storage)
@@ -165,6 +167,17 @@ class SearchStudy:
         pruner = make_pruner(search, max_epochs)
         self.study = _Study(name, self.storage, sampler=self.sampler, pruner=pruner)
         self.id = self.storage.get_study_id_from_name(name)
+
+    def check_complete(self, number: int) -> None:
+        """Raise `CheckpointError` if the study lacks a trial that the search has begun.
+
+        Args:
+            number: of the last trial that has a job; -1: there is none.
+        """
+        found = len(self.trials())
+        if found <= number:
+            cause = f"it has {count(found, 'trial')}, but trial {number} has a job"
+            raise _damaged(self.path, cause)
 
     def trials(self) -> list[Trial]:
         """Return all trials, in the order of their numbers."""
@@ -268,22 +281,60 @@ def _open_storage(directory: Path, url: str | None) -> BaseStorage:
 
     Raises:
         ConfigError: the storage cannot be opened.
+        CheckpointError: the file is damaged.
         StorageError: the file cannot be written.
     """
-    path = directory / JOURNAL
     try:
         if url is None:
-            lock = FileLock(path.with_name(JOURNAL + ".lock"))
-            journal_lock: Any = lock if os.name == "posix" else None
-            return JournalStorage(JournalFileBackend(str(path), journal_lock))
+            return _open_journal(directory / JOURNAL)
         if url.startswith(("redis://", "rediss://")):
             return JournalStorage(JournalRedisBackend(url))
         return get_storage(url)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    except StorageError:
+    except TrainkitError:
         raise
     except Exception as error:
         cause = f"search.storage: the database cannot be opened: {type(error).__name__}: {str(error).splitlines()[0]}"
         hint = "check the URL, such as postgresql://USER:PASSWORD@HOST/NAME; its driver must be installed"
         raise ConfigError(cause, hint=hint) from error
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    """Return the storage in a file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        StorageError: the file cannot be written.
+    """
+    lock = FileLock(path.with_name(JOURNAL + ".lock"))
+    journal_lock: Any = lock if os.name == "posix" else None
+    try:
+        with lock.held():
+            repair_journal(path)
+        return JournalStorage(JournalFileBackend(str(path), journal_lock))
+    except OSError as error:
+        raise storage_error(path, error) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, "it has a damaged line") from error
+
+
+def repair_journal(path: Path) -> None:
+    """Remove the incomplete last line of a process that was killed while it wrote. Optuna could not read on."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
+            return
+        try:
+            json.loads(content[start:])
+            file.write(b"\n")  # only the end of the line is missing
+        except ValueError:
+            file.truncate(start)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _damaged(path: Path, cause: str) -> CheckpointError:
+    hint = "restore the file from a copy, or choose another hydra.sweep.dir"
+    return CheckpointError(f"the study of the search, {display_path(path)}, cannot be used: {cause}", hint=hint)
