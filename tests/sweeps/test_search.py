@@ -420,3 +420,22 @@ def test_a_folder_holds_one_search(tmp_path: Path, forks: Forks) -> None:
         assert process.wait() == 2, process.stderr
         assert cause in process.stderr
     assert len(jobs_of(tmp_path)) == 1
+
+
+def test_a_job_with_a_damaged_directory_fails_alone(tmp_path: Path, forks: Forks) -> None:
+    forks.run(*BASE, LR, "epochs=4", "search.epochs=2", cwd=tmp_path)
+    shutil.rmtree(tmp_path / "S/0/.hydra")
+    process = forks.start("resume", "S", "search.epochs=6", cwd=tmp_path)
+    assert process.wait() == 10, process.stderr
+    assert "job 0 cannot be resumed" in process.stderr
+    assert [job.status for job in jobs_of(tmp_path)] == ["failed", "completed"]
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_two_searches_do_not_mix_in_one_database(tmp_path: Path, forks: Forks) -> None:
+    command = (*OPTIONS, LR, "epochs=1", "search.trials=1", f"search.storage='sqlite:///{tmp_path}/studies.db'")
+    forks.run(*command, "hydra.sweep.dir=a/sweeps/S", cwd=tmp_path)
+    process = forks.start(*command, "hydra.sweep.dir=b/sweeps/S", cwd=tmp_path)
+    assert process.wait() == 2, process.stderr
+    assert "the study sweeps/S in search.storage belongs to a search in another folder" in process.stderr
+    forks.run(*command, "hydra.sweep.dir=a/sweeps/S", cwd=tmp_path)  # the search itself continues

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainkit.core.errors import RunDirectoryInUseError
+from trainkit.core.errors import CheckpointError, RunDirectoryInUseError
 from trainkit.runs.lock import Lock
 from trainkit.sweeps.asha import Asha
 from trainkit.sweeps.pool import Task
@@ -76,8 +76,14 @@ class Search:
                 found = self._next()
             if found is not None:
                 number = self.number_of(*found)
+                try:
+                    task = self.jobs.task(number, *found, self.study.trial(found[0]).overrides)
+                except CheckpointError as error:  # of this job only: the other trials continue
+                    self.jobs.record_damage(number, error)
+                    self.on_job_end(number, "failed", None)
+                    continue
                 self.active[number] = None
-                yield self.jobs.task(number, *found, self.study.trial(found[0]).overrides)
+                yield task
             elif self.active or self.waiting:
                 yield None
             else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import compose_job, typed_hydra
+from trainkit.core.errors import CheckpointError
 from trainkit.runs.history import History, monitored_value
 from trainkit.sweeps.ledger import JobRecord, Ledger
 from trainkit.sweeps.outcome import find_outcome
@@ -66,6 +68,12 @@ class SearchJobs:
                 self.ledger.append({"event": "ended", "job": number, **outcome, "seconds": 0.0})
             config = saved_config(self.ledger.directory, record, (), self.typed)
         return Task(number, " ".join(own), record.directory, config, record.threads)
+
+    def record_damage(self, number: int, error: CheckpointError) -> None:
+        """Report that a job cannot continue, because a file of its run is missing or damaged."""
+        print(f"job {number} cannot be resumed:\n{error}", file=sys.stderr)
+        outcome = {"status": "failed", "exit_code": error.exit_code, "why": error.problems[0].cause}
+        self.ledger.append({"event": "ended", "job": number, **outcome, "seconds": 0.0})
 
     def record(self, number: int) -> JobRecord | None:
         """Return what the ledger says about a job; None: it is not there."""

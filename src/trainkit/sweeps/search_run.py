@@ -81,6 +81,9 @@ def _open(
         _check_same(before, now, ledger)
     name = f"{ledger.directory.parent.name}/{ledger.directory.name}" if before is None else str(before["study"])
     study = SearchStudy(ledger.directory, name, options, space, mode, max_epochs)
+    if study.trials() and ledger.search() is None:  # a process that shares this folder writes the ledger first
+        cause = f"the study {name} in search.storage belongs to a search in another folder"
+        raise ConfigError(cause, hint="choose another hydra.sweep.dir: its last two folders name the study")
     study.check_complete(max((job.trial for job in ledger.read() if job.trial is not None), default=-1))
     ledger.append({"event": "search", "study": name, "config_dir": config_dir, **now})
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -288,7 +290,8 @@ def _open_storage(directory: Path, url: str | None) -> BaseStorage:
         if url is None:
             return _open_journal(directory / JOURNAL)
         if url.startswith(("redis://", "rediss://")):
-            return JournalStorage(JournalRedisBackend(url))
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                return JournalStorage(JournalRedisBackend(url))
         return get_storage(url)
     except TrainkitError:
         raise
