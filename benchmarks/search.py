@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -115,6 +115,7 @@ def main() -> None:
         (folder / "conf" / "model" / "branin.yaml").write_text(BRANIN_MODEL)
         for task in args.tasks:
             print(compare_methods(folder, task, args.searches, args.trainings * EPOCHS))
+            print(describe_early_epochs(folder, task))
         for task in args.pruned:
             print(compare_pruners(folder, task, args.searches, args.trials))
 
@@ -136,6 +137,21 @@ def compare_methods(folder: Path, task: str, searches: int, epochs: int) -> str:
     bests = [f"best {METRIC} after {count} epochs" for count in (epochs // 2, epochs)]
     head = ["task", "method", *bests, "epochs to random's median", f"ratio to {epochs}"]
     return "\n" + markdown_table(head, rows)
+
+
+def describe_early_epochs(folder: Path, task: str) -> str:
+    """Return how many of the best tenth of random's full trainings a pruner that keeps a third would keep."""
+    journals = sorted(folder.glob(f"{task}-random-*/study.journal"))
+    curves = [values for journal in journals for values in read_curves(journal) if len(values) == EPOCHS]
+    best = sorted(curves, key=min)[: math.ceil(len(curves) / 10)]
+    kept = []
+    for epoch in (1, 3):
+        third = sorted(min(values[:epoch]) for values in curves)[math.ceil(len(curves) / 3) - 1]
+        kept.append(sum(min(values[:epoch]) <= third for values in best))
+    return (
+        f"\n{task}: of the best {len(best)} of {len(curves)} full trainings with random settings, "
+        f"{kept[0]} are in the best third after epoch 1, and {kept[1]} after epoch 3."
+    )
 
 
 def compare_pruners(folder: Path, task: str, searches: int, trials: int) -> str:
@@ -172,13 +188,26 @@ def read_progress(journal: Path) -> list[float]:
     """Return the best value of a search after each of its epochs, in the order of training."""
     progress: list[float] = []
     best = math.inf
+    for _, value in read_values(journal):
+        best = min(best, value) if math.isfinite(value) else best
+        progress.append(best)
+    return progress
+
+
+def read_curves(journal: Path) -> list[list[float]]:
+    """Return the values of the epochs of each trial. A value that is not finite is infinity."""
+    curves: dict[int, list[float]] = {}
+    for trial, value in read_values(journal):
+        curves.setdefault(trial, []).append(value if math.isfinite(value) else math.inf)
+    return [*curves.values()]
+
+
+def read_values(journal: Path) -> Iterator[tuple[int, float]]:
+    """Yield the trial and the value of each epoch of a search, in the order of training."""
     for line in journal.read_text().splitlines():
         event = json.loads(line)
         if event["op_code"] == JOURNAL_VALUE:
-            value = event["intermediate_value"]
-            best = min(best, value) if math.isfinite(value) else best
-            progress.append(best)
-    return progress
+            yield event["trial_id"], event["intermediate_value"]
 
 
 def epochs_to_reach(progress: Sequence[float], target: float) -> float:
