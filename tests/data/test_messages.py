@@ -270,7 +270,7 @@ def test_samples_of_different_lengths_are_named_with_their_shapes(way: str, samp
         r"error: data\.train: the samples of a batch must have equal shapes, but those of sets\.Ragged "
         + re.escape(place(samples, "Ragged", "__getitem__"))
         + r" differ: sample \d+ is inputs \(\d,\) float32, target int; sample \d+ is inputs \(\d,\) float32, target int"
-        r"\n  write data\.collate=pad, pad the samples in __getitem__, or keep them in a list: data\.collate=lists\n",
+        r"\n  write data\.collate=pad, pad the samples in the data set, or keep them in a list: data\.collate=lists\n",
         done.stderr,
     )
 

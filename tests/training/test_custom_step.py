@@ -183,6 +183,9 @@ def taken(model, inputs, targets, loss_fn):
 def in_turn_of_pair(model, inputs, targets, loss_fn):
     yield "head", loss_fn(model(inputs)[0], targets)
 
+def empty(model, inputs, targets, loss_fn):
+    return {"loss": loss_fn(model(inputs), targets), "denominator": 0}
+
 def unknown_optimizer(model, inputs, targets, loss_fn):
     yield "heads", loss_fn(model(inputs), targets)
 
@@ -385,6 +388,11 @@ def test_the_trial_of_the_validation_changes_no_state_of_a_step(own: Path, forke
     # The checkpoint after the first step is written before the trial, and a resumed run has no trial.
     step = ["training_step=stepmodule.Queue", "evaluation_step=${training_step}"]
     kill_and_resume(forked, own, 2, "model=net", *ONE, *step)
+
+
+def test_a_denominator_of_0_is_a_note(own: Path, forked: Command) -> None:
+    done = forked("model=net", *ONE, "training_step=stepmodule.empty", f"hydra.run.dir={own / 'run'}")
+    assert "note: the denominator of the first batch is 0" in done.stderr
 
 
 def test_modules_that_a_step_uses_without_gradients_are_no_error(own: Path, forked: Command) -> None:

@@ -102,7 +102,7 @@ def explain_sample_error(key: str, error: BaseException) -> TrainkitError | None
     kind = type(error)
     text = (str(error).strip().splitlines() or [""])[-1].removeprefix(f"{kind.__module__}.{kind.__name__}: ")
     if isinstance(error, UnequalSamplesError):
-        hint = "write data.collate=pad, pad the samples in __getitem__, or keep them in a list: data.collate=lists"
+        hint = "write data.collate=pad, pad the samples in the data set, or keep them in a list: data.collate=lists"
         return DataError(f"{key}: {text}", hint=hint)
     if isinstance(error, NotAPairError):
         hint = "write return inputs, target in __getitem__"

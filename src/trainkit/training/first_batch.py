@@ -72,6 +72,9 @@ class FirstBatch:
         self.done = True
         self.remove()
         check_parameters_of_step(state)
+        if state.objects.training_step is not None and float(state.progress.loss.denominator) == 0:
+            text = "note: the denominator of the first batch is 0, so train/loss leaves out its loss"
+            call_hooks(self.hooks, "on_note", state, f"{text}; check the denominator of the training step")
         gradients = [param.grad for param in state.objects.parameters if param.grad is not None]
         if gradients and not state.objects.needs_closure and not any(bool(gradient_values(g).any()) for g in gradients):
             text = "note: the gradient of the first batch is exactly 0 in every parameter, so the loss changes nothing"
