@@ -9,7 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 
 
 class TrainkitSweeper(Sweeper):
-    """Searches for good settings with Optuna; see `trainkit.sweeps.search`.
+    """Searches for good settings with Optuna; see `trainkit.sweeps.search.worker`.
 
     Args:
         params: keys with values in Hydra's syntax, such as `{lr: "tag(log,interval(1e-4,1))"}`.
@@ -25,6 +25,6 @@ class TrainkitSweeper(Sweeper):
 
     def sweep(self, arguments: Sequence[str]) -> Any:
         """Run the search."""
-        from trainkit.sweeps.search_run import run_search
+        from trainkit.sweeps.search.run import run_search
 
         return run_search(self, arguments)

@@ -159,7 +159,7 @@ class InitFromSettings:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search chooses settings, stops bad trials and ends; see `trainkit.sweeps.search`."""
+    """How a search chooses settings, stops bad trials and ends; see `trainkit.sweeps.search.worker`."""
 
     trials: Count | None
     minutes: Positive | None

@@ -14,8 +14,8 @@ from trainkit.core.spelling import did_you_mean
 from trainkit.display.text import count
 from trainkit.sweeps.axes import MISSING, SEED, Axis, identity
 from trainkit.sweeps.collect import SEARCH_ENDS, Collection, RunRecord, collect
-from trainkit.sweeps.search_results import find_searches
-from trainkit.sweeps.search_text import search_lines
+from trainkit.sweeps.search.results import find_searches
+from trainkit.sweeps.search.text import search_lines
 from trainkit.sweeps.table import COUNT, EPOCHS, STATUS, TRIAL, Row, Statistic, Table, sort_key
 from trainkit.sweeps.table_text import table_lines
 

@@ -18,7 +18,7 @@ from trainkit.runs.untrusted import read_end
 from trainkit.sweeps.axes import MISSING
 from trainkit.sweeps.collect import Collection, RunRecord, collect
 from trainkit.sweeps.comparison import compare
-from trainkit.sweeps.search_facts import search_facts
+from trainkit.sweeps.search.facts import search_facts
 from trainkit.sweeps.table_text import cells, short_text, value_text
 
 MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES = 40, 2**16  # of a failed job

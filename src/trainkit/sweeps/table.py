@@ -11,7 +11,7 @@ from typing import Any
 from trainkit.display.text import SHOWN_METRICS
 from trainkit.sweeps.axes import Axis
 from trainkit.sweeps.collect import RunRecord
-from trainkit.sweeps.search_results import Search, Trial
+from trainkit.sweeps.search.results import Search, Trial
 
 COUNT = "n"  # the column with the number of runs
 TRIAL, STATUS, EPOCHS = "trial", "status", "epochs"  # the columns of a search

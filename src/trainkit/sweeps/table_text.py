@@ -12,7 +12,7 @@ from trainkit.display.tables import plain_table
 from trainkit.display.text import count, number
 from trainkit.sweeps.axes import MISSING
 from trainkit.sweeps.collect import SEARCH_ENDS, RunRecord
-from trainkit.sweeps.search_text import search_dict, trial_dict
+from trainkit.sweeps.search.text import search_dict, trial_dict
 from trainkit.sweeps.table import COUNT, EPOCHS, STATUS, TRIAL, Row, Statistic, Table
 
 

@@ -16,7 +16,7 @@ from trainkit.display.tables import csv_lines, latex_table, markdown_table
 from trainkit.display.text import as_json
 from trainkit.sweeps.collect import collect
 from trainkit.sweeps.comparison import compare
-from trainkit.sweeps.search_text import search_lines
+from trainkit.sweeps.search.text import search_lines
 from trainkit.sweeps.table_text import as_dict, cells, exact_cells, other_lines, table_lines
 
 FORMATS = ("json", "csv", "markdown", "latex")

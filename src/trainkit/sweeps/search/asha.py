@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainkit.sweeps.study import PAUSED, Trial
+from trainkit.sweeps.search.study import PAUSED, Trial
 
 
 @dataclass(frozen=True)

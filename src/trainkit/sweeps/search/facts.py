@@ -15,10 +15,10 @@ from trainkit.display.search_report import SearchFacts
 from trainkit.engine.report import finite_history
 from trainkit.runs.untrusted import is_number
 from trainkit.sweeps.collect import RunRecord
-from trainkit.sweeps.importance import importance, value_of
 from trainkit.sweeps.ledger import Ledger
-from trainkit.sweeps.search_results import Search, SearchAxis, Trial
-from trainkit.sweeps.search_text import repeat_command, saved_percentage, search_lines, stops_early
+from trainkit.sweeps.search.importance import importance, value_of
+from trainkit.sweeps.search.results import Search, SearchAxis, Trial
+from trainkit.sweeps.search.text import repeat_command, saved_percentage, search_lines, stops_early
 from trainkit.sweeps.table_text import value_text
 
 COMMAND_LINE = "to repeat it: "

@@ -20,8 +20,8 @@ from trainkit.sweeps.collect import collect
 from trainkit.sweeps.comparison import compare, comparison_lines
 from trainkit.sweeps.ledger import Ledger
 from trainkit.sweeps.report import sweep_facts
-from trainkit.sweeps.search_results import Search, SearchAxis, find_searches
-from trainkit.sweeps.search_text import near_end, repeat_command, search_lines
+from trainkit.sweeps.search.results import Search, SearchAxis, find_searches
+from trainkit.sweeps.search.text import near_end, repeat_command, search_lines
 from trainkit.sweeps.table_text import table_lines
 
 

@@ -11,7 +11,7 @@ from trainkit.core.paths import display_path
 from trainkit.core.redaction import REDACTED
 from trainkit.display.text import count, number
 from trainkit.sweeps.axes import SEED
-from trainkit.sweeps.search_results import PRECEDENCE, Search, SearchAxis, Trial
+from trainkit.sweeps.search.results import PRECEDENCE, Search, SearchAxis, Trial
 
 NEAR = 2.0  # the factor within which a value is near an end of its interval
 MAX_SHARE = 0.1  # of an interval that is near an end, for narrow intervals

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from trainkit.sweeps.search_results import Search, SearchAxis, Trial
+from trainkit.sweeps.search.results import Search, SearchAxis, Trial
 
 MIN_TRIALS = 8
 SHARE = 0.1  # of the trials that count as good

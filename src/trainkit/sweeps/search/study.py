@@ -32,7 +32,7 @@ from trainkit.config.search_space import Axis, Space, Value
 from trainkit.core.errors import CheckpointError, ConfigError, TrainkitError
 from trainkit.core.paths import display_path, storage_error
 from trainkit.display.text import count
-from trainkit.sweeps.samplers import SeededSampler
+from trainkit.sweeps.search.samplers import SeededSampler
 
 try:
     import fcntl

@@ -12,7 +12,7 @@ from trainkit.config.compose import compose_sweep
 from trainkit.config.schema import SearchSettings
 from trainkit.config.search_space import Space
 from trainkit.core.errors import CheckpointError
-from trainkit.sweeps.study import JOURNAL, SearchStudy
+from trainkit.sweeps.search.study import JOURNAL, SearchStudy
 
 
 @pytest.fixture(scope="module")

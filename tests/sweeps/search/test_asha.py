@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from trainkit.sweeps.asha import Asha
-from trainkit.sweeps.study import PAUSED, Trial
+from trainkit.sweeps.search.asha import Asha
+from trainkit.sweeps.search.study import PAUSED, Trial
 
 
 def trial(number: int, rungs: dict[int, float], state: str = PAUSED) -> Trial:

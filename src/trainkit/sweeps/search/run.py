@@ -17,20 +17,20 @@ from trainkit.core.paths import display_path
 from trainkit.core.redaction import redact_command_line
 from trainkit.display.jobs import SilentJobs, make_job_display
 from trainkit.runs.secrets import secrets_of
-from trainkit.sweeps.asha import Asha
 from trainkit.sweeps.ledger import Ledger
 from trainkit.sweeps.local import make_target
 from trainkit.sweeps.pool import Pool, RunningJob
 from trainkit.sweeps.recording import Recording
 from trainkit.sweeps.resources import measure_capacity
 from trainkit.sweeps.saved_jobs import may_change
-from trainkit.sweeps.search import ANSWERS, Budget, Search, claim_worker
-from trainkit.sweeps.search_jobs import SearchJobs
-from trainkit.sweeps.study import SearchStudy
+from trainkit.sweeps.search.asha import Asha
+from trainkit.sweeps.search.jobs import SearchJobs
+from trainkit.sweeps.search.study import SearchStudy
+from trainkit.sweeps.search.worker import ANSWERS, Budget, Search, claim_worker
 
 
 def run_search(plugin: Any, overrides: Sequence[str]) -> None:
-    """Search until the budget is used; see `trainkit.sweeps.search`.
+    """Search until the budget is used; see `trainkit.sweeps.search.worker`.
 
     Args:
         plugin: the `TrainkitSweeper`, with what Hydra passed to it.

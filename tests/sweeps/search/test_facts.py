@@ -13,11 +13,11 @@ from trainkit.display.search_report import SearchFacts
 from trainkit.display.sweep_report import sweep_page
 from trainkit.runs.directory import Run
 from trainkit.sweeps.collect import collect
-from trainkit.sweeps.importance import importance
 from trainkit.sweeps.ledger import Ledger
 from trainkit.sweeps.report import sweep_facts, write_sweep_report
-from trainkit.sweeps.search_facts import search_facts
-from trainkit.sweeps.search_results import Search, find_searches
+from trainkit.sweeps.search.facts import search_facts
+from trainkit.sweeps.search.importance import importance
+from trainkit.sweeps.search.results import Search, find_searches
 
 
 def search_of(directory: Path) -> Search:
@@ -132,7 +132,7 @@ def test_an_error_of_optuna_leaves_the_report_without_importance(
     def fail(*_: object) -> None:
         raise AssertionError("odd trials")
 
-    monkeypatch.setattr("trainkit.sweeps.importance._evaluate", fail)
+    monkeypatch.setattr("trainkit.sweeps.search.importance._evaluate", fail)
     facts = facts_of(make_search(tmp_path / "s", random_trials(20)))
     assert facts.importance == {}
     assert facts.importance_note.endswith("cannot be computed: AssertionError: odd trials")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from trainkit.core.errors import CheckpointError, RunDirectoryInUseError
 from trainkit.runs.lock import Lock
-from trainkit.sweeps.asha import Asha
 from trainkit.sweeps.pool import Task
-from trainkit.sweeps.search_jobs import SearchJobs
-from trainkit.sweeps.study import PAUSED, SearchStudy, Trial
+from trainkit.sweeps.search.asha import Asha
+from trainkit.sweeps.search.jobs import SearchJobs
+from trainkit.sweeps.search.study import PAUSED, SearchStudy, Trial
 
 PRUNED = "pruned"
 ANSWERS = {PAUSED: "the search paused it", PRUNED: "the search stopped it"}
