@@ -163,19 +163,6 @@ class Stopped(KeyboardInterrupt):
         super().__init__(self.name)
 
 
-class Paused(Stopped):
-    """A search has requested the training to stop at the end of an epoch; the training may be continued later.
-
-    Args:
-        why: who stopped it, and when.
-    """
-
-    def __init__(self, why: str) -> None:
-        KeyboardInterrupt.__init__(self, why)
-        self.number, self.name, self.exit_code = 0, why, 75
-        self.saved = self.summary = ""
-
-
 # A frame in a traceback as text: the file, the line, the function and its code.
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)(?:\n    (.+))?', re.MULTILINE)
 

@@ -21,7 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from trainkit.config.jobs import Job, task_overrides
-from trainkit.core.errors import Paused, TrainkitError, describe_bug
+from trainkit.core.errors import Stopped, TrainkitError, describe_bug
 from trainkit.core.process import run_to_exit_code
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import SIGNALS
@@ -117,6 +117,19 @@ def _run(config: DictConfig, channel: Connection | None) -> int:
         raise done._return_value
     print(printable_lines(result_lines(done.return_value)))
     return 0
+
+
+class Paused(Stopped):
+    """A search has requested the training to stop at the end of an epoch; the training may be continued later.
+
+    Args:
+        why: who stopped it, and when.
+    """
+
+    def __init__(self, why: str) -> None:
+        KeyboardInterrupt.__init__(self, why)
+        self.number, self.name, self.exit_code = 0, why, 75
+        self.saved = self.summary = ""
 
 
 class AskSearch:

@@ -247,6 +247,15 @@ def test_a_failed_trial_counts_as_a_trial_without_a_value(tmp_path: Path, forks:
     assert all(trial.params["model.fault"] > 0.5 and trial.value is None for trial in failed)
 
 
+def test_a_search_whose_trials_all_fail_ends_although_its_epochs_are_not_used(tmp_path: Path, forks: Forks) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    command = (*BASE, "model._target_=mine.Net", "+model.fault=interval(0.6,1)", "epochs=1", "search.epochs=50")
+    process = forks.start(*command, cwd=tmp_path)
+    assert process.wait() == 10, process.stderr
+    assert "10 trials in a row failed before their first epoch" in process.stderr
+    assert [job.status for job in jobs_of(tmp_path)] == ["failed"] * 10
+
+
 @pytest.mark.parametrize("pruner", [pytest.param("off", marks=pytest.mark.slow), "median", "asha"])
 def test_the_mean_of_all_seeds_is_the_value_of_a_trial(pruner: str, tmp_path: Path, forks: Forks) -> None:
     options = ("search.trials=6", "search.seeds=2", f"search.pruner={pruner}", "search.max_epochs=3", "seed=5")

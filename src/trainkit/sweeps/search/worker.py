@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from trainkit.sweeps.search.jobs import SearchJobs
 from trainkit.sweeps.search.study import PAUSED, SearchStudy, Trial
 
 PRUNED = "pruned"
+MAX_FAILURES = 10  # trials in a row that fail before their first epoch, if search.trials does not end the search
 ANSWERS = {PAUSED: "the search paused it", PRUNED: "the search stopped it"}
 
 
@@ -49,6 +51,7 @@ class Search:
         budget: when the search ends.
         worker: the number of this process among those that share the search.
         directory: of the sweep.
+        failures: the trials that have failed in a row before their first epoch.
         active: the jobs that this process runs, and why one was stopped: None, paused or pruned.
     """
 
@@ -61,6 +64,7 @@ class Search:
     budget: Budget
     worker: int
     directory: Path
+    failures: int = 0
     active: dict[int, str | None] = field(default_factory=dict)
     waiting: deque[tuple[int, int]] = field(default_factory=deque)  # trials and their seeds that start next
 
@@ -87,11 +91,14 @@ class Search:
             elif self.active or self.waiting:
                 yield None
             else:
+                if self._fails_always:
+                    why = f"{self.failures} trials in a row failed before their first epoch"
+                    print(f"note: the search ends, because {why}", file=sys.stderr)
                 return
 
     def _next(self) -> tuple[int, int] | None:
         """Return the next trial and seed to train; None: nothing can start now."""
-        if not self._affords(1):
+        if not self._affords(1) or self._fails_always:
             self.waiting.clear()
             return None
         if not self.waiting:
@@ -102,6 +109,11 @@ class Search:
             elif self.budget.trials is None or len(trials) < self.budget.trials:
                 self._begin(self.study.ask(self.worker))
         return self.waiting.popleft() if self.waiting else None
+
+    @property
+    def _fails_always(self) -> bool:
+        """Whether something is wrong with all trials. Trials without an epoch would never use up a budget of epochs."""
+        return self.budget.trials is None and self.failures >= MAX_FAILURES
 
     def _begin(self, trial: Trial) -> None:
         """Queue the first jobs of a new trial: with a pruner that watches one seed, only this seed."""
@@ -231,6 +243,7 @@ class Search:
         """
         self.active.pop(number, None)
         name, seed = self.trial_of(number)
+        self.failures = self.failures + 1 if status == "failed" and not self.jobs.epochs(number) else 0
         with self.study.lock.held():
             trial = self.study.trial(name)
             if not trial.is_open:
