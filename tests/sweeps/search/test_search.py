@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -373,8 +373,13 @@ def test_a_postgresql_database_holds_the_study(postgres: str, tmp_path: Path, fo
     command = (*BASE, *ASHA, "search.trials=6", f"search.storage='{postgres}'")
     forks.run(*command, cwd=tmp_path)
     assert not (tmp_path / "S/study.journal").exists()
-    (name,) = optuna.get_all_study_names(postgres)
-    trials = optuna.load_study(study_name=name, storage=postgres).trials
+    storage = RDBStorage(postgres)
+    try:
+        (name,) = optuna.get_all_study_names(storage)
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+    finally:  # an open connection would be reported in another test
+        storage.remove_session()
+        storage.engine.dispose()
     assert [trial.number for trial in trials] == [job.trial for job in jobs_of(tmp_path)] == [*range(6)]
     search = Ledger(tmp_path / "S").search()
     assert search is not None
