@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -36,7 +37,7 @@ class StopHandler:
         self.stop: Stopped | None = None
         self.requested_at = math.inf
         self.closed = False
-        self.arrived = bytearray(4096)  # the numbers of the signals in their order; 0: none yet
+        self.arrived: deque[bytes] = deque()  # the numbers of the signals in their order
         self.pipe: tuple[int, int] | None = None
 
     @classmethod
@@ -48,7 +49,7 @@ class StopHandler:
     def install(self) -> dict[int, Any]:
         """Handle the signals; return the previous handlers. A signal that is ignored, as under nohup, stays ignored."""
         _register_at_fork()
-        if hasattr(os, "readv"):
+        if os.name == "posix":
             self.pipe = os.pipe()
             for end in self.pipe:
                 os.set_blocking(end, False)
@@ -87,9 +88,10 @@ class StopHandler:
     def _first(self, number: int) -> int:
         """Return the signal that arrived first. Python handles signals that arrive together by their number."""
         if self.pipe is not None:
-            with suppress(OSError):  # nothing was written
-                os.readv(self.pipe[0], [memoryview(self.arrived)[self.arrived.find(0) :]])
-        return next((arrived for arrived in self.arrived if arrived in SIGNALS), number)
+            # One call in C: Python handles no other signal before all numbers are in their place.
+            with suppress(OSError):  # the pipe is empty
+                self.arrived.extend(iter(functools.partial(os.read, self.pipe[0], 1), b""))
+        return next((arrived[0] for arrived in self.arrived if arrived[0] in SIGNALS), number)
 
 
 @contextmanager
