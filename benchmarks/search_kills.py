@@ -8,14 +8,12 @@ same values and the same final states, and the ledger and the study must agree. 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.random_training import differences_of, final_of
-from benchmarks.sweep_kills import start, tail
+from benchmarks.sweep_kills import main, start, tail
 from trainkit.sweeps.ledger import read_ledger
 
 SEARCH = (
@@ -37,19 +35,6 @@ SEARCH = (
 )
 MAX_KILLS = 3  # of one search
 STATES = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "paused"}
-
-
-def main() -> int:
-    """Kill the searches and print what was found; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--searches", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        wrong = run(Path(folder), args.searches, args.seed)
-    for line in wrong:
-        print(f"WRONG: {line}")
-    return 1 if wrong else 0
 
 
 def run(folder: Path, searches: int, seed: int) -> list[str]:
@@ -107,4 +92,4 @@ def trials_of(directory: Path) -> list[tuple[dict[str, Any], str, dict[int, floa
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, "searches", run))

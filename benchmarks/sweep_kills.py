@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,14 +33,20 @@ JOBS = 6
 MAX_KILLS = 3  # of one sweep
 
 
-def main() -> int:
-    """Kill the sweeps and print what was found; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sweeps", type=int, default=20)
+def main(document: str | None, unit: str, run: Callable[[Path, int, int], list[str]]) -> int:
+    """Parse the command line, kill sweeps and print what is wrong; return the exit code.
+
+    Args:
+        document: the text of the module, for the help.
+        unit: what is killed: `sweeps` or `searches`.
+        run: of the module.
+    """
+    parser = argparse.ArgumentParser(description=document.splitlines()[0] if document else None)
+    parser.add_argument(f"--{unit}", type=int, default=20, dest="number")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        wrong = run(Path(folder), args.sweeps, args.seed)
+        wrong = run(Path(folder), args.number, args.seed)
     for line in wrong:
         print(f"WRONG: {line}")
     return 1 if wrong else 0
@@ -117,4 +124,4 @@ def _event(line: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, "sweeps", run))

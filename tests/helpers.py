@@ -28,6 +28,19 @@ CPU = torch.device("cpu")
 
 SAMPLES = 47
 
+# The start of a module with a hook that kills its process after a step.
+KILL_MODULE = """
+import os, signal
+
+class Kill:
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, state):
+        if state.step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 def compose_settings(overrides: Sequence[str]) -> Settings:
     """Return the settings that `trainkit OVERRIDES` trains."""

@@ -108,6 +108,7 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "display/page",
         "display/plots",
         "display/report_parts",
+        "display/parallel_coordinates",
         "display/search_charts",
         "display/search_report",
         "display/run_report",

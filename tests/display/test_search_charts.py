@@ -11,19 +11,15 @@ import pytest
 
 from tests.display.test_report import HOSTILE, assert_safe
 from trainkit.display.charts import Drawing, draw_svg
+from trainkit.display.parallel_coordinates import NOT_SET, height, parallel_coordinates, tick_text, tick_values
 from trainkit.display.search_charts import (
-    NOT_SET,
     SampledKey,
     TrialFacts,
     best_by_epochs,
     best_by_trial,
     best_so_far,
-    height,
     importance_bars,
     intermediate_values,
-    parallel_coordinates,
-    tick_text,
-    tick_values,
     usual_range,
     value_by_key,
 )

@@ -9,20 +9,9 @@ import pytest
 
 from tests.conftest import Command
 from tests.engine.test_length import final
-from tests.helpers import read_history
+from tests.helpers import KILL_MODULE, read_history
 from tests.processes import Forks
 
-KILL = """
-import os, signal
-
-class Kill:
-    def __init__(self, step):
-        self.step = step
-
-    def on_step(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
 DIGITS = """
 import trainkit.data
 
@@ -54,7 +43,7 @@ def samples(run: Path) -> dict[str, bytes]:
 def test_a_killed_run_resumes_to_the_same_bits(
     experiment: list[str], forked: Command, forks: Forks, tmp_path: Path
 ) -> None:
-    (tmp_path / "killmodule.py").write_text(KILL)
+    (tmp_path / "killmodule.py").write_text(KILL_MODULE)
     train(forked, "straight", *experiment)
     kill = "+hooks.kill={_target_: killmodule.Kill, step: 5}"  # in the middle of the second epoch
     process = forks.start(*experiment, kill, "hydra.run.dir=resumed", cwd=tmp_path)

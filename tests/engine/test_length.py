@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Command
-from tests.helpers import compose_settings, read_history
+from tests.helpers import KILL_MODULE, compose_settings, read_history
 from tests.processes import Forks
 from trainkit.config.schema import UNNAMED
 from trainkit.core.errors import ConfigError
@@ -20,7 +20,9 @@ from trainkit.runs.snapshot import digest
 from trainkit.training.metrics import CLOCKS
 
 slow = pytest.mark.slow
-MODULE = """
+MODULE = (
+    KILL_MODULE
+    + """
 import os, signal, time
 import torch
 from torch import nn
@@ -45,14 +47,6 @@ class Points:
     def __getitem__(self, index):
         return self.x[index] + 0.1 * torch.randn(4), index % 3
 
-class Kill:
-    def __init__(self, step):
-        self.step = step
-
-    def on_step(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
 class KillInEpoch:
     def __init__(self, epoch):
         self.epoch = epoch
@@ -65,6 +59,7 @@ class Sleep:
     def on_step(self, state):
         time.sleep(0.02)
 """
+)
 DATA = "train: {_target_: lengthmodule.Points}\nval: {_target_: lengthmodule.Points, size: 20}\n"
 # 8 batches in a pass over the data.
 BASE = ["model=net", "data=points", "batch_size=5", "progress=plain", "optim=sgd", "optim.momentum=0.9", "lr=0.05"]

@@ -13,11 +13,13 @@ import pytest
 
 from tests.conftest import Command
 from tests.engine.test_length import final
-from tests.helpers import read_history
+from tests.helpers import KILL_MODULE, read_history
 from tests.processes import Forks
 
 slow = pytest.mark.slow
-MODULE = """
+MODULE = (
+    KILL_MODULE
+    + """
 import os, random, signal
 import numpy as np
 import torch
@@ -71,14 +73,6 @@ class Shares(IterableDataset, Stateful):  # as torch's documentation divides a s
 class StatelessShares(Shares):
     state_dict = load_state_dict = None
 
-class Kill:
-    def __init__(self, step):
-        self.step = step
-
-    def on_step(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
 def to_pair(row):
     return {"inputs": torch.tensor(row["x"]), "targets": row["y"]}
 
@@ -94,6 +88,7 @@ def tar(files, shuffle=False):
     rows = rows.compose(webdataset.detshuffle(8, 8)) if shuffle else rows
     return rows.decode().to_tuple("x.json", "y.json").map_tuple(torch.tensor, lambda y: y)
 """
+)
 BASE = [
     "model._target_=streammodule.Net",
     "data=digits",

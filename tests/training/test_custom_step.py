@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from tests.conftest import Command
-from tests.helpers import read_history
+from tests.helpers import KILL_MODULE, read_history
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import digest
 from trainkit.training.metrics import CLOCKS
 
-MODULE = '''
+MODULE = (
+    KILL_MODULE
+    + '''
 import os, signal
 import torch
 from torch import nn
@@ -60,14 +62,6 @@ class Points:
 
     def __getitem__(self, index):
         return self.x[index], index % 3
-
-class Kill:
-    def __init__(self, step):
-        self.step = step
-
-    def on_step(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 def supervised(model, inputs, targets, loss_fn):
     return loss_fn(model(inputs), targets)
@@ -201,6 +195,7 @@ def two_arguments(model, inputs):
 def raises(model, inputs, targets, loss_fn):
     return model(inputs[:, :2]).sum()
 '''
+)
 FILES = {
     "conf/model/net.yaml": "_target_: stepmodule.Net\n",
     "conf/model/plain.yaml": "_target_: stepmodule.Plain\n",

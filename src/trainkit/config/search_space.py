@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from trainkit.config.replaced_targets import mark_new_arguments
 from trainkit.core.errors import ConfigError, Problem
 
-MAX_CHOICES = 10_000  # values of one key
-MAX_GROUP_CHOICES = 200  # combinations of group choices, for each of which a config is composed
+MAX_CHOICES = 10_000  # of a single key
+MAX_GROUP_CHOICES = 200  # combinations of config files; a config is composed for each
 
 WAYS = "write KEY=interval(LOW,HIGH), KEY=range(START,STOP) or KEY=1,2,3"
 
@@ -171,12 +171,10 @@ def read_space(loader: Any, overrides: Sequence[str], params: Mapping[str, Any] 
         found[parsed.get_key_element().lstrip("+")] = parsed
     axes: list[Axis] = []
     fixed: list[str] = []
-    for entry in found.values():
-        if isinstance(entry, str):
-            fixed.append(entry)
-            continue
-        override = entry
-        if override.is_sweep_override():
+    for override in found.values():
+        if isinstance(override, str):
+            fixed.append(override)
+        elif override.is_sweep_override():
             try:
                 axes.append(_axis(override, loader))
             except ConfigError as error:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from trainkit.display.charts import SERIES
 from trainkit.display.page import Html, element, join, listing, section, text
+from trainkit.display.parallel_coordinates import MAX_AXES, count_best, parallel_coordinates
 from trainkit.display.report_parts import drawing_section
 from trainkit.display.search_charts import (
-    MAX_AXES,
     OTHER,
     STYLES,
     SampledKey,
@@ -17,10 +17,8 @@ from trainkit.display.search_charts import (
     TrialFacts,
     best_by_epochs,
     best_by_trial,
-    count_best,
     importance_bars,
     intermediate_values,
-    parallel_coordinates,
     value_by_key,
 )
 

@@ -109,14 +109,7 @@ def run_training(
 
     config = redacted_values(session.settings.source) if session.loggers else {}
     loggers = Loggers(run, session.loggers, config, report)
-    own = (*session.hooks.values(), restorer, recorder, saver, screen, loggers)
-    called = [hook for hook in own if hook is not None]
-    called.append(FirstBatch(called))
-    objects = state.objects
-    has_custom_parts = bool(objects.val_metrics) or bool(objects.training_step or objects.evaluation_step)
-    if session.val is not None and has_custom_parts and not session.settings.compile:  # it would compile one more shape
-        called.append(TrialValidation(session.val.example))
-    called += hooks
+    called = _all_hooks(session, [*session.hooks.values(), restorer, recorder, saver, screen, loggers], hooks)
     with handle_signals(state):
         try:
             for line in [*opening_lines(run), *notes]:
@@ -140,6 +133,18 @@ def run_training(
         _finish(run, loggers, "completed", 0, _why_early(state))
     report_at_end(run, session.settings, started)
     return run
+
+
+def _all_hooks(session: Session, own: Sequence[Any], more: Sequence[Any]) -> list[Any]:
+    """Return the hooks in the order of their calls: `own` without None, the checks of the first steps, then `more`."""
+    hooks = [hook for hook in own if hook is not None]
+    hooks.append(FirstBatch(hooks))
+    objects = session.state.objects
+    has_custom_parts = bool(objects.val_metrics) or bool(objects.training_step or objects.evaluation_step)
+    if session.val is not None and has_custom_parts and not session.settings.compile:  # it would compile one more shape
+        hooks.append(TrialValidation(session.val.example))
+    hooks += more
+    return hooks
 
 
 def _finish(run: Run, loggers: Loggers, status: str, exit_code: int, why: str | None) -> None:

@@ -54,7 +54,7 @@ def run_on_this_machine(tasks: Iterator[Task], number: int, options: LocalOption
         Pool(capacity, make_target, recording).run(tasks)
 
 
-def make_target(task: Task, threads: int, gpu: str | None, channel: Any = None) -> Any:
+def make_target(task: Task, threads: int, gpu: str | None, channel: Any) -> Any:
     """Return what the process of a job calls."""
     return partial(_run_job, task.config, threads, gpu, task.directory / "output.log", channel)
 

@@ -33,7 +33,7 @@ def plot(
     x: str | None = None,
     top: int | None = None,
 ) -> list[str]:
-    """Plot the monitored metric of the runs in the table; return notes about what is not shown.
+    """Plot the monitored metric of the runs in the table; return a note for each run that is not shown.
 
     Args:
         collection: from `collect`.

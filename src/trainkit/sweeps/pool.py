@@ -174,9 +174,9 @@ class Pool:
 
     Args:
         capacity: the slots.
-        make_target: returns what the process of a task calls: `make_target(task, threads, gpu)`.
+        make_target: returns what the process of a task calls: `make_target(task, threads, gpu, channel)`.
         observer: follows the jobs.
-        asks: whether the jobs ask the observer at the end of each epoch. Then `make_target` gets their channel too.
+        asks: whether the jobs ask the observer at the end of each epoch, through the channel. Otherwise it is None.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class Pool:
         threads = task.threads or self.capacity.threads
         task.attempts += 1
         own, of_job = self.context.Pipe() if self.asks else (None, None)
-        target = self.make_target(task, threads, gpu, of_job) if self.asks else self.make_target(task, threads, gpu)
+        target = self.make_target(task, threads, gpu, of_job)
         process = self.context.Process(target=target, name=f"job {task.number}")
         job = RunningJob(task, process, gpu, own)
         self.observer.on_start(job, threads)

@@ -1,4 +1,4 @@
-"""Where a signal may stop the training at once: while the loop waits for a batch, and in a validation."""
+"""Stop the training at a signal: at once while it waits for a batch or validates, otherwise after the step."""
 
 from __future__ import annotations
 

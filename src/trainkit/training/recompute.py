@@ -42,7 +42,7 @@ class RecomputedForward:
         return checkpoint(self._two_passes(), *args, use_reentrant=False, **kwargs)
 
     def _two_passes(self) -> Callable[..., Any]:
-        """Return the forward method for the two passes of one step, which start from the same buffers."""
+        """Return the forward method for one step. Both of its passes start from the same buffers."""
         before: Buffers = {}
 
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,8 @@ from trainkit.config.compose import compose_sweep
 from trainkit.config.schema import SearchSettings
 from trainkit.config.search_space import Space
 from trainkit.core.errors import CheckpointError
-from trainkit.sweeps.search.study import JOURNAL, SearchStudy
+from trainkit.sweeps.search.storage import JOURNAL
+from trainkit.sweeps.search.study import SearchStudy
 
 
 @pytest.fixture(scope="module")

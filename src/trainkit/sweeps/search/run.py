@@ -45,14 +45,12 @@ def run_search(plugin: Any, overrides: Sequence[str]) -> None:
     ledger = Ledger(Path(config.hydra.sweep.dir))
     loader = plugin.hydra_context.config_loader
     space = read_space(loader, overrides, plugin.params)
-    problems = find_active(space, lambda texts: (compose_job(loader, config, texts).config, []))
+    find_active(space, lambda texts: (compose_job(loader, config, texts).config, []))  # `compose_sweep` has checked it
     own = [text for text in overrides if text.lstrip("+").startswith("search.")]
     settings = read_settings(compose_job(loader, config, [*own, *next(space.samples())]).config)
-    if problems:
-        raise ConfigError(*problems)
     worker, lock = claim_worker(ledger.directory)
     try:
-        search = _open(ledger, loader, config, space, settings, worker, started, plugin.config_dir)
+        search = _open(plugin, ledger, space, settings, worker, started)
         options = config.hydra.launcher
         capacity = measure_capacity(options.n_jobs, options.jobs_per_gpu, 2**31, str(config.device))
         with make_job_display(settings.progress) as display:
@@ -62,20 +60,11 @@ def run_search(plugin: Any, overrides: Sequence[str]) -> None:
         lock.release()
 
 
-def _open(
-    ledger: Ledger,
-    loader: Any,
-    config: DictConfig,
-    space: Space,
-    settings: Settings,
-    worker: int,
-    started: float,
-    config_dir: str | None,
-) -> Search:
+def _open(plugin: Any, ledger: Ledger, space: Space, settings: Settings, worker: int, started: float) -> Search:
     """Return the search, with what is known from earlier commands."""
     options, mode = settings.search, settings.monitor.mode
     max_epochs = options.max_epochs or settings.epochs
-    now = _describe(config, space, settings, max_epochs)
+    now = _describe(plugin.config, space, settings, max_epochs)
     before = ledger.search()
     if before is not None:
         _check_same(before, now, ledger)
@@ -85,7 +74,7 @@ def _open(
         cause = f"the study {name} in search.storage belongs to a search in another folder"
         raise ConfigError(cause, hint="choose another hydra.sweep.dir: its last two folders name the study")
     study.check_complete(max((job.trial for job in ledger.read() if job.trial is not None), default=-1))
-    ledger.append({"event": "search", "study": name, "config_dir": config_dir, **now})
+    ledger.append({"event": "search", "study": name, "config_dir": plugin.config_dir, **now})
 
     def seed_overrides(seed: int) -> list[str]:
         texts = [f"seed={settings.seed + seed}"] if options.seeds > 1 else []
@@ -101,14 +90,20 @@ def _open(
         asha = Asha(options.min_epochs, max_epochs, options.reduction, mode)
     return Search(
         study,
-        SearchJobs(loader, config, ledger, space.fixed, seed_overrides, settings.monitor.metric),
+        SearchJobs(
+            plugin.hydra_context.config_loader,
+            plugin.config,
+            ledger,
+            space.fixed,
+            seed_overrides,
+            settings.monitor.metric,
+        ),
         options.seeds,
         mode,
         asha,
         options.pruner is not None and asha is None,
         budget,
         worker,
-        ledger.directory,
     )
 
 

@@ -50,9 +50,9 @@ class Search:
         prunes: whether there is another pruner.
         budget: when the search ends.
         worker: the number of this process among those that share the search.
-        directory: of the sweep.
         failures: the trials that have failed in a row before their first epoch.
-        active: the jobs that this process runs, and why one was stopped: None, paused or pruned.
+        active: the jobs that this process runs, and why the search has stopped each: paused, pruned, or None.
+        waiting: the jobs that start next: the number of a trial, and which of its seeds.
     """
 
     study: SearchStudy
@@ -63,10 +63,9 @@ class Search:
     prunes: bool
     budget: Budget
     worker: int
-    directory: Path
     failures: int = 0
     active: dict[int, str | None] = field(default_factory=dict)
-    waiting: deque[tuple[int, int]] = field(default_factory=deque)  # trials and their seeds that start next
+    waiting: deque[tuple[int, int]] = field(default_factory=deque)
 
     # ------------------------------------------------------------------------------ what starts next
 
@@ -98,7 +97,7 @@ class Search:
 
     def _next(self) -> tuple[int, int] | None:
         """Return the next trial and seed to train; None: nothing can start now."""
-        if not self._affords(1) or self._fails_always:
+        if not self._affords_epoch() or self._fails_always:
             self.waiting.clear()
             return None
         if not self.waiting:
@@ -137,20 +136,19 @@ class Search:
         if self.asha is not None and trial.target is None:
             self.study.set(trial.number, target=self.asha.rungs[0])
         begun = [0] if self.prunes and 0 not in trial.values else range(self.seeds)
-        open_seeds = [seed for seed in begun if seed not in trial.values]
-        if self.seeds > 1 and open_seeds and all(seed in trial.at_rung for seed in open_seeds):
-            self._settle(trial.number, open_seeds[0])
+        unfinished = [seed for seed in begun if seed not in trial.values]
+        at_rung = [seed for seed in unfinished if seed in trial.at_rung] if self.seeds > 1 else []
+        if unfinished and at_rung == unfinished:  # all seeds have reached the rung
+            self._settle(trial.number, unfinished[0])
             return
-        # A job that has ended already starts again, and the search gets the same answers from its files.
-        self.waiting += [
-            (trial.number, seed) for seed in open_seeds or [0] if len(begun) == 1 or seed not in trial.at_rung
-        ]
+        # A job that has ended already starts again, and ends at once with the same answer.
+        self.waiting += [(trial.number, seed) for seed in unfinished or [0] if seed not in at_rung]
 
     def _runs_elsewhere(self, trial: Trial) -> bool:
         """Return whether another process that is alive runs a trial."""
         if trial.worker is None or trial.worker == self.worker:
             return False
-        lock = Lock(worker_directory(self.directory, trial.worker))
+        lock = Lock(worker_directory(self.jobs.ledger.directory, trial.worker))
         try:
             lock.acquire()
         except RunDirectoryInUseError:
@@ -158,14 +156,14 @@ class Search:
         lock.release()
         return False
 
-    def _affords(self, epochs: int) -> bool:
-        """Return whether the budget allows further epochs, besides those that this process trains at the moment."""
+    def _affords_epoch(self) -> bool:
+        """Return whether the budget allows one more epoch, besides those that this process trains at the moment."""
         if time.monotonic() >= self.budget.ends_at:
             return False
         if self.budget.epochs is None:
             return True
         spent = sum(sum(trial.epochs.values()) for trial in self.study.trials())
-        return spent + sum(why is None for why in self.active.values()) + epochs <= self.budget.epochs
+        return spent + sum(why is None for why in self.active.values()) < self.budget.epochs
 
     # ---------------------------------------------------------------------------- after each epoch
 
@@ -181,27 +179,27 @@ class Search:
         if number not in self.active:
             return None
         with self.study.lock.held():
-            self.active[number] = PAUSED  # for `_affords`, until it is decided: this job trains no epoch now
+            self.active[number] = PAUSED  # for `_affords_epoch`, until it is decided: this job trains no epoch now
             why = self._decide(*self.trial_of(number), epoch)
             self.active[number] = why
             return why
 
-    def _decide(self, number: int, seed: int, epoch: int) -> str | None:
-        trial = self.study.trial(number)
+    def _decide(self, trial_number: int, seed: int, epoch: int) -> str | None:
+        trial = self.study.trial(trial_number)
         if trial.state == "failed":  # another seed has failed
             return PRUNED
         if epoch:
-            values = self.jobs.values(self.number_of(number, seed), epoch)
-            self.study.set(number, epochs={**trial.epochs, seed: epoch})
+            values = self.jobs.values(self.number_of(trial_number, seed), epoch)
+            self.study.set(trial_number, epochs={**trial.epochs, seed: epoch})
             if seed == 0:
                 for place, value in values:
-                    self.study.report(number, place, value)
+                    self.study.report(trial_number, place, value)
             if self.asha is not None and trial.target is not None and epoch >= trial.target:
                 if epoch < self.asha.max_epochs and self._pauses_at_rung(trial, seed, trial.target, values):
                     return PAUSED
-            elif self.prunes and seed == 0 and self.study.should_prune(number):
+            elif self.prunes and seed == 0 and self.study.should_prune(trial_number):
                 return PRUNED
-        return None if self._affords(1) else PAUSED
+        return None if self._affords_epoch() else PAUSED
 
     def _pauses_at_rung(self, trial: Trial, seed: int, rung: int, values: list[tuple[int, float]]) -> bool:
         """Record a seed's value at a rung; return whether its job is paused there."""
@@ -242,28 +240,28 @@ class Search:
             value: its best monitored value.
         """
         self.active.pop(number, None)
-        name, seed = self.trial_of(number)
+        trial_number, seed = self.trial_of(number)
         self.failures = self.failures + 1 if status == "failed" and not self.jobs.epochs(number) else 0
         with self.study.lock.held():
-            trial = self.study.trial(name)
+            trial = self.study.trial(trial_number)
             if not trial.is_open:
                 return
             if status == "failed" or (status == "completed" and (value is None or not math.isfinite(value))):
-                self.study.end(name, "failed")
-                self.waiting = deque(entry for entry in self.waiting if entry[0] != name)
+                self.study.end(trial_number, "failed")
+                self.waiting = deque(entry for entry in self.waiting if entry[0] != trial_number)
             elif status == PRUNED:
-                self.study.end(name, PRUNED)
+                self.study.end(trial_number, PRUNED)
             elif status == "completed":
                 epochs = {**trial.epochs, seed: self.jobs.epochs(number)}
-                self.study.set(name, values={**trial.values, seed: value}, epochs=epochs)
-                self._settle(name, seed)
+                self.study.set(trial_number, values={**trial.values, seed: value}, epochs=epochs)
+                self._settle(trial_number, seed)
             elif status == PAUSED:
-                self._settle(name, seed)
+                self._settle(trial_number, seed)
 
     def _settle(self, number: int, seed: int) -> None:
         """Decide what happens to a trial after the job of a seed has completed or paused."""
         trial = self.study.trial(number)
-        missing = [seed for seed in range(self.seeds) if seed not in trial.values]
+        missing = [other for other in range(self.seeds) if other not in trial.values]
         if not missing:
             mean = sum(trial.values.values()) / self.seeds
             if self.asha is not None:  # an early end counts at every rung
