@@ -773,8 +773,15 @@ def test_load_needs_neither_the_data_nor_the_classes_in_the_config(own: Path) ->
     (own / "conf" / "data" / "augmented.yaml").unlink()
     assert trainkit.load(run)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert trainkit.load(run, checkpoint="last") is not None
-    with pytest.raises(ValueError, match="best or last"):
-        trainkit.load(run, checkpoint="newest")
+    for wrong in ("newest", "step-x", "step-00000002\n"):
+        with pytest.raises(ConfigError, match="best, last or step-N"):
+            trainkit.load(run, checkpoint=wrong)
+    with pytest.raises(CheckpointError, match="no step-7 checkpoint") as error:
+        trainkit.load(run, checkpoint="step-7")
+    assert error.value.problems[0].hint == "it has step-2, step-0"
+    first, last = (trainkit.load(run, checkpoint=name).state_dict() for name in ("step-0", "step-2"))
+    assert all(torch.equal(last[name], tensor) for name, tensor in trainkit.load(run, "last").state_dict().items())
+    assert not all(torch.equal(last[name], tensor) for name, tensor in first.items())
     (run.directory / "checkpoints" / "best").write_text("../../elsewhere")
     with pytest.raises(CheckpointError, match="no best checkpoint"):
         trainkit.load(run)

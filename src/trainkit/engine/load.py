@@ -30,14 +30,13 @@ def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[st
 
     Args:
         run: a run, its directory, or `last` for the newest run.
-        checkpoint: `best`, or `last` for the newest checkpoint.
+        checkpoint: `best`, `last` for the newest checkpoint, or `step-N`.
         overrides: config values that are not saved, such as secrets: `["model.hub_token=…"]`.
 
     Raises:
+        ConfigError: `checkpoint` is none of these, or the config has an error.
         CheckpointError: the checkpoint is missing or damaged, or belongs to another model.
     """
-    if checkpoint not in ("best", "last"):
-        raise ValueError(f"checkpoint must be best or last, not {checkpoint!r}")
     run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
     name, saved = read_checkpoint(run, checkpoint)
     settings = reload_config(run, overrides, secrets_under="model").settings

@@ -59,7 +59,7 @@ class Checkpoints:
             return []
         found = [entry for entry in os.scandir(self.directory) if NAME.fullmatch(entry.name)]
         directories = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
-        return sorted(directories, key=_step_of, reverse=True)
+        return sorted(directories, key=step_of, reverse=True)
 
     # ------------------------------------------------------------------------------------- write
 
@@ -169,7 +169,7 @@ class Checkpoints:
         missing = [key for key in KEYS if key not in saved]
         if missing:
             raise CheckpointError(f"{path}: {', '.join(missing)} missing", hint="use another checkpoint")
-        if saved["step"] != _step_of(name):
+        if saved["step"] != step_of(name):
             raise DamagedError(f"its content is of step {saved['step']!r}")
         self.valid.add(name)
         return saved
@@ -231,7 +231,7 @@ class Checkpoints:
     def delete_after(self, name: str) -> None:
         """Delete the checkpoints of later steps than `name`: a rollback has discarded these steps."""
         for later in self.names():
-            if _step_of(later) > _step_of(name):
+            if step_of(later) > step_of(name):
                 self._delete(later)
 
     def clean(self) -> None:
@@ -255,5 +255,6 @@ def checkpoint_name(step: Any) -> str:
     return f"step-{step:08d}"
 
 
-def _step_of(name: str) -> int:
+def step_of(name: str) -> int:
+    """Return the step of a checkpoint, given its name."""
     return int(name.removeprefix("step-"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.extras import import_extra
-from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.checkpoint import Checkpoints, checkpoint_name, step_of
 from trainkit.runs.checkpoint_files import STATE, DamagedError, check_archive, check_containers
 from trainkit.runs.directory import Run
 from trainkit.runs.frozen import AVERAGE
@@ -27,22 +27,42 @@ SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), PATH)"
 
 
 def read_checkpoint(run: Run, checkpoint: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the content of the `best` or the `last` checkpoint of a run.
+    """Return the name and the content of a checkpoint of a run.
+
+    Args:
+        run: a saved run.
+        checkpoint: `best`, `last`, or `step-N`.
 
     Raises:
+        ConfigError: `checkpoint` is none of these.
         CheckpointError: the checkpoint is missing or damaged.
     """
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    name = checkpoints.read_pointer(checkpoint)
-    if name is None:
-        raise CheckpointError(
-            f"{run.directory} has no {checkpoint} checkpoint", hint="train at least one epoch of this run first"
-        )
+    name = find_checkpoint(checkpoints, checkpoint)
     try:
         return name, checkpoints.load(name)
     except DamagedError as error:
-        hint = "try checkpoint='last'" if checkpoint == "best" else "try checkpoint='best'"
+        hint = f"try the {'last' if checkpoint == 'best' else 'best'} checkpoint"
         raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint=hint) from error
+
+
+def find_checkpoint(checkpoints: Checkpoints, checkpoint: str) -> str:
+    """Return the name of the checkpoint that `best`, `last` or `step-N` means.
+
+    Raises:
+        ConfigError: `checkpoint` is none of these.
+        CheckpointError: there is no such checkpoint. The hint lists those that exist.
+    """
+    step = re.fullmatch(r"step-(\d{1,18})", checkpoint)
+    if step is None and checkpoint not in ("best", "last"):
+        raise ConfigError(f"checkpoint={checkpoint}: there is no such choice", hint="write best, last or step-N")
+    names = checkpoints.names()
+    name = checkpoint_name(int(step[1])) if step else checkpoints.read_pointer(checkpoint)
+    if name in names:
+        return name
+    steps = [f"step-{step_of(existing)}" for existing in names]
+    hint = f"it has {', '.join(steps)}" if steps else "train at least one epoch of this run first"
+    raise CheckpointError(f"{checkpoints.directory.parent} has no {checkpoint} checkpoint", hint=hint)
 
 
 def weights_of(saved: Mapping[str, Any]) -> dict[str, Any]:
