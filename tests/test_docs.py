@@ -13,6 +13,7 @@ import pytest
 from trainkit.cli import arguments
 from trainkit.cli.commands import compare
 from trainkit.cli.main import COMMANDS
+from trainkit.config.choices import find_groups
 from trainkit.config.compose import compose_run, compose_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,9 @@ def test_every_command_of_the_readme_composes(line: str, here: Path) -> None:
     command = words.pop(0) if words[0] in COMMANDS else "train"
     if command == "compare":  # it takes no overrides
         assert compare.parse(words).paths
+        return
+    if command == "list":
+        assert words[0] in find_groups()
         return
     if command in ("resume", "report"):
         assert not words.pop(0).startswith("-")  # the run

@@ -38,6 +38,7 @@ def command_help(name: str) -> str:
 
 USAGES = {
     "compare": "PATH... [FLAGS]      PATH is a run, a sweep, a folder that holds them, or the word last",
+    "list": "[GROUP] [--json]",
     "report": "PATH [--json]      PATH is a run, a sweep, or the word last",
     "resume": "RUN [KEY=VALUE ...]      RUN is the directory of a run or a sweep, or the word last",
 }
@@ -51,7 +52,7 @@ FLAGS = {
     "--version": "print the version of trainkit",
 }
 COMMAND_FLAGS = {
-    "--json": "bench, compare, find-lr, inspect, params, report, verify-resume: print JSON",
+    "--json": "bench, compare, find-lr, inspect, list, params, report, verify-resume: print JSON",
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
     "--steps N": "bench: number of timed steps per loop (50)",
@@ -65,6 +66,7 @@ EXAMPLES = {
     "trainkit": "train the toy CNN on handwritten digits, without a download",
     "trainkit model=toy_cnn optim=adam lr=0.001": "choose the optimizer and the learning rate",
     "trainkit experiment=line_fit": "run a recorded experiment",
+    "trainkit list optim": "the optimizers, one on each line",
     "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer with its default learning rate",
     "trainkit compare outputs": "one table over all runs, the best first",
     "trainkit resume last epochs=40": "resume the newest run, for more epochs than planned",
