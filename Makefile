@@ -7,7 +7,7 @@ WORKERS ?= 3
 # The tests start many processes: without bytecode each would compile torch anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test test-slow format constraints clean
+.PHONY: train test test-slow format docs constraints clean
 
 train: .venv/trains
 	$(BIN)/trainkit model=toy_cnn optim=sgd lr=0.01
@@ -25,6 +25,10 @@ test-slow: .venv/tests
 format: .venv/tests
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The documentation as a site, in site/.
+docs: .venv/tests
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 .venv/trains: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trainkit needs Python 3.11 or later: make PYTHON=python3.12 train")'
