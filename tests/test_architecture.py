@@ -121,6 +121,7 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "runs/find",
         "runs/history",
         "runs/lock",
+        "runs/preprocessing",
         "runs/recovery",
         "runs/saved_config",
         "runs/secrets",

@@ -19,6 +19,8 @@ from torch.utils.data import TensorDataset
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import DataError
 
+MODE = "RGB"  # of the images of a folder
+
 
 def digits(keep: Sequence[int] | None = None) -> TensorDataset:
     """Return the 1,797 digits of the test part of the UCI set "Optical Recognition of Handwritten Digits".
@@ -174,7 +176,8 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
     folder = train if part == "train" else _validation_folder(top)
     if folder is None:
         return None
-    resize = [v2.Resize(size), v2.CenterCrop(size)] if size and size != "off" else []
+    size = None if size == "off" else size or None
+    resize = [v2.Resize(size), v2.CenterCrop(size)] if size is not None else []
     try:
         images = ImageFolder(folder, v2.Compose(resize) if resize else None, loader=_read_image)
     except FileNotFoundError as error:
@@ -183,6 +186,7 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
             hint="arrange the images as CLASS/NAME.jpg, in train/ and val/ or directly in the folder",
         ) from error
     _number_classes(images, train)
+    images.reader = {"kind": "images", "mode": MODE, "size": size}
     images.cache_as = _cache_key(images, size)
     return images
 
@@ -192,7 +196,7 @@ def _read_image(path: str) -> Any:
     from PIL import Image
 
     with open_regular_file(Path(path), follow_links=True) as file:
-        return Image.open(file).convert("RGB")
+        return Image.open(file).convert(MODE)
 
 
 def _validation_folder(top: Path) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainkit.data.loaders import Loader
+from trainkit.data.pairs import Pair
 from trainkit.data.prepare import Batch, Prepare
 
 
@@ -65,6 +66,10 @@ class FlowingLoader:
     def example(self) -> Batch:
         """See `Loader.example`."""
         return self.loader.example()
+
+    def raw_example(self) -> Pair:
+        """See `Loader.raw_example`."""
+        return self.loader.raw_example()
 
     def close(self) -> None:
         """See `Loader.close`."""

@@ -21,10 +21,11 @@ class HuggingFaceDataset:
         table: the `datasets.Dataset`.
         classes: the names of the classes, or their number; None: the targets are not classes.
         targets: the classes of all samples, or None.
+        reader: how texts become tokens, for `preprocessing.json`; None: no tokenizer.
     """
 
-    def __init__(self, table: Any, target: str | None) -> None:
-        self.table = table
+    def __init__(self, table: Any, target: str | None, reader: dict[str, Any] | None = None) -> None:
+        self.table, self.reader = table, reader
         self.classes: Any = None
         self.targets: Any = None
         feature: Any = None if target is None else table.features[target]
@@ -76,8 +77,10 @@ def huggingface(
     datasets = import_extra("datasets", "huggingface", "data")
     datasets.disable_progress_bars()
     table = _load(datasets, path, name, split)
+    reader = None
     if tokenizer is not None:
         texts = [text] if isinstance(text, str) else [*text]
+        reader = {"kind": "tokens", "tokenizer": tokenizer, "text": texts, "max_length": max_length}
         _require_columns("data.text", texts, table)
         table = _tokenize(table, tokenizer, texts, max_length)
     if target is not None and target in table.column_names and tokenizer is not None and target != "labels":
@@ -85,7 +88,7 @@ def huggingface(
     if columns is not None:
         _require_columns("data.columns", columns, table)
         table = table.select_columns([*columns])
-    return HuggingFaceDataset(table, target if target in table.column_names else None)
+    return HuggingFaceDataset(table, target if target in table.column_names else None, reader)
 
 
 def _load(datasets: Any, path: str, name: str | None, split: str) -> Any:

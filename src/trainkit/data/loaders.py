@@ -62,6 +62,9 @@ class Loader(Protocol):
     def example(self) -> Batch:
         """Return a batch that holds one sample twice, as the model receives it."""
 
+    def raw_example(self) -> Pair:
+        """Return the batch of `example` before its preparation. It is read once; do not change it."""
+
     def close(self) -> None:
         """End the processes that read data."""
 
@@ -151,13 +154,17 @@ class SlicingLoader:
 
     def example(self) -> Batch:
         """See `Loader.example`."""
+        return self.prepare(*self.raw_example())
+
+    def raw_example(self) -> Pair:
+        """See `Loader.raw_example`."""
         unreadable = self.store.unreadable
         index = next((index for index in range(self.order.samples) if index not in unreadable), None)
         if index is None:
             raise unreadable_set_error(self.store.key, self.store.dataset, 0, unreadable[0])
         row = index if self.rows is None else int(self.rows[index])
         rows = torch.tensor([row, row], device=self.device)
-        return self.prepare(*take_rows(self.tensors, rows))
+        return take_rows(self.tensors, rows)
 
     def close(self) -> None:
         """Do nothing: no process reads data."""
@@ -204,6 +211,7 @@ class StreamingLoader:
         self.form = form
         self.unreadable: dict[int, str] = {}
         self.samples: int | None = order.total
+        self._example: Pair | None = None
         reader: Dataset[Any] = SeededReader(  # type: ignore[assignment]
             dataset, order.seed or 0, skip=skip, constant=constant, form=form
         )
@@ -244,6 +252,15 @@ class StreamingLoader:
 
     def example(self) -> Batch:
         """Return a batch that holds the first readable sample twice: batch norm needs two samples."""
+        return self.prepare(*map_pair(self.raw_example(), Tensor.clone))
+
+    def raw_example(self) -> Pair:
+        """See `Loader.raw_example`."""
+        if self._example is None:
+            self._example = self._read_example()
+        return self._example
+
+    def _read_example(self) -> Pair:
         reader = SeededReader(self.dataset, self.order.seed or 0, skip=self.skip, form=self.form)
         first_failure: tuple[int, str] | None = None
         for index in range(len(self.dataset)):
@@ -253,7 +270,7 @@ class StreamingLoader:
             except Exception as error:
                 raise sample_error(self.key, error) from error
             if batch.inputs is not None:
-                return self.prepare(*batch.pair)
+                return batch.pair
             first_failure = first_failure or batch.unreadable[0]
         assert first_failure is not None
         raise unreadable_set_error(self.key, self.dataset, *first_failure)

@@ -16,7 +16,7 @@ from trainkit.core.signals import delay_signals
 from trainkit.data.batch_order import non_finite_rows
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.loaders import end_workers
-from trainkit.data.pairs import map_pair
+from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, ignore_signals
 from trainkit.data.sample_errors import sample_error
@@ -226,9 +226,13 @@ class StreamLoader:
 
     def example(self) -> Batch:
         """Return a batch that holds the first sample twice: batch norm needs two samples."""
+        return self.prepare(*map_pair(self.raw_example(), Tensor.clone))
+
+    def raw_example(self) -> Pair:
+        """See `Loader.raw_example`."""
         if self._example is None:
             self._example = self._read_example()
-        return self.prepare(*map_pair(self._example.pair, Tensor.clone))
+        return self._example.pair
 
     def _read_example(self) -> CollatedBatch:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,59 @@ class Table(TensorDataset):
     Attributes:
         columns: the name of each input; a category has the name `COLUMN=VALUE`.
         classes: the names of the classes; for a regression, the number of target columns.
+        reader: how the columns become inputs, for `preprocessing.json`.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, columns: list[str], classes: list[str] | int) -> None:
+    def __init__(self, inputs: Tensor, targets: Tensor, encoding: Encoding, classes: list[str] | int) -> None:
         super().__init__(inputs, targets)
-        self.columns, self.classes = columns, classes
+        self.columns, self.classes = encoding.inputs, classes
+        self.reader = {"kind": "table", **asdict(encoding)}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the columns of a table become inputs.
+
+    Attributes:
+        columns: name -> the words of a column, each of which is one input; None for a column of numbers.
+        fill: replaces missing inputs; a missing word is the word "". None: they are an error.
+        targets: the names of the columns of the targets.
+    """
+
+    columns: dict[str, list[str] | None]
+    fill: float | None
+    targets: list[str]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The name of each input; that of a word is `COLUMN=WORD`."""
+        named = self.columns.items()
+        return [label for name, words in named for label in ([f"{name}={w}" for w in words] if words else [name])]
+
+    def encode(self, rows: dict[str, Column], file: str) -> Tensor:
+        """Return the inputs of rows, (N, F) float32.
+
+        Args:
+            rows: the columns of a file; each column of the encoding must exist.
+            file: the name of the file, for messages.
+
+        Raises:
+            DataError: a value is missing, not a number, or a word that the training set does not have.
+        """
+        parts = [self._encode_column(name, words, rows[name], file) for name, words in self.columns.items()]
+        return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
+
+    def _encode_column(self, name: str, words: list[str] | None, rows: Column, file: str) -> Numbers:
+        lacking = _missing(rows)
+        if lacking and self.fill is None:
+            hint = "write data.fill=0, or another number, or leave it out: data.drop"
+            raise _missing_error(file, name, lacking, hint)
+        if words is not None:
+            one_hot: Numbers = np.eye(len(words))[_numbered(name, words, rows, file)]
+            return one_hot
+        numbers = _as_numbers(name, rows, file)
+        filled: Numbers = np.where(np.isnan(numbers), self.fill or 0.0, numbers)
+        return filled[:, None]
 
 
 def table(
@@ -84,27 +133,16 @@ def table(
         if lacking is not None:
             raise DataError(f"{val_file}: it has no column {lacking!r}", hint=f"it needs the columns of {file}")
     source = val_file if part == "val" and val_file else file
-    inputs, shown = [], []
-    for name in names:
-        made, labels = _inputs(name, columns[name], rows[name], fill, source)
-        inputs.append(made)
-        shown += labels
+    words = {name: _words_of(columns[name]) for name in names}
+    encoding = Encoding(words, fill, targets)
+    inputs = encoding.encode(rows, source)
     made_targets, classes = _targets(targets, columns, rows, task, source)
-    return Table(torch.from_numpy(np.concatenate(inputs, axis=1, dtype=np.float32)), made_targets, shown, classes)
+    return Table(inputs, made_targets, encoding, classes)
 
 
-def _inputs(
-    name: str, column: Column, rows: Column, fill: float | None, file: str
-) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """Return the inputs of a column, (N, number of inputs), and their names."""
-    lacking = _missing(rows)
-    if lacking and fill is None:
-        raise _missing_error(file, name, lacking, "write data.fill=0, or another number, or leave it out: data.drop")
-    if not isinstance(column, list):
-        numbers = _as_numbers(name, rows, file)
-        return np.where(np.isnan(numbers), fill or 0.0, numbers)[:, None], [name]
-    words = sorted({word or "" for word in column})
-    return np.eye(len(words))[_numbered(name, words, rows, file)], [f"{name}={word}" for word in words]
+def _words_of(column: Column) -> list[str] | None:
+    """Return the different words of a column in the order of the alphabet; None for a column of numbers."""
+    return sorted({word or "" for word in column}) if isinstance(column, list) else None
 
 
 def _targets(

@@ -25,13 +25,15 @@ class TextWindows(TensorDataset):
         vocabulary: the token of each id.
         classes: the same, which gives `data.classes` its number.
         lengths: the length of each window.
+        reader: how a text becomes tokens, for `preprocessing.json`.
     """
 
-    def __init__(self, tokens: Tensor, vocabulary: list[str], length: int, stride: int) -> None:
+    def __init__(self, tokens: Tensor, vocabulary: list[str], length: int, stride: int, unit: str) -> None:
         # Views of the same memory: overlapping windows are not copied.
         super().__init__(tokens[:-1].unfold(0, length, stride), tokens[1:].unfold(0, length, stride))
         self.vocabulary = self.classes = vocabulary
         self.lengths = [length] * len(self)
+        self.reader = {"kind": "text", "unit": unit, "length": length}
 
 
 def text(
@@ -86,7 +88,7 @@ def text(
         )
     ids = {token: index for index, token in enumerate(vocabulary)}
     numbers = list(chosen) if isinstance(chosen, bytes) else [ids.get(token, 0) for token in chosen]
-    return TextWindows(torch.tensor(numbers), vocabulary, length, stride or length)
+    return TextWindows(torch.tensor(numbers), vocabulary, length, stride or length, unit)
 
 
 def _tokens_of(file: str, unit: str) -> str | list[str] | bytes:

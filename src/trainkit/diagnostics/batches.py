@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainkit.data.loaders import Loader
+from trainkit.data.pairs import Pair
 from trainkit.data.prepare import Batch
 
 
@@ -40,6 +41,10 @@ class FixedStepsLoader:
     def example(self) -> Batch:
         """See `Loader`."""
         return self.loader.example()
+
+    def raw_example(self) -> Pair:
+        """See `Loader`."""
+        return self.loader.raw_example()
 
     def close(self) -> None:
         """See `Loader`."""

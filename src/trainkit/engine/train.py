@@ -24,6 +24,7 @@ from trainkit.data.contents import data_facts
 from trainkit.display import live as display
 from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
+from trainkit.engine.preprocessing import preprocessing_of
 from trainkit.engine.report import report_at_end
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
@@ -34,6 +35,7 @@ from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint, redacted_values
 from trainkit.runs.frozen import FrozenWeights, frozen_names
 from trainkit.runs.loggers import Loggers
+from trainkit.runs.preprocessing import write_preprocessing
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
@@ -112,6 +114,7 @@ def run_training(
     called = _all_hooks(session, [*session.hooks.values(), restorer, recorder, saver, screen, loggers], hooks)
     with handle_signals(state):
         try:
+            write_preprocessing(run, preprocessing_of(session))
             for line in [*opening_lines(run), *notes]:
                 report(line)
             _fit(run, session, called, saver)

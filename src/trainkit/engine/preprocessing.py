@@ -1,0 +1,127 @@
+"""Describe the preprocessing of a training, so that its model can be used without the training data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from trainkit.build.data import build_loaders
+from trainkit.build.session import Session
+from trainkit.config.settings import Settings
+from trainkit.core.device import select_device
+from trainkit.core.pytree import Samples, is_list_of_values
+from trainkit.core.rng import preserve_rng, seed_all
+from trainkit.data.loaders import Loader
+from trainkit.data.sample_errors import base_of
+from trainkit.runs.directory import Run
+from trainkit.runs.preprocessing import Preprocessing, Statistics, read_preprocessing
+
+
+def describe_preprocessing(settings: Settings, train: Loader) -> Preprocessing:
+    """Return the preprocessing of a training with these settings and this loader of training samples."""
+    inputs = None
+    with suppress(Exception), preserve_rng():  # the training reports samples that cannot be read
+        inputs = _describe_inputs(train.raw_example()[0])
+    dataset = base_of(train.dataset)
+    return Preprocessing(
+        inputs,
+        normalize=_normalization(settings),
+        standardize=_standardization(train) if settings.data.standardize else None,
+        classes=_class_names(dataset, settings.data.classes),
+        reader=_reader_of(dataset),
+    )
+
+
+def preprocessing_of_run(run: Run, settings: Settings) -> Preprocessing:
+    """Return the preprocessing of a saved run. A run of an earlier version needs its training data for that.
+
+    Args:
+        run: the saved run.
+        settings: its settings.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        DataError: the file is missing, and the training data cannot be read.
+    """
+    found = read_preprocessing(run)
+    if found is not None:
+        return found
+    with preserve_rng():
+        seed_all(settings.seed, deterministic=bool(settings.deterministic))
+        settings, loaders = build_loaders(settings, select_device("cpu"), None)
+        try:
+            return describe_preprocessing(settings, loaders.train)
+        finally:
+            for loader in filter(None, (loaders.train, loaders.val)):
+                loader.close()
+
+
+def preprocessing_of(session: Session) -> Preprocessing:
+    """Return the preprocessing of a session."""
+    return describe_preprocessing(session.settings, session.train)
+
+
+def _describe_inputs(batch: Any) -> Any:
+    """Return the structure of the first sample of a batch; see `Preprocessing.inputs`."""
+    if isinstance(batch, Tensor):
+        return _describe_tensor(batch[0])
+    if isinstance(batch, Samples):
+        return _describe_sample(batch[0])
+    if isinstance(batch, Mapping):
+        return {str(key): _describe_inputs(value) for key, value in batch.items()}
+    if is_list_of_values(batch):
+        return {"type": type(batch[0]).__name__}
+    if isinstance(batch, tuple | list):
+        return [_describe_inputs(part) for part in batch]
+    return {"type": type(batch).__name__}
+
+
+def _describe_sample(sample: Any) -> Any:
+    if isinstance(sample, Tensor):
+        return _describe_tensor(sample)
+    if isinstance(sample, Mapping):
+        return {str(key): _describe_sample(value) for key, value in sample.items()}
+    if isinstance(sample, tuple | list):
+        return [_describe_sample(part) for part in sample]
+    return {"type": type(sample).__name__}
+
+
+def _describe_tensor(sample: Tensor) -> dict[str, Any]:
+    return {"shape": [*sample.shape], "dtype": str(sample.dtype).removeprefix("torch.")}
+
+
+def _class_names(dataset: Any, classes: int | None) -> list[str] | None:
+    """Return the names of the classes that a data set lists; None if it lists another number of names."""
+    names: Any = getattr(dataset, "classes", None)
+    with suppress(TypeError):  # a number of classes, or None
+        if len(names) == classes and not isinstance(names, str | Mapping):
+            return [str(name) for name in names]
+    return None
+
+
+def _reader_of(dataset: Any) -> dict[str, Any] | None:
+    """Return the attribute `reader` of a data set if it describes how a file becomes a sample."""
+    reader = getattr(dataset, "reader", None)
+    if isinstance(reader, Mapping) and isinstance(reader.get("kind"), str):
+        with suppress(TypeError, ValueError):  # not JSON
+            content: dict[str, Any] = json.loads(json.dumps(reader))
+            return content
+    return None
+
+
+def _normalization(settings: Settings) -> Statistics | None:
+    normalize = settings.data.normalize
+    if normalize is None:
+        return None
+    mean, std = ([*part] if isinstance(part, list | tuple) else [part] for part in (normalize.mean, normalize.std))
+    channels = max(len(mean), len(std))
+    return Statistics(*([float(x) for x in (part * channels if len(part) == 1 else part)] for part in (mean, std)))
+
+
+def _standardization(train: Loader) -> Statistics | None:
+    mean, std = train.prepare.mean, train.prepare.std
+    return None if mean is None or std is None else Statistics(mean.double().tolist(), std.double().tolist())
