@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,16 @@ def errors(config: Any) -> list[str]:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_shipped_configs_are_valid(file: Path) -> None:
     assert errors(yaml.safe_load(file.read_text()) or {}) == []
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "data").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_definition_of_data_is_the_schema_of_shipped_data_sets(file: Path) -> None:
+    schema = json_schema()
+    of_data = jsonschema.Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/data"})
+    config = yaml.safe_load(file.read_text())
+    assert of_data.is_valid(config)
+    assert of_data.is_valid({**config, "new_key": 3})
+    assert not of_data.is_valid({**config, "split": 7})
 
 
 def test_the_schema_is_a_valid_schema() -> None:
@@ -88,6 +99,14 @@ def test_keys_of_a_users_data_set_are_accepted(here: Path) -> None:
     (here / "conf" / "data" / "mine.yaml").write_text("window: 8  # samples per window\n")
     (here / "conf" / "data" / "broken.yaml").write_text("a: [\n")
     assert errors({"data": {"window": 3}}) == []
+
+
+def test_the_schema_does_not_depend_on_the_hashes_of_the_process() -> None:
+    def printed(seed: str) -> str:
+        command = [sys.executable, "-m", "trainkit", "--schema"]
+        return subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}, text=True)
+
+    assert printed("1") == printed("2")
 
 
 def test_every_key_has_a_description() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,14 +29,22 @@ OUTSIDE = {  # root keys that Hydra reads
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of config.yaml and of experiments. No key is required."""
+def json_schema(folders: Sequence[Path] | None = None) -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of config.yaml and of experiments. No key is required.
+
+    Its definition `data` is the schema of a data/*.yaml, which may add keys.
+
+    Args:
+        folders: the folders of configs whose data sets add keys; None: the shipped ones and ./conf.
+    """
     descriptions = {key: comment.text for key, comment in key_comments().items()}
     schema = _object(RootKeys, "", descriptions)
     schema["properties"] |= OUTSIDE
-    schema["properties"]["data"]["anyOf"][0]["properties"] |= _data_set_keys()
+    data = schema["properties"]["data"]["anyOf"][0]
+    data["properties"] |= _data_set_keys(folders or [CONF, *user_folders()])
+    definitions = {**DEFINITIONS, "data": {**data, "additionalProperties": True}}
     draft = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": draft, "title": "trainkit config", **schema, "$defs": DEFINITIONS}
+    return {"$schema": draft, "title": "trainkit config", **schema, "$defs": definitions}
 
 
 def _object(schema: type, path: str, descriptions: Mapping[str, str]) -> dict[str, Any]:
@@ -77,13 +85,13 @@ def _bounds(allowed: Any) -> dict[str, Any]:
     return {}
 
 
-def _data_set_keys() -> dict[str, Any]:
+def _data_set_keys(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the keys that the data sets add to `data`, such as `data.root`, with any value."""
     keys: dict[str, Any] = {}
-    for file in [file for folder in (CONF, *user_folders()) for file in sorted((folder / "data").glob("*.yaml"))]:
+    for file in [file for folder in folders for file in sorted((folder / "data").glob("*.yaml"))]:
         comments = key_comments(file)
         known = hints_of(hints_of(RootKeys)["data"])
-        for key in _keys_of(file) - known.keys():
+        for key in sorted(_keys_of(file) - known.keys()):
             keys.setdefault(
                 key, {"description": comments[key].text if key in comments else f"used by data={file.stem}"}
             )
