@@ -74,6 +74,15 @@ def test_users_choices_name_their_folder_and_a_shadowed_file_is_noted(
     assert "the tutorial CNN" in printed.out
 
 
+def test_a_description_leaves_out_the_lines_for_hydra_and_for_editors(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["# @package _global_", "# yaml-language-server: $schema=../../a.json", "# a recipe", "# of mine", "lr: 1"]
+    write(here / "conf/experiment/mine.yaml", "\n".join(lines))
+    rows = {row["name"]: row for row in listed(capsys, "experiment")["experiment"]}
+    assert rows["mine"]["description"] == "a recipe of mine"
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

@@ -80,8 +80,9 @@ def _choice(name: str, source: str, file: Path) -> Choice:
 
 
 def first_comment(text: str) -> str:
-    """Return the first paragraph of the comment at the start of a config, without Hydra's `# @package` line."""
+    """Return the first paragraph of the comment at the start of a config, without lines for Hydra and for editors."""
     lines = (line.strip() for line in text.splitlines())
     comment = itertools.takewhile(lambda line: line.startswith("#"), itertools.dropwhile(lambda line: not line, lines))
-    words = (line.strip("# ") for line in comment if not line.replace(" ", "").startswith("#@package"))
+    texts = (line.strip("# ") for line in comment)
+    words = (text for text in texts if not text.startswith(("@package", "yaml-language-server:")))
     return " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, words)))
