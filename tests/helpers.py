@@ -224,6 +224,11 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
 
 
+def files_in(folder: Path) -> list[str]:
+    """Return the paths of the files and links in a folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
 def thinned(names: Iterable[Any], keep: int) -> list[Any]:
     """Return the parameters of a test. Every `keep`-th runs with the fast tests; the others are slow."""
     return [pytest.param(name, marks=[pytest.mark.slow] * (number % keep > 0)) for number, name in enumerate(names)]

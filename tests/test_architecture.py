@@ -22,7 +22,7 @@ LAYERS = [
     {"distillation"},
     {"sweeps", "diagnostics"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "project_template"},
 ]
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -94,6 +94,8 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "cli/main",
         "cli/arguments",
         "cli/help",
+        "cli/project",
+        "cli/commands/init",
         *(f"config/{file.stem}" for file in (PACKAGE / "config").glob("*.py")),
         "core/__init__",
         "core/errors",

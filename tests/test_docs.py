@@ -13,6 +13,7 @@ import pytest
 from trainkit.cli import arguments
 from trainkit.cli.commands import compare
 from trainkit.cli.main import COMMANDS
+from trainkit.cli.project import package_name
 from trainkit.config.choices import find_groups
 from trainkit.config.compose import compose_run, compose_sweep
 
@@ -83,6 +84,9 @@ def test_every_command_of_the_readme_composes(line: str, here: Path) -> None:
     command = words.pop(0) if words[0] in COMMANDS else "train"
     if command == "compare":  # it takes no overrides
         assert compare.parse(words).paths
+        return
+    if command == "init":  # a directory, and no overrides
+        assert package_name(here / words.pop()) and not words
         return
     if command == "list":
         assert words[0] in find_groups()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from tests.helpers import read_history
+from tests.helpers import files_in, read_history
+from trainkit.cli.project import project_files
 
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
@@ -32,9 +33,9 @@ class Net(nn.Module):
 def use(command: Path, folder: Path, **env: str) -> None:
     """Use an installed trainkit as a new user would: train, add a custom model, train it."""
 
-    def run(*args: str) -> str:
+    def run(*args: str, where: Path = folder) -> str:
         done = subprocess.run(
-            [command, *args], cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, check=False
+            [command, *args], cwd=where, env={**os.environ, **env}, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -47,6 +48,9 @@ def use(command: Path, folder: Path, **env: str) -> None:
     )
     assert "best of 2 epochs" in run("model=mine", "epochs=2")
     assert "mine" in run("--help")
+    run("init", "flowers")
+    assert files_in(folder / "flowers") == sorted(project_files("flowers"))
+    assert "best of 2 epochs" in run("experiment=baseline", "epochs=2", where=folder / "flowers")
 
 
 def test_a_wheel_contains_configs_and_data_and_works_outside_the_repository(tmp_path: Path) -> None:
@@ -72,6 +76,10 @@ def test_an_install_into_a_new_environment_works(tmp_path: Path) -> None:
     subprocess.run([*install, "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(ROOT)], check=True)
     (tmp_path / "folder").mkdir()
     use(python.with_name("trainkit"), tmp_path / "folder")
+    make = ["make", "setup", "test", f"PYTHON={python}"]
+    done = subprocess.run(make, cwd=tmp_path / "folder" / "flowers", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def command_help(name: str) -> str:
 
 USAGES = {
     "compare": "PATH... [FLAGS]      PATH is a run, a sweep, a folder that holds them, or the word last",
+    "init": "DIR      DIR is a new or empty directory, or . for the working directory",
     "list": "[GROUP] [--json]",
     "report": "PATH [--json]      PATH is a run, a sweep, or the word last",
     "resume": "RUN [KEY=VALUE ...]      RUN is the directory of a run or a sweep, or the word last",
@@ -70,6 +71,7 @@ EXAMPLES = {
     "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer with its default learning rate",
     "trainkit compare outputs": "one table over all runs, the best first",
     "trainkit resume last epochs=40": "resume the newest run, for more epochs than planned",
+    "trainkit init flowers": "create a project of your own: a model, a data set, configs, tests",
 }
 
 

@@ -1,0 +1,1 @@
+"""The models and data sets of project_name, which the configs in conf/ name."""
