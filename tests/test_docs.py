@@ -91,8 +91,8 @@ def test_every_command_of_the_readme_composes(line: str, here: Path) -> None:
     if command == "list":
         assert words[0] in find_groups()
         return
-    if command in ("resume", "report"):
-        assert not words.pop(0).startswith("-")  # the run
+    if command in ("resume", "report", "why"):
+        assert not words.pop(0).startswith("-")  # the run, or the key
     words = [word for word in words if word not in COMMAND_FLAGS]
     args = arguments.parse(words)
     if args.multirun:

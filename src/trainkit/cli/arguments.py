@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
@@ -96,7 +96,7 @@ def parse_for_one_config(argv: Sequence[str], **flags: Any) -> tuple[argparse.Na
         raise ConfigError(cause, hint="remove -m, --cfg and other flags of Hydra")
     report_ignored_configs(args)
     composed = compose(args)
-    print_notes(composed)
+    print_notes(composed.notes)
     return args, composed
 
 
@@ -113,9 +113,9 @@ def report_ignored_configs(args: argparse.Namespace) -> None:
         print(printable(f"note: {file} is ignored: {reason}"), file=sys.stderr)
 
 
-def print_notes(composed: Composed) -> None:
+def print_notes(notes: Iterable[str]) -> None:
     """Print the notes about a composed config."""
-    for note in composed.notes:
+    for note in notes:
         print(printable(note), file=sys.stderr)
 
 
@@ -145,7 +145,7 @@ def show(args: argparse.Namespace) -> bool:
         _complete(args)
         return True
     composed = compose_run(args.overrides, args.config_dir)
-    print_notes(composed)
+    print_notes(composed.notes)
     if args.cfg in ("job", "all"):
         shown = config_text(composed, args.package, resolve=args.resolve, with_hydra=args.cfg == "all")
         print(shown, end="")

@@ -41,6 +41,7 @@ USAGES = {
     "init": "DIR      DIR is a new or empty directory, or . for the working directory",
     "list": "[GROUP] [--json]",
     "report": "PATH [--json]      PATH is a run, a sweep, or the word last",
+    "why": "KEY [KEY=VALUE ...]      KEY is a key such as optim.lr, or a group such as optim",
     "resume": "RUN [KEY=VALUE ...]      RUN is the directory of a run or a sweep, or the word last",
 }
 FLAGS = {
@@ -53,7 +54,7 @@ FLAGS = {
     "--version": "print the version of trainkit",
 }
 COMMAND_FLAGS = {
-    "--json": "bench, compare, find-lr, inspect, list, params, report, verify-resume: print JSON",
+    "--json": "bench, compare, find-lr, inspect, list, params, report, verify-resume, why: print JSON",
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
     "--steps N": "bench: number of timed steps per loop (50)",
@@ -61,6 +62,7 @@ COMMAND_FLAGS = {
     "--group-by KEY,…": "compare: fold the runs that have equal values of these keys",
     "--csv, --markdown, --latex": "compare: the format of the table",
     "--plot FILE, --x KEY": "compare: plot the learning curves, or the metric against a number, to a .png or .svg",
+    "--all": "why: everything that differs from the defaults",
     "--kills N": "verify-resume: number of kills of the second training (3)",
 }
 EXAMPLES = {
@@ -68,6 +70,7 @@ EXAMPLES = {
     "trainkit model=toy_cnn optim=adam lr=0.001": "choose the optimizer and the learning rate",
     "trainkit experiment=line_fit": "run a recorded experiment",
     "trainkit list optim": "the optimizers, one on each line",
+    "trainkit why optim.lr optim=adam": "where a value comes from: files with lines, overrides, interpolations",
     "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer with its default learning rate",
     "trainkit compare outputs": "one table over all runs, the best first",
     "trainkit resume last epochs=40": "resume the newest run, for more epochs than planned",

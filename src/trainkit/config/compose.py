@@ -110,11 +110,11 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         ConfigError: everything that is wrong with the config; `error.composed` is `Unchecked` or None.
     """
     _check_hydra_keys(overrides)
-    return _compose(make_loader(config_dir), overrides)
+    return compose_with(make_loader(config_dir), overrides)
 
 
-def _compose(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed:
-    """See `compose_run`."""
+def compose_with(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed:
+    """Return the settings of a run that a loader composes; see `compose_run`."""
     whole, problems = _load(loader, overrides)
     if whole is None:
         raise ConfigError(*problems)
@@ -191,7 +191,7 @@ def compose_sweep(
     jobs: list[Composed] = []
     for job in itertools.islice(combinations, MAX_CHECKED_JOBS):
         try:
-            jobs.append(_compose(loader, job))
+            jobs.append(compose_with(loader, job))
         except ConfigError as error:
             problems += error.problems
         if len(jobs) == 1 and not problems and on_first_job is not None:
@@ -267,7 +267,7 @@ def _compose_search(
     jobs: list[Composed] = []
     for job in itertools.islice(space.samples(), MAX_CHECKED_JOBS) if not problems else ():
         try:
-            jobs.append(_compose(loader, [*own, *job]))
+            jobs.append(compose_with(loader, [*own, *job]))
         except ConfigError as error:
             problems += error.problems
         if len(jobs) == 1 and not problems and on_first_job is not None:

@@ -20,7 +20,9 @@ ABSENT = "(absent)"
 PLAIN_NAME = re.compile(r"[\w.-]+")  # a choice that is safe to compose, whoever wrote it
 
 
-def differences(config: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[str, list[tuple[str, str, str]]]:
+def differences(
+    config: Mapping[str, Any], choices: Mapping[str, str], config_dir: str | None = None
+) -> tuple[str, list[tuple[str, str, str]]]:
     """Return what a saved config was compared with, and the key, default and value of each difference.
 
     Interpolations are compared as they are written.
@@ -29,6 +31,7 @@ def differences(config: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[
         config: the dotted keys of a run's config with their values.
         choices: the choices of Hydra's groups, such as `{"optim": "adam"}`. They are composed too, except the
             experiment: what it changes is a difference. If they cannot be composed, the default choices are compared.
+        config_dir: a folder of configs besides ./conf.
     """
     defaults = default_choices()
     chosen = {
@@ -36,9 +39,12 @@ def differences(config: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[
         for group in defaults
         if group in choices and group != "experiment" and PLAIN_NAME.fullmatch(choices[group])
     }
-    base, shipped = "the defaults of its choices", _composed([f"{group}={name}" for group, name in chosen.items()])
+    base, shipped = (
+        "the defaults of its choices",
+        _composed([f"{group}={name}" for group, name in chosen.items()], config_dir),
+    )
     if shipped is None:
-        base, shipped = "the default config", _composed([]) or {}
+        base, shipped = "the default config", _composed([], config_dir) or {}
     rows = [(group, defaults[group], choices[group]) for group in defaults if group in choices]
     changed = [row for row in rows if row[1] != row[2]]
     default = dict(leaves(shipped))
@@ -57,11 +63,11 @@ def default_choices() -> dict[str, str]:
     return {group: name for group, name in found.items() if "/" not in group}
 
 
-def _composed(overrides: list[str]) -> Any:
+def _composed(overrides: list[str], config_dir: str | None) -> Any:
     """Return a composed config as plain containers; None if it cannot be composed."""
     before = HydraConfig.instance().cfg
     try:
-        return OmegaConf.to_container(compose(overrides), resolve=False)
+        return OmegaConf.to_container(compose(overrides, config_dir), resolve=False)
     except ConfigError:
         return None
     finally:

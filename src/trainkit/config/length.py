@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.hints import is_off
 from trainkit.config.search_path import CONF
@@ -45,7 +46,10 @@ def find_two_lengths(overrides: Iterable[str], plain: Mapping[str, Any]) -> Iter
         overrides: `KEY=VALUE`.
         plain: the config with the overrides.
     """
-    steps, epochs = plain.get("steps"), plain.get("epochs")
+    try:
+        steps, epochs = plain.get("steps"), plain.get("epochs")
+    except OmegaConfBaseException:  # an interpolation that cannot be resolved is reported with the values
+        return
     gives_epochs = any(text.lstrip("+").startswith("epochs=") for text in overrides)
     if gives_epochs and not is_off(epochs) and not is_off(steps):
         yield two_lengths(steps, epochs)

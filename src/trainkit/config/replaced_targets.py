@@ -24,7 +24,7 @@ def mark_new_arguments(overrides: Sequence[str]) -> list[str]:
 
     A short form such as `init_from=PATH` is written out if other keys of its section follow.
     """
-    nodes = {node for text in overrides for node in _nodes_with_new_target(text)}
+    nodes = {node for text in overrides for node in nodes_with_new_target(text)}
 
     def may_be_new(key: str) -> bool:
         # A misspelt node must stay an error, so `model.cn._target_=X` alone does not add the node model.cn.
@@ -194,7 +194,7 @@ def _adds_node(text: str) -> bool:
     return text[:1] == "+" != text[1:2] and key.removesuffix("._target_") not in NODES
 
 
-def _nodes_with_new_target(text: str) -> Iterator[str]:
+def nodes_with_new_target(text: str) -> Iterator[str]:
     """Yield the node whose `_target_` an override sets, or chooses by a dotted path."""
     key, _, value = text.lstrip("+").partition("=")
     if key.endswith("._target_"):
