@@ -1,21 +1,16 @@
-"""The links, commands and dotted paths in the docs work."""
+"""The links, code blocks and dotted paths in the docs are right."""
 
 from __future__ import annotations
 
 import importlib
 import re
-import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from trainkit.cli import arguments
-from trainkit.cli.commands import compare
+from tests.docs_pages import Command, steps
 from trainkit.cli.main import COMMANDS
-from trainkit.cli.project import package_name
-from trainkit.config.choices import find_groups
-from trainkit.config.compose import compose_run, compose_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -27,7 +22,6 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```|^(?: {4}|\t).*?$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"\btrainkit(?:\.[A-Za-z_]\w*)+")
 FILES = {"trainkit.log", "trainkit.schema.json"}
-COMMAND_FLAGS = {"--json", "--start", "--end", "--steps", "--kills", "--help", "--version", "--schema"}
 
 
 @cache
@@ -66,43 +60,20 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["page.md#b", "c.md", "#e"]
 
 
-def used_commands() -> list[str]:
-    """Return the commands in the README's section "Use"."""
-    section = (ROOT / "README.md").read_text().partition("\n## Use\n")[2].partition("\n## ")[0]
-    lines = re.findall(r"^    (trainkit .*)$", section, re.M)
-    return [line.partition(" #")[0].strip() for line in lines]
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_every_code_block_is_of_a_known_kind(page: Path) -> None:
+    steps(page.read_text())  # tests/test_docs_commands.py runs them
 
 
-@pytest.mark.parametrize("line", used_commands())
-def test_every_command_of_the_readme_composes(line: str, here: Path) -> None:
-    # The section describes these two files, and a folder of photos.
-    (here / "mymodels.py").write_text("def Net(width, num_classes): ...\n")
-    (here / "conf" / "model").mkdir(parents=True)
-    (here / "conf" / "model" / "mine.yaml").write_text("_target_: mymodels.Net\nwidth: 64\n")
-
-    words = shlex.split(line)[1:]
-    command = words.pop(0) if words[0] in COMMANDS else "train"
-    if command == "compare":  # it takes no overrides
-        assert compare.parse(words).paths
-        return
-    if command == "init":  # a directory, and no overrides
-        assert package_name(here / words.pop()) and not words
-        return
-    if command == "list":
-        assert words[0] in find_groups()
-        return
-    if command in ("resume", "report", "why"):
-        assert not words.pop(0).startswith("-")  # the run, or the key
-    words = [word for word in words if word not in COMMAND_FLAGS]
-    args = arguments.parse(words)
-    if args.multirun:
-        assert len(compose_sweep(args.overrides).jobs) > 1
-    else:
-        compose_run(args.overrides)
+def test_every_task_has_a_command() -> None:
+    sections = re.split(r"^## ", (ROOT / "docs" / "tasks.md").read_text(), flags=re.M)[1:]
+    without = [text.splitlines()[0] for text in sections if not any(isinstance(s, Command) for s in steps(text))]
+    assert without == ["How a model is called"]
 
 
-def test_the_readme_shows_every_kind_of_use() -> None:
-    assert len(used_commands()) >= 10
+def test_the_docs_show_every_command() -> None:
+    lines = " ".join(step.line for page in PAGES for step in steps(page.read_text()) if isinstance(step, Command))
+    assert [name for name in COMMANDS if name != "train" and f"trainkit {name}" not in lines] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_name)

@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import Command
 from tests.helpers import files_in, read_history
+from tests.wheel import install_wheel
 from trainkit.cli.project import project_files
 
 ROOT = Path(__file__).parents[1]
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
 MODEL = """
 from torch import nn
 
@@ -54,11 +54,7 @@ def use(command: Path, folder: Path, **env: str) -> None:
 
 
 def test_a_wheel_contains_configs_and_data_and_works_outside_the_repository(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "wheel").glob("*.whl")
-    site, folder = tmp_path / "site", tmp_path / "folder"
-    subprocess.run([*PIP, "--no-deps", "--target", site, wheel], check=True)
+    site, folder = install_wheel(tmp_path / "wheel"), tmp_path / "folder"
     folder.mkdir()
     ask = [sys.executable, "-c", "from trainkit.config.search_path import CONF; print(CONF)"]
     env = {**os.environ, "PYTHONPATH": str(site)}
