@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import jsonschema
 import pytest
@@ -100,6 +102,7 @@ def test_the_package_has_the_name_of_the_directory_with_underscores(name: str, h
         ("trainkit", "is installed"),
         ("conf", "may import"),
         ("tests", "may import"),
+        ("dist", "may import"),
         ("wandb", "may import"),
     ],
 )
@@ -192,6 +195,29 @@ def test_a_write_that_fails_leaves_nothing_behind(name: str, text: str, error: t
         with pytest.raises(error):
             project.write_all(directory, {"a/b": "text", "d": "text", name: text})
     assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that Python closes itself
+@pytest.mark.parametrize("number", range(2, 22))  # before line 2 of the function, nothing is written
+def test_an_interruption_at_any_line_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
+    begun = 0
+
+    def interrupt(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal begun
+        if frame.f_code is not project.write_all.__code__:
+            return None
+        begun += event == "line"
+        if begun == number:
+            raise KeyboardInterrupt
+        return interrupt
+
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            project.write_all(tmp_path / "new" / "folder", {"a/b": "text", "c": "text"})
+    finally:
+        sys.settrace(None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_appears_after_the_check_is_kept(tmp_path: Path) -> None:

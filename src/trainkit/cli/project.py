@@ -19,8 +19,9 @@ from trainkit.display.text import as_json
 
 TEMPLATE = PACKAGE / "project_template"
 PLACEHOLDER = "project_name"  # in the names and the texts of the template's files
-# Folders of a project, packages that its tests need, and optional packages of trainkit, which may not be installed.
-RESERVED = {"conf", "outputs", "tests", "pytest", "ruff"}
+# Folders of a project, folders that ruff ignores, and what the tests import.
+RESERVED = {"conf", "outputs", "tests", "build", "dist", "venv", "pytest", "ruff"}
+# The packages of trainkit's extras, which may not be installed yet.
 RESERVED |= {"cmaes", "datasets", "mlflow", "optuna", "pyarrow", "safetensors", "scipy", "tensorboard", "timm"}
 RESERVED |= {"torchmetrics", "trackio", "transformers", "wandb"}
 
@@ -57,7 +58,7 @@ def package_name(directory: Path) -> str:
     elif keyword.iskeyword(name):
         cause = "this is a keyword of Python"
     elif name in RESERVED:
-        cause = "this is the name of a folder in the project, or of a package that trainkit or the tests may import"
+        cause = "this is the name of a folder of projects, or of a package that trainkit or the tests may import"
     elif _is_importable(name, directory):
         cause = f"a module {name} is installed, and Python would import it instead of the project's package"
     else:
@@ -67,14 +68,14 @@ def package_name(directory: Path) -> str:
 
 def _is_importable(name: str, directory: Path) -> bool:
     """Return whether `import NAME` finds a module that is neither in the working directory nor the project itself."""
-    found = None
-    with suppress(ValueError):  # a module without a spec, such as __main__
+    if name in sys.stdlib_module_names:
+        return True
+    try:
         found = importlib.util.find_spec(name)
-    places = (
-        [] if found is None else [Path(place) for place in found.submodule_search_locations or [found.origin or ""]]
-    )
-    elsewhere = [place for place in places if place.parent != Path.cwd() and place != directory]
-    return name in sys.stdlib_module_names or bool(elsewhere)
+    except ValueError:  # an imported module without a spec
+        return True
+    places = [] if found is None else map(Path, found.submodule_search_locations or [found.origin or ""])
+    return any(place.parent != Path.cwd() and place != directory for place in places)
 
 
 def project_files(name: str) -> dict[str, str]:
@@ -122,12 +123,14 @@ def write_all(directory: Path, files: Mapping[str, str]) -> None:
         for name, text in files.items():
             path = directory / name
             for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+                created.append(folder)  # first, because a signal may arrive between two lines
                 folder.mkdir()
-                created.append(folder)
+            created.append(path)
             with path.open("x", encoding="utf-8", newline="\n") as file:  # "x" does not follow a link of that name
-                created.append(path)
                 file.write(text)
     except BaseException as error:
+        if isinstance(error, FileExistsError):
+            created.pop()  # somebody else created it
         for path in reversed(created):
             with suppress(OSError):  # somebody else wrote a file into the new folder
                 path.rmdir() if path.is_dir() else path.unlink()
