@@ -43,7 +43,7 @@ docs: .venv/tests
 
 # Pins for every platform, without addresses of any package index. The extra `ray` is not pinned: it needs an older
 # python-dateutil.
-EXTRAS := $(addprefix --extra ,tensorboard wandb mlflow trackio torchmetrics joblib submitit table huggingface timm safetensors search)
+EXTRAS := $(addprefix --extra ,tensorboard wandb mlflow trackio torchmetrics joblib submitit table huggingface timm safetensors onnx search)
 constraints: .venv/trains
 	$(BIN)/uv pip compile --universal --no-header --no-annotate --upgrade --quiet --group dev $(EXTRAS) pyproject.toml -o constraints.txt
 

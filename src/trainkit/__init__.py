@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         DataError,
+        ExportError,
         NonFiniteError,
         OutOfMemoryError,
         Problem,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         TrainkitError,
         UserCodeError,
     )
+    from trainkit.engine.export import export
     from trainkit.engine.load import load
     from trainkit.engine.resume import resume
     from trainkit.engine.train import train
@@ -38,6 +40,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExportError",
     "NonFiniteError",
     "OutOfMemoryError",
     "Problem",
@@ -48,6 +51,7 @@ __all__ = [
     "UserCodeError",
     "__version__",
     "compose",
+    "export",
     "load",
     "resume",
     "train",
@@ -55,6 +59,7 @@ __all__ = [
 
 _FUNCTIONS = {
     "compose": "trainkit.config.compose",
+    "export": "trainkit.engine.export",
     "load": "trainkit.engine.load",
     "resume": "trainkit.engine.resume",
     "train": "trainkit.engine.train",

@@ -49,10 +49,11 @@ def parse(argv: Sequence[str], *, takes_directory: bool = False, **flags: Any) -
     parser = get_args_parser()
     parser.error = fail  # type: ignore[method-assign]
     for name, default in flags.items():
+        flag = f"--{name.replace('_', '-')}"
         if default is False:
-            parser.add_argument(f"--{name}", action="store_true")
+            parser.add_argument(flag, action="store_true")
         else:
-            parser.add_argument(f"--{name}", type=type(default), default=default)
+            parser.add_argument(flag, type=type(default), default=default)
     known = {flag for action in parser._actions for flag in action.option_strings}
     unknown = [word for word in argv if _is_flag(word) and word.partition("=")[0] not in known]
     problems = [_unknown_flag(word, known, takes_directory=takes_directory) for word in unknown]

@@ -38,6 +38,7 @@ def command_help(name: str) -> str:
 
 USAGES = {
     "compare": "PATH... [FLAGS]      PATH is a run, a sweep, a folder that holds them, or the word last",
+    "export": "RUN --format FORMAT [FLAGS] [KEY=VALUE ...]      RUN is the directory of a run, or the word last",
     "init": "DIR      DIR is a new or empty directory, or . for the working directory",
     "list": "[GROUP] [--json]",
     "report": "PATH [--json]      PATH is a run, a sweep, or the word last",
@@ -54,7 +55,7 @@ FLAGS = {
     "--version": "print the version of trainkit",
 }
 COMMAND_FLAGS = {
-    "--json": "bench, compare, find-lr, inspect, list, params, report, verify-resume, why: print JSON",
+    "--json": "bench, compare, export, find-lr, inspect, list, params, report, verify-resume, why: print JSON",
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
     "--steps N": "bench: number of timed steps per loop (50)",
@@ -62,6 +63,10 @@ COMMAND_FLAGS = {
     "--group-by KEY,…": "compare: fold the runs that have equal values of these keys",
     "--csv, --markdown, --latex": "compare: the format of the table",
     "--plot FILE, --x KEY": "compare: plot the learning curves, or the metric against a number, to a .png or .svg",
+    "--format FORMAT": "export: onnx, torch (a program of torch.export) or safetensors (the weights)",
+    "--output PATH": "export: a directory or a file (export/FORMAT in the directory of the run)",
+    "--checkpoint NAME": "export: best, last or step-N (best)",
+    "--with-preprocessing, --overwrite": "export: take raw inputs, such as uint8 images; replace files of others",
     "--all": "why: everything that differs from the defaults",
     "--kills N": "verify-resume: number of kills of the second training (3)",
 }
@@ -74,6 +79,7 @@ EXAMPLES = {
     "trainkit -m optim=sgd,adam,adadelta": "three runs, each optimizer with its default learning rate",
     "trainkit compare outputs": "one table over all runs, the best first",
     "trainkit resume last epochs=40": "resume the newest run, for more epochs than planned",
+    "trainkit export last --format onnx": "write the model of the newest run to a file that others can load",
     "trainkit init flowers": "create a project of your own: a model, a data set, configs, tests",
 }
 

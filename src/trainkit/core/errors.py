@@ -101,6 +101,10 @@ class OutOfMemoryError(TrainkitError):
     exit_code = 8
 
 
+class ExportError(TrainkitError):
+    """A model cannot be exported, or its export does not agree with the model."""
+
+
 class UserCodeError(TrainkitError):
     """Code that the config names raised an error. The message shows the frames of that code.
 

@@ -20,23 +20,32 @@ from trainkit.runs.reload import reload_config
 from trainkit.runs.weight_files import read_checkpoint, weights_of
 from trainkit.training.carried import carrying_modules, match_saved_buffers, reset_carried
 
+SUFFIXES = (".safetensors", ".pt2", ".onnx")  # of exported files
 
-def load(run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[str] = ()) -> nn.Module:
-    """Return the model of a run, in evaluation mode on the CPU.
+
+def load(
+    run: Run | Path | str, checkpoint: str = "best", overrides: Sequence[str] = (), *, trust: bool = False
+) -> nn.Module:
+    """Return the model of a run or of an exported file, in evaluation mode on the CPU.
 
     If the run was trained with `ema`, the model has the averaged weights.
 
-    This calls the code that the config of the run names, so load only runs that you trust.
+    For a run, this calls the code that its config names, so load only runs that you trust.
 
     Args:
-        run: a run, its directory, or `last` for the newest run.
-        checkpoint: `best`, `last` for the newest checkpoint, or `step-N`.
+        run: a run, its directory, or `last` for the newest run; or a `.safetensors` or `.pt2` file of an export.
+        checkpoint: of a run: `best`, `last` for the newest checkpoint, or `step-N`.
         overrides: config values that are not saved, such as secrets: `["model.hub_token=…"]`.
+        trust: of an exported file: call any code that the file names; see docs/export.md.
 
     Raises:
         ConfigError: `checkpoint` is none of these, or the config has an error.
         CheckpointError: the checkpoint is missing or damaged, or belongs to another model.
     """
+    if not isinstance(run, Run) and Path(run).suffix in SUFFIXES and not Path(run).is_dir():
+        from trainkit.engine.exports.loading import load_export
+
+        return load_export(Path(run).expanduser(), overrides, trust=trust)
     run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
     name, saved = read_checkpoint(run, checkpoint)
     settings = reload_config(run, overrides, secrets_under="model").settings

@@ -100,8 +100,8 @@ def reload(
     for key in (key for key in allow if key.partition(".")[0] not in config and key != SAVED_CONFIG):
         near = did_you_mean(key, [*map(str, config), SAVED_CONFIG])
         problems.append(Problem(f"resume.allow={key}: this key does not exist", near))
-    redacted_keys = _redacted_keys(OmegaConf.to_container(config, resolve=False))
-    for key in (key for key in redacted_keys if key.startswith(secrets_under)):
+    redacted = redacted_keys(OmegaConf.to_container(config, resolve=False))
+    for key in (key for key in redacted if key.startswith(secrets_under)):
         hint = f"give it again: write {key}=VALUE, or {key}='${{oc.env:NAME}}'"
         problems.append(Problem(f"{key}: the value is a secret, and the files of the run do not contain it", hint))
     try:
@@ -153,7 +153,8 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
     return []
 
 
-def _redacted_keys(node: Any, path: str = "") -> list[str]:
+def redacted_keys(node: Any, path: str = "") -> list[str]:
+    """Return the dotted keys of the values in plain containers that were redacted."""
     if isinstance(node, dict):
-        return [found for key, value in node.items() for found in _redacted_keys(value, f"{path}.{key}".lstrip("."))]
+        return [found for key, value in node.items() for found in redacted_keys(value, f"{path}.{key}".lstrip("."))]
     return [path] if node == REDACTED or (isinstance(node, list) and REDACTED in node) else []
