@@ -209,6 +209,7 @@ def test_broken_yaml_is_reported_with_file_and_line(here: Path) -> None:
     ("text", "cause", "hint"),
     [
         ("lr: 1\n", "experiment: the key does not exist", "# @package _global_"),
+        ("# an experiment\n# @package _global_\ndefaults: [override /optim: adam]\n", "mine", "let the first line"),
         ("# @package _global_\ndefaults: [override /optm: adam]\n", "optm", "did you mean override /optim?"),
         ("# @package _global_\ndefaults: [override /optim: admm]\n", "admm", "did you mean optim: adam?"),
         ("# @package _global_\ndefaults: [mine]\n", "include the config itself", "override /GROUP: NAME"),

@@ -146,13 +146,13 @@ def _file_problem(loader: ConfigLoaderImpl, error: Exception, groups: list[str])
     chosen = f" (with {' '.join(groups)})" if groups else ""
     wanted = re.search(r"Could not find '([^']+)'", text)
     override = re.search(r"Could not override '([^']+)'", text)
-    hint = "begin an experiment with `# @package _global_`, and choose by `- override /GROUP: NAME` in its defaults"
+    hint = "let the first line of an experiment be `# @package _global_`, and choose by `- override /GROUP: NAME`"
     if wanted:
         group, _, name = wanted[1].rpartition("/")
         text = text.partition(" Config search path")[0]
         hint = did_you_mean(name, loader.get_group_options(group), f"{group}: " if group else "")
         if group == "data" and is_dotted_path(name):
             hint = f"write data: {{train: {{_target_: {name}}}}} in the experiment"
-    elif override:
+    elif override and "@" not in override[1]:  # with a package, the file is not global
         hint = did_you_mean(override[1], loader.list_groups(""), "override /") or hint
     return Problem(text + chosen, hint)
