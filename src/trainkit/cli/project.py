@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 from trainkit.config.json_schema import json_schema
@@ -21,9 +22,6 @@ TEMPLATE = PACKAGE / "project_template"
 PLACEHOLDER = "project_name"  # in the names and the texts of the template's files
 # Folders of a project, folders that ruff ignores, and what the tests import.
 RESERVED = {"conf", "outputs", "tests", "build", "dist", "venv", "pytest", "ruff"}
-# The packages of trainkit's extras, which may not be installed yet.
-RESERVED |= {"cmaes", "datasets", "mlflow", "optuna", "pyarrow", "safetensors", "scipy", "tensorboard", "timm"}
-RESERVED |= {"torchmetrics", "trackio", "transformers", "wandb"}
 
 
 def create_project(directory: Path) -> list[str]:
@@ -58,12 +56,23 @@ def package_name(directory: Path) -> str:
     elif keyword.iskeyword(name):
         cause = "this is a keyword of Python"
     elif name in RESERVED:
-        cause = "this is the name of a folder of projects, or of a package that trainkit or the tests may import"
+        cause = "a project uses this name for a folder, or for a package of its tests"
     elif _is_importable(name, directory):
         cause = f"a module {name} is installed, and Python would import it instead of the project's package"
+    elif name in _requirements():
+        cause = f"trainkit imports a package {name} if it is installed"
     else:
         return name
     raise ConfigError(f"{directory.name or directory}: {cause}", hint="choose another name, such as my-project")
+
+
+def _requirements() -> set[str]:
+    """Return the names of the packages that trainkit requires, also those of its extras, which may not be installed."""
+    try:
+        lines = metadata.requires("trainkit") or []
+    except metadata.PackageNotFoundError:  # run from its folder, without an installation
+        return set()
+    return {re.split(r"\W", line)[0] for line in lines}
 
 
 def _is_importable(name: str, directory: Path) -> bool:
