@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,11 +139,8 @@ def compose(args: argparse.Namespace) -> Composed:
 
 def show(args: argparse.Namespace) -> bool:
     """Print the output of a print-only Hydra flag, such as `--cfg`. Return False if no such flag is given."""
-    if not (args.cfg or args.info or args.hydra_help or args.shell_completion):
+    if not (args.cfg or args.info or args.hydra_help):
         return False
-    if args.shell_completion:
-        _complete(args)
-        return True
     composed = compose_run(args.overrides, args.config_dir)
     print_notes(composed.notes)
     if args.cfg in ("job", "all"):
@@ -166,19 +162,3 @@ def show(args: argparse.Namespace) -> bool:
     else:
         hydra.show_info(args.info, "config", overrides, run_mode=RunMode.RUN)
     return True
-
-
-def _complete(args: argparse.Namespace) -> None:
-    from hydra._internal.hydra import Hydra
-
-    hydra = Hydra.create_main_hydra2("trainkit", search_path(args.config_dir))
-    asked = args.overrides[:1]
-    if not asked or not asked[0].startswith(("install=", "uninstall=", "query=")):
-        cause = "--shell-completion: install, uninstall or query is missing"
-        raise ConfigError(cause, hint='eval "$(trainkit -sc install=bash)"')
-    if asked[0].startswith("query=") and "COMP_LINE" not in os.environ:
-        raise ConfigError("-sc query=… works only inside a shell", hint='eval "$(trainkit -sc install=bash)"')
-    try:
-        hydra.shell_completion("config", args.overrides)
-    except ValueError as error:
-        raise ConfigError(f"--shell-completion: {error}", hint="write install=bash, zsh or fish") from error

@@ -96,9 +96,18 @@ def _format_section(title: str, rows: dict[str, str]) -> list[str]:
     return lines
 
 
+def command_names() -> list[str]:
+    """Return the names of the commands."""
+    return [file.stem.replace("_", "-") for file in _command_files()]
+
+
+def _command_files() -> list[Path]:
+    return sorted((Path(__file__).parent / "commands").glob("[a-z]*.py"))
+
+
 def _commands() -> dict[str, str]:
     rows = {}
-    for file in sorted((Path(__file__).parent / "commands").glob("[a-z]*.py")):
+    for file in _command_files():
         doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         rows[file.stem.replace("_", "-")] = doc.splitlines()[0]
     return rows

@@ -47,6 +47,10 @@ def dispatch(argv: list[str]) -> int:
 
         print(command_help(name) if argv[0] == name else help_text())
         return 0
+    if {"--shell-completion", "-sc"} & set(rest):
+        from trainkit.cli import completion
+
+        return completion.run(rest)
     if "--version" in rest:
         from trainkit import __version__
 
