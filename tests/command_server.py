@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,45 +25,45 @@ from typing import Any
 
 # What a program of the folder does. It must start fast, so it imports little.
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 request = dict(argv=[{name!r}, *sys.argv[1:]], cwd=os.getcwd(), env=dict(os.environ), group=os.getpgrp())
 socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
 code = server.recv(9)
-sys.exit(int(code) if code else "the command was killed")
+if not code:  # the fork was killed
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(code))
 """
-LIMITS = ("limit_batches=2", "limit_val_batches=1", "max_minutes=0.01")
-TRAININGS = ("train", "find-lr", "bench", "verify-resume")  # the commands that read training data
+DATA_LIMITS = ("limit_batches=2", "limit_val_batches=1")
+SHORT = {
+    "train": (*DATA_LIMITS, "max_minutes=0.01"),
+    "find-lr": ("--steps=20",),
+    "bench": ("--steps=2",),
+    "verify-resume": (*DATA_LIMITS, "--kills=1"),  # not by minutes: two trainings by the clock differ
+}
+LARGEST = {"search.trials": 3, "max_minutes": 0.01}
+NESTED = "COMMAND_SERVER_NESTED"  # a variable of the processes that a command starts
 
 
 def shorten(argv: Sequence[str]) -> list[str]:
-    """Return a command line whose trainings take about a second.
+    """Return a command line that takes about a second.
 
-    A training gets `LIMITS`. A value that the command line sets itself is lowered, if that keeps its meaning.
+    It gets what `SHORT` lists for its command, unless it sets that itself. `LARGEST` limits the values that it sets.
     """
     words = [_lowered(word) for word in argv]
-    command = words[0] if words and words[0].replace("-", "").isalpha() and not words[0].startswith("-") else "train"
-    if {"--help", "-h", "--version", "--schema", "--cfg"} & set(words):
+    given = {word.partition("=")[0] for word in words}
+    command = next((word for word in words[:1] if re.fullmatch(r"[a-z][a-z-]*", word)), "train")
+    if {"--help", "-h", "--version", "--schema", "--cfg"} & given:
         return words
     if command == "resume":  # the run has its limits already; more epochs need more time
-        return [*words, "max_minutes=0.02"] if any(word.startswith("epochs=") for word in words) else words
-    if command == "verify-resume":  # by steps, because two trainings by the clock end at different steps
-        return [*words, *_missing(words, LIMITS[:2])] + ([] if "--kills" in words else ["--kills", "1"])
-    if command == "bench":
-        return words if "--steps" in words else [*words, "--steps", "2"]
-    return [*words, *_missing(words, LIMITS)] if command in TRAININGS else words
+        return [*words, "max_minutes=0.02"] if "epochs" in given else words
+    return [*words, *(limit for limit in SHORT.get(command, ()) if limit.partition("=")[0] not in given)]
 
 
 def _lowered(word: str) -> str:
     key, _, value = word.partition("=")
-    most = {"search.trials": 3, "max_minutes": 0.01}.get(key)
-    return f"{key}={most}" if most is not None and value.replace(".", "").isdigit() else word
-
-
-def _missing(words: Sequence[str], limits: Sequence[str]) -> list[str]:
-    keys = {word.partition("=")[0] for word in words}
-    return [limit for limit in limits if limit.partition("=")[0] not in keys]
+    return f"{key}={LARGEST[key]}" if key in LARGEST and value.isdigit() else word
 
 
 class CommandServer:
@@ -160,11 +162,13 @@ def _answer(connection: socket.socket) -> None:
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["env"])
+    nested = NESTED in request["env"]
+    os.environ.update({**request["env"], NESTED: "1"})
+    sys.executable = shutil.which("python") or ""  # the processes that a command starts are forks too
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
-        code = run_program(*request["argv"])
+        code = run_program(*request["argv"], short=not nested)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -176,17 +180,24 @@ def _answer(connection: socket.socket) -> None:
         os._exit(code)
 
 
-def run_program(name: str, *argv: str) -> int:
-    """Run `trainkit ARGV`, or `python ARGV` with a script, `-m`, `-c` or `-`."""
+def run_program(name: str, *argv: str, short: bool) -> int:
+    """Run `trainkit ARGV`, or `python ARGV` with a script, `-m`, `-c` or `-`.
+
+    Args:
+        name: of the program.
+        argv: its arguments.
+        short: whether to shorten trainings. A command that another command starts is short already.
+    """
     from trainkit.cli import main as cli
 
     if name == "trainkit":
         sys.argv = [name, *argv]
-        return cli.main(shorten(argv))
+        return cli.main(shorten(argv) if short else argv)
     first, rest = argv[0], argv[1:]
     if first == "-m" and rest[0] == "trainkit":
-        return run_program(*rest)
-    _shorten_functions()
+        return run_program(*rest, short=short)
+    if short:
+        _shorten_functions()
     sys.path.insert(0, str(Path(first).parent.resolve()) if first[0] != "-" else "")
     sys.argv = [first, *rest]
     if first == "-m":

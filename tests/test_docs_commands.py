@@ -14,11 +14,11 @@ import pytest
 from tests.command_server import CommandServer, shorten
 from tests.docs_inputs import BEFORE, CONTINUED, make_inputs
 from tests.docs_pages import PAGES, ROOT, Command, File, Step, UnknownBlockError, steps
-from tests.wheel import install_wheel
+from tests.wheel import shared_wheel
 
 # Commands that are not run: a pattern, and why.
 NOT_RUN = {
-    "^make ": "it sets up the repository itself",
+    "^make ": "it installs packages, or runs all tests of a repository",
     "^(pip|uv) ": "it installs packages",
     "hydra/launcher=ray": "it needs a package that cannot be installed next to the others, and a cluster",
     "hydra/launcher=submitit_slurm": "it needs a cluster",
@@ -40,7 +40,7 @@ def page_name(page: Path) -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
     """The programs of the wheel."""
-    started = CommandServer(install_wheel(tmp_path_factory.mktemp("wheel")))
+    started = CommandServer(shared_wheel(tmp_path_factory))
     yield started
     started.close()
 
@@ -132,6 +132,40 @@ def test_every_command_of_a_page_runs(page: Path, server: CommandServer, tmp_pat
     assert not problems, "\n\n".join(problems)
 
 
+@pytest.mark.slow
+def test_a_session_keeps_its_folder_and_its_variables(server: CommandServer, tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    session = Session(server, tmp_path / "folder")
+    assert session.run("export WIDTH='a b' && cd inner").returncode == 0
+    done = session.run("""python -c 'import os; print(os.getcwd(), os.environ["WIDTH"])'""")
+    assert done.stdout.strip() == f"{tmp_path / 'folder' / 'inner'} a b"
+
+
+@pytest.mark.slow
+def test_the_programs_are_those_of_the_wheel_and_end_as_real_processes(server: CommandServer, tmp_path: Path) -> None:
+    session = Session(server, tmp_path)
+    shown = session.run("python -c 'import trainkit; print(trainkit.__file__)' | tail -n 1").stdout.strip()
+    assert shown == f"{server.env['PYTHONPATH']}/trainkit/__init__.py"
+    assert session.run("python -c 'import sys; sys.exit(3)'").returncode == 3
+    assert session.run("trainkit lr=-1 && echo no").returncode == 2
+    killed = session.run("python -c 'import os; os.kill(os.getpid(), 9)'")
+    assert killed.returncode == 128 + 9
+    assert "Traceback" in session.run("python -c 'import no_such_module'").stderr
+
+
+def test_the_end_of_a_command_is_compared_with_the_page() -> None:
+    def ended(code: int, err: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess("", code, "", err)
+
+    error = "error: lr=-1: must be at least 0\n  for example lr=0.01"
+    fails = Command("trainkit lr=-1", error.splitlines())
+    works = Command("trainkit", ["epoch 1"])
+    assert problem(works, ended(0)) is None
+    assert problem(fails, ended(2, f"a note\n{error}\n")) is None
+    assert problem(works, ended(2, error)) == f"exit code 2\n{error}"
+    assert all(problem(fails, done) for done in (ended(0, error), ended(1, error), ended(2, "error: lr=-1: another")))
+
+
 def every_command() -> list[tuple[str, Command]]:
     """Return the commands of all pages, with the names of the pages."""
     return [(page_name(page), step) for page in PAGES for step in steps(page.read_text()) if isinstance(step, Command)]
@@ -204,7 +238,7 @@ def test_a_block_of_an_unknown_kind_is_an_error(block: str) -> None:
         ("resume last", "resume last"),
         ("resume last epochs=40", "resume last epochs=40 max_minutes=0.02"),
         ("verify-resume --kills 2", "verify-resume --kills 2 limit_batches=2 limit_val_batches=1"),
-        ("bench lr=0.1", "bench lr=0.1 --steps 2"),
+        ("bench lr=0.1", "bench lr=0.1 --steps=2"),
         ("compare outputs", "compare outputs"),
         ("--cfg job", "--cfg job"),
     ],
