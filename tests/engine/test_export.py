@@ -25,14 +25,18 @@ from torch import Tensor
 
 import trainkit
 from tests.conftest import Command
+from tests.helpers import compose_settings
+from trainkit.build.session import build_session
 from trainkit.core.errors import CheckpointError, ConfigError, ExportError, StorageError, UserCodeError
 from trainkit.engine.export import Exported
 from trainkit.engine.exports import onnx as onnx_format
 from trainkit.engine.exports import program as torch_format
+from trainkit.engine.exports.source import read_source
 from trainkit.engine.exports.trusted import find_untrusted
 from trainkit.runs.directory import Run
 
 QUICK = ["limit_batches=2", "epochs=1"]
+NORMALIZED = ["data.normalize={mean:[0.1,0.2,0.3],std:[0.5,0.6,0.7]}"]
 FORMATS = ("onnx", "torch", "safetensors")
 
 
@@ -196,6 +200,9 @@ def test_outputs_keep_the_names_of_a_mapping(user: Callable[..., Run]) -> None:
     session = onnxruntime.InferenceSession(trainkit.export(run, "onnx").file)
     assert [output.name for output in session.get_outputs()] == ["logits", "more_0", "more_1"]
     assert [(i.name, i.shape) for i in session.get_inputs()] == [("inputs", ["batch", 4])]
+    card = (run.directory / "export" / "onnx" / "README.md").read_text()
+    assert "| `logits` | (N, 3) | float32 |" in card
+    assert "| `more_0` | (N) | float32 |" in card
 
 
 def test_the_onnx_file_describes_itself_and_names_no_file_of_this_machine(user: Callable[..., Run]) -> None:
@@ -224,7 +231,14 @@ def test_with_preprocessing_the_file_takes_raw_images(form: str, here: Path) -> 
     assert "Subtract the mean" in exported.card.read_text()
 
 
-NORMALIZED = ["data.normalize={mean:[0.1,0.2,0.3],std:[0.5,0.6,0.7]}"]
+@pytest.mark.parametrize("overrides", [["experiment=table_regression"], NORMALIZED])
+def test_the_preprocessing_of_an_export_has_the_bits_of_the_training(overrides: list[str], here: Path) -> None:
+    config = trainkit.compose([*QUICK, *overrides, "report=off"])
+    run = trainkit.train(config, directory=here / "run")
+    prepare = build_session(compose_settings([*QUICK, *overrides])).train.prepare
+    raw = read_source(run, "best").sample()
+    inputs = torch.rand(3, *raw.shape).mul(255).to(raw.dtype)
+    assert torch.equal(read_source(run, "best").prepare()(inputs, None)[0], prepare(inputs, None)[0])
 
 
 def test_lazy_layers_and_batch_norm_in_evaluation_mode_are_exported(user: Callable[..., Run]) -> None:

@@ -32,6 +32,8 @@ from trainkit.engine.exports.source import Source, read_source
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 
+OTHER_HINT = "nothing was written: try another format"
+SHOWN = (TRACED, BATCH_SIZES[-1])  # the sizes of the batches from which the card finds the shapes
 SIZES = ", ".join(map(str, BATCH_SIZES[:-1])) + f" and {BATCH_SIZES[-1]}"
 
 
@@ -133,16 +135,7 @@ def _write_graph(source: Source, caller: Caller, fresh: Destination, form: str) 
     writer = onnx if form == "onnx" else program
     inside = caller.prepares_inside
     writer.write(caller, fresh.file, describe.metadata(source, prepares_inside=inside))
-    run_file = writer.Session(fresh.file)
-    largest = 0.0
-    for samples in BATCH_SIZES:
-        found = difference(caller.expected(samples), run_file(caller, samples))
-        if not found <= writer.TOLERANCE:
-            cause = f"the {form} export differs from the model by {found:.1e} for {count(samples, 'sample')}"
-            hint = f"expected at most {writer.TOLERANCE:.0e}, so nothing was written; try another format"
-            raise ExportError(cause, hint=hint)
-        largest = max(largest, found)
-    call, outputs = caller.random(TRACED), run_file(caller, TRACED)
+    largest, outputs = _compare(caller, writer, fresh.file, form)
     load = snippets.load_onnx if form == "onnx" else snippets.load_program
     engine = "onnxruntime" if form == "onnx" else "torch"
     agree = f"differ from those of the model by at most {largest:.1e}" if largest else "equal those of the model"
@@ -150,14 +143,37 @@ def _write_graph(source: Source, caller: Caller, fresh: Destination, form: str) 
     text = describe.card(
         source,
         fresh.file,
-        load(fresh.file.name, call),
+        load(fresh.file.name, caller.random(TRACED)),
         checked=checked,
-        inputs=list(zip(call.names, call.tensors, strict=True)),
-        outputs=outputs,
+        inputs=[caller.random(samples).named for samples in SHOWN],
+        outputs=[outputs[samples] for samples in SHOWN],
         prepares_inside=inside,
     )
     fresh.card.write_text(with_record(text, source.run, fresh.file), encoding="utf-8")
     return Exported(fresh.file, fresh.card, checked, largest)
+
+
+def _compare(caller: Caller, writer: Any, file: Path, form: str) -> tuple[float, dict[int, Named]]:
+    """Run an exported file; return the largest difference from the model, and the outputs for each batch size.
+
+    Raises:
+        ExportError: the file cannot be run, or an output differs by more than the tolerance of the format.
+    """
+    largest, outputs = 0.0, {}
+    for samples in BATCH_SIZES:
+        expected = caller.expected(samples)
+        try:
+            outputs[samples] = writer.Session(file)(caller, samples)
+        except Exception as error:  # onnxruntime and torch raise errors of many types
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            cause = f"the {form} export cannot be run with {count(samples, 'sample')}: {text}"
+            raise ExportError(cause, hint=OTHER_HINT) from error
+        found = difference(expected, outputs[samples])
+        if not found <= writer.TOLERANCE:
+            cause = f"the {form} export differs from the model by {found:.1e} for {count(samples, 'sample')}"
+            raise ExportError(cause, hint=f"expected at most {writer.TOLERANCE:.0e}; {OTHER_HINT}")
+        largest = max(largest, found)
+    return largest, outputs
 
 
 def _write_weights(source: Source, caller: Caller | None, fresh: Destination) -> Exported:
@@ -169,17 +185,16 @@ def _write_weights(source: Source, caller: Caller | None, fresh: Destination) ->
     safetensors.check(source.model, fresh.file)
     checked = "the weights equal those of the model bit by bit"
     checked += "" if largest is None else f", and so do the outputs of {SIZES} samples of a model built from the file"
-    call, outputs = None, None
-    if caller is not None and largest is not None:
-        call, outputs = caller.random(TRACED), caller.expected(TRACED)
+    known = None if largest is None else caller
+    call = None if known is None else known.random(TRACED)
     text = describe.card(
         source,
         fresh.file,
         snippets.load_weights(fresh.file.name, call, without_secrets(node, source.settings), lazy=lazy),
         checked=checked,
         code_note=snippets.needed_code(node),
-        inputs=[] if call is None else list(zip(call.names, call.tensors, strict=True)),
-        outputs=outputs or [],
+        inputs=[known.random(samples).named for samples in SHOWN] if known else [],
+        outputs=[known.expected(samples) for samples in SHOWN] if known else [],
     )
     fresh.card.write_text(with_record(text, source.run, fresh.file), encoding="utf-8")
     return Exported(fresh.file, fresh.card, checked, largest)

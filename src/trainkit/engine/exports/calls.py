@@ -40,6 +40,11 @@ class Call:
     names: list[str]
 
     @property
+    def named(self) -> Named:
+        """All tensors with their names."""
+        return list(zip(self.names, self.tensors, strict=True))
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All tensors of the arguments, in order."""
         return [tensor for _, tensor in named_tensors([*self.args, *self.kwargs.values()], "")]

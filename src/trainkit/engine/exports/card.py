@@ -16,16 +16,16 @@ MAX_SETTINGS = 60
 
 @dataclass(frozen=True)
 class Tensors:
-    """The name, the shape and the dtype of an input or an output."""
+    """The name, the shape and the dtype of an input or an output, such as (N, 10) and float32."""
 
     name: str
-    shape: Sequence[int]
+    shape: str
     dtype: str
 
     @property
     def row(self) -> list[str]:
         """The cells of a table. N is the batch size."""
-        return [f"`{self.name}`", f"({', '.join(['N', *map(str, self.shape)])})", self.dtype]
+        return [f"`{self.name}`", self.shape, self.dtype]
 
 
 @dataclass(frozen=True)

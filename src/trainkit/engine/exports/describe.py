@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainkit import __version__
 from trainkit.display.text import HIDDEN_METRICS
+from trainkit.engine.exports.calls import BATCH_SIZES, TRACED, Named
 from trainkit.engine.exports.card import Card, Tensors
 from trainkit.engine.exports.source import Source
 from trainkit.engine.report import run_facts
@@ -21,6 +22,7 @@ from trainkit.engine.summary import samples_text
 from trainkit.runs.preprocessing import Preprocessing, Statistics
 from trainkit.runs.untrusted import is_number
 
+OTHER = BATCH_SIZES[-1]
 SHOWN = ("train/", "val/")  # the metrics of a card
 AUTOCAST = (
     "The run was trained with precision={precision}: autocast is a part of the training, not of the model. This file "
@@ -52,8 +54,8 @@ def card(
     *,
     checked: str,
     code_note: str = "",
-    inputs: Sequence[tuple[str, Tensor]] = (),
-    outputs: Sequence[tuple[str, Tensor]] = (),
+    inputs: Sequence[Named] = (),
+    outputs: Sequence[Named] = (),
     prepares_inside: bool = False,
     notes: Sequence[str] = (),
 ) -> str:
@@ -65,8 +67,8 @@ def card(
         code: the lines that load it.
         checked: how it was compared with the model.
         code_note: what the lines need.
-        inputs: the inputs of a batch.
-        outputs: the outputs of a batch.
+        inputs: the inputs of two batches of different sizes.
+        outputs: the outputs of both.
         prepares_inside: whether the file takes raw inputs, and prepares them itself.
         notes: further notes.
     """
@@ -142,8 +144,26 @@ def _data(source: Source) -> str:
     return f"`{source.settings.data.train['_target_']}`, {samples}"
 
 
-def _tensors(named: Sequence[tuple[str, Tensor]]) -> list[Tensors]:
-    return [Tensors(name, tuple(t.shape[1:]), str(t.dtype).removeprefix("torch.")) for name, t in named]
+def _tensors(batches: Sequence[Named]) -> list[Tensors]:
+    """Return the rows of a table of inputs or outputs, given those of batches of `TRACED` and of `OTHER` samples."""
+    return (
+        [
+            Tensors(name, _shape(one, other), str(one.dtype).removeprefix("torch."))
+            for (name, one), (_, other) in zip(*batches, strict=True)
+        ]
+        if batches
+        else []
+    )
+
+
+def _shape(one: Tensor, other: Tensor) -> str:
+    """Return the shape of a tensor for any batch size N, given two of them."""
+    sizes = []
+    for first, second in zip(one.shape, other.shape, strict=True):
+        factor = first // TRACED
+        is_multiple = (first, second) == (factor * TRACED, factor * OTHER)
+        sizes.append(str(first) if first == second else f"{factor if factor > 1 else ''}N" if is_multiple else "?")
+    return f"({', '.join(sizes)})"
 
 
 def _steps(found: Preprocessing, *, inside: bool) -> list[str]:
@@ -157,9 +177,10 @@ def _steps(found: Preprocessing, *, inside: bool) -> list[str]:
         steps.append("The file takes raw inputs. The next steps are a part of it:")
     if is_image:
         steps.append("Divide uint8 values by 255.")
-    for statistics, key in ((found.normalize, "data.normalize"), (found.standardize, "data.standardize")):
-        if statistics is not None:
-            steps.append(f"Subtract the mean and divide by the standard deviation ({key}): {_shown(statistics)}.")
+    statistics = found.standardize or found.normalize
+    if statistics is not None:
+        key = "data.standardize" if found.standardize else "data.normalize"
+        steps.append(f"Subtract the mean and divide by the standard deviation ({key}): {_shown(statistics)}.")
     if not steps:
         steps.append("The model takes the inputs as they are.")
     return steps

@@ -61,10 +61,12 @@ class Source:
         return None if self.preprocessing is None else _without_values(self.preprocessing.inputs)
 
     def prepare(self) -> Prepare:
-        """Return what makes inputs of the model from raw inputs."""
-        found = self.preprocessing
+        """Return what makes inputs of the model from raw inputs, with the bits of the training."""
+        found, mean, std = self.preprocessing, None, None
         stats = None if found is None else found.standardize or found.normalize
-        mean, std = (None, None) if stats is None else (torch.tensor(part) for part in (stats.mean, stats.std))
+        if found is not None and stats is not None:
+            dtype = torch.float64 if found.standardize else torch.get_default_dtype()  # as in build/data
+            mean, std = (torch.tensor(part, dtype=dtype) for part in (stats.mean, stats.std))
         return Prepare(torch.device("cpu"), mean, std)
 
 
