@@ -31,8 +31,10 @@ from trainkit.core.errors import CheckpointError, ConfigError, ExportError, Stor
 from trainkit.engine.export import Exported
 from trainkit.engine.exports import onnx as onnx_format
 from trainkit.engine.exports import program as torch_format
+from trainkit.engine.exports.calls import Caller
 from trainkit.engine.exports.source import read_source
 from trainkit.engine.exports.trusted import find_untrusted
+from trainkit.model_libraries import huggingface
 from trainkit.runs.directory import Run
 
 QUICK = ["limit_batches=2", "epochs=1"]
@@ -292,6 +294,20 @@ def test_a_model_that_carries_state_starts_each_call_without_it(here: Path) -> N
     program = torch.export.load(trainkit.export(run, "torch").file).module()
     for _ in range(2):
         torch.testing.assert_close(outputs_of(program, tokens), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "task"), [("bert", "SequenceClassification"), ("gpt2", "CausalLM")])
+def test_a_model_of_transformers_is_exported_with_the_names_of_its_inputs(kind: str, task: str, here: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 90, "model_type": kind}
+    model = huggingface(config={**sizes, "bos_token_id": 0, "eos_token_id": 0}, task=task).eval()
+    sample = {name: torch.empty(9, dtype=torch.int64, device="meta") for name in ("input_ids", "attention_mask")}
+    onnx_format.write(Caller(model, sample, lambda inputs: inputs), here / "model.onnx", {})
+    tokens = torch.randint(90, (5, 9))
+    expected = outputs_of(model, input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    [logits] = run_onnx(here / "model.onnx", input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+    assert model.config.use_cache
 
 
 # --------------------------------------------------------------------------------------------- errors

@@ -48,8 +48,15 @@ def trace(caller: Caller) -> ExportedProgram:
 
 @contextmanager
 def _hooks(caller: Caller) -> Iterator[None]:
-    """Let the model prepare raw inputs if the export does so, and start each call without carried state."""
+    """Let the model prepare raw inputs if the export does so, and start each call without carried state.
+
+    Models of transformers return no cache in the block, because torch.export accepts tensors only.
+    """
     model, carrying, handles = caller.model, carrying_modules(caller.model), []
+    caching = (module for module in model.modules() if getattr(getattr(module, "config", None), "use_cache", False))
+    configs: list[Any] = [module.config for module in caching]
+    for config in configs:
+        config.use_cache = False
     reset_carried(carrying)
     states = [(inner, name) for inner, name, buffer, _ in capture_carried(carrying) if buffer is None]
     for inner, name in states:  # torch.export accepts no buffer that is None before a call and a tensor in it
@@ -66,6 +73,8 @@ def _hooks(caller: Caller) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for config in configs:
+            config.use_cache = True
         for inner, name in states:
             delattr(inner, name)
             inner._buffers[name] = None
