@@ -130,6 +130,7 @@ VALUES: dict[str, Callable[[str], list[str]]] = {  # of flags
     "--output": _any_file,
     "-o": _any_file,
     "--format": _words("onnx", "torch", "safetensors"),
+    "--checkpoint": _words("best", "last"),
     "--run": run_candidates,
 }
 POSITIONS: dict[str, Callable[[str], list[str]]] = {
