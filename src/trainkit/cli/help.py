@@ -55,9 +55,10 @@ FLAGS = {
     "--version": "print the version of trainkit",
 }
 COMMAND_FLAGS = {
-    "--json": "bench, compare, export, find-lr, inspect, list, params, report, verify-resume, why: print JSON",
+    "--json": "bench, check, compare, export, find-lr, inspect, list, params, report, verify-resume, why: print JSON",
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
+    "--seconds N": "check: duration of the epochs that are measured (9)",
     "--steps N": "bench: number of timed steps per loop (50)",
     "--sort [-]KEY, --reverse, --top N": "compare: the order of the rows (-KEY: descending), and how many",
     "--group-by KEY,…": "compare: fold the runs that have equal values of these keys",

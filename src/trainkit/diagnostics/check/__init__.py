@@ -1,0 +1,1 @@
+"""The command `check`: all errors of a training, its path with one batch, and estimates of its time and memory."""
