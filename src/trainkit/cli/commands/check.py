@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.diagnostics.check.run import add_problems, check
 
     if repaired.composed is not None:
-        arguments.print_notes(repaired.composed)
+        arguments.print_notes(repaired.composed.notes)
     with arguments.only_answer_on_stdout(args):
         report = check(add_problems(repaired, problems), args.seconds, _print_progress)
     content = report.as_dict() | ({} if jobs is None else {"jobs": jobs})

@@ -13,6 +13,7 @@ from typing import Any
 from trainkit.build.session import Session
 from trainkit.core.device import peak_memory, synchronize
 from trainkit.data.loaders import Loader
+from trainkit.data.pairs import Pair
 from trainkit.data.prepare import Batch
 from trainkit.diagnostics.check.held import Held, hold_part
 from trainkit.runs.saver import Saver
@@ -58,6 +59,10 @@ class LimitedLoader:
     def example(self) -> Batch:
         """See `Loader`."""
         return self.loader.example()
+
+    def raw_example(self) -> Pair:
+        """See `Loader`."""
+        return self.loader.raw_example()
 
     def close(self) -> None:
         """See `Loader`."""
