@@ -101,7 +101,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for run in ("outputs/2026-01-02/03-04-05", "outputs/2026-02-03/04-05-06", "my runs/a=b (1)"):
         (folder / run).mkdir(parents=True)
         (folder / run / "run.json").write_text("{}")
-    (folder / "conf" / "optim").mkdir(parents=True)
+    for name in ("conf/optim", "it's", "c:d"):
+        (folder / name).mkdir(parents=True)
     (folder / "conf" / "optim" / "broken.yaml").write_text("a: [1\nb: 2")
     return folder
 
@@ -140,6 +141,9 @@ def shell(request: pytest.FixtureRequest, shells: dict[str, Shell], folder: Path
         (["init_from=my"], ["init_from=my runs/"]),
         (["init_from=my", "a"], ["init_from=my runs/a=b (1)/"]),
         (["optim=broken lr=0.1 seed=0 precision=b"], ["optim=broken", "lr=0.1", "seed=0", "precision=bf16"]),
+        (["init_from=it"], ["init_from=it's/"]),
+        (["data.root=~/my"], ["data.root=~/my runs/"]),
+        (["init_from=c:"], ["init_from=c:d/"]),
         (["optim=nothing_like_this"], ["optim=nothing_like_this"]),
     ],
     ids=" ".join,
@@ -147,6 +151,11 @@ def shell(request: pytest.FixtureRequest, shells: dict[str, Shell], folder: Path
 def test_a_tab_completes_the_word_and_the_shell_passes_it_on(shell: Shell, typed: list[str], words: list[str]) -> None:
     typed = [item.replace("[0.9,0.99]", "'[0.9,0.99]'") for item in typed]
     assert shell.complete(f"trainkit {typed[0]}", *typed[1:]) == ["trainkit", *words]
+
+
+def test_a_variable_before_the_command_and_a_path_to_it_do_not_matter(shell: Shell) -> None:
+    program = Path(sys.executable).with_name("trainkit")
+    assert shell.complete(f"X=1 {program} precision=b") == ["X=1", str(program), "precision=bf16"]
 
 
 def test_two_tabs_list_the_values_of_an_enumeration(shell: Shell) -> None:

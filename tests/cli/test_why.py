@@ -59,6 +59,7 @@ def test_a_wrong_value_is_explained_before_its_error(capsys: pytest.CaptureFixtu
     [
         ([], "why needs a key"),
         (["lr=1"], "why needs a key"),
+        ([""], "why needs a key"),
         (["lr", "seed"], "why takes one key"),
         (["--all", "lr"], "--all takes no key"),
         (["lr", "-m", "lr=1,2"], "one config"),

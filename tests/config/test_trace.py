@@ -330,6 +330,30 @@ def test_secrets_are_redacted_in_values_overrides_and_variables(monkeypatch: pyt
         assert secret not in text
 
 
+def test_a_file_whose_name_is_that_of_a_secret_keeps_its_line(here: Path) -> None:
+    (here / "conf" / "experiment").mkdir(parents=True)
+    (here / "conf" / "experiment" / "secret.yaml").write_text("# @package _global_\nseed: 7\nhooks: {}\n")
+    answer = explain(trace(["experiment=secret"]), "seed")
+    assert answer["history"][-1]["origin"]["text"].startswith("conf/experiment/secret.yaml:2 ")
+
+
+def test_a_group_that_the_command_line_removes_says_so() -> None:
+    answer = explain(trace(["~scheduler"]), "scheduler")
+    assert answer["choice"] is ABSENT
+    assert [event["origin"]["text"] for event in answer["chosen"]][-1] == "command line: ~scheduler"
+
+
+def test_a_key_of_a_mapping_in_a_mapping_of_the_same_name_has_its_own_line(here: Path) -> None:
+    (here / "conf" / "model").mkdir(parents=True)
+    text = "_target_: a.B\nmodel:\n  model:\n    width: 3\n  <<: {depth: 2}\nwidth: 4\n"
+    (here / "conf" / "model" / "deep.yaml").write_text(text)
+    found = trace(["model=deep"])
+    lines = {
+        key: found.histories[f"model.{key}"][-1].origin.line for key in ("model.model.width", "width", "model.depth")
+    }
+    assert lines == {"model.model.width": 4, "width": 6, "model.depth": 5}
+
+
 @pytest.mark.usefixtures("project")
 def test_the_differences_name_choices_and_values_with_their_origin() -> None:
     answer = explain_differences(trace(["experiment=mine", "model=other", "lr=0.1"], "extra"), "extra")

@@ -33,7 +33,7 @@ class ChoiceHistory:
     ) -> None:
         self.files = files
         self.events: dict[str, list[Event]] = {}
-        groups = {key for key in chosen.known_choices if not key.startswith("hydra/callbacks")}
+        groups = {*chosen.known_choices, *chosen.deletions}
         parsed = [OverridesParser.create().parse_override(text.removeprefix("++")) for text in overrides]
         names = list(dict.fromkeys(str(default.config_path) for default in defaults))
         entries = [(name, entry) for name in ("config", *names) for entry in self._entries(name)]

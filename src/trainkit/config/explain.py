@@ -25,6 +25,7 @@ from trainkit.core.redaction import (
     is_secret,
     redact_by_key,
     redact_command_line,
+    replace_secrets,
 )
 from trainkit.core.spelling import did_you_mean
 
@@ -114,11 +115,10 @@ def _explain(trace: Trace, leaf: str, key: str, above: frozenset[str], *, is_hid
     events = trace.histories[leaf]
     written = events[-1].value
     is_hidden = is_hidden or any(is_secret(part) for part in leaf.split("."))
-    found: dict[str, Any] = {"key": key, "value": _resolved(trace, key, written)}
+    value = _shown(leaf, _resolved(trace, key, written), is_hidden=is_hidden)
+    found: dict[str, Any] = {"key": key, "value": value}
     if isinstance(written, str) and "${" in written:
-        found["written"] = written
-    if is_hidden:
-        found["value"] = _shown(leaf, found["value"], is_hidden=is_hidden)
+        found["written"] = _shown(leaf, written, is_hidden=is_hidden)
     found["history"] = [_event(event, leaf, is_hidden=is_hidden) for event in events]
     if "${" in str(written) and len(above) < MAX_DEPTH:
         sources = _sources(trace, leaf, written, above | {leaf}, is_hidden=is_hidden)
@@ -184,7 +184,9 @@ def _event(event: Event, key: str, *, is_hidden: bool = False) -> dict[str, Any]
 
 def _origin(event: Event) -> dict[str, Any]:
     origin = event.origin
-    [text] = redact_command_line([str(origin)], ())
+    text = str(origin)
+    if origin.file is None:  # an override, or a reason that quotes one
+        [text] = redact_command_line([text], ())
     file = None if origin.file is None else display_path(origin.file)
     return {"by": origin.by, "text": text, "file": file, "line": origin.line}
 
@@ -197,7 +199,7 @@ def _shown(key: str, value: Any, *, is_hidden: bool = False) -> Any:
     nested: Any = value
     for part in reversed(parts):
         nested = {part: nested}
-    nested = redact_by_key(nested)
+    nested = redact_command_line(redact_by_key(nested), ())
     for part in parts:
         nested = nested[part]
     return nested
@@ -211,5 +213,13 @@ def _without_secrets(found: dict[str, Any], trace: Trace) -> dict[str, Any]:
             secrets |= set(find_secrets(OmegaConf.to_container(trace.config, resolve=resolve)))
         except OmegaConfBaseException:  # an interpolation that cannot be resolved
             continue
-    cleaned: dict[str, Any] = redact_command_line(found, secrets)
+    cleaned: dict[str, Any] = _replace(found, secrets)
     return cleaned
+
+
+def _replace(node: Any, secrets: set[str]) -> Any:
+    if isinstance(node, dict):
+        return {key: _replace(item, secrets) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_replace(item, secrets) for item in node]
+    return replace_secrets(node, secrets) if isinstance(node, str) else node

@@ -29,8 +29,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(cause, hint="remove -m, --cfg and other flags of Hydra")
     keys = [word for word in args.overrides if "=" not in word and not word.startswith("~")]
     overrides = [word for word in args.overrides if word not in keys]
-    if len(keys) != (not args.all):
-        cause = f"why takes one key, not {len(keys)}" if keys else "why needs a key"
+    if len(keys) != (not args.all) or "" in keys:
+        cause = f"why takes one key, not {len(keys)}" if len(keys) > 1 else "why needs a key"
         raise ConfigError("--all takes no key" if args.all else cause, hint=HINT)
     arguments.report_ignored_configs(args)
     found = trace(overrides, args.config_dir)

@@ -21,8 +21,8 @@ complete -F _trainkit_completion @NAME@
 """
 BASH_UNINSTALL = """\
 complete -r @NAME@ 2> /dev/null
-unset -f _trainkit_completion
-eval "$_TRAINKIT_OLD_COMPLETION"
+unset -f _trainkit_completion 2> /dev/null
+eval "${_TRAINKIT_OLD_COMPLETION-}"
 unset _TRAINKIT_OLD_COMPLETION
 """
 ZSH = """\
