@@ -159,11 +159,12 @@ def _compare(caller: Caller, writer: Any, file: Path, form: str) -> tuple[float,
     Raises:
         ExportError: the file cannot be run, or an output differs by more than the tolerance of the format.
     """
-    largest, outputs = 0.0, {}
+    largest, outputs, run_file = 0.0, {}, None
     for samples in BATCH_SIZES:
         expected = caller.expected(samples)
         try:
-            outputs[samples] = writer.Session(file)(caller, samples)
+            run_file = run_file or writer.Session(file)
+            outputs[samples] = run_file(caller, samples)
         except Exception as error:  # onnxruntime and torch raise errors of many types
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             cause = f"the {form} export cannot be run with {count(samples, 'sample')}: {text}"

@@ -122,7 +122,7 @@ def explain(error: Exception, model: nn.Module) -> ExportError:
         reason = "its code depends on the values of a tensor"
         hint = f"choose with torch.where or torch.cond instead of `if` and `for`; {WEIGHTS_HINT}"
     elif "specialized it to be a constant" in text or "Constraints violated" in text:
-        reason = "its code works for one batch size only"
+        reason = "its code depends on the batch size"
         hint = f"use x.shape[0] or -1 instead of a number, and no loop over the samples; {WEIGHTS_HINT}"
     else:
         first = (text or "no message").splitlines()[0]
