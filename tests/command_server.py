@@ -13,6 +13,7 @@ import json
 import os
 import re
 import runpy
+import select
 import shutil
 import signal
 import socket
@@ -90,7 +91,11 @@ class CommandServer:
             "MPLBACKEND": "agg",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__, address], env=self.env, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", __file__, address],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip() == str(site)  # it is ready
@@ -117,15 +122,12 @@ class CommandServer:
 
     def close(self) -> None:
         """Stop the server."""
-        self.process.terminate()
-        self.process.wait(timeout=60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.communicate(timeout=60)  # closes its stdin
         self.folder.cleanup()
 
 
 def serve(address: str) -> None:
-    """Fork for each connection."""
+    """Fork for each connection, until stdin is closed: by `close`, or because the tests have ended."""
     import torch
 
     import trainkit.diagnostics.verify_resume  # imported once for all forks; none of it starts a thread
@@ -138,7 +140,7 @@ def serve(address: str) -> None:
     listener.listen(64)
     print(Path(trainkit.__file__).parents[1], flush=True)
     running: set[int] = set()
-    while True:
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
         pid = os.fork()

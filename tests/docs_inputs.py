@@ -76,10 +76,6 @@ class Net(nn.Sequential):
     def __init__(self, width=8, num_classes=10):
         super().__init__(nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), nn.Linear(width, num_classes))
 """
-HOOKS = """
-class Histogram:
-    def on_epoch(self, state, metrics): metrics["mine/count"] = 3
-"""
 
 
 def make_photos(folder: Path) -> None:
@@ -147,7 +143,6 @@ INPUTS: dict[str, Callable[[Path], None]] = {
     r"book\.txt": make_book,
     r"houses\.csv": make_houses,
     "model=mine": write("conf/model/mine.yaml", "_target_: mymodels.Net\nnum_classes: ${data.classes}\n"),
-    "myhooks": write("myhooks.py", HOOKS),
     "mymodels.Net|model=mine": write("mymodels.py", MODELS),
     "photos": make_photos,
     "reviews": make_reviews,
