@@ -108,7 +108,7 @@ def test_a_run_writes_its_files_and_prints_its_directory(trainkit: Command, tmp_
     names = {file.name for file in run.iterdir()}
     assert names == {
         *(".hydra", ".lock", "checkpoints"),
-        *("run.json", "params.json", "history.jsonl", "trainkit.log"),
+        *("run.json", "params.json", "history.jsonl", "preprocessing.json", "trainkit.log"),
     }
     assert {file.name for file in (run / ".hydra").iterdir()} == {
         "config.yaml",
