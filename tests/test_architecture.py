@@ -113,6 +113,7 @@ def test_only_one_module_calls_hydras_instantiate() -> None:
         "display/parallel_coordinates",
         "display/search_charts",
         "display/search_report",
+        "display/rows",
         "display/run_report",
         "display/sweep_report",
         "display/tables",

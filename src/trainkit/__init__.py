@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from trainkit.engine.export import export
     from trainkit.engine.load import load
+    from trainkit.engine.predict import predict
     from trainkit.engine.resume import resume
     from trainkit.engine.train import train
 
@@ -53,6 +54,7 @@ __all__ = [
     "compose",
     "export",
     "load",
+    "predict",
     "resume",
     "train",
 ]
@@ -61,6 +63,7 @@ _FUNCTIONS = {
     "compose": "trainkit.config.compose",
     "export": "trainkit.engine.export",
     "load": "trainkit.engine.load",
+    "predict": "trainkit.engine.predict",
     "resume": "trainkit.engine.resume",
     "train": "trainkit.engine.train",
 }

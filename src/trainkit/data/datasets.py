@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import DataError
-
-MODE = "RGB"  # of the images of a folder
+from trainkit.data.images import MODE, fit_image, read_image
 
 
 def digits(keep: Sequence[int] | None = None) -> TensorDataset:
@@ -167,7 +165,6 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
         DataError: the folder is missing or has no images, or the parts have different classes.
     """
     from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
 
     top = Path(root).expanduser()
     if not top.is_dir():
@@ -176,27 +173,18 @@ def image_folder(root: str, part: str = "train", size: int | str | None = None) 
     folder = train if part == "train" else _validation_folder(top)
     if folder is None:
         return None
-    size = None if size == "off" else size or None
-    resize = [v2.Resize(size), v2.CenterCrop(size)] if size is not None else []
+    side = int(size) if size and size != "off" else None
     try:
-        images = ImageFolder(folder, v2.Compose(resize) if resize else None, loader=_read_image)
+        images = ImageFolder(folder, fit_image(side), loader=read_image)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: {str(error).splitlines()[0]}",
             hint="arrange the images as CLASS/NAME.jpg, in train/ and val/ or directly in the folder",
         ) from error
     _number_classes(images, train)
-    images.reader = {"kind": "images", "mode": MODE, "size": size}
+    images.reader = {"kind": "images", "mode": MODE, "size": side}
     images.cache_as = _cache_key(images, size)
     return images
-
-
-def _read_image(path: str) -> Any:
-    """Return an image in RGB. Opening a pipe or a device would wait or read forever."""
-    from PIL import Image
-
-    with open_regular_file(Path(path), follow_links=True) as file:
-        return Image.open(file).convert(MODE)
 
 
 def _validation_folder(top: Path) -> Path | None:

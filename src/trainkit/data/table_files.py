@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 HINT = "name a CSV or parquet file with data.file=FILE"
 
 
-def read_columns(file: str) -> dict[str, Column]:
+def read_columns(file: str, words: Collection[str] = ()) -> dict[str, Column]:
     """Return the columns of a file by name. A column of which each value is a number or missing holds numbers.
 
     Args:
         file: a CSV file in UTF-8 with a header, a TSV file, or a parquet file; `package:NAME` for a file of trainkit.
+        words: the names of columns that hold words, also if each word is a number.
 
     Raises:
         ConfigError: the package that reads parquet is not installed.
@@ -32,13 +34,18 @@ def read_columns(file: str) -> dict[str, Column]:
         content = read_data_file(file)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror or error}", hint=HINT) from error
+    return parse_columns(file, content, words)
+
+
+def parse_columns(file: str, content: bytes, words: Collection[str] = ()) -> dict[str, Column]:
+    """Return the columns of the content of a file; see `read_columns`."""
     if not content.strip():
         raise DataError(f"{file}: the file is empty", hint=HINT)
     is_parquet = content[:4] == b"PAR1" or Path(file).suffix in (".parquet", ".pq")
     columns = _parquet(file, content) if is_parquet else _csv(file, content)
     if not next(iter(columns.values()), []):
         raise DataError(f"{file}: the table has no rows", hint=HINT)
-    return {name: _numbers(values) for name, values in columns.items()}
+    return {name: _words(values) if name in words else _numbers(values) for name, values in columns.items()}
 
 
 def _csv(file: str, content: bytes) -> dict[str, list[Any]]:
@@ -47,7 +54,8 @@ def _csv(file: str, content: bytes) -> dict[str, list[Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: byte {error.start} is not UTF-8", hint="save the table as CSV in UTF-8") from error
     header = text.lstrip().partition("\n")[0]
-    delimiter = "\t" if Path(file).suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
+    delimiter = next((mark for mark in "\t;" if mark in header and "," not in header), ",")
+    delimiter = "\t" if Path(file).suffix == ".tsv" else delimiter
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows: list[list[str]] = []
     try:
@@ -85,11 +93,15 @@ def _parquet(file: str, content: bytes) -> dict[str, list[Any]]:
 
 def _numbers(values: list[Any]) -> Column:
     """Return a column as numbers if each value is a number or missing, else as words."""
-    words = [None if _is_missing(value) else value for value in values]
     try:
-        return np.array([np.nan if value is None else _number(value) for value in words], dtype=np.float64)
+        numbers = [np.nan if _is_missing(value) else _number(value) for value in values]
+        return np.array(numbers, dtype=np.float64)
     except (TypeError, ValueError):
-        return [None if value is None else str(value).strip() for value in words]
+        return _words(values)
+
+
+def _words(values: list[Any]) -> list[str | None]:
+    return [None if _is_missing(value) else str(value).strip() for value in values]
 
 
 def _is_missing(value: Any) -> bool:

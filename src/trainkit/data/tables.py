@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,28 +53,29 @@ class Encoding:
         named = self.columns.items()
         return [label for name, words in named for label in ([f"{name}={w}" for w in words] if words else [name])]
 
-    def encode(self, rows: dict[str, Column], file: str) -> Tensor:
+    def encode(self, rows: Mapping[str, Column], file: str, first: int = 1) -> Tensor:
         """Return the inputs of rows, (N, F) float32.
 
         Args:
             rows: the columns of a file; each column of the encoding must exist.
             file: the name of the file, for messages.
+            first: the number of the first row, for messages.
 
         Raises:
             DataError: a value is missing, not a number, or a word that the training set does not have.
         """
-        parts = [self._encode_column(name, words, rows[name], file) for name, words in self.columns.items()]
+        parts = [self._encode_column(name, words, rows[name], file, first) for name, words in self.columns.items()]
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
-    def _encode_column(self, name: str, words: list[str] | None, rows: Column, file: str) -> Numbers:
-        lacking = _missing(rows)
+    def _encode_column(self, name: str, words: list[str] | None, rows: Column, file: str, first: int) -> Numbers:
+        lacking = _missing(rows, first)
         if lacking and self.fill is None:
             hint = "write data.fill=0, or another number, or leave it out: data.drop"
             raise _missing_error(file, name, lacking, hint)
         if words is not None:
             one_hot: Numbers = np.eye(len(words))[_numbered(name, words, rows, file)]
             return one_hot
-        numbers = _as_numbers(name, rows, file)
+        numbers = _as_numbers(name, rows, file, first)
         filled: Numbers = np.where(np.isnan(numbers), self.fill or 0.0, numbers)
         return filled[:, None]
 
@@ -128,7 +129,7 @@ def table(
         raise ConfigError(f"{file}: no column is left for the inputs", hint="change data.target or data.drop")
     rows = columns
     if part == "val" and val_file:
-        rows = read_columns(val_file)
+        rows = read_columns(val_file, [name for name in names if isinstance(columns[name], list)])
         lacking = next((name for name in [*names, *targets] if name not in rows), None)
         if lacking is not None:
             raise DataError(f"{val_file}: it has no column {lacking!r}", hint=f"it needs the columns of {file}")
@@ -186,10 +187,10 @@ def _numbered(name: str, words: list[str], rows: Column, file: str) -> np.ndarra
     return np.array([number[value] for value in values], dtype=np.int64)
 
 
-def _as_numbers(name: str, rows: Column, file: str) -> Numbers:
+def _as_numbers(name: str, rows: Column, file: str, first: int = 1) -> Numbers:
     if not isinstance(rows, list):
-        return _finite(name, rows, file)
-    for line, value in enumerate(rows, start=1):
+        return _finite(name, rows, file, first)
+    for line, value in enumerate(rows, start=first):
         try:
             float(value or "nan")
         except ValueError:
@@ -197,22 +198,23 @@ def _as_numbers(name: str, rows: Column, file: str) -> Numbers:
             raise DataError(
                 f"{file}: row {line} of the column {name!r} is {value!r}, not a number", hint=hint
             ) from None
-    return _finite(name, np.array([float(value or "nan") for value in rows]), file)
+    return _finite(name, np.array([float(value or "nan") for value in rows]), file, first)
 
 
-def _finite(name: str, numbers: Numbers, file: str) -> Numbers:
+def _finite(name: str, numbers: Numbers, file: str, first: int) -> Numbers:
     """Return numbers that fit into float32. NaN is a missing value, which is reported as such."""
     outside = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
     if len(outside):
-        cause = f"{file}: row {outside[0] + 1} of the column {name!r} is {numbers[outside[0]]:g}, outside of float32"
+        place = f"{file}: row {outside[0] + first} of the column {name!r}"
+        cause = f"{place} is {numbers[outside[0]]:g}, outside of float32"
         raise DataError(cause, hint="correct the value, or leave the column out: data.drop")
     return numbers
 
 
-def _missing(rows: Column) -> list[int]:
-    """Return the rows without a value, from 1."""
+def _missing(rows: Column, first: int = 1) -> list[int]:
+    """Return the numbers of the rows without a value; `first` is that of the first row."""
     lacking = [value is None for value in rows] if isinstance(rows, list) else np.isnan(rows)
-    return (np.flatnonzero(lacking) + 1).tolist()
+    return (np.flatnonzero(lacking) + first).tolist()
 
 
 def _missing_error(file: str, name: str, rows: list[int], hint: str) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -86,9 +87,8 @@ def text(
             f"and a window needs {length + 1}",
             hint="write a smaller data.length, or give a longer text",
         )
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    numbers = list(chosen) if isinstance(chosen, bytes) else [ids.get(token, 0) for token in chosen]
-    return TextWindows(torch.tensor(numbers), vocabulary, length, stride or length, unit)
+    numbers = number_tokens(chosen, {token: index for index, token in enumerate(vocabulary)})
+    return TextWindows(numbers, vocabulary, length, stride or length, unit)
 
 
 def _tokens_of(file: str, unit: str) -> str | list[str] | bytes:
@@ -104,14 +104,25 @@ def _tokens_of(file: str, unit: str) -> str | list[str] | bytes:
         raise DataError(f"{file}: {reason}", hint="name a text file with data.file=FILE") from error
     if not content:
         raise DataError(f"{file}: the file is empty", hint="name a text file with data.file=FILE")
-    if unit == "bytes":
-        return content
     try:
-        characters = content.decode("utf-8")
+        return split_tokens(content, unit)
     except UnicodeDecodeError as error:
         hint = "convert it to UTF-8, or write data.unit=bytes"
         raise DataError(f"{file}: byte {error.start} is not UTF-8", hint=hint) from error
+
+
+def split_tokens(content: bytes, unit: str) -> str | list[str] | bytes:
+    """Return the tokens of a text; raise `UnicodeDecodeError` if characters or words are not UTF-8."""
+    if unit == "bytes":
+        return content
+    characters = content.decode("utf-8")
     return characters if unit == "characters" else WORD.findall(characters)
+
+
+def number_tokens(tokens: str | list[str] | bytes, ids: Mapping[str, int]) -> Tensor:
+    """Return the id of each token, (N,) int64; that of the unknown token is 0. The ids of bytes are their values."""
+    numbers = list(tokens) if isinstance(tokens, bytes) else [ids.get(token, 0) for token in tokens]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def _vocabulary(tokens: str | list[str] | bytes, min_count: int) -> list[str]:

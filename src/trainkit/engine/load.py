@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from trainkit.build.model import build_model
+from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError
 from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.engine.warm_start import prepare_warm_start
@@ -47,6 +50,28 @@ def load(
 
         return load_export(Path(run).expanduser(), overrides, trust=trust)
     run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
+    return load_checkpoint(run, checkpoint, overrides).model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model of a checkpoint, in evaluation mode on the CPU.
+
+    Attributes:
+        model: the model.
+        checkpoint: the name of the checkpoint.
+        settings: the settings of the run, with the number of classes.
+        machine: the facts about the machine of the training in the checkpoint, whose types are not checked.
+    """
+
+    model: nn.Module
+    checkpoint: str
+    settings: Settings
+    machine: Mapping[str, Any]
+
+
+def load_checkpoint(run: Run, checkpoint: str = "best", overrides: Sequence[str] = ()) -> LoadedModel:
+    """Return the model of a checkpoint with the settings of its run; see `load`."""
     name, saved = read_checkpoint(run, checkpoint)
     settings = reload_config(run, overrides, secrets_under="model").settings
     settings = settings.with_data(classes=run.info.get("classes"))
@@ -74,4 +99,5 @@ def load(
         hint = "use the code that the run was trained with"
         raise CheckpointError(f"{name} belongs to another model: {text}", hint=hint) from error
     reset_carried(carrying_modules(model))
-    return model.eval()
+    machine = saved["fingerprint"].get("machine") if isinstance(saved.get("fingerprint"), Mapping) else None
+    return LoadedModel(model.eval(), name, settings, machine if isinstance(machine, Mapping) else {})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainkit.build.data import build_loaders
@@ -16,6 +17,7 @@ from trainkit.core.device import select_device
 from trainkit.core.pytree import Samples, is_list_of_values
 from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.data.loaders import Loader
+from trainkit.data.prepare import Prepare
 from trainkit.data.sample_errors import base_of
 from trainkit.runs.directory import Run
 from trainkit.runs.preprocessing import Preprocessing, Statistics, read_preprocessing
@@ -58,6 +60,19 @@ def preprocessing_of_run(run: Run, settings: Settings) -> Preprocessing:
         finally:
             for loader in filter(None, (loaders.train, loaders.val)):
                 loader.close()
+
+
+def preparation(preprocessing: Preprocessing | None, device: torch.device) -> Prepare:
+    """Return what makes inputs of the model from a batch of raw inputs, as the training did."""
+    dtype = torch.get_default_dtype()
+    statistics = None
+    if preprocessing is not None:
+        statistics = preprocessing.standardize or preprocessing.normalize
+        dtype = torch.float64 if preprocessing.standardize else dtype  # as `build_prepare`
+    if statistics is None:
+        return Prepare(device)
+    mean, std = (torch.tensor(part, dtype=dtype) for part in (statistics.mean, statistics.std))
+    return Prepare(device, mean, std)
 
 
 def preprocessing_of(session: Session) -> Preprocessing:

@@ -17,7 +17,7 @@ from trainkit.core.errors import DataError, UserCodeError
 from trainkit.data.prepare import Prepare
 from trainkit.engine.exports.nodes import plain_node
 from trainkit.engine.load import load
-from trainkit.engine.preprocessing import preprocessing_of_run
+from trainkit.engine.preprocessing import preparation, preprocessing_of_run
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.checkpoint_files import read_manifest
 from trainkit.runs.directory import Run
@@ -62,12 +62,7 @@ class Source:
 
     def prepare(self) -> Prepare:
         """Return what makes inputs of the model from raw inputs, with the bits of the training."""
-        found, mean, std = self.preprocessing, None, None
-        stats = None if found is None else found.standardize or found.normalize
-        if found is not None and stats is not None:
-            dtype = torch.float64 if found.standardize else torch.get_default_dtype()  # as in build/data
-            mean, std = (torch.tensor(part, dtype=dtype) for part in (stats.mean, stats.std))
-        return Prepare(torch.device("cpu"), mean, std)
+        return preparation(self.preprocessing, torch.device("cpu"))
 
 
 def read_source(run: Run, checkpoint: str, overrides: Sequence[str] = ()) -> Source:

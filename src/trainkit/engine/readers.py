@@ -1,0 +1,105 @@
+"""Choose how the files of a prediction become samples, from the preprocessing of the run and its data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trainkit.build.data import build_dataset
+from trainkit.config.settings import Settings
+from trainkit.config.targets import locate
+from trainkit.core.errors import CheckpointError, ConfigError
+from trainkit.data.images import MODES
+from trainkit.data.raw_files import ARRAYS, ArrayReader, CustomReader, ImageReader, LineReader, Reader, TableReader
+from trainkit.data.tables import Encoding
+from trainkit.runs.preprocessing import Preprocessing, is_tensor
+
+CUSTOM = "read_input"  # the function of a data set that reads a file
+HINT = (
+    "give the data set a static method read_input(file) that returns the inputs of a sample, or an attribute reader; "
+    "docs/predict.md shows both"
+)
+
+
+def choose_reader(settings: Settings, preprocessing: Preprocessing, files: Sequence[str]) -> Reader:
+    """Return the reader of the files.
+
+    Args:
+        settings: the settings of the run.
+        preprocessing: the preprocessing of the run.
+        files: files and folders. If all are arrays, they are read as such.
+
+    Raises:
+        ConfigError: the run does not say how such files become samples.
+        CheckpointError: the reader in the file of the run is damaged.
+    """
+    inputs = preprocessing.inputs
+    if is_tensor(inputs) and files and all(Path(file).suffix in ARRAYS for file in files):
+        return ArrayReader(inputs["shape"], inputs["dtype"])
+    function = _custom_function(settings)
+    if function is not None:
+        return CustomReader(function)
+    if preprocessing.reader is not None:
+        return _described_reader(preprocessing.reader, preprocessing.classes)
+    shape = inputs["shape"] if is_tensor(inputs) and inputs["dtype"] == "uint8" else []
+    if len(shape) == 3 and shape[0] in MODES:
+        reader = ImageReader(MODES[shape[0]], shape[1:])
+        size = f"{shape[1]}x{shape[2]} pixels"
+        reader.notes.append(f"note: images are cropped to the ratio of {size}, and resized to them")
+        return reader
+    name = settings.data.train.get("_target_")
+    cause = f"{files[0] if files else 'FILE'}: the run does not say how a file becomes a sample of {name}"
+    more = f"; arrays ({', '.join(ARRAYS)}) of samples {tuple(inputs['shape'])} work" if is_tensor(inputs) else ""
+    raise ConfigError(cause, hint=HINT + more)
+
+
+def _custom_function(settings: Settings) -> Any:
+    """Return the function `read_input` of the data set; None if it has none.
+
+    A method that is not static needs the data set itself, which is built for it.
+    """
+    part = "val" if settings.data.val is not None else "train"
+    target = locate(getattr(settings.data, part)["_target_"])
+    found = inspect.getattr_static(target, CUSTOM, None)
+    if found is None:
+        return None
+    if not inspect.isclass(target) or isinstance(found, staticmethod | classmethod):
+        return getattr(target, CUSTOM)
+    dataset = build_dataset(settings, part)
+    return getattr(build_dataset(settings, "train") if dataset is None else dataset, CUSTOM)
+
+
+def _described_reader(described: dict[str, Any], classes: list[str] | None) -> Reader:
+    """Return the reader that the data set of the training described. The types are those of a file: any.
+
+    Raises:
+        CheckpointError: the description has another form.
+    """
+    kind = described["kind"]
+    with suppress(KeyError, TypeError):
+        if kind == "images" and described.get("mode", "RGB") in MODES.values() and _is_size(described.get("size")):
+            return ImageReader(described.get("mode", "RGB"), described.get("size"))
+        if kind == "text" and classes is not None and described["unit"] in ("characters", "words", "bytes"):
+            return LineReader(described["unit"], classes)
+        if kind == "table":
+            encoding = Encoding(described["columns"], described["fill"], described["targets"])
+            if _are_columns(described["columns"]) and isinstance(encoding.targets, list):
+                return TableReader(encoding)
+    known = kind in ("images", "text", "table")
+    cause = f"the reader of the run, {str(described)[:80]}, " + ("is damaged" if known else "is unknown")
+    raise CheckpointError(cause, hint=HINT)
+
+
+def _is_size(size: Any) -> bool:
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    return size is None or all(type(side) is int and 0 < side < 2**16 for side in sides)
+
+
+def _are_columns(columns: Any) -> bool:
+    """Return whether a value maps the names of columns to lists of words, or to None."""
+    lists = [words for words in columns.values() if words is not None] if isinstance(columns, dict) else []
+    is_list = all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists)
+    return isinstance(columns, dict) and bool(columns) and is_list
