@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TrainkitError,
         UserCodeError,
     )
+    from trainkit.engine.evaluate import evaluate
     from trainkit.engine.export import export
     from trainkit.engine.load import load
     from trainkit.engine.predict import predict
@@ -52,6 +53,7 @@ __all__ = [
     "UserCodeError",
     "__version__",
     "compose",
+    "evaluate",
     "export",
     "load",
     "predict",
@@ -61,6 +63,7 @@ __all__ = [
 
 _FUNCTIONS = {
     "compose": "trainkit.config.compose",
+    "evaluate": "trainkit.engine.evaluate",
     "export": "trainkit.engine.export",
     "load": "trainkit.engine.load",
     "predict": "trainkit.engine.predict",

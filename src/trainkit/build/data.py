@@ -104,12 +104,12 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
         if dataset is not None and not is_stream(dataset) and len(dataset) == 0:
             raise empty_error(name)
     train = store_samples(settings, "train", train_set, device, on_progress, form)
-    notes = [f"training data: {_describe(train, settings)}"]
+    notes = [f"training data: {describe_samples(train, settings)}"]
     held_out = False
     val = None
     if val_set is not None:
         val = store_samples(settings, "val", val_set, device, on_progress, form)
-        notes.append(f"validation data: {_describe(val, settings)}")
+        notes.append(f"validation data: {describe_samples(val, settings)}")
     elif isinstance(train, Stream):
         refuse_split(settings)
     elif settings.data.split is not None:
@@ -201,7 +201,8 @@ def store_samples(
         raise explain_sample_error(f"data.{part}", error) or UserCodeError(f"data.{part}", error) from error
 
 
-def _describe(store: Store | Stream, settings: Settings) -> str:
+def describe_samples(store: Store | Stream, settings: Settings) -> str:
+    """Return the number of samples, and where they are stored or how they are read."""
     return describe_stream(store, settings) if isinstance(store, Stream) else describe_store(store)
 
 

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from trainkit.build.activation_checkpointing import apply_activation_checkpointing
 from trainkit.build.data import build_loaders
 from trainkit.build.hooks import build_hook
 from trainkit.build.loggers import build_logger
-from trainkit.build.memory_format import apply_memory_format, choose_memory_format
 from trainkit.build.metrics import build_metrics, choose_mode
-from trainkit.build.model import build_loss, build_model, initialize_lazy_layers
+from trainkit.build.modules import Initialize, build_modules, memory_errors, prepare_process
 from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.build.steps import build_steps
 from trainkit.config.metrics import parts_of
 from trainkit.config.settings import Settings
-from trainkit.core.device import disable_malloc_trim, is_out_of_memory, select_device
-from trainkit.core.errors import ConfigError, OutOfMemoryError, Problem, TrainkitError, UserCodeError
-from trainkit.core.rng import preserve_rng, seed_all
+from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError
+from trainkit.core.rng import seed_all
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
-from trainkit.data.loaders import Loader, SlicingLoader
+from trainkit.data.loaders import Loader
 from trainkit.data.stream_loader import StreamLoader
-from trainkit.losses import REGRESSION_LOSSES, FromModel
+from trainkit.losses import REGRESSION_LOSSES
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.group_table import param_table
 from trainkit.optim.groups import Group
 from trainkit.optim.params import named_params
-from trainkit.training.call import install_call
-from trainkit.training.compile import compile_model, defer_dynamo
+from trainkit.training.compile import compile_model
 from trainkit.training.custom_step import CustomStep
 from trainkit.training.losses import whole_batch_module
 from trainkit.training.state import LoopSettings, State, new_state
 from trainkit.training.whole_batch import declared_error
-
-Initialize = Callable[[nn.Module], object]
 
 
 @dataclass
@@ -93,23 +87,15 @@ def build_session(
         OutOfMemoryError: there is too little memory for an object.
         UserCodeError: code that a `_target_` names raised another error.
     """
-    try:
+    with memory_errors():
         return _build_session(settings, on_progress, initialize)
-    except Exception as error:
-        key, cause = (error.key, error.error) if isinstance(error, UserCodeError) else ("model", error)
-        if not is_out_of_memory(cause):
-            raise
-        hint = f"choose a smaller {key.partition('.')[0]} or another device"
-        hint += ", or write data.cache=none" if key.startswith("data.") else ""
-        text = f"{key}: memory ran out while it was built: {' '.join(str(cause).split()) or type(cause).__name__}"
-        raise OutOfMemoryError(text, hint=hint) from error
 
 
 def _build_session(settings: Settings, on_progress: cache.OnProgress | None, initialize: Initialize | None) -> Session:
     problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)
-    device = _prepare_process(settings)
+    device = prepare_process(settings)
     settings, data = build_loaders(settings, device, on_progress)
     train, val = data.train, data.val if settings.evaluation_step is not None else None
 
@@ -117,17 +103,8 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
     seed_all(settings.seed, deterministic=bool(settings.deterministic))
     metrics = build_metrics(settings, device)
     settings = settings.with_mode(choose_mode(settings, metrics))
-    model = build_model(settings.model, device)
-    call_note = _install_call(model, train)
-    initialize_lazy_layers(model, train)
-    if initialize is not None:
-        initialize(model)
-    loss_fn = build_loss(settings.loss).to(device)
-    if isinstance(loss_fn, FromModel):
-        loss_fn.bind(model)
-    memory_format, reason = choose_memory_format(settings, device)
     loaders = [loader for loader in (train, val) if loader is not None]
-    format_note = apply_memory_format(model, loss_fn, memory_format, loaders, device) or reason
+    model, loss_fn, module_notes = build_modules(settings, device, loaders, initialize)
     named = named_params(model, loss_fn)
     problems = unknown_watched_params(settings.watch, [param.name for param in named])
     try:
@@ -151,7 +128,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
     state.objects.hooks = {name: hook for name, hook in hooks.items() if hasattr(hook, "state_dict")}
     loggers = {name: build_logger(name, node) for name, node in settings.logger.items()}
-    notes = [*data.notes, *filter(None, (call_note, format_note, blocks_note)), *_notes(settings, device, val)]
+    notes = [*data.notes, *module_notes, *filter(None, [blocks_note]), *_notes(settings, device, val)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
 
@@ -163,28 +140,6 @@ def _freeze_until_joined(state: State, groups: list[Group]) -> None:
             tensors = [param.tensor for param in group.params]
             state.objects.joining.setdefault(group.frozen_epochs, []).extend(tensors)
     state.set_frozen()
-
-
-def _install_call(model: nn.Module, train: Loader) -> str | None:
-    """Decide how the model is called; return a note if its inputs are not a single tensor.
-
-    Tensors in memory show it. Otherwise a sample is read.
-    """
-    if isinstance(train, SlicingLoader) and isinstance(train.tensors[0], Tensor):
-        return None
-    with suppress(Exception), preserve_rng():  # the training reports samples that cannot be read
-        return install_call(model, train.example()[0])
-    return None
-
-
-def _prepare_process(settings: Settings) -> torch.device:
-    """Seed the generators and set what must be set before anything is built; return the device."""
-    defer_dynamo()  # its import takes a second, and most runs do not need it
-    device = select_device(settings.device)
-    seed_all(settings.seed, deterministic=bool(settings.deterministic))  # data sets may draw random samples
-    if device.type == "cpu":
-        disable_malloc_trim()  # a quarter of a step can go into returning memory and getting it again
-    return device
 
 
 def _notes(settings: Settings, device: torch.device, val: Loader | None) -> list[str]:

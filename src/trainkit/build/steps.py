@@ -28,12 +28,17 @@ def build_steps(settings: Settings, device: torch.device) -> tuple[CustomStep | 
         evaluation: CustomStep | None = CustomStep("evaluation_step", training.function)
     else:
         evaluation = build_step(settings.evaluation_step, "evaluation_step", device)
-    if evaluation is not None and evaluation.is_generator:
-        cause = f"evaluation_step: {evaluation.place} is a generator, and a validation updates nothing"
-        raise ConfigError(cause, hint="return a mapping with loss and outputs, or write evaluation_step=off")
+    refuse_generator(evaluation)
     if training is not None:
         check_settings(training, settings)
     return training, evaluation
+
+
+def refuse_generator(evaluation: CustomStep | None) -> None:
+    """Raise `ConfigError` if an evaluation step yields losses as a training step may do."""
+    if evaluation is not None and evaluation.is_generator:
+        cause = f"evaluation_step: {evaluation.place} is a generator, and a validation updates nothing"
+        raise ConfigError(cause, hint="return a mapping with loss and outputs, or write evaluation_step=off")
 
 
 def build_step(node: str | Node | None, key: str, device: torch.device) -> CustomStep | None:

@@ -38,6 +38,7 @@ def command_help(name: str) -> str:
 
 USAGES = {
     "compare": "PATH... [FLAGS]      PATH is a run, a sweep, a folder that holds them, or the word last",
+    "eval": "RUN... [KEY=VALUE ...] [FLAGS]      RUN is a run, a sweep, a folder that holds them, or the word last",
     "export": "RUN --format FORMAT [FLAGS] [KEY=VALUE ...]      RUN is the directory of a run, or the word last",
     "init": "DIR      DIR is a new or empty directory, or . for the working directory",
     "list": "[GROUP] [--json]",
@@ -57,7 +58,8 @@ FLAGS = {
 }
 COMMAND_FLAGS = {
     "--json": (
-        "bench, check, compare, export, find-lr, inspect, list, params, predict, report, verify-resume, why: print JSON"
+        "bench, check, compare, eval, export, find-lr, inspect, list, params, predict, report, verify-resume, why: "
+        "print JSON"
     ),
     "--start LR, --end LR, --steps N": "find-lr: the range and the number of steps (1e-7 to 10 in 100 steps)",
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
@@ -74,7 +76,7 @@ COMMAND_FLAGS = {
     "--plot FILE, --x KEY": "compare: plot the learning curves, or the metric against a number, to a .png or .svg",
     "--format FORMAT": "export: onnx, torch (a program of torch.export) or safetensors (the weights)",
     "--output PATH": "export: a directory or a file (export/FORMAT in the directory of the run)",
-    "--checkpoint NAME": "export, predict: best, last or step-N (best)",
+    "--checkpoint NAME": "eval, export, predict: best, last or step-N (best)",
     "--with-preprocessing, --overwrite": "export: take raw inputs, such as uint8 images; replace files of others",
     "--all": "why: everything that differs from the defaults",
     "--kills N": "verify-resume: number of kills of the second training (3)",

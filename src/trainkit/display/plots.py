@@ -56,7 +56,7 @@ def plot_curves(
     """
     labels = [_legend_text(curve.label) for curve in curves]
     legend_columns = max(1, min(len(labels), LEGEND_WIDTH // (max(map(len, labels)) + 6)))
-    figure, axes = _new_figure(4.5 + 0.2 * math.ceil(len(labels) / legend_columns))
+    figure, axes = new_figure(4.5 + 0.2 * math.ceil(len(labels) / legend_columns))
     for curve, label in zip(curves, labels, strict=True):
         marker = "o" if points or len(curve.x) == 1 else None
         (line,) = axes.plot(curve.x, curve.mean, marker=marker, markersize=4, label=label)
@@ -88,12 +88,12 @@ def _legend_text(label: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _new_figure(height: float = 4.5) -> tuple[Any, Any]:
-    """Return a figure of a height in inches that needs no window, and its axes."""
+def new_figure(height: float = 4.5, width: float = 7) -> tuple[Any, Any]:
+    """Return a figure of a size in inches that needs no window, and its axes."""
     os.environ.pop("MPLBACKEND", None)  # a notebook sets a backend that may not be installed; a file needs none
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -105,7 +105,7 @@ def plot_lr_curve(path: Path, result: Mapping[str, Any]) -> None:
         result: what `RangeTest.result` returns.
     """
     rates, smoothed, suggestion = result["rates"], result["smoothed"], result["suggestion"]
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     axes.plot(rates, result["losses"], color="0.75", linewidth=1, label="loss of each step")
     axes.plot(rates, smoothed, color="C0", label="smoothed")
     if suggestion is not None:

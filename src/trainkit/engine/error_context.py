@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Subset
 
+from trainkit.build.evaluation import EvaluationSession
 from trainkit.build.session import Session
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError, user_frames
@@ -113,7 +114,7 @@ HINTS: list[tuple[type[Exception], str, str]] = [
 
 
 @contextmanager
-def explained_errors(session: Session) -> Iterator[None]:
+def explained_errors(session: Session | EvaluationSession) -> Iterator[None]:
     """Turn every error in the block into a `TrainkitError` with an explanation."""
     try:
         yield
@@ -123,7 +124,7 @@ def explained_errors(session: Session) -> Iterator[None]:
         raise explain_error(error, session) from error
 
 
-def explain_error(error: BaseException, session: Session) -> TrainkitError:
+def explain_error(error: BaseException, session: Session | EvaluationSession) -> TrainkitError:
     """Return an error from the loop with the config key whose object raised it.
 
     Before the first step it counts as a config error (exit code 2): the parts do not fit together.
@@ -171,7 +172,7 @@ def explain_error(error: BaseException, session: Session) -> TrainkitError:
     return UserCodeError(key, error, exit_code=exit_code, details=shapes, hint=hint)
 
 
-def _lacks_evaluation_step(error: BaseException, session: Session) -> bool:
+def _lacks_evaluation_step(error: BaseException, session: Session | EvaluationSession) -> bool:
     """Return whether the supervised validation raised an error in a training with a custom step."""
     objects = session.state.objects
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -188,12 +189,12 @@ def _suggest_metric(error: KeyError) -> str:
     return did_you_mean(str(error.args[0]), metrics) if metrics and error.args else ""
 
 
-def _part_name(session: Session, part: str) -> str:
+def _part_name(session: Session | EvaluationSession, part: str) -> str:
     """Return the class of the model, the loss, the data set or its `collate`, and where it is defined."""
     if part == "data.collate":
         return name_and_place(_collate_of(session), "__call__")
     if part == "data.train":
-        dataset = session.train.dataset
+        dataset = _data_of(session).dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
         return name_and_place(dataset, reading_method(dataset))
@@ -204,14 +205,20 @@ def _part_name(session: Session, part: str) -> str:
     return name_and_place(objects.model if part == "model" else objects.loss_fn)
 
 
-def _collate_of(session: Session) -> Any:
+def _data_of(session: Session | EvaluationSession) -> Any:
+    """Return the loader of the training data; of an evaluation that has not built it, that of the validation data."""
+    return session.val if session.train is None else session.train
+
+
+def _collate_of(session: Session | EvaluationSession) -> Any:
     """Return the custom function that makes the training batches, or None."""
-    loader = session.train.loader if isinstance(session.train, FlowingLoader) else session.train
+    loader = _data_of(session)
+    loader = loader.loader if isinstance(loader, FlowingLoader) else loader
     form = loader.form if isinstance(loader, StreamingLoader | StreamLoader) else PAIRS
     return form.own_collate
 
 
-def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
+def _find_owner(error: BaseException, session: Session | EvaluationSession) -> tuple[str, str]:
     """Return the config key whose object raised an error, and the shapes of the batch in the step.
 
     The outermost frame of a method of an object decides. In a closure, these are the frames that the closure calls.
@@ -243,7 +250,7 @@ def _find_owner(error: BaseException, session: Session) -> tuple[str, str]:
     return key, shapes
 
 
-def _owners(session: Session) -> list[tuple[str, Any]]:
+def _owners(session: Session | EvaluationSession) -> list[tuple[str, Any]]:
     """Return the objects that the config built, each with its key."""
     objects = session.state.objects
     owners: list[tuple[str, Any]] = [("model", objects.model), ("loss", objects.loss_fn), ("optim", objects.optimizer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def find_last_run() -> Path:
         cause = f"the newest is a sweep, {display_path(directory)}"
         raise ConfigError(cause, hint="name the directory of a run, such as that of one of its jobs")
     return directory
+
+
+def checkpoint_step(checkpoint: str) -> int | None:
+    """Return the N of a checkpoint that a command line names `step-N`; None for `best` and `last`.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    step = re.fullmatch(r"step-(\d{1,18})", checkpoint)
+    if step is None and checkpoint not in ("best", "last"):
+        raise ConfigError(f"checkpoint={checkpoint}: there is no such choice", hint="write best, last or step-N")
+    return None if step is None else int(step[1])
 
 
 def _status(directory: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,19 @@ class Reloaded:
     allow: list[str]  # keys that may differ from the checkpoint: `resume.allow`
 
 
-def reload_config(run: Run, overrides: Sequence[str], secrets_under: str = "") -> Reloaded:
+def reload_config(
+    run: Run,
+    overrides: Sequence[str],
+    secrets_under: str | tuple[str, ...] = "",
+    adapt: Callable[[DictConfig], object] | None = None,
+) -> Reloaded:
     """Return the settings of a saved run, with overrides.
 
     Args:
         run: a saved run.
         overrides: `KEY=VALUE`, as on the command line, and `resume.allow=[KEY,…]`.
-        secrets_under: secrets whose key starts with this text must be given again.
+        secrets_under: secrets whose key starts with this text, or with one of these, must be given again.
+        adapt: changes the saved config before the overrides do.
 
     Raises:
         ConfigError: everything that is wrong with the config. It names the folder where the run started, if that is
@@ -59,6 +65,9 @@ def reload_config(run: Run, overrides: Sequence[str], secrets_under: str = "") -
     if SAVED_CONFIG not in allowed_keys(overrides):
         check_config(run)
     try:
+        upgrade_saved_config(config)
+        if adapt is not None:
+            adapt(config)
         return reload(config, overrides, run.directory / ".hydra" / "hydra.yaml", secrets_under)
     except ConfigError as error:
         folder = run.info.get("folder")
@@ -68,7 +77,7 @@ def reload_config(run: Run, overrides: Sequence[str], secrets_under: str = "") -
 
 
 def reload(
-    config: DictConfig, overrides: Sequence[str], hydra: Path | None = None, secrets_under: str = ""
+    config: DictConfig, overrides: Sequence[str], hydra: Path | None = None, secrets_under: str | tuple[str, ...] = ""
 ) -> Reloaded:
     """Return the settings of a saved config, with overrides. Choices of groups stay.
 
@@ -82,7 +91,6 @@ def reload(
         ConfigError: everything that is wrong with the config.
         CheckpointError: its interpolations resolve to too much.
     """
-    upgrade_saved_config(config)
     loader = make_loader()
     if "${hydra:" in OmegaConf.to_yaml(config):
         whole = loader.load_configuration("config", [], RunMode.RUN)
@@ -130,11 +138,7 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
         config.scheduler = None
         return []
     if key in ("logger", "metrics") and isinstance(value, str | list):  # the groups that a resume may choose anew
-        try:
-            config[key] = loader.load_configuration("config", [text], RunMode.RUN)[key]
-            return []
-        except COMPOSITION_ERRORS as error:
-            return diagnose(loader, [text], error)[1]
+        return choose_group(config, key, text, loader)
     if loader.get_group_options(key) and isinstance(value, str):
         hint = f"override single keys of {key}, or start a new run with {text}"
         return [Problem(f"{text}: a resumed run keeps its {key}", hint)]
@@ -151,6 +155,15 @@ def _change(config: DictConfig, text: str, loader: ConfigLoaderImpl) -> list[Pro
     except (HydraException, OmegaConfBaseException):
         return [key_problem(loader, config, override)]
     return []
+
+
+def choose_group(config: DictConfig, key: str, text: str, loader: ConfigLoaderImpl) -> list[Problem]:
+    """Replace a section of a config by the choice of an override, in place; return what is wrong with the override."""
+    try:
+        config[key] = loader.load_configuration("config", [text], RunMode.RUN)[key]
+        return []
+    except COMPOSITION_ERRORS as error:
+        return diagnose(loader, [text], error)[1]
 
 
 def redacted_keys(node: Any, path: str = "") -> list[str]:

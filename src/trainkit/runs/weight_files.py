@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ from torch import Tensor
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.extras import import_extra
+from trainkit.core.paths import display_path
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name, step_of
 from trainkit.runs.checkpoint_files import STATE, DamagedError, check_archive, check_containers
 from trainkit.runs.directory import Run
+from trainkit.runs.find import checkpoint_step
 from trainkit.runs.frozen import AVERAGE
+from trainkit.runs.lock import may_be_locked
 
 NESTED = ("state_dict", "model_state_dict", "model")  # entries of other tools' checkpoints that hold the weights
 EXTRA_STATE = "_extra_state"  # the end of the name of an entry that may have any type
+READ_ATTEMPTS, READ_PAUSE = 3, 0.2  # and the seconds between two attempts
 SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), PATH)"
 
 
@@ -38,12 +44,18 @@ def read_checkpoint(run: Run, checkpoint: str) -> tuple[str, dict[str, Any]]:
         CheckpointError: the checkpoint is missing or damaged.
     """
     checkpoints = Checkpoints(run.directory / "checkpoints")
+    if may_be_locked(run.directory):  # a training may replace or delete a checkpoint while it is read
+        for _ in range(READ_ATTEMPTS - 1):
+            with suppress(CheckpointError, DamagedError):
+                name = find_checkpoint(checkpoints, checkpoint)
+                return name, checkpoints.load(name)
+            time.sleep(READ_PAUSE)
     name = find_checkpoint(checkpoints, checkpoint)
     try:
         return name, checkpoints.load(name)
     except DamagedError as error:
         hint = f"try the {'last' if checkpoint == 'best' else 'best'} checkpoint"
-        raise CheckpointError(f"{checkpoints.directory / name}: {error}", hint=hint) from error
+        raise CheckpointError(f"{display_path(checkpoints.directory / name)}: {error}", hint=hint) from error
 
 
 def find_checkpoint(checkpoints: Checkpoints, checkpoint: str) -> str:
@@ -53,16 +65,14 @@ def find_checkpoint(checkpoints: Checkpoints, checkpoint: str) -> str:
         ConfigError: `checkpoint` is none of these.
         CheckpointError: there is no such checkpoint. The hint lists those that exist.
     """
-    step = re.fullmatch(r"step-(\d{1,18})", checkpoint)
-    if step is None and checkpoint not in ("best", "last"):
-        raise ConfigError(f"checkpoint={checkpoint}: there is no such choice", hint="write best, last or step-N")
+    step = checkpoint_step(checkpoint)
     names = checkpoints.names()
-    name = checkpoint_name(int(step[1])) if step else checkpoints.read_pointer(checkpoint)
+    name = checkpoints.read_pointer(checkpoint) if step is None else checkpoint_name(step)
     if name in names:
         return name
     steps = [f"step-{step_of(existing)}" for existing in names]
     hint = f"it has {', '.join(steps)}" if steps else "train at least one epoch of this run first"
-    raise CheckpointError(f"{checkpoints.directory.parent} has no {checkpoint} checkpoint", hint=hint)
+    raise CheckpointError(f"{display_path(checkpoints.directory.parent)} has no {checkpoint} checkpoint", hint=hint)
 
 
 def weights_of(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,13 @@ from trainkit.training.step import forward_in_parts
 
 
 @torch.no_grad()
-def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics:
+def evaluate(
+    state: State, loader: Loader, hooks: Sequence[Any] = (), on_outputs: Callable[[Any, Any], object] | None = None
+) -> Metrics:
     """Return the loss, for classes the accuracy, and the other metrics over a whole data set.
 
-    With `ema` the averaged weights are evaluated. Weights, RNG states and the carried state do not change.
+    With `ema` the averaged weights are evaluated. Weights, RNG states and the carried state do not change. The
+    function `on_outputs` gets the outputs and the targets of each micro batch, if there are outputs.
     """
     (model, loss_fn), metrics = state.objects.evaluated, state.objects.val_metrics
     model.eval()
@@ -41,8 +44,8 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
     batches = loader.batches(0)
     carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
     metrics.reset()
-    keep_outputs = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
-    work = functools.partial(evaluate_batch, keep_outputs=keep_outputs)
+    needed = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
+    work = functools.partial(evaluate_batch, keep_outputs=needed or on_outputs is not None, needs_outputs=needed)
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         for inputs, targets in batches:
             batch = run_with_oom_split(work, state, inputs, targets, hooks)
@@ -56,6 +59,8 @@ def evaluate(state: State, loader: Loader, hooks: Sequence[Any] = ()) -> Metrics
             for part, part_targets, outputs in batch.kept:
                 metrics.update(outputs, part_targets)
                 call_hooks(hooks, "on_val_batch", state, part, part_targets, outputs)
+                if on_outputs is not None:
+                    on_outputs(outputs, part_targets)
         values = metrics.compute()
     numbers = {f"val/{name}": mean.item() for name, mean in means.items()}
     return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {}) | numbers | values
@@ -78,12 +83,18 @@ class BatchEvaluation:
     kept: list[tuple[Any, Any, Any]]
 
 
-def evaluate_batch(state: State, inputs: Any, targets: Any, *, keep_outputs: bool = False) -> BatchEvaluation:
-    """Return the loss of a batch, its correct predictions and its scalars; with `keep_outputs`, the outputs too."""
+def evaluate_batch(
+    state: State, inputs: Any, targets: Any, *, keep_outputs: bool = False, needs_outputs: bool | None = None
+) -> BatchEvaluation:
+    """Return the loss of a batch, its correct predictions and its scalars; with `keep_outputs`, the outputs too.
+
+    An evaluation step must return outputs if they are needed. `needs_outputs` is `keep_outputs` by default.
+    """
     step = state.objects.evaluation_step
     batch = BatchEvaluation([], [], [], [])
     if step is not None:
-        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=keep_outputs):
+        needed = keep_outputs if needs_outputs is None else needs_outputs
+        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=needed):
             batch.losses.append((custom.result.loss, custom.weight))
             batch.scalars.extend(custom.scalars)
             outputs = custom.result.outputs

@@ -103,17 +103,11 @@ class Objects:
             ValueError: the state belongs to other objects.
         """
         check_same_names(self.optimizers, saved["optimizers"], "optimizers")
-        if (self.ema is None) != (saved["ema"] is None):
-            raise ValueError(f"ema: {_is_on(saved['ema'])} in the checkpoint, {_is_on(self.ema)} here")
+        self._check_ema(saved)
         if not keep_rates and len(self.schedulers) != len(saved["schedulers"]):
             raise ValueError(f"schedulers: {len(saved['schedulers'])} in the checkpoint, {len(self.schedulers)} here")
         check_same_names(self.steps_with_state, saved.get("steps", {}), "custom steps with a state")
-        match_saved_buffers(self.model, saved["model"])
-        self.model.load_state_dict(saved["model"])
-        self.loss_fn.load_state_dict(saved["loss"])
-        if self.ema is not None:
-            match_saved_buffers(self.ema, saved["ema"])
-            self.ema.load_state_dict(saved["ema"])
+        self.load_modules(saved)
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
         for name, optimizer in self.optimizers.items():
@@ -124,6 +118,24 @@ class Objects:
         if not keep_rates:
             for scheduler, content in zip(self.schedulers, saved["schedulers"], strict=True):
                 restore_scheduler(scheduler, content)
+
+    def load_modules(self, saved: Mapping[str, Any]) -> None:
+        """Restore the model, the loss and their moving averages from what `state_dict` returned.
+
+        Raises:
+            ValueError: only one of the saved state and this training has an `ema`.
+        """
+        self._check_ema(saved)
+        match_saved_buffers(self.model, saved["model"])
+        self.model.load_state_dict(saved["model"])
+        self.loss_fn.load_state_dict(saved["loss"])
+        if self.ema is not None:
+            match_saved_buffers(self.ema, saved["ema"])
+            self.ema.load_state_dict(saved["ema"])
+
+    def _check_ema(self, saved: Mapping[str, Any]) -> None:
+        if (self.ema is None) != (saved["ema"] is None):
+            raise ValueError(f"ema: {_is_on(saved['ema'])} in the checkpoint, {_is_on(self.ema)} here")
 
 
 def _is_on(value: Any) -> str:
