@@ -17,7 +17,7 @@ LAYERS = [
     {"config", "data", "optim", "display", "models", "model_libraries", "losses", "metrics"}
     | {"image_models", "adapters", "detection", "steps"},
     {"training", "hooks"},
-    {"build", "runs"},
+    {"build", "runs", "debugging"},
     {"engine"},
     {"distillation"},
     {"sweeps", "diagnostics"},

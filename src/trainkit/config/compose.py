@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainkit.config.debug import find_debug_contradictions
 from trainkit.config.diagnose import COMPOSITION_ERRORS, diagnose
 from trainkit.config.hints import is_off
 from trainkit.config.length import find_two_lengths
@@ -129,6 +130,7 @@ def compose_with(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed
     written = mark_new_arguments(overrides)
     notes = drop_replaced_arguments(whole, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
     problems += find_two_lengths(overrides, whole)
+    problems += find_debug_contradictions(hydra.runtime.choices.get("debug"), overrides)
     try:
         settings = read_settings(whole)
         if not problems:

@@ -180,16 +180,31 @@ def describe_bug(error: BaseException) -> str:
 
 def user_frames(error: BaseException) -> list[str]:
     """Return the frames of the traceback that are in the user's code: not in trainkit, Python or a package."""
-    foreign = (str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<")
+    foreign = _foreign_files()
     frames = [(f.filename, str(f.lineno), f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]
-    if "Original Traceback" in str(error):  # from a DataLoader worker
-        frames += _FRAME.findall(str(error))
     own = [
         f"{file}, line {line}, in {name}: {code}" for file, line, name, code in frames if not file.startswith(foreign)
     ]
+    if "Original Traceback" in str(error):  # from a DataLoader worker
+        own += frames_of_user(str(error))
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith(foreign):
         own.append(f"{error.filename}, line {error.lineno}: {(error.text or '').strip()}")
     return own
+
+
+def frames_of_user(text: str) -> list[str]:
+    """Return the frames in the user's code of a traceback that is part of a text."""
+    found = _FRAME.findall(text)
+    return [
+        f"{file}, line {line}, in {name}: {code}"
+        for file, line, name, code in found
+        if not file.startswith(_foreign_files())
+    ]
+
+
+def _foreign_files() -> tuple[str, ...]:
+    """Return the beginnings of the paths of files that are not the user's: trainkit, Python and packages."""
+    return (str(Path(__file__).parents[1]), *site.getsitepackages(), sysconfig.get_path("stdlib"), "<")
 
 
 def _suggest_argument(error: BaseException) -> str:

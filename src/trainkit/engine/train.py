@@ -65,7 +65,8 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
     with display.ReadingProgress(settings.progress) as on_progress:
         session = build_session(settings, on_progress, warm_start)
     check_last_batch(session.settings, session.state, session.train)
-    run = Run(new_run_directory(directory or composed.directory))
+    is_debug = composed.hydra is not None and composed.hydra.runtime.choices.get("debug", "none") != "none"
+    run = Run(new_run_directory(directory or composed.directory, debug=is_debug))
     loaded = warm_start.notes if warm_start is not None else []
     notes = [*composed.notes, *startup_notes(session, composed.overrides), *loaded]
     run.start(
@@ -224,8 +225,10 @@ def session_fingerprint(session: Session) -> dict[str, Any]:
     }
 
 
-def new_run_directory(given: Path | str | None) -> Path:
+def new_run_directory(given: Path | str | None, *, debug: bool = False) -> Path:
     """Create the directory of a run: the given one, or a new one in outputs/ that `latest` points at.
+
+    A run with `debug` gets one in outputs/debug, and `latest` stays.
 
     Raises:
         RunDirectoryInUseError: the given directory holds a run.
@@ -233,6 +236,8 @@ def new_run_directory(given: Path | str | None) -> Path:
     """
     if given is not None:
         return claim_directory(Path(given), exact=True)
+    if debug:
+        return claim_directory(Path("outputs/debug", *default_run_directory().parts[1:]))
     directory = claim_directory(default_run_directory())
     update_latest_link(directory, Path("outputs"))
     return directory
