@@ -24,7 +24,8 @@ from trainkit.config.schema import UNNAMED
 from trainkit.config.search_path import CONF
 from trainkit.training.loop import fit
 
-CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
+# tests/test_debugging.py trains the choices of debug, which refuse the overrides of these tests.
+CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "debug")
 OPTIMIZERS = [choice for choice in CHOICES if choice.startswith("optim=")]
 GAN = ["model=dcgan", "loss=bce", "optim=gan", "training_step=trainkit.steps.gan", "data.split=off"]
 LOSSES = {  # the overrides that each loss needs
