@@ -197,14 +197,23 @@ def test_a_run_without_the_file_needs_its_data_and_predicts_the_same(
         {"kind": "table", "columns": [], "fill": None, "targets": []},
         {"kind": "table"},
         {"kind": "text", "unit": "letters"},
-        {"kind": "sound"},
     ],
 )
 def test_a_damaged_reader_is_refused(image_run: Run, images: Path, tmp_path: Path, reader: dict[str, Any]) -> None:
     copied = shutil.copytree(image_run.directory, tmp_path / "run")
     written = json.loads((copied / "preprocessing.json").read_text())
     (copied / "preprocessing.json").write_text(json.dumps({**written, "reader": reader}))
-    with pytest.raises(CheckpointError, match="the reader of the run"):
+    with pytest.raises(CheckpointError, match=r"the reader in the preprocessing\.json of the run is damaged"):
+        rows_of(Run.load(copied), images / "val")
+
+
+def test_an_unknown_kind_of_reader_is_an_error_that_says_what_to_add(
+    image_run: Run, images: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(image_run.directory, tmp_path / "run")
+    written = json.loads((copied / "preprocessing.json").read_text())
+    (copied / "preprocessing.json").write_text(json.dumps({**written, "reader": {"kind": "tokens"}}))
+    with pytest.raises(ConfigError, match=r"files of the kind 'tokens'(.|\n)*read_input"):
         rows_of(Run.load(copied), images / "val")
 
 

@@ -77,6 +77,7 @@ def _described_reader(described: dict[str, Any], classes: list[str] | None) -> R
 
     Raises:
         CheckpointError: the description has another form.
+        ConfigError: its kind is unknown.
     """
     kind = described["kind"]
     with suppress(KeyError, TypeError):
@@ -88,9 +89,13 @@ def _described_reader(described: dict[str, Any], classes: list[str] | None) -> R
             encoding = Encoding(described["columns"], described["fill"], described["targets"])
             if _are_columns(described["columns"]) and isinstance(encoding.targets, list):
                 return TableReader(encoding)
-    known = kind in ("images", "text", "table")
-    cause = f"the reader of the run, {str(described)[:80]}, " + ("is damaged" if known else "is unknown")
-    raise CheckpointError(cause, hint=HINT)
+    if kind not in ("images", "text", "table"):
+        cause = (
+            f"predict cannot read files of the kind {kind[:80]!r}, which the data set of this run names as its reader"
+        )
+        raise ConfigError(cause, hint=HINT)
+    cause = f"the reader in the preprocessing.json of the run is damaged: {str(described)[:80]}"
+    raise CheckpointError(cause, hint="remove the file and resume the run, which writes it again")
 
 
 def _is_size(size: Any) -> bool:
