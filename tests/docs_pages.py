@@ -29,7 +29,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 FILE = re.compile(r"# [\w./-]+\.(?:py|yaml)\b")
 NEXT_BLOCK = re.compile(rf"\n\s*\n(?={FILE.pattern}|(?:\$ )?trainkit )")
 LISTINGS = {"text", "json", "toml", "csv"}  # languages of fenced blocks without commands
-BUILTIN = {"cd", "eval", "exec", "export", "for", "if", "source", "test"}
+BUILTIN = {"cd", "eval", "exec", "export", "source", "test"}
 # Programs that a machine may lack; a line of a page that begins with another unknown word is not taken for a command.
 PROGRAMS = {"apt-get", "docker", "make", "pip", "python", "sbatch", "scontrol", "torchrun", "trainkit", "uv", "uvx"}
 
