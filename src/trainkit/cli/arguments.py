@@ -70,6 +70,11 @@ def parse(argv: Sequence[str], *, takes_directory: bool = False, **flags: Any) -
     return args
 
 
+def has_hydra_flag(args: argparse.Namespace) -> bool:
+    """Return whether a flag of Hydra is given that most commands do not take; all take `--config-dir`."""
+    return bool(args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion)
+
+
 def _is_flag(word: str) -> bool:
     return word.startswith("-") and not re.match(r"-[\d.]", word)
 
@@ -91,7 +96,7 @@ def parse_for_one_config(argv: Sequence[str], **flags: Any) -> tuple[argparse.Na
         ConfigError: the command line or the config is wrong.
     """
     args = parse(argv, **flags)
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion:
+    if has_hydra_flag(args):
         cause = "this command takes one config, and none of Hydra's flags"
         raise ConfigError(cause, hint="remove -m, --cfg and other flags of Hydra")
     report_ignored_configs(args)
@@ -110,13 +115,18 @@ def only_answer_on_stdout(args: argparse.Namespace) -> Iterator[None]:
 def report_ignored_configs(args: argparse.Namespace) -> None:
     """Print which of the user's config files Hydra does not read."""
     for file, reason in ignored_configs(args.config_dir):
-        print(printable(f"note: {file} is ignored: {reason}"), file=sys.stderr)
+        print_note(f"note: {file} is ignored: {reason}")
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print the notes about a composed config."""
+    """Print notes for the user, which are no part of the answer on stdout."""
     for note in notes:
-        print(printable(note), file=sys.stderr)
+        print_note(note)
+
+
+def print_note(note: str) -> None:
+    """Print a note to stderr at once, also if stderr is a pipe."""
+    print(printable(note), file=sys.stderr, flush=True)
 
 
 def compose(args: argparse.Namespace) -> Composed:

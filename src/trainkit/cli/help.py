@@ -30,10 +30,15 @@ def help_text() -> str:
 def command_help(name: str) -> str:
     """Return what a command does, its usage and its flags."""
     usage = USAGES.get(name, "[KEY=VALUE ...]")
-    flags = {flag: text for flag, text in COMMAND_FLAGS.items() if name in text.partition(":")[0].split(", ")}
+    flags = flags_of(name)
     lines = [f"usage: trainkit {name} {usage}", "", *textwrap.wrap(_commands()[name], LINE_WIDTH)]
     lines += _format_section("flags", flags) if flags else []
     return "\n".join([*lines, "", "trainkit --help lists all commands, keys and choices."])
+
+
+def flags_of(command: str) -> dict[str, str]:
+    """Return the rows of `COMMAND_FLAGS` whose text begins with the command: `COMMAND, COMMAND: what it does`."""
+    return {flag: text for flag, text in COMMAND_FLAGS.items() if command in text.partition(":")[0].split(", ")}
 
 
 USAGES = {

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from trainkit.config.config_files import ConfigFiles
 from trainkit.config.origin import ABSENT, Event, Origin
 
-ROOT = ("<root>", "config", "hydra/config")  # the parents of what is composed by default
+ROOT = ("<root>", "config", "hydra/config")  # the configs whose own defaults lists hold the default choices
 
 
 class ChoiceHistory:
@@ -33,22 +33,17 @@ class ChoiceHistory:
     ) -> None:
         self.files = files
         self.events: dict[str, list[Event]] = {}
-        groups = {*chosen.known_choices, *chosen.deletions}
-        parsed = [OverridesParser.create().parse_override(text.removeprefix("++")) for text in overrides]
+        typed = _typed_choices(overrides)
         names = list(dict.fromkeys(str(default.config_path) for default in defaults))
         entries = [(name, entry) for name in ("config", *names) for entry in self._entries(name)]
-        for group in groups:
-            first = [event for _, (key, override, event) in entries if key == group and not override]
-            later = [(name, event) for name, (key, override, event) in entries if key == group and override]
+        for group in {*chosen.known_choices, *chosen.deletions}:
+            choices = [event for _, (key, is_override, event) in entries if key == group and not is_override]
+            changes = [(name, event) for name, (key, is_override, event) in entries if key == group and is_override]
             metadata = chosen.override_metadata.get(group)
             winner = metadata.containing_config_path if metadata is not None else None
-            later.sort(key=lambda pair: pair[0] == winner)
-            typed = [
-                Event(ABSENT if o.is_delete() else o.value(), Origin("command line", str(o.input_line)))
-                for o in parsed
-                if o.get_key_element().lstrip("+~") == group and not isinstance(o.value(), dict)
-            ]
-            events = list(dict.fromkeys([*first, *(event for _, event in later), *typed]))
+            changes.sort(key=lambda pair: pair[0] == winner)  # the config that Hydra follows comes last
+            given = [event for key, event in typed if key == group]
+            events = list(dict.fromkeys([*choices, *(event for _, event in changes), *given]))
             if events:
                 self.events[group] = events
 
@@ -76,6 +71,21 @@ class ChoiceHistory:
             if entry.name:
                 group = _absolute(config_path, entry.name)
                 yield group, entry.override, Event(entry.choice, Origin("file", "", place.file, entry.line))
+
+
+def _typed_choices(overrides: Sequence[str]) -> list[tuple[str, Event]]:
+    """Return the group, or the key, and the value of each override of a command line; mappings choose nothing."""
+    parsed = [OverridesParser.create().parse_override(text.removeprefix("++")) for text in overrides]
+    return [
+        (
+            override.get_key_element().lstrip("+~"),
+            Event(
+                ABSENT if override.is_delete() else override.value(), Origin("command line", str(override.input_line))
+            ),
+        )
+        for override in parsed
+        if not isinstance(override.value(), dict)
+    ]
 
 
 def _absolute(config_path: str, name: str) -> str:

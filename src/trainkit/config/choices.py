@@ -57,8 +57,9 @@ def _files(group: str, config_dir: str | None) -> dict[str, tuple[str, Path]]:
     given = Path(config_dir).resolve() if config_dir is not None else None
     for folder in (CONF, *user_folders(config_dir)):
         source = SHIPPED if folder == CONF else CONFIG_DIR if folder == given else USER
-        for file in (file for file in (folder / group).rglob("*.yaml") if not file.is_dir()):
-            found.setdefault(file.relative_to(folder / group).with_suffix("").as_posix(), (source, file))
+        for file in (folder / group).rglob("*.yaml"):
+            if not file.is_dir():
+                found.setdefault(file.relative_to(folder / group).with_suffix("").as_posix(), (source, file))
     return found
 
 
@@ -72,14 +73,14 @@ def _choice(name: str, source: str, file: Path) -> Choice:
         return Choice(name, source, file, fault="the file is not UTF-8 text")
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
-        return Choice(name, source, file, first_comment(text), fault=f"{line}{error.problem}")
+        return Choice(name, source, file, _first_comment(text), fault=f"{line}{error.problem}")
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        return Choice(name, source, file, first_comment(text), fault=str(error).partition("\n")[0])
+        return Choice(name, source, file, _first_comment(text), fault=str(error).partition("\n")[0])
     fault = "the file holds a list, not a mapping" if OmegaConf.is_list(content) else ""
-    return Choice(name, source, file, first_comment(text), fault)
+    return Choice(name, source, file, _first_comment(text), fault)
 
 
-def first_comment(text: str) -> str:
+def _first_comment(text: str) -> str:
     """Return the first paragraph of the comment at the start of a config, without lines for Hydra and for editors."""
     lines = (line.strip() for line in text.splitlines())
     comment = itertools.takewhile(lambda line: line.startswith("#"), itertools.dropwhile(lambda line: not line, lines))

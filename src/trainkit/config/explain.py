@@ -29,6 +29,7 @@ from trainkit.core.redaction import (
 )
 from trainkit.core.spelling import did_you_mean
 
+# In the text of a value: the name of a resolver, and the key that a resolver of OmegaConf reads.
 RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 SELECT = re.compile(r"\$\{\s*oc\.(?:select|dict\.keys|dict\.values|deprecated)\s*:\s*['\"]?([\w.\[\]]+)")
 MEANINGS = {  # of the resolvers of trainkit
@@ -82,7 +83,7 @@ def explain_differences(trace: Trace, config_dir: str | None = None) -> dict[str
 
 def _leaf_of(trace: Trace, key: str) -> str | None:
     """Return the leaf that a key names. The item of a list, `watch[0]`, belongs to the list."""
-    name = re.sub(r"\[(\w+)\]", r".\1", key)
+    name = _dotted(key)
     while name:
         if name in trace.histories and (name == key or isinstance(trace.histories[name][-1].value, list)):
             return name
@@ -90,7 +91,13 @@ def _leaf_of(trace: Trace, key: str) -> str | None:
     return None
 
 
+def _dotted(key: str) -> str:
+    """Return a key with dots for brackets: `watch.0` for `watch[0]`."""
+    return re.sub(r"\[(\w+)\]", r".\1", key)
+
+
 def _names(trace: Trace) -> set[str]:
+    """Return the keys and groups that a user may ask for, to suggest one of them."""
     names = {name for name in trace.histories if not name.startswith("hydra.")} | trace.choices.keys()
     for name in list(names):
         parts = name.split(".")
@@ -137,22 +144,17 @@ def _sources(
     resolvers = dict.fromkeys(RESOLVER.findall(text))
     names = [*references(text, tuple(leaf.split("."))), *SELECT.findall(text)]
     names += [name for resolver in resolvers for name in DEPENDS.get(resolver, ())]
-    for name in dict.fromkeys(re.sub(r"\[(\w+)\]", r".\1", name) for name in names):
+    for name in dict.fromkeys(map(_dotted, names)):
         target = _leaf_of(trace, name)
+        inside = [key for key in trace.histories if key.startswith(f"{name}.") and key not in above]
         if target in above:
             yield {"key": name, "note": "refers back to itself"}
         elif target is not None and trace.histories[target][-1].value is not ABSENT:
             yield _explain(trace, target, name, above, is_hidden=is_hidden)
+        elif inside:
+            yield {"key": name, "keys": [_explain(trace, key, key, above, is_hidden=is_hidden) for key in inside]}
         else:
-            inside = [key for key in trace.histories if key.startswith(f"{name}.") and key not in above]
-            yield (
-                {
-                    "key": name,
-                    "keys": [_explain(trace, key, key, above, is_hidden=is_hidden) for key in inside],
-                }
-                if inside
-                else {"key": name, "note": "the config has no such key"}
-            )
+            yield {"key": name, "note": "the config has no such key"}
     for variable in dict.fromkeys(ENVIRONMENT.findall(text)):
         value = os.environ.get(variable)
         hidden = REDACTED if value and (is_hidden or is_secret(variable)) else value
@@ -163,7 +165,9 @@ def _sources(
 
 
 def _owner(resolver: str) -> str:
-    return "OmegaConf" if resolver.startswith("oc.") else "Hydra" if resolver in ("now", "hydra") else "custom code"
+    if resolver.startswith("oc."):
+        return "OmegaConf"
+    return "Hydra" if resolver in ("now", "hydra") else "custom code"
 
 
 def _resolved(trace: Trace, key: str, written: Any) -> Any:
@@ -194,7 +198,7 @@ def _origin(event: Event) -> dict[str, Any]:
 def _shown(key: str, value: Any, *, is_hidden: bool = False) -> Any:
     """Return a value without the secrets that its key marks."""
     if is_hidden and isinstance(value, str | int | float) and not isinstance(value, bool):
-        key = "password"
+        key = "password"  # a key that is redacted
     parts = key.split(".") if key else ["value"]
     nested: Any = value
     for part in reversed(parts):

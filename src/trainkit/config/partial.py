@@ -16,7 +16,8 @@ from trainkit.config.search_path import make_loader
 def compose_partly(overrides: Sequence[str], config_dir: str | None = None) -> Any:
     """Return a config as plain containers, with its interpolations as they are written.
 
-    If the overrides are wrong, those are left out that are wrong alone. If a config file is wrong, the result is empty.
+    Overrides that are wrong by themselves are left out. If that does not suffice, as for a wrong config file, the
+    result is empty.
     """
     loader = make_loader(config_dir)
 

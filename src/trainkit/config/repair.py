@@ -116,14 +116,21 @@ class _Repair:
         elif part in NAMED and node.count(".") < 2:
             self._drop_named(part, node.partition(".")[2])
         elif part == "data" and (node in ("data", "data.train", "data.val") or key.endswith("._target_")):
-            self.broken.add("data.val" if node == "data.val" else "data")
-            self.config.data[node.partition(".")[2].partition(".")[0] or "train"] = (
-                None if node == "data.val" else {"_target_": "trainkit.data.digits"}
-            )
-        elif key == "lr":
+            self._replace_data(node)
+        elif key == "lr":  # its default is null, and a placeholder of the optimizer needs a number
             self.config.lr = 0.01
         elif key:
             self._set_default(key)
+
+    def _replace_data(self, node: str) -> None:
+        """Switch `data.val` off, or replace another data set by the digits."""
+        if node == "data.val":
+            self.broken.add("data.val")
+            self.config.data.val = None
+        else:
+            self.broken.add("data")
+            name = node.partition(".")[2].partition(".")[0] or "train"
+            self.config.data[name] = {"_target_": "trainkit.data.digits"}
 
     def _is_node(self, key: str) -> bool:
         """Return whether a key holds a part with a `_target_`, or should hold one."""
@@ -144,6 +151,7 @@ class _Repair:
             self.config.monitor = MONITOR
 
     def _set_default(self, key: str) -> None:
+        """Give a key its default; remove a key without a default, such as a wrong argument."""
         default = OmegaConf.select(self.defaults, key, throw_on_missing=False)
         parent, _, leaf = key.rpartition(".")
         owner = OmegaConf.select(self.config, parent) if parent else self.config

@@ -101,10 +101,7 @@ def trace(overrides: Sequence[str] = (), config_dir: str | None = None) -> Trace
         typed = dict(zip(written, overrides, strict=True))
         for override in defaults.config_overrides:
             text = str(override.input_line)
-            ConfigLoaderImpl._apply_overrides_to_config([override], state.config)
-            value = {override.key_or_group: None if override.is_delete() else override.value()}
-            origin = Origin("command line", typed.get(text, text))
-            state.advance(found, functools.partial(_same, origin), dict(leaves(value)))
+            _record_override(found, state, override, typed.get(text, text))
     except COMPOSITION_ERRORS:
         if error is not None:
             raise error from None  # an override is wrong
@@ -123,7 +120,7 @@ class _Piece:
 
 
 class _RecordingLoader(ConfigLoader):
-    """A loader that records the configs which it merges for its first config, in order."""
+    """A loader that records the configs that it merges, in order, when it composes for the first time."""
 
     def __init__(self, path: Any) -> None:
         super().__init__(path)
@@ -145,14 +142,14 @@ class _RecordingLoader(ConfigLoader):
 
 
 class _State:
-    """A config that is composed step by step, and its leaves."""
+    """A config that is composed step by step, and the leaves that it had after the last recorded step."""
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.leaves = _leaves(config)
 
     def advance(self, found: Trace, origin_of: Callable[[str], Origin], given: Iterable[str] = ()) -> None:
-        """Record what has changed in the config since the last call."""
+        """Record what has changed in the config since the last call; see `Trace.record`."""
         before, self.leaves = self.leaves, _leaves(self.config)
         found.record(before, self.leaves, origin_of, given)
 
@@ -170,6 +167,13 @@ def _record_files(found: Trace, pieces: Sequence[_Piece], files: ConfigFiles, ch
     OmegaConf.set_struct(state.config, True)
     OmegaConf.set_readonly(state.config.hydra, False)
     return state
+
+
+def _record_override(found: Trace, state: _State, override: Any, typed: str) -> None:
+    """Apply an override of Hydra's parser, which the user typed as `typed`; record what it sets."""
+    ConfigLoaderImpl._apply_overrides_to_config([override], state.config)
+    given = {override.key_or_group: None if override.is_delete() else override.value()}
+    state.advance(found, lambda _: Origin("command line", typed), dict(leaves(given)))
 
 
 def _record_trainkit(
@@ -190,10 +194,6 @@ def _record_trainkit(
     before = state.leaves
     state.config = found.config
     state.advance(found, lambda key: Origin("trainkit", _why_normalized(key, before)))
-
-
-def _same(origin: Origin, _: str) -> Origin:
-    return origin
 
 
 def _why_dropped(key: str, after: Mapping[str, Any], replacing: Mapping[str, Sequence[str]]) -> str:
@@ -218,6 +218,7 @@ def _why_expanded(key: str) -> str:
 
 
 def _why_normalized(key: str, before: Mapping[str, Any]) -> str:
+    """Return why the settings have another value than the config, given the leaves of the config."""
     section = key.partition(".")[0]
     if section in SHORT_FORMS and (section != key or key not in before):
         return f"{section} is off without {section}.{SHORT_FORMS[section]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from trainkit.cli import arguments
 from trainkit.config.compose import compose_sweep
 from trainkit.config.repair import compose_and_repair
 from trainkit.core.errors import ConfigError, Problem
-from trainkit.core.terminal import printable, printable_lines
+from trainkit.core.terminal import printable_lines
 from trainkit.display.text import as_json, columns, count, duration
 
 SECONDS = 9.0  # of the measured epochs
@@ -31,17 +30,13 @@ def run(argv: Sequence[str]) -> int:
     if repaired.composed is not None:
         arguments.print_notes(repaired.composed.notes)
     with arguments.only_answer_on_stdout(args):
-        report = check(add_problems(repaired, problems), args.seconds, _print_progress)
+        report = check(add_problems(repaired, problems), args.seconds, arguments.print_note)
     content = report.as_dict() | ({} if jobs is None else {"jobs": jobs})
     print(as_json(content) if args.json else printable_lines(report_lines(content)))
     error = report.error()
     if error is not None:
         raise error
     return 0
-
-
-def _print_progress(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _jobs(args: Any) -> tuple[list[Problem], list[str], dict[str, Any]]:

@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ConfigError: it names no run or no format, or has a flag of Hydra.
     """
     args = arguments.parse(argv, takes_directory=True, **FLAGS)
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
+    if arguments.has_hydra_flag(args) or not args.overrides:
         raise ConfigError("export takes a run and overrides, and no flag of Hydra", hint=HINT)
     if not args.format:
         raise ConfigError("export needs a format", hint=HINT)

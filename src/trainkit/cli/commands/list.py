@@ -24,7 +24,7 @@ HINT = "write trainkit list [GROUP]"
 def run(argv: Sequence[str]) -> int:
     """Print the choices of the group that the command line names, or of all groups. Imports no torch."""
     args = arguments.parse(argv, json=False)
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion:
+    if arguments.has_hydra_flag(args):
         raise ConfigError("list takes no flag of Hydra except --config-dir", hint=HINT)
     if len(args.overrides) > 1:
         raise ConfigError(f"list takes one group, not {' '.join(args.overrides)}", hint=HINT)

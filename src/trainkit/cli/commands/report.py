@@ -18,7 +18,7 @@ from trainkit.sweeps.report import write_sweep_report
 def run(argv: Sequence[str]) -> int:
     """Write the report into the directory that it is about, and print its path. Imports no torch."""
     args = arguments.parse(argv, takes_directory=True, json=False)
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or len(args.overrides) != 1:
+    if arguments.has_hydra_flag(args) or len(args.overrides) != 1:
         hint = "write trainkit report PATH; PATH is the directory of a run or a sweep, or the word last"
         raise ConfigError("report takes one directory, and no flag of Hydra", hint=hint)
     name = args.overrides[0]

@@ -18,7 +18,7 @@ from trainkit.sweeps.ledger import is_sweep
 def run(argv: Sequence[str]) -> int:
     """Check the config, restore the newest valid checkpoint, and continue the training."""
     args = arguments.parse(argv, takes_directory=True)
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or not args.overrides:
+    if arguments.has_hydra_flag(args) or not args.overrides:
         hint = "write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory or the word last"
         raise ConfigError("resume takes a run and overrides, and no flag of Hydra", hint=hint)
     name, *overrides = args.overrides  # the first word names the run

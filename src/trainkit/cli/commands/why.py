@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
         ConfigError: the command line is wrong, or the config has errors. Wrong values are explained before.
     """
     args = arguments.parse(argv, json=False, all=False)
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion:
+    if arguments.has_hydra_flag(args):
         cause = "why takes one config, and none of Hydra's flags"
         raise ConfigError(cause, hint="remove -m, --cfg and other flags of Hydra")
     keys = [word for word in args.overrides if "=" not in word and not word.startswith("~")]

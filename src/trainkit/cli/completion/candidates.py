@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from trainkit.cli.completion.overrides import key_candidates, key_names, value_candidates
 from trainkit.cli.completion.paths import file_candidates, run_candidates
 from trainkit.cli.completion.scripts import HINTS
-from trainkit.cli.help import COMMAND_FLAGS, FLAGS, USAGES, command_names
+from trainkit.cli.help import FLAGS, USAGES, command_names, flags_of
 from trainkit.config.choices import find_groups
 
 PATH_KEYS = re.compile(r"(^|[._])(file|files|path|root|dir|directory|folder)$")
@@ -87,9 +87,9 @@ def _kind(command: str, given: Sequence[str]) -> str:
 
 
 def _flags(command: str) -> dict[str, bool]:
-    """Return the flags of a command, and whether a value follows each."""
+    """Return the flags of a command, and whether a value follows each, as the rows of its help show them."""
     found: dict[str, bool] = {}
-    rows = [row for row, text in COMMAND_FLAGS.items() if command in text.partition(":")[0].split(", ")]
+    rows = list(flags_of(command))
     if command == "train":
         rows += FLAGS
     elif OVERRIDES in USAGES.get(command, OVERRIDES):
@@ -99,10 +99,6 @@ def _flags(command: str) -> dict[str, bool]:
             if name.startswith("-"):
                 found[name] = bool(value)
     return found
-
-
-def _any_file(current: str) -> list[str]:
-    return file_candidates(current)
 
 
 def _folder(current: str) -> list[str]:
@@ -117,7 +113,8 @@ def _words(*words: str) -> Callable[[str], list[str]]:
     return lambda _: list(words)
 
 
-VALUES: dict[str, Callable[[str], list[str]]] = {  # of flags
+# From the word at the cursor to candidates: for the value of a flag, and for a positional word of a usage.
+VALUES: dict[str, Callable[[str], list[str]]] = {
     "-cd": _folder,
     "--config-dir": _folder,
     "-c": _words("job", "hydra", "all"),
@@ -126,9 +123,8 @@ VALUES: dict[str, Callable[[str], list[str]]] = {  # of flags
     "--info": _words("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "-sc": _completion,
     "--shell-completion": _completion,
-    "--plot": _any_file,
-    "--output": _any_file,
-    "-o": _any_file,
+    "--plot": file_candidates,
+    "--output": file_candidates,
     "--format": _words("onnx", "torch", "safetensors"),
     "--checkpoint": _words("best", "last"),
     "--run": run_candidates,
@@ -136,6 +132,6 @@ VALUES: dict[str, Callable[[str], list[str]]] = {  # of flags
 POSITIONS: dict[str, Callable[[str], list[str]]] = {
     "RUN": run_candidates,
     "PATH": run_candidates,
-    "FILE": _any_file,
+    "FILE": file_candidates,
     "DIR": _folder,
 }

@@ -18,7 +18,7 @@ SHORT_NAMES = {
     "training_step": (SUPERVISED,),
     "evaluation_step": (SUPERVISED,),
 }
-MARKS = ("++", "+", "~")  # before a key
+PREFIXES = ("++", "+", "~")  # of a key in an override
 
 
 def key_candidates(current: str, before: Sequence[str], config_dir: str | None) -> list[str]:
@@ -29,13 +29,13 @@ def key_candidates(current: str, before: Sequence[str], config_dir: str | None) 
         before: the overrides before it.
         config_dir: a folder of configs besides ./conf.
     """
-    mark = next((mark for mark in MARKS if current.startswith(mark)), "")
-    end = "" if mark == "~" else "="
-    names = key_names(current.removeprefix(mark), before, config_dir)
+    prefix = next((prefix for prefix in PREFIXES if current.startswith(prefix)), "")
+    end = "" if prefix == "~" else "="
+    names = key_names(current.removeprefix(prefix), before, config_dir)
     found = [name if name.endswith(".") else f"{name}{end}" for name in names]
-    if "." not in current and mark != "+":
+    if "." not in current and prefix != "+":
         found += [f"{group}{end}" for group in find_groups(config_dir)]
-    return [f"{mark}{name}" for name in sorted(set(found))]
+    return [f"{prefix}{name}" for name in sorted(set(found))]
 
 
 def key_names(current: str, before: Sequence[str], config_dir: str | None) -> list[str]:
