@@ -343,6 +343,15 @@ def test_a_group_that_the_command_line_removes_says_so() -> None:
     assert [event["origin"]["text"] for event in answer["chosen"]][-1] == "command line: ~scheduler"
 
 
+def test_a_list_of_choices_is_a_choice_of_its_group() -> None:
+    answer = explain(trace(["logger=[csv,tensorboard]"]), "logger")
+    assert answer["choice"] == ["csv", "tensorboard"]
+    assert [event["value"] for event in answer["chosen"]] == ["none", ["csv", "tensorboard"]]
+    assert answer["chosen"][-1]["origin"]["text"] == "command line: logger=[csv,tensorboard]"
+    of_key = explain(trace(["logger=[csv,tensorboard]"]), "logger.csv.directory")
+    assert of_key["history"][-1]["origin"]["text"].endswith("(logger=csv on the command line)")
+
+
 def test_a_key_of_a_mapping_in_a_mapping_of_the_same_name_has_its_own_line(here: Path) -> None:
     (here / "conf" / "model").mkdir(parents=True)
     text = "_target_: a.B\nmodel:\n  model:\n    width: 3\n  <<: {depth: 2}\nwidth: 4\n"

@@ -36,16 +36,17 @@ class ChoiceHistory:
         typed = _typed_choices(overrides)
         names = list(dict.fromkeys(str(default.config_path) for default in defaults))
         entries = [(name, entry) for name in ("config", *names) for entry in self._entries(name)]
-        for group in {*chosen.known_choices, *chosen.deletions}:
+        # Hydra's `known_choices` lack the groups for which a list is chosen.
+        for group in {*chosen.known_choices, *chosen.override_choices, *chosen.deletions}:
             choices = [event for _, (key, is_override, event) in entries if key == group and not is_override]
             changes = [(name, event) for name, (key, is_override, event) in entries if key == group and is_override]
             metadata = chosen.override_metadata.get(group)
             winner = metadata.containing_config_path if metadata is not None else None
             changes.sort(key=lambda pair: pair[0] == winner)  # the config that Hydra follows comes last
             given = [event for key, event in typed if key == group]
-            events = list(dict.fromkeys([*choices, *(event for _, event in changes), *given]))
+            events = [*choices, *(event for _, event in changes), *given]
             if events:
-                self.events[group] = events
+                self.events[group] = [event for i, event in enumerate(events) if event not in events[:i]]
 
     def via(self, default: ResultDefault) -> str:
         """Return who chose or included a config; empty for a default choice."""
