@@ -15,7 +15,7 @@ import trainkit
 from tests.helpers import compose_settings
 from trainkit.build.session import build_session
 from trainkit.core.errors import CheckpointError
-from trainkit.engine.preprocessing import preprocessing_of, preprocessing_of_run
+from trainkit.engine.preprocessing import describe_preprocessing, preprocessing_of_run
 from trainkit.runs.directory import Run
 from trainkit.runs.preprocessing import FILE, Preprocessing, Statistics, read_preprocessing, write_preprocessing
 from trainkit.runs.reload import reload_config
@@ -45,7 +45,8 @@ class Net(torch.nn.Module):
 
 def described(*overrides: str) -> Preprocessing:
     """Return the preprocessing of a training that has not started."""
-    return preprocessing_of(build_session(compose_settings(overrides)))
+    session = build_session(compose_settings(overrides))
+    return describe_preprocessing(session.settings, session.train)
 
 
 @pytest.fixture

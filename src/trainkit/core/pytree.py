@@ -159,6 +159,11 @@ def take_samples(batch: Any, start: int, stop: int, samples: int) -> Any:
     return batch
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """Return the dtype of a tensor as text, such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def describe(batch: Any) -> str:
     """Return the shape and dtype of a tensor, or the type and the parts of another value, for messages."""
     if isinstance(batch, Tensor):

@@ -1,4 +1,7 @@
-"""The signals that stop a command: the first signal counts, and later signals within a second repeat it."""
+"""The signals that stop a command: the first signal counts, and later signals within a second repeat it.
+
+`is_running` says whether another process runs.
+"""
 
 from __future__ import annotations
 
@@ -145,3 +148,14 @@ def _reset_in_child() -> None:
         signal.set_wakeup_fd(-1)  # the parent's pipe
     for number in handled:
         signal.signal(number, signal.SIG_DFL)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine is running, also if it belongs to another user."""
+    try:
+        os.kill(pid, 0)  # sends no signal
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

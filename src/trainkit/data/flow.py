@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainkit.data.loaders import Loader
-from trainkit.data.pairs import Pair
-from trainkit.data.prepare import Batch, Prepare
+from trainkit.data.prepare import Batch
+from trainkit.data.wrapped_loader import WrappedLoader
 
 
-class FlowingLoader:
+class FlowingLoader(WrappedLoader):
     """A loader whose epochs have `steps` batches each, out of an endless sequence of passes over another loader.
 
     Epoch e has the batches e * steps to (e + 1) * steps - 1 of the sequence. With L batches in a pass, batch g of the
@@ -22,18 +22,9 @@ class FlowingLoader:
     """
 
     def __init__(self, loader: Loader, steps: int) -> None:
-        self.loader, self.steps = loader, steps
-        self.samples, self.unreadable, self.dataset = loader.samples, loader.unreadable, loader.dataset
+        super().__init__(loader)
+        self.steps = steps
         self._open: tuple[int, Iterator[Batch]] | None = None  # the rest of a pass, and the batch it begins with
-
-    @property
-    def prepare(self) -> Prepare:
-        """See `Loader`."""
-        return self.loader.prepare
-
-    @prepare.setter
-    def prepare(self, prepare: Prepare) -> None:
-        self.loader.prepare = prepare
 
     def __len__(self) -> int:
         return self.steps
@@ -63,15 +54,7 @@ class FlowingLoader:
         number, first = divmod(epoch * self.steps + batch, len(self.loader))
         return self.loader.describe(number, first, inputs)
 
-    def example(self) -> Batch:
-        """See `Loader.example`."""
-        return self.loader.example()
-
-    def raw_example(self) -> Pair:
-        """See `Loader.raw_example`."""
-        return self.loader.raw_example()
-
     def close(self) -> None:
         """See `Loader.close`."""
         self._open = None
-        self.loader.close()
+        super().close()

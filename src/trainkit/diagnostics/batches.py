@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainkit.data.loaders import Loader
-from trainkit.data.pairs import Pair
 from trainkit.data.prepare import Batch
+from trainkit.data.wrapped_loader import WrappedLoader
 
 
 def endless_batches(loader: Loader) -> Iterator[Batch]:
@@ -18,13 +18,12 @@ def endless_batches(loader: Loader) -> Iterator[Batch]:
         epoch += 1
 
 
-class FixedStepsLoader:
+class FixedStepsLoader(WrappedLoader):
     """A loader whose epochs have `steps` batches each. Each epoch continues the data where the last epoch ended."""
 
     def __init__(self, loader: Loader, steps: int) -> None:
-        self.loader, self.steps = loader, steps
-        self.samples, self.unreadable = loader.samples, loader.unreadable
-        self.prepare, self.dataset = loader.prepare, loader.dataset
+        super().__init__(loader)
+        self.steps = steps
         self._batches = endless_batches(loader)
 
     def __len__(self) -> int:
@@ -37,15 +36,3 @@ class FixedStepsLoader:
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:  # noqa: ARG002
         """Return a general name, because the samples of a batch are not known here."""
         return "one of the timed batches"
-
-    def example(self) -> Batch:
-        """See `Loader`."""
-        return self.loader.example()
-
-    def raw_example(self) -> Pair:
-        """See `Loader`."""
-        return self.loader.raw_example()
-
-    def close(self) -> None:
-        """See `Loader`."""
-        self.loader.close()

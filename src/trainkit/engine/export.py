@@ -17,7 +17,7 @@ from trainkit.core.paths import display_path
 from trainkit.core.spelling import did_you_mean
 from trainkit.display.text import count
 from trainkit.engine.exports import describe, onnx, program, safetensors, snippets
-from trainkit.engine.exports.calls import BATCH_SIZES, TRACED, Caller, Named, difference
+from trainkit.engine.exports.calls import BATCH_SIZES, SHAPE_SIZES, TRACED, Caller, Named, difference
 from trainkit.engine.exports.files import (
     SUFFIXES,
     Destination,
@@ -33,7 +33,6 @@ from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 
 OTHER_HINT = "nothing was written: try another format"
-SHOWN = (TRACED, BATCH_SIZES[-1])  # the sizes of the batches from which the card finds the shapes
 SIZES = ", ".join(map(str, BATCH_SIZES[:-1])) + f" and {BATCH_SIZES[-1]}"
 
 
@@ -90,7 +89,10 @@ def export(
     if with_preprocessing and format == "safetensors":
         cause = "--with-preprocessing: a safetensors file holds weights, and no code"
         raise ConfigError(cause, hint="write --format onnx or torch")
-    {"onnx": onnx.check_packages, "safetensors": safetensors.check_packages}.get(format, lambda: None)()
+    if format == "onnx":
+        onnx.check_packages()
+    elif format == "safetensors":
+        safetensors.check_packages()
     run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
     if (run.directory / "sweep.jsonl").exists():
         cause = f"{display_path(run.directory)} is a sweep"
@@ -145,8 +147,8 @@ def _write_graph(source: Source, caller: Caller, fresh: Destination, form: str) 
         fresh.file,
         load(fresh.file.name, caller.random(TRACED)),
         checked=checked,
-        inputs=[caller.random(samples).named for samples in SHOWN],
-        outputs=[outputs[samples] for samples in SHOWN],
+        inputs=[caller.random(samples).named for samples in SHAPE_SIZES],
+        outputs=[outputs[samples] for samples in SHAPE_SIZES],
         prepares_inside=inside,
     )
     fresh.card.write_text(with_record(text, source.run, fresh.file), encoding="utf-8")
@@ -186,7 +188,7 @@ def _write_weights(source: Source, caller: Caller | None, fresh: Destination) ->
     safetensors.check(source.model, fresh.file)
     checked = "the weights equal those of the model bit by bit"
     checked += "" if largest is None else f", and so do the outputs of {SIZES} samples of a model built from the file"
-    known = None if largest is None else caller
+    known = None if largest is None else caller  # only inputs that the model takes belong into the card
     call = None if known is None else known.random(TRACED)
     text = describe.card(
         source,
@@ -194,8 +196,8 @@ def _write_weights(source: Source, caller: Caller | None, fresh: Destination) ->
         snippets.load_weights(fresh.file.name, call, without_secrets(node, source.settings), lazy=lazy),
         checked=checked,
         code_note=snippets.needed_code(node),
-        inputs=[known.random(samples).named for samples in SHOWN] if known else [],
-        outputs=[known.expected(samples) for samples in SHOWN] if known else [],
+        inputs=[known.random(samples).named for samples in SHAPE_SIZES] if known is not None else [],
+        outputs=[known.expected(samples) for samples in SHAPE_SIZES] if known is not None else [],
     )
     fresh.card.write_text(with_record(text, source.run, fresh.file), encoding="utf-8")
     return Exported(fresh.file, fresh.card, checked, largest)

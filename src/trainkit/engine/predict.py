@@ -22,7 +22,7 @@ from trainkit.data.reading import is_file_error
 from trainkit.engine.load import LoadedModel, load_checkpoint
 from trainkit.engine.predict_text import predict_lines
 from trainkit.engine.prediction_rows import RowFormat, Scores, scores_of
-from trainkit.engine.preprocessing import preparation, preprocessing_of_run
+from trainkit.engine.preprocessing import preprocessing_of_run, restore_prepare
 from trainkit.engine.readers import choose_reader
 from trainkit.losses import FromModel
 from trainkit.runs.directory import Run
@@ -164,7 +164,7 @@ class Predictor:
         self.device = select_device(settings.device)
         self.autocast = autocast(settings.precision, self.device)
         self.model = loaded.model.to(self.device)
-        self.prepare = preparation(preprocessing, self.device)
+        self.prepare = restore_prepare(preprocessing, self.device)
         if _memory_format(settings, loaded.machine, self.device) == "channels_last":
             self.prepare.memory_format = torch.channels_last
             if self.device.type != "cpu":

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from trainkit.build.data import build_loaders
-from trainkit.build.session import Session
 from trainkit.config.settings import Settings
 from trainkit.core.device import select_device
-from trainkit.core.pytree import Samples, is_list_of_values
+from trainkit.core.pytree import Samples, dtype_name, is_list_of_values
 from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Prepare
@@ -39,7 +38,7 @@ def describe_preprocessing(settings: Settings, train: Loader) -> Preprocessing:
 
 
 def preprocessing_of_run(run: Run, settings: Settings) -> Preprocessing:
-    """Return the preprocessing of a saved run. A run of an earlier version needs its training data for that.
+    """Return the preprocessing of a saved run: its file, or that of its training data if an earlier version trained it.
 
     Args:
         run: the saved run.
@@ -62,22 +61,14 @@ def preprocessing_of_run(run: Run, settings: Settings) -> Preprocessing:
                 loader.close()
 
 
-def preparation(preprocessing: Preprocessing | None, device: torch.device) -> Prepare:
-    """Return what makes inputs of the model from a batch of raw inputs, as the training did."""
-    dtype = torch.get_default_dtype()
-    statistics = None
-    if preprocessing is not None:
-        statistics = preprocessing.standardize or preprocessing.normalize
-        dtype = torch.float64 if preprocessing.standardize else dtype  # as `build_prepare`
-    if statistics is None:
+def restore_prepare(preprocessing: Preprocessing | None, device: torch.device) -> Prepare:
+    """Return what makes inputs of the model from a batch of raw inputs, with the bits of the training."""
+    statistics = None if preprocessing is None else preprocessing.standardize or preprocessing.normalize
+    if preprocessing is None or statistics is None:
         return Prepare(device)
+    dtype = torch.float64 if preprocessing.standardize else torch.get_default_dtype()  # as `build_prepare`
     mean, std = (torch.tensor(part, dtype=dtype) for part in (statistics.mean, statistics.std))
     return Prepare(device, mean, std)
-
-
-def preprocessing_of(session: Session) -> Preprocessing:
-    """Return the preprocessing of a session."""
-    return describe_preprocessing(session.settings, session.train)
 
 
 def _describe_inputs(batch: Any) -> Any:
@@ -106,7 +97,7 @@ def _describe_sample(sample: Any) -> Any:
 
 
 def _describe_tensor(sample: Tensor) -> dict[str, Any]:
-    return {"shape": [*sample.shape], "dtype": str(sample.dtype).removeprefix("torch.")}
+    return {"shape": [*sample.shape], "dtype": dtype_name(sample)}
 
 
 def _class_names(dataset: Any, classes: int | None) -> list[str] | None:

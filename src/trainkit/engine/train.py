@@ -24,7 +24,7 @@ from trainkit.data.contents import data_facts
 from trainkit.display import live as display
 from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
-from trainkit.engine.preprocessing import preprocessing_of
+from trainkit.engine.preprocessing import describe_preprocessing
 from trainkit.engine.report import report_at_end
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
@@ -115,7 +115,7 @@ def run_training(
     called = _all_hooks(session, [*session.hooks.values(), restorer, recorder, saver, screen, loggers], hooks)
     with handle_signals(state):
         try:
-            write_preprocessing(run, preprocessing_of(session))
+            write_preprocessing(run, describe_preprocessing(session.settings, session.train))
             for line in [*opening_lines(run), *notes]:
                 report(line)
             _fit(run, session, called, saver)

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainkit.core.atomic import open_regular_file
 from trainkit.core.errors import RunDirectoryInUseError
+from trainkit.core.signals import is_running
 
 try:
     import fcntl
@@ -134,10 +135,4 @@ def _may_run(owner: dict[str, Any]) -> bool:
         return False
     if owner.get("host") != socket.gethostname():
         return True
-    try:
-        os.kill(owner["pid"], 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    return is_running(owner["pid"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainkit.core.pytree import dtype_name
 from trainkit.training.carried import match_saved_buffers
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # prefixes that DataParallel, torch.compile and trainers add
@@ -178,7 +179,7 @@ def _describe(value: Any, kind: str) -> str:
         return "-"
     if not isinstance(value, Tensor):
         return type(value).__name__
-    dtype = str(value.dtype).removeprefix("torch.")
+    dtype = dtype_name(value)
     shape = "x".join(map(str, value.shape)) or "()"
     layout = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
     return f"{shape} {dtype}" if kind == DTYPE else f"{shape} {layout}" if kind == LAYOUT else shape

@@ -52,7 +52,9 @@ def _jobs(args: Any) -> tuple[list[Problem], list[str], dict[str, Any]]:
     problems = find_problems_of_jobs(job.settings.source for job in sweep.jobs)
     first = sweep.jobs[0]
     search = first.settings.search
-    number = len(sweep.jobs) if sweep.space is None else search.trials and search.trials * search.seeds
+    number: int | None = len(sweep.jobs)
+    if sweep.space is not None:  # a search, whose number of trials may be open
+        number = None if search.trials is None else search.trials * search.seeds
     capacity = measure_capacity("auto", 1, number or len(sweep.jobs), first.settings.device)
     facts = {
         "number": number,

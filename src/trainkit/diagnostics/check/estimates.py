@@ -19,6 +19,7 @@ class Estimates:
     Attributes:
         startup: from the start of the process to the first step, without the reading of the data.
         reading: of the data into memory.
+        step: a step.
         epoch: an epoch: steps, validation, checkpoint.
         validation: the validation of an epoch.
         run: the whole run; the maximum if early stopping or `max_minutes` may end it earlier.
@@ -61,11 +62,11 @@ def estimate(settings: Settings, measured: Measured, startup: float) -> Estimate
     saves = checkpoints_per_epoch(settings, measured.train_batches)
     train = measured.step * measured.train_batches + measured.train_overhead
     epoch = train + (validation or 0.0) + measured.epoch_overhead + saves * measured.save
-    count: float | None = None if settings.epochs is None else settings.epochs
+    epochs: float | None = settings.epochs
     if settings.steps is not None:
-        count = settings.steps / measured.train_batches
+        epochs = settings.steps / measured.train_batches
     startup += measured.first_step
-    run = None if count is None else count * epoch
+    run = None if epochs is None else epochs * epoch
     limit = None if settings.max_minutes is None else 60 * settings.max_minutes
     if limit is not None:
         if run is None or run > limit:
@@ -80,8 +81,8 @@ def estimate(settings: Settings, measured: Measured, startup: float) -> Estimate
     if settings.early_stop is not None and settings.early_stop.patience is not None:
         notes.append("note: early_stop may end the run earlier")
     checkpoint = measured.checkpoint_bytes
-    if checkpoint and count is not None:
-        checkpoint += round(measured.history_bytes * max(0.0, count - measured.epochs))
+    if checkpoint and epochs is not None:
+        checkpoint += round(measured.history_bytes * max(0.0, epochs - measured.epochs))
     kept = 0 if settings.checkpoint is None else settings.checkpoint.keep + 1
     return Estimates(
         startup=startup,
@@ -90,7 +91,7 @@ def estimate(settings: Settings, measured: Measured, startup: float) -> Estimate
         epoch=epoch,
         validation=validation,
         run=run,
-        epochs=None if count is None else math.ceil(count),
+        epochs=None if epochs is None else math.ceil(epochs),
         memory=measured.peak_bytes + measured.held.extra_bytes,
         checkpoint=checkpoint,
         checkpoints=kept * checkpoint,

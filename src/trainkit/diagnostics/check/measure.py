@@ -13,8 +13,8 @@ from typing import Any
 from trainkit.build.session import Session
 from trainkit.core.device import peak_memory, synchronize
 from trainkit.data.loaders import Loader
-from trainkit.data.pairs import Pair
 from trainkit.data.prepare import Batch
+from trainkit.data.wrapped_loader import WrappedLoader
 from trainkit.diagnostics.check.held import Held, hold_part
 from trainkit.runs.saver import Saver
 from trainkit.training.state import State
@@ -25,18 +25,18 @@ MIN_STEPS = 4  # of a measured epoch
 Clock = Callable[[], float]
 
 
-class LimitedLoader:
+class LimitedLoader(WrappedLoader):
     """A loader that ends each epoch after `steps` batches. It notes when a pass began and ended.
 
     Args:
         loader: the loader of the training.
         steps: the number of batches; it may change between two epochs.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, loader: Loader, steps: int, clock: Clock) -> None:
-        self.loader, self.steps, self.clock = loader, steps, clock
-        self.samples, self.unreadable, self.dataset = loader.samples, loader.unreadable, loader.dataset
-        self.prepare = loader.prepare
+        super().__init__(loader)
+        self.steps, self.clock = steps, clock
         self.began = self.ended = 0.0  # of the last pass, from the clock
         self.batch_count = 0
 
@@ -51,22 +51,6 @@ class LimitedLoader:
             self.batch_count += 1
             yield batch
         self.ended = self.clock()
-
-    def describe(self, epoch: int, batch: int, inputs: Any) -> str:
-        """See `Loader`."""
-        return self.loader.describe(epoch, batch, inputs)
-
-    def example(self) -> Batch:
-        """See `Loader`."""
-        return self.loader.example()
-
-    def raw_example(self) -> Pair:
-        """See `Loader`."""
-        return self.loader.raw_example()
-
-    def close(self) -> None:
-        """See `Loader`."""
-        self.loader.close()
 
 
 @dataclass
@@ -111,8 +95,8 @@ class Measured:
 class Pace:
     """A hook that sets the length of each epoch, and measures the epochs.
 
-    The first epoch has one batch. The second epoch is a warm-up. Then follow `ROUNDS` epochs that together take about
-    `seconds`, or whole epochs if these are shorter.
+    The first epoch has one batch, and the second is a warm-up. `ROUNDS` further epochs together take about `seconds`.
+    They are whole epochs if these are shorter.
 
     Args:
         seconds: of all measured epochs. 0: nothing is measured after the first batch.
@@ -253,10 +237,15 @@ class Pace:
 
 @dataclass
 class _Round:
-    """The seconds of an epoch."""
+    """The seconds of the parts of an epoch; see `Measured`.
 
-    train: float  # all steps
-    step: float  # a step
+    Attributes:
+        train: all steps, from the start of the epoch.
+        saves: each checkpoint.
+    """
+
+    train: float
+    step: float
     train_overhead: float
     val_batch: float
     overhead: float

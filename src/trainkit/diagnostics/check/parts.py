@@ -17,7 +17,7 @@ from trainkit.build.model import build_loss, build_model, initialize_lazy_layers
 from trainkit.build.optim import build_optimizers, build_schedulers
 from trainkit.build.session import Session, build_session, unknown_watched_params
 from trainkit.build.steps import build_steps
-from trainkit.config.repair import key_of
+from trainkit.config.repair import NAMED, key_of
 from trainkit.config.schema import METRICS, MonitorSettings
 from trainkit.config.settings import Settings
 from trainkit.core.device import select_device
@@ -28,9 +28,9 @@ from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.optim.params import named_params
 
 T = TypeVar("T")
-NAMED = ("hooks", "metrics", "logger", "param_groups")  # sections of named parts
 CORE = frozenset({"model", "loss", "optim", "data", "training_step"})  # parts that a training needs
 GUESSED_CLASSES = 10
+# Sections that a training does not need, and their values without them.
 OFF: dict[str, Any] = {"watch": [], "scheduler": {}, "init_from": None, "checkpoint": None, "ema": None}
 
 
@@ -180,20 +180,20 @@ def remove_parts(settings: Settings, keys: Collection[str]) -> Settings | None:
 def _remove(settings: Settings, key: str) -> Settings | None:
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    if section in ("data", "evaluation_step") and key.startswith(("data.val", "evaluation_step")):
+    if key.startswith(("data.val", "evaluation_step")):
         return remove_validation(settings)
     if section in NAMED:
         nodes = getattr(settings, section)
         kept = {other: node for other, node in nodes.items() if other != name} if name in nodes else {}
         changed: dict[str, Any] = {section: kept}
         settings = replace(settings, **changed)
-        return with_known_monitor(settings) if section in ("hooks", "metrics") else settings
+        return _with_known_monitor(settings) if section in ("hooks", "metrics") else settings
     if section == "monitor":
-        return replace(settings, monitor=MonitorSettings("train/loss", "min"))
+        return _monitor_training(settings)
     return replace(settings, **{section: OFF[section]}) if section in OFF else None
 
 
-def with_known_monitor(settings: Settings) -> Settings:
+def _with_known_monitor(settings: Settings) -> Settings:
     """Return settings that monitor the training loss if a removed part may have reported the monitored metric."""
     return settings if settings.monitor.metric in METRICS else _monitor_training(settings)
 

@@ -38,6 +38,7 @@ from trainkit.training.state import State
 PHASES = ("data", "forward", "backward", "step", "validation", "hooks", "checkpoint", "resume")
 NEEDED = ("data", "forward", "backward", "step")  # without these there is no training
 MAX_TRIES = 12
+# The frames of an error in this folder show that the data caused it.
 DATA = str(Path(data_form.__file__).parent)
 
 
@@ -48,6 +49,7 @@ class PathResult:
     Attributes:
         errors: phase -> its errors.
         reached: phases that ended without an error at least once.
+        settings: of the try that reached the end of the path; None: no try did.
         measured: the times and the memory of the measured steps; None: the path failed before.
     """
 
@@ -190,6 +192,11 @@ class _Reached:
 
 # --------------------------------------------------------------------------------- the phase of an error
 
+# The functions whose frames name a phase.
+VALIDATIONS = (inspect.unwrap(evaluation.evaluate).__code__, trial_validation.try_validation.__code__)
+BACKWARD = (torch.Tensor.backward.__code__, torch.autograd.backward.__code__)
+STEP = (step.before_update.__code__, step.update.__code__, loop.finish_epoch.__code__)
+
 
 def phase_of(error: TrainkitError) -> str:
     """Return the phase in which an error was raised, from the frames of its traceback."""
@@ -210,17 +217,12 @@ def phase_of(error: TrainkitError) -> str:
         code, owner = frame.f_code, frame.f_locals.get("self")
         if isinstance(owner, Saver):
             return "checkpoint"
-        if code in _VALIDATIONS:
+        if code in VALIDATIONS:
             return "validation"
         if code.co_filename.startswith(DATA):
             phase = "data"
-        elif code in _BACKWARD:
+        elif code in BACKWARD:
             phase = "backward"
-        elif code in _STEP or (isinstance(owner, Optimizer) and code.co_name == "step") or key == "scheduler":
+        elif code in STEP or (isinstance(owner, Optimizer) and code.co_name == "step") or key == "scheduler":
             phase = "step"
     return phase
-
-
-_VALIDATIONS = [inspect.unwrap(evaluation.evaluate).__code__, trial_validation.try_validation.__code__]
-_BACKWARD = [torch.Tensor.backward.__code__, torch.autograd.backward.__code__]
-_STEP = [step.before_update.__code__, step.update.__code__, loop.finish_epoch.__code__]

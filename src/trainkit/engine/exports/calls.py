@@ -20,6 +20,7 @@ from trainkit.training.carried import carrying_modules, without_carried
 
 BATCH_SIZES = (1, 2, 7)  # of the comparisons
 TRACED = 2  # samples of the batch that the exporters follow; torch treats a size of 1 as a constant
+SHAPE_SIZES = (TRACED, BATCH_SIZES[-1])  # two batches, whose shapes show which sizes depend on the batch size
 DEFAULT_IDS = 2  # how many numbers are drawn for inputs of integers if the model has no embedding
 
 Named = list[tuple[str, Tensor]]
@@ -56,7 +57,7 @@ class Caller:
     Args:
         model: in evaluation mode.
         sample: the raw inputs of a sample without values: a tree with a tensor of the device `meta` for each input.
-        prepare: makes what the model takes of a batch of raw inputs.
+        prepare: turns a batch of raw inputs into the inputs of the model.
         prepares_inside: whether the export takes raw inputs, and prepares them itself.
     """
 

@@ -15,16 +15,16 @@ MAX_SETTINGS = 60
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """The name, the shape and the dtype of an input or an output, such as (N, 10) and float32."""
+class TensorRow:
+    """The name, the shape and the dtype of an input or an output, such as (N, 10) and float32. N is the batch size."""
 
     name: str
     shape: str
     dtype: str
 
     @property
-    def row(self) -> list[str]:
-        """The cells of a table. N is the batch size."""
+    def cells(self) -> list[str]:
+        """The cells of a row in Markdown."""
         return [f"`{self.name}`", self.shape, self.dtype]
 
 
@@ -51,8 +51,8 @@ class Card:
     facts: Mapping[str, str]
     code: Sequence[str]
     code_note: str = ""
-    inputs: Sequence[Tensors] = ()
-    outputs: Sequence[Tensors] = ()
+    inputs: Sequence[TensorRow] = ()
+    outputs: Sequence[TensorRow] = ()
     preprocessing: Sequence[str] = ()
     classes: Sequence[str] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class Card:
         lines += ["## Load", "", *([self.code_note, ""] if self.code_note else []), "```python", *self.code, "```", ""]
         if self.inputs:
             lines += ["## Inputs and outputs", "", "N is the batch size, which may be any.", ""]
-            lines += _table(["input", "shape", "dtype"], [tensors.row for tensors in self.inputs])
-            lines += _table(["output", "shape", "dtype"], [tensors.row for tensors in self.outputs])
+            lines += _table(["input", "shape", "dtype"], [row.cells for row in self.inputs])
+            lines += _table(["output", "shape", "dtype"], [row.cells for row in self.outputs])
         if self.preprocessing:
             lines += ["## Preprocessing", "", *(f"- {step}" for step in self.preprocessing), ""]
         if self.classes is not None:

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from trainkit import __version__
+from trainkit.core.pytree import dtype_name
 from trainkit.display.text import HIDDEN_METRICS
-from trainkit.engine.exports.calls import BATCH_SIZES, TRACED, Named
-from trainkit.engine.exports.card import Card, Tensors
+from trainkit.engine.exports.calls import SHAPE_SIZES, Named
+from trainkit.engine.exports.card import Card, TensorRow
+from trainkit.engine.exports.files import data_file
 from trainkit.engine.exports.source import Source
 from trainkit.engine.report import run_facts
 from trainkit.engine.summary import samples_text
 from trainkit.runs.preprocessing import Preprocessing, Statistics
 from trainkit.runs.untrusted import is_number
 
-OTHER = BATCH_SIZES[-1]
 SHOWN = ("train/", "val/")  # the metrics of a card
 AUTOCAST = (
     "The run was trained with precision={precision}: autocast is a part of the training, not of the model. This file "
@@ -67,7 +68,7 @@ def card(
         code: the lines that load it.
         checked: how it was compared with the model.
         code_note: what the lines need.
-        inputs: the inputs of two batches of different sizes.
+        inputs: the inputs of batches of `SHAPE_SIZES`.
         outputs: the outputs of both.
         prepares_inside: whether the file takes raw inputs, and prepares them itself.
         notes: further notes.
@@ -93,8 +94,8 @@ def card(
         },
         code=code,
         code_note=code_note,
-        inputs=_tensors(inputs),
-        outputs=_tensors(outputs),
+        inputs=_rows(inputs),
+        outputs=_rows(outputs),
         preprocessing=[] if found is None else _steps(found, inside=prepares_inside),
         classes=None if found is None else found.classes,
         metrics=metrics,
@@ -106,7 +107,7 @@ def card(
 
 def size(file: Path) -> str:
     """Return the size of a file, with that of its data if it keeps the weights in a second file."""
-    data = file.with_name(f"{file.name}.data")
+    data = data_file(file)
     total = sum(path.stat().st_size for path in (file, data) if path.exists())
     unit, scale = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6) if total >= 1e6 else ("kB", 1e3)
     return f"{total / scale:.1f} {unit}" + (f", with `{data.name}`" if data.exists() else "")
@@ -122,7 +123,7 @@ def _target(source: Source) -> str:
 
 
 def _dtypes(source: Source) -> str:
-    counts = Counter(str(p.dtype).removeprefix("torch.") for p in source.model.parameters())
+    counts = Counter(dtype_name(p) for p in source.model.parameters())
     return ", ".join(counts) or "no dtype"
 
 
@@ -144,26 +145,26 @@ def _data(source: Source) -> str:
     return f"`{source.settings.data.train['_target_']}`, {samples}"
 
 
-def _tensors(batches: Sequence[Named]) -> list[Tensors]:
-    """Return the rows of a table of inputs or outputs, given those of batches of `TRACED` and of `OTHER` samples."""
-    return (
-        [
-            Tensors(name, _shape(one, other), str(one.dtype).removeprefix("torch."))
-            for (name, one), (_, other) in zip(*batches, strict=True)
-        ]
-        if batches
-        else []
-    )
+def _rows(batches: Sequence[Named]) -> list[TensorRow]:
+    """Return the rows of a table of inputs or outputs of batches of `SHAPE_SIZES`; [] if there are no batches."""
+    if not batches:
+        return []
+    pairs = zip(*batches, strict=True)
+    return [TensorRow(name, _shape(one, other), dtype_name(one)) for (name, one), (_, other) in pairs]
 
 
 def _shape(one: Tensor, other: Tensor) -> str:
     """Return the shape of a tensor for any batch size N, given two of them."""
-    sizes = []
-    for first, second in zip(one.shape, other.shape, strict=True):
-        factor = first // TRACED
-        is_multiple = (first, second) == (factor * TRACED, factor * OTHER)
-        sizes.append(str(first) if first == second else f"{factor if factor > 1 else ''}N" if is_multiple else "?")
-    return f"({', '.join(sizes)})"
+    return f"({', '.join(map(_size_text, one.shape, other.shape))})"
+
+
+def _size_text(first: int, second: int) -> str:
+    """Return a size of a tensor that is `first` and `second` for the batches of `SHAPE_SIZES`: 10, N, 4N, or ?."""
+    if first == second:
+        return str(first)
+    factor = first // SHAPE_SIZES[0]
+    is_multiple = (first, second) == (factor * SHAPE_SIZES[0], factor * SHAPE_SIZES[1])
+    return f"{factor if factor > 1 else ''}N" if is_multiple else "?"
 
 
 def _steps(found: Preprocessing, *, inside: bool) -> list[str]:
@@ -180,13 +181,13 @@ def _steps(found: Preprocessing, *, inside: bool) -> list[str]:
     statistics = found.standardize or found.normalize
     if statistics is not None:
         key = "data.standardize" if found.standardize else "data.normalize"
-        steps.append(f"Subtract the mean and divide by the standard deviation ({key}): {_shown(statistics)}.")
+        steps.append(f"Subtract the mean and divide by the standard deviation ({key}): {_statistics_text(statistics)}.")
     if not steps:
         steps.append("The model takes the inputs as they are.")
     return steps
 
 
-def _shown(statistics: Statistics) -> str:
+def _statistics_text(statistics: Statistics) -> str:
     parts = {"mean": statistics.mean, "std": statistics.std}
     if len(statistics.mean) > 8:
         return f"{len(statistics.mean)} numbers each, in the metadata of the file"

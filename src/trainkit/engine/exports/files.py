@@ -16,6 +16,7 @@ from typing import Any
 from trainkit.core.atomic import remove, sync, sync_directory
 from trainkit.core.errors import ConfigError, StorageError
 from trainkit.core.paths import display_path
+from trainkit.core.signals import is_running
 from trainkit.runs.directory import Run
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -30,7 +31,7 @@ class Destination:
     """The files of an export.
 
     Attributes:
-        file: the model. ONNX keeps weights of more than 2 GB in a second file, FILE.data.
+        file: the model; see `data_file`.
         card: the model card.
     """
 
@@ -40,7 +41,12 @@ class Destination:
     @property
     def files(self) -> list[Path]:
         """All files that the export may write."""
-        return [self.file, self.file.with_name(f"{self.file.name}.data"), self.card]
+        return [self.file, data_file(self.file), self.card]
+
+
+def data_file(file: Path) -> Path:
+    """Return the second file, in which ONNX keeps weights of more than 2 GB."""
+    return file.with_name(f"{file.name}.data")
 
 
 def find_destination(run: Run, form: str, output: str) -> Destination:
@@ -103,8 +109,8 @@ def staged(destination: Destination) -> Iterator[Destination]:
                 sync(opened)
         for new, old in written:
             new.replace(old)
-        if not any(new == fresh.files[1] for new, _ in written):
-            destination.files[1].unlink(missing_ok=True)  # weights of an earlier, larger export
+        if data_file(fresh.file) not in [new for new, _ in written]:
+            data_file(destination.file).unlink(missing_ok=True)  # weights of an earlier, larger export
         sync_directory(folder)
     except OSError as error:
         cause = f"{display_path(folder)} cannot be written: {error.strerror or error}"
@@ -118,8 +124,7 @@ def staged(destination: Destination) -> Iterator[Destination]:
 
 def with_record(card: str, run: Run, file: Path) -> str:
     """Return a model card with a comment that identifies the export: the run, and the SHA-256 of each file."""
-    files = [path for path in (file, file.with_name(f"{file.name}.data")) if path.exists()]
-    digests = {path.name: _digest(path) for path in files}
+    digests = {path.name: _digest(path) for path in (file, data_file(file)) if path.exists()}
     own = hashlib.sha256(card.encode()).hexdigest()
     record = {"run": identity(run), "sha256": digests, "card": own}
     return f"{card}<!-- trainkit export {json.dumps(record)} -->\n"
@@ -156,15 +161,5 @@ def _remove_leftovers(folder: Path, name: str) -> None:
     """Remove what killed exports have left. The process of an export that still runs is in the name."""
     for path in folder.glob(f".{glob.escape(name)}.new-*"):
         number = path.name.rpartition("-")[2]
-        if number.isdecimal() and not _is_running(int(number)):
+        if number.isdecimal() and not is_running(int(number)):
             remove(path)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -129,7 +129,6 @@ def _with_overrides(node: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         inner[leaf] = override.value()
     missing = redacted_keys(root)
     if missing:
-        problems = [Problem(f"{key}: the value is a secret, and the file lacks it") for key in missing]
         hint = f"give it again: overrides=['{missing[0]}=VALUE']"
-        raise ConfigError(*(Problem(problem.cause, hint) for problem in problems))
+        raise ConfigError(*(Problem(f"{key}: the value is a secret, and the file lacks it", hint) for key in missing))
     return root["model"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainkit.config.schema import Node
 from trainkit.config.targets import nodes_with_target
+from trainkit.core.pytree import dtype_name
 from trainkit.engine.exports.calls import Call
 from trainkit.engine.exports.nodes import as_code
 
@@ -24,7 +25,7 @@ def load_onnx(file: str, call: Call) -> list[str]:
         call: a call of the model with a batch.
     """
     named = zip(call.names, call.tensors, strict=True)
-    zeros = [f'"{name}": numpy.zeros({tuple(t.shape)}, "{_dtype(t)}")' for name, t in named]
+    zeros = [f'"{name}": numpy.zeros({tuple(t.shape)}, "{dtype_name(t)}")' for name, t in named]
     return [
         "import numpy, onnxruntime",
         f'session = onnxruntime.InferenceSession("{file}")',
@@ -86,7 +87,3 @@ def _zeros(value: Any) -> str:
         inside = ", ".join(map(_zeros, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
     return repr(value)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

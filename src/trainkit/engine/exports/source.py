@@ -17,7 +17,7 @@ from trainkit.core.errors import DataError, UserCodeError
 from trainkit.data.prepare import Prepare
 from trainkit.engine.exports.nodes import plain_node
 from trainkit.engine.load import load
-from trainkit.engine.preprocessing import preparation, preprocessing_of_run
+from trainkit.engine.preprocessing import preprocessing_of_run, restore_prepare
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.checkpoint_files import read_manifest
 from trainkit.runs.directory import Run
@@ -61,8 +61,8 @@ class Source:
         return None if self.preprocessing is None else _without_values(self.preprocessing.inputs)
 
     def prepare(self) -> Prepare:
-        """Return what makes inputs of the model from raw inputs, with the bits of the training."""
-        return preparation(self.preprocessing, torch.device("cpu"))
+        """See `restore_prepare`."""
+        return restore_prepare(self.preprocessing, torch.device("cpu"))
 
 
 def read_source(run: Run, checkpoint: str, overrides: Sequence[str] = ()) -> Source:
