@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 import trainkit
 from trainkit.core.errors import CheckpointError, ConfigError, DataError, UserCodeError
-from trainkit.data.raw_files import natural_key
+from trainkit.data.file_search import natural_key
 from trainkit.engine.predict_text import _windows
 from trainkit.runs.directory import Run
 

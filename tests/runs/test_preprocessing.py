@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Subset
 
 import trainkit
 from tests.helpers import compose_settings
 from trainkit.build.session import build_session
 from trainkit.core.errors import CheckpointError
-from trainkit.engine.preprocessing import describe_preprocessing, preprocessing_of_run
+from trainkit.engine.preprocessing import class_names, describe_preprocessing, preprocessing_of_run
 from trainkit.runs.directory import Run
 from trainkit.runs.preprocessing import FILE, Preprocessing, Statistics, read_preprocessing, write_preprocessing
 from trainkit.runs.reload import reload_config
@@ -185,3 +187,22 @@ def test_a_link_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).symlink_to("/etc/hostname")
     with pytest.raises(CheckpointError, match="it is a link"):
         read_preprocessing(Run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ((3, 7), ["3", "7"]),
+        (torch.tensor(10), None),
+        (10, None),
+        (None, None),
+        ("ab", None),
+        ({"a": 0, "b": 1}, None),
+        ({"a", "b"}, None),  # it has no order
+    ],
+)
+def test_classes_have_the_names_that_a_data_set_lists_in_order(classes: object, names: list[str] | None) -> None:
+    dataset = SimpleNamespace(classes=classes)
+    assert class_names(dataset) == names
+    assert class_names(Subset(dataset, [])) == names  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
-"""Run directories: create, link and display them."""
+"""Paths: run directories, how a path is shown, and errors about files."""
 
 from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from trainkit.core.errors import RunDirectoryInUseError, StorageError
+from trainkit.core.errors import DataError, RunDirectoryInUseError, StorageError
 
 RUN_FILES = (
     "run.json",
@@ -78,6 +79,14 @@ def display_path(path: Path) -> str:
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
     # `last` alone means the newest run, and a dash begins a flag.
     return f"./{text}" if text == "last" or text.startswith("-") else text
+
+
+def check_exist(names: Iterable[str]) -> None:
+    """Raise `DataError` if a file or folder does not exist."""
+    missing = [name for name in names if not Path(name).exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{missing[0]}{more}: there is no such file or folder", hint="correct the path")
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -1,4 +1,4 @@
-"""Write rows as CSV or as JSON lines, one at a time."""
+"""Rows of predictions as text: CSV or JSON lines, one at a time."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ class RowText:
             writer.writerow(self.columns)
         writer.writerow([flat.get(name) for name in self.columns])
         return text.getvalue().encode(errors="surrogateescape")
+
+
+def place_text(place: Mapping[str, Any]) -> str:
+    """Return where a sample is, for messages: `FILE`, or `FILE, row 3`.
+
+    Args:
+        place: the columns of its row that say so: `file`, and `row` or `line`.
+    """
+    return ", ".join(str(value) if key == "file" else f"{key} {value}" for key, value in place.items())

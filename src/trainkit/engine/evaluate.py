@@ -23,7 +23,7 @@ from trainkit.data.prepare import Batch
 from trainkit.display.live import ReadingProgress
 from trainkit.display.text import as_json, count
 from trainkit.engine.error_context import explained_errors
-from trainkit.engine.evaluation_data import check_other_data, class_names, data_changes, training_facts
+from trainkit.engine.evaluation_data import check_other_data, class_names_of_run, data_changes, training_facts
 from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
@@ -83,7 +83,7 @@ def evaluate_run(run: Run, checkpoint: str, config: EvaluationConfig) -> dict[st
             loader = _CountingLoader(session.val, on_progress)
             counts = _class_counts(session)
             metrics = evaluate_state(session.state, loader, on_outputs=counts.update)  # type: ignore[arg-type]
-            found = counts.compute(class_names(session.val.dataset, preprocessing))
+            found = counts.compute(class_names_of_run(session.val.dataset, preprocessing))
     notes = [*session.notes, *changes]
     if session.val.unreadable:
         notes.append(f"note: {count(len(session.val.unreadable), 'sample')} could not be read and did not count")
@@ -113,8 +113,8 @@ def _build(
 ) -> tuple[EvaluationSession, list[str]]:
     """Build the session; return it with notes about data that differs from that of the training.
 
-    The training data is built only if an evaluation needs it. It does too if the validation data differs without it:
-    a data set that draws random samples depends on those built before it.
+    The training data is built if the facts are missing, or if the validation data differs without it. The latter
+    happens if a data set draws random samples, which depend on the data sets that were built before it.
     """
     settings = _with_memory_format(config, saved)
     initialize = None

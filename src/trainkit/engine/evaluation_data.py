@@ -11,7 +11,7 @@ from trainkit.build.evaluation import EvaluationSession, TrainingFacts
 from trainkit.core.errors import ConfigError
 from trainkit.data.contents import data_facts, differing_facts
 from trainkit.data.sample_errors import base_of
-from trainkit.engine.preprocessing import preprocessing_of_run
+from trainkit.engine.preprocessing import class_names, preprocessing_of_run
 from trainkit.runs.directory import Run
 from trainkit.runs.evaluation_config import EvaluationConfig, read_evaluation_config
 from trainkit.runs.preprocessing import Preprocessing, Statistics, read_preprocessing
@@ -21,7 +21,7 @@ MAX_SHOWN = 5  # classes in a message
 
 
 def training_facts(run: Run, config: EvaluationConfig) -> tuple[TrainingFacts | None, Preprocessing | None]:
-    """Return what is needed to know about the training data of a run, and its preprocessing.
+    """Return the facts about the training data of a run that an evaluation needs, and the preprocessing of the run.
 
     The facts are None if the evaluation must build the training data. Other data is standardized by the statistics
     of the training data of the run.
@@ -60,11 +60,11 @@ def data_changes(session: EvaluationSession, saved: Mapping[str, Any]) -> dict[s
     return differing_facts(before, data_facts(session.val, "validation")) if isinstance(before, Mapping) else {}
 
 
-def class_names(dataset: Any, preprocessing: Preprocessing | None) -> list[str] | None:
-    """Return the names of the classes: those of the run, or of a data set with an attribute `classes`."""
+def class_names_of_run(dataset: Any, preprocessing: Preprocessing | None) -> list[str] | None:
+    """Return the names of the classes of a run; if it did not record them, those of the data set."""
     if preprocessing is not None and preprocessing.classes is not None:
         return preprocessing.classes
-    return _names_in(dataset)
+    return class_names(dataset)
 
 
 def check_other_data(dataset: Any, preprocessing: Preprocessing | None) -> list[str]:
@@ -78,7 +78,7 @@ def check_other_data(dataset: Any, preprocessing: Preprocessing | None) -> list[
     reader, saved = getattr(base_of(dataset), "reader", None), preprocessing.reader
     if isinstance(reader, Mapping) and saved is not None and reader.get("kind") == saved["kind"] == "table":
         _check_columns(reader, saved)
-    names, expected = _names_in(dataset), preprocessing.classes
+    names, expected = class_names(dataset), preprocessing.classes
     if names is None or expected is None or names == expected:
         return []
     if len(names) == len(expected) and set(names) != set(expected):
@@ -97,13 +97,6 @@ def _check_columns(reader: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     name = next((old or new for new, old in pairs if new != old), ("?",))[0]
     cause = f"data.file: this table encodes the column {name!r} differently from that of the run"
     raise ConfigError(cause, hint="keep data.file, which decides the encoding, and write data.val_file=FILE")
-
-
-def _names_in(dataset: Any) -> list[str] | None:
-    classes = getattr(base_of(dataset), "classes", None)
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        return None
-    return list(classes)
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -15,10 +15,13 @@ from trainkit.build.model import build_loss
 from trainkit.config.settings import Settings
 from trainkit.core.device import autocast, is_out_of_memory, select_device
 from trainkit.core.errors import ConfigError, DataError, OutOfMemoryError, TrainkitError, UserCodeError
+from trainkit.core.paths import check_exist
 from trainkit.core.pytree import describe, map_tensors, structure_of
 from trainkit.data.collate import list_as_tensors, stack
-from trainkit.data.raw_files import STDIN, LineReader, RawSample, find_files, read_samples
+from trainkit.data.file_search import find_files
+from trainkit.data.raw_files import STDIN, LineReader, RawSample, read_samples
 from trainkit.data.reading import is_file_error
+from trainkit.display.rows import place_text
 from trainkit.engine.load import LoadedModel, load_checkpoint
 from trainkit.engine.predict_text import predict_lines
 from trainkit.engine.prediction_rows import RowFormat, Scores, scores_of
@@ -71,7 +74,7 @@ def predict(
         DataError: a file is missing or cannot be read.
     """
     names = [str(file) for file in files]
-    check_exist(names)
+    check_exist(name for name in names if name != STDIN)
     run = run if isinstance(run, Run) else Run.load(find_run(str(run)))
     loaded = load_checkpoint(run, checkpoint, overrides)
     preprocessing = preprocessing_of_run(run, loaded.settings)
@@ -103,14 +106,6 @@ def predict(
     return generate()
 
 
-def check_exist(names: Sequence[str]) -> None:
-    """Raise `DataError` if a file or folder does not exist. `-` is the standard input."""
-    missing = [name for name in names if name != STDIN and not Path(name).exists()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"{missing[0]}{more}: there is no such file or folder", hint="correct the path")
-
-
 def _unique(names: list[str] | None) -> list[str] | None:
     """Return the names of the classes; None, so that numbers are shown, if several classes have the same name."""
     return names if names is None or len(set(names)) == len(names) else None
@@ -127,11 +122,6 @@ def _readable(
             raise DataError(f"{place_text(sample.place)}: {sample.error}", hint="correct or remove it")
         else:
             on_unreadable(sample.place, sample.error)
-
-
-def place_text(place: Mapping[str, Any]) -> str:
-    """Return where a sample is, for messages: `FILE`, or `FILE, row 3`."""
-    return ", ".join(str(value) if key == "file" else f"{key} {value}" for key, value in place.items())
 
 
 def _batches(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from trainkit.core.pytree import map_tensors
 from trainkit.losses import REGRESSION_LOSSES, FromModel
 
-BINARY = ("0", "1")
-
 
 @dataclass(frozen=True)
 class Scores:

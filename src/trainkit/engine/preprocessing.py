@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from typing import Any
 
@@ -27,13 +27,13 @@ def describe_preprocessing(settings: Settings, train: Loader) -> Preprocessing:
     inputs = None
     with suppress(Exception), preserve_rng():  # the training reports samples that cannot be read
         inputs = _describe_inputs(train.raw_example()[0])
-    dataset = base_of(train.dataset)
+    names = class_names(train.dataset)
     return Preprocessing(
         inputs,
         normalize=_normalization(settings),
         standardize=_standardization(train) if settings.data.standardize else None,
-        classes=_class_names(dataset, settings.data.classes),
-        reader=_reader_of(dataset),
+        classes=names if names is not None and len(names) == settings.data.classes else None,
+        reader=_reader_of(base_of(train.dataset)),
     )
 
 
@@ -59,6 +59,15 @@ def preprocessing_of_run(run: Run, settings: Settings) -> Preprocessing:
         finally:
             for loader in filter(None, (loaders.train, loaders.val)):
                 loader.close()
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Return the names in the attribute `classes` of a data set, as text; None if it has no ordered names."""
+    names: Any = getattr(base_of(dataset), "classes", None)
+    with suppress(TypeError):  # a number of classes, or None
+        if len(names) and not isinstance(names, str | Mapping | Set):
+            return [str(name) for name in names]
+    return None
 
 
 def restore_prepare(preprocessing: Preprocessing | None, device: torch.device) -> Prepare:
@@ -98,15 +107,6 @@ def _describe_sample(sample: Any) -> Any:
 
 def _describe_tensor(sample: Tensor) -> dict[str, Any]:
     return {"shape": [*sample.shape], "dtype": dtype_name(sample)}
-
-
-def _class_names(dataset: Any, classes: int | None) -> list[str] | None:
-    """Return the names of the classes that a data set lists; None if it lists another number of names."""
-    names: Any = getattr(dataset, "classes", None)
-    with suppress(TypeError):  # a number of classes, or None
-        if len(names) == classes and not isinstance(names, str | Mapping):
-            return [str(name) for name in names]
-    return None
 
 
 def _reader_of(dataset: Any) -> dict[str, Any] | None:

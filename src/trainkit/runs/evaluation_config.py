@@ -135,8 +135,9 @@ def _refused(text: str) -> list[Problem]:
         return [Problem(f"{text}: the model of the run decides the number of classes", "remove it")]
     if text.startswith(ALLOW) or section in CHOOSABLE:
         return []
-    cause = f"{text}: an evaluation keeps the {section} of the run" if section == "loss" else f"{text}: it does not"
-    cause += "" if section == "loss" else " change an evaluation, which takes data, metrics and the machine"
+    cause = f"{text}: it does not change an evaluation, which takes data, metrics and the machine"
+    if section == "loss":
+        cause = f"{text}: an evaluation keeps the loss of the run"
     return [Problem(cause, INSTEAD.get(section, f"remove it; the keys are {', '.join(CHOOSABLE)}"))]
 
 

@@ -29,7 +29,7 @@ SOME_FAILED = 10
 def run(argv: Sequence[str]) -> int:
     """Evaluate the runs that the command line names. Their configs are checked before torch is imported."""
     args = arguments.parse(argv, takes_directory=True, json=False, checkpoint="")
-    if args.multirun or args.cfg or args.info or args.hydra_help or args.shell_completion or args.config_dir:
+    if arguments.has_hydra_flag(args) or args.config_dir:
         raise ConfigError("eval takes runs and overrides, and no flag of Hydra", hint=HINT)
     names = [word for word in args.overrides if "=" not in word or Path(word).is_dir()]
     overrides = [word for word in args.overrides if word not in names and not word.startswith(CHECKPOINT)]
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     checkpoint = _checkpoint(args)
     check_overrides(overrides)
     directories, notes = find_runs(names)
-    _print_notes(notes)
+    arguments.print_notes(notes)
     if is_one_run(names):
         return _evaluate_one(directories[0], checkpoint, overrides, args)
     return _evaluate_all(directories, checkpoint, overrides, args)
@@ -73,7 +73,7 @@ def _evaluate(directory: Path, checkpoint: str, overrides: Sequence[str], args: 
 def _evaluate_one(directory: Path, checkpoint: str, overrides: Sequence[str], args: argparse.Namespace) -> int:
     """Evaluate a run, print the numbers and write them; return the exit code."""
     result = _evaluate(directory, checkpoint, overrides, args)
-    _print_notes(result["notes"])
+    arguments.print_notes(result["notes"])
     files, error = _write(result)
     if args.json:
         print(as_json({**result, "files": files}))
@@ -98,9 +98,9 @@ def _evaluate_all(directories: Sequence[Path], checkpoint: str, overrides: Seque
             failures.append((directory, error))
             print(printable(f"{display_path(directory)}: failed"), error, sep="\n", file=sys.stderr, flush=True)
             continue
-        print(printable(metrics_line(result)), file=sys.stderr, flush=True)
+        arguments.print_note(metrics_line(result))
         name = display_path(directory)
-        _print_notes([f"{name}: {note}" for note in result["notes"] if note.startswith("note:")])
+        arguments.print_notes([f"{name}: {note}" for note in result["notes"] if note.startswith("note:")])
         files, storage_error = _write(result)
         failures += [(directory, storage_error)] if storage_error is not None else []
         results.append({**result, "files": files})
@@ -123,9 +123,5 @@ def _write(result: dict[str, Any]) -> tuple[dict[str, str], StorageError | None]
         files, notes = write_evaluation(result)
     except StorageError as error:
         return {}, error
-    _print_notes(notes)
+    arguments.print_notes(notes)
     return files, None
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    print(printable_lines(notes), end="\n" * bool(notes), file=sys.stderr, flush=True)

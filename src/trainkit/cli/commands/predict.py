@@ -6,6 +6,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -14,10 +15,10 @@ from trainkit.config.schema import RootKeys
 from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import ConfigError, DataError
 from trainkit.core.imports import fast_imports
-from trainkit.core.paths import storage_error
+from trainkit.core.paths import check_exist, storage_error
 from trainkit.core.spelling import nearest
 from trainkit.core.terminal import printable
-from trainkit.display.rows import FORMATS, RowText
+from trainkit.display.rows import FORMATS, RowText, place_text
 from trainkit.display.text import count
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
@@ -30,18 +31,16 @@ HINT = "write trainkit predict RUN FILE...; RUN is the directory of a run, or th
 def run(argv: Sequence[str]) -> int:
     """Print the predictions for the files that the command line names, one row for each sample."""
     args = parse(argv)
-    missing = [name for name in args.files if name != "-" and not Path(name).exists()]
-    if missing:
-        raise DataError(f"{missing[0]}: there is no such file or folder", hint="correct the path")
+    check_exist(name for name in args.files if name != "-")
     saved = Run.load(find_run(args.run))
     unreadable: list[str] = []
 
     def on_unreadable(place: Mapping[str, Any], reason: str) -> None:
-        name = ", ".join(str(value) if key == "file" else f"{key} {value}" for key, value in place.items())
+        name = place_text(place)
         unreadable.append(name)
-        _note(f"cannot be read: {name}: {reason}")
+        arguments.print_note(f"cannot be read: {name}: {reason}")
 
-    with arguments.only_answer_on_stdout(argparse.Namespace(json=True)):
+    with redirect_stdout(sys.stderr):  # what custom code prints is not a row
         with fast_imports():
             from trainkit.engine.predict import predict
 
@@ -55,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
             probabilities=args.probabilities,
             flip=args.flip,
             on_unreadable=on_unreadable,
-            on_note=_note,
+            on_note=arguments.print_note,
         )
         done = _write(rows, RowText(args.format), args.output)
     if unreadable:
@@ -90,10 +89,6 @@ def _write(rows: Iterator[dict[str, Any]], text: RowText, output: Path | None) -
             next(counter)
         stdout.flush()
     return next(counter)
-
-
-def _note(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

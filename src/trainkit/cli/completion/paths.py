@@ -8,7 +8,7 @@ from pathlib import Path
 from trainkit.core.paths import display_path
 
 OUTPUTS = Path("outputs")
-RUN_FILES = ("run.json", "sweep.jsonl")  # a folder with one of these files is a run or a sweep
+MARKERS = ("run.json", "sweep.jsonl")  # a folder with one of these files is a run or a sweep
 MAX_RUNS = 50  # that are offered, the newest
 
 
@@ -45,4 +45,4 @@ def _runs() -> Iterator[Path]:
 
 
 def _holds_runs(folder: Path) -> bool:
-    return any(next(folder.glob(f"{depth}{name}"), None) for depth in ("", "*/") for name in RUN_FILES)
+    return any(next(folder.glob(f"{depth}{name}"), None) for depth in ("", "*/") for name in MARKERS)
