@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class RawSample:
     error: str = ""
 
 
-class Reader(Protocol):
+@dataclass
+class Reader(ABC):
     """Reads the samples of a file.
 
     Attributes:
@@ -51,25 +53,25 @@ class Reader(Protocol):
         notes: lines about what was ignored; each is added once.
     """
 
-    noun: str
-    suffixes: tuple[str, ...] | None
-    takes_stdin: bool
-    notes: list[str]
+    noun: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...] | None]
+    takes_stdin: ClassVar[bool] = False
+    notes: list[str] = field(default_factory=list, init=False)
 
+    @abstractmethod
     def read(self, file: str) -> Iterator[RawSample]:
         """Yield the samples of a file; the errors of a file that cannot be read are raised."""
 
 
 @dataclass
-class ImageReader:
+class ImageReader(Reader):
     """Reads a file as an image; see `fit_image` for the size."""
+
+    noun = "images"
+    suffixes = IMAGES
 
     mode: str
     size: int | Sequence[int] | None
-    noun: str = "images"
-    suffixes: tuple[str, ...] | None = IMAGES
-    takes_stdin: bool = False
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._fit = fit_image(self.size)
@@ -81,14 +83,14 @@ class ImageReader:
 
 
 @dataclass
-class TableReader:
+class TableReader(Reader):
     """Reads the rows of a table. Columns that are not inputs are ignored."""
 
+    noun = "tables"
+    suffixes = (".csv", ".tsv", ".parquet", ".pq")
+    takes_stdin = True
+
     encoding: Encoding
-    noun: str = "tables"
-    suffixes: tuple[str, ...] | None = (".csv", ".tsv", ".parquet", ".pq")
-    takes_stdin: bool = True
-    notes: list[str] = field(default_factory=list)
 
     def read(self, file: str) -> Iterator[RawSample]:
         """See `Reader.read`."""
@@ -120,15 +122,15 @@ class TableReader:
 
 
 @dataclass
-class LineReader:
+class LineReader(Reader):
     """Reads the lines of a text as token ids, (T,) int64."""
+
+    noun = "texts"
+    suffixes = (".txt", ".text", ".md")
+    takes_stdin = True
 
     unit: str
     vocabulary: Sequence[str]
-    noun: str = "texts"
-    suffixes: tuple[str, ...] | None = (".txt", ".text", ".md")
-    takes_stdin: bool = True
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._ids = {token: index for index, token in enumerate(self.vocabulary)}
@@ -153,7 +155,7 @@ def read_lines(file: str) -> Iterator[bytes]:
 
 
 @dataclass
-class ArrayReader:
+class ArrayReader(Reader):
     """Reads the samples of an array: `.npy`, the array `X` of an `.npz`, or a tensor in a `.pt` file.
 
     Args:
@@ -161,12 +163,11 @@ class ArrayReader:
         dtype: of the training samples. Floats are converted to it, and integers must fit into it.
     """
 
+    noun = "arrays"
+    suffixes = ARRAYS
+
     shape: Sequence[int]
     dtype: str
-    noun: str = "arrays"
-    suffixes: tuple[str, ...] | None = ARRAYS
-    takes_stdin: bool = False
-    notes: list[str] = field(default_factory=list)
 
     def read(self, file: str) -> Iterator[RawSample]:
         """See `Reader.read`."""
@@ -215,14 +216,13 @@ def load_array(file: str) -> Tensor:
 
 
 @dataclass
-class CustomReader:
+class CustomReader(Reader):
     """Reads a file by the function of a data set, which returns the inputs of a sample."""
 
+    noun = "files"
+    suffixes = None
+
     function: Callable[[str], Any]
-    noun: str = "files"
-    suffixes: tuple[str, ...] | None = None
-    takes_stdin: bool = False
-    notes: list[str] = field(default_factory=list)
 
     def read(self, file: str) -> Iterator[RawSample]:
         """See `Reader.read`."""
