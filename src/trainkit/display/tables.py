@@ -35,7 +35,12 @@ def plain_table(header: Sequence[str], rows: Cells) -> list[str]:
 def markdown_table(header: Sequence[str], rows: Cells) -> list[str]:
     """Return the lines of a Markdown table."""
     escaped = [[MARKDOWN.sub(r"\\\1", _one_line(cell)) for cell in row] for row in (header, *rows)]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    return markdown_lines(escaped[0], escaped[1:])
+
+
+def markdown_lines(header: Sequence[str], rows: Cells) -> list[str]:
+    """Return the lines of a Markdown table whose cells are Markdown already."""
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     return [lines[0], f"|{' --- |' * len(header)}", *lines[1:]]
 
 

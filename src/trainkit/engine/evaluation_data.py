@@ -11,10 +11,10 @@ from trainkit.build.evaluation import EvaluationSession, TrainingFacts
 from trainkit.core.errors import ConfigError
 from trainkit.data.contents import data_facts, differing_facts
 from trainkit.data.sample_errors import base_of
-from trainkit.engine.preprocessing import class_names, preprocessing_of_run
+from trainkit.engine.preprocessing import as_tensors, class_names, preprocessing_of_run
 from trainkit.runs.directory import Run
 from trainkit.runs.evaluation_config import EvaluationConfig, read_evaluation_config
-from trainkit.runs.preprocessing import Preprocessing, Statistics, read_preprocessing
+from trainkit.runs.preprocessing import Preprocessing, read_preprocessing
 from trainkit.runs.reload import ALLOW
 
 MAX_SHOWN = 5  # classes in a message
@@ -40,13 +40,8 @@ def training_facts(run: Run, config: EvaluationConfig) -> tuple[TrainingFacts | 
     if found is None or found.standardize is None:
         own = read_evaluation_config(run, [text for text in config.overrides if text.startswith(ALLOW)]).settings
         found = preprocessing_of_run(run, own)
-    return TrainingFacts(classes, _as_tensors(found.standardize)), found
-
-
-def _as_tensors(statistics: Statistics | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if statistics is None:
-        return None
-    return torch.tensor(statistics.mean, dtype=torch.float64), torch.tensor(statistics.std, dtype=torch.float64)
+    statistics = None if found.standardize is None else as_tensors(found.standardize, torch.float64)
+    return TrainingFacts(classes, statistics), found
 
 
 def data_changes(session: EvaluationSession, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

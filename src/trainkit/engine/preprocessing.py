@@ -76,8 +76,12 @@ def restore_prepare(preprocessing: Preprocessing | None, device: torch.device) -
     if preprocessing is None or statistics is None:
         return Prepare(device)
     dtype = torch.float64 if preprocessing.standardize else torch.get_default_dtype()  # as `build_prepare`
-    mean, std = (torch.tensor(part, dtype=dtype) for part in (statistics.mean, statistics.std))
-    return Prepare(device, mean, std)
+    return Prepare(device, *as_tensors(statistics, dtype))
+
+
+def as_tensors(statistics: Statistics, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation as tensors: (1,), or one number for each channel."""
+    return torch.tensor(statistics.mean, dtype=dtype), torch.tensor(statistics.std, dtype=dtype)
 
 
 def _describe_inputs(batch: Any) -> Any:

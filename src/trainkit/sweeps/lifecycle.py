@@ -27,6 +27,7 @@ from trainkit.sweeps.ledger import JobRecord, Ledger, shared_overrides
 from trainkit.sweeps.report import write_sweep_report
 
 ENDED_WELL = ("completed", "paused", "pruned")  # a search has stopped the last two
+SOME_FAILED = 10  # the exit code if a run of several runs failed
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def finish_sweep(ledger: Ledger, numbers: set[int], report: Any, started: float)
     """
     jobs = ledger.read()
     requested = [job for job in jobs if job.number in numbers]
-    code = 10 if any(job.status not in ENDED_WELL for job in requested) else 0
+    code = SOME_FAILED if any(job.status not in ENDED_WELL for job in requested) else 0
     ledger.write_summary("failed" if code else "completed", code)
     started_now = ledger.last_command().started
     skipped = sum(job.status == "completed" and job.number not in started_now for job in requested)

@@ -19,11 +19,11 @@ from trainkit.runs.evaluation_config import check_overrides, read_evaluation_con
 from trainkit.runs.find import checkpoint_step
 from trainkit.runs.recovery import recover_run
 from trainkit.sweeps.evaluations import evaluation_table, find_runs, is_one_run
+from trainkit.sweeps.lifecycle import SOME_FAILED
 from trainkit.sweeps.table_text import as_dict, table_lines
 
 HINT = "write trainkit eval RUN... [KEY=VALUE ...]; RUN is a run, a sweep, or the word last"
 CHECKPOINT = "checkpoint="
-SOME_FAILED = 10
 
 
 def run(argv: Sequence[str]) -> int:

@@ -16,7 +16,6 @@ from trainkit.runs.find import find_run
 
 HINT = "write trainkit export RUN --format onnx|torch|safetensors; RUN is a directory or the word last"
 
-
 FLAGS: dict[str, Any] = {
     "format": "",
     "output": "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainkit.core.terminal import printable
+from trainkit.display.tables import markdown_lines
 from trainkit.display.text import number
 
 MAX_CLASSES = 200  # names in a card; the metadata of the file has all
@@ -92,8 +93,7 @@ def _classes(names: Sequence[str]) -> list[str]:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(cells)} |" for cells in ([*titles], ["---"] * len(titles), *rows)]
-    return [*lines, ""]
+    return [*markdown_lines(titles, rows), ""]
 
 
 def _plain(text: str) -> str:
