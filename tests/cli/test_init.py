@@ -306,10 +306,12 @@ def run_in(folder: Path, *command: str) -> str:
 @pytest.mark.slow
 def test_every_command_of_the_readme_of_a_project_works(flowers: Path) -> None:
     lines = re.findall(r"^    (trainkit .*?) *#", (flowers / "README.md").read_text(), re.M)
-    assert len(lines) == 8
+    assert len(lines) == 10
     printed = [run_in(flowers, *shlex.split(line)) for line in lines]
     assert "best of 20 epochs" in printed[0]
-    assert "best of 40 epochs" in printed[4]
+    assert "no errors found" in printed[4]
+    assert "best of 40 epochs" in printed[5]
+    assert "equal to the numbers of epoch" in printed[6]
     assert (flowers / "outputs" / "latest" / "summary.json").exists()  # of the sweep
 
     accuracies = [row["val/accuracy"] for row in read_history(next(flowers.glob("outputs/2*/*")))]
