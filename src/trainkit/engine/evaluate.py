@@ -98,7 +98,7 @@ def evaluate_run(run: Run, checkpoint: str, config: EvaluationConfig) -> dict[st
 
 @contextmanager
 def _explained_errors(session: EvaluationSession, config: EvaluationConfig) -> Iterator[None]:
-    """Explain every error in the block. With other data, an error of the model counts as a config error."""
+    """Explain every error in the block. An error of the model with other data has the exit code of a config error."""
     try:
         with explained_errors(session):
             yield

@@ -74,7 +74,7 @@ class Caller:
 
     def random(self, samples: int) -> Call:
         """Return a call of the export with a batch of random inputs. Equal sizes give equal inputs."""
-        return self.call_of(self._inputs(samples, prepared=not self.prepares_inside))
+        return self._call_of(self._inputs(samples, prepared=not self.prepares_inside))
 
     def expected(self, samples: int) -> Named:
         """Return the outputs of the model for the batch that `random` returns.
@@ -86,12 +86,25 @@ class Caller:
         with preserve_rng():
             return self._outputs(samples)
 
+    def check_repeatable(self) -> None:
+        """Raise `ExportError` if the model returns other outputs when it is called again, or NaN."""
+        name = name_and_place(self.model)
+        with preserve_rng():
+            first, second = self._outputs(TRACED), self._outputs(TRACED)
+        if any(tensor.is_floating_point() and bool(tensor.isnan().any()) for _, tensor in first):
+            cause = f"model: {name} returns NaN for random inputs, so an export cannot be compared"
+            raise ExportError(cause, hint="choose another checkpoint: --checkpoint last or step-N")
+        if difference(first, second) != 0:
+            cause = f"model: {name} returns different outputs for equal inputs, so an export cannot be compared"
+            hint = "draw random numbers only if self.training, and keep no state from call to call"
+            raise ExportError(cause, hint=hint)
+
     def _inputs(self, samples: int, *, prepared: bool) -> Any:
         generator = torch.Generator().manual_seed(samples)
         inputs = _draw(self.sample, "", samples, self.ids, generator)
         return self.prepare(inputs) if prepared else inputs
 
-    def call_of(self, inputs: Any) -> Call:
+    def _call_of(self, inputs: Any) -> Call:
         """Return the call that passes the inputs of a batch to the model."""
         if self.unpack is None:
             return Call((inputs,), {}, [name for name, _ in named_tensors(inputs, "inputs")])
@@ -108,7 +121,7 @@ class Caller:
             yield from ((f"{name}_{i}", item) for i, item in enumerate(value)) if is_rest else [(name, value)]
 
     def _outputs(self, samples: int) -> Named:
-        call = self.call_of(self._inputs(samples, prepared=True))
+        call = self._call_of(self._inputs(samples, prepared=True))
         try:
             with evaluating(self.model), without_carried(carrying_modules(self.model)):
                 outputs = self.model(*call.args, **call.kwargs)
@@ -120,19 +133,6 @@ class Caller:
             cause = f"model: {name_and_place(self.model)} returns {describe(outputs)}, expected tensors"
             raise ExportError(cause, hint="write --format safetensors, which holds the weights alone")
         return named
-
-    def check_repeatable(self) -> None:
-        """Raise `ExportError` if the model returns other outputs when it is called again, or NaN."""
-        name = name_and_place(self.model)
-        with preserve_rng():
-            first, second = self._outputs(TRACED), self._outputs(TRACED)
-        if any(tensor.is_floating_point() and bool(tensor.isnan().any()) for _, tensor in first):
-            cause = f"model: {name} returns NaN for random inputs, so an export cannot be compared"
-            raise ExportError(cause, hint="choose another checkpoint: --checkpoint last or step-N")
-        if difference(first, second) != 0:
-            cause = f"model: {name} returns different outputs for equal inputs, so an export cannot be compared"
-            hint = "draw random numbers only if self.training, and keep no state from call to call"
-            raise ExportError(cause, hint=hint)
 
 
 def named_tensors(value: Any, name: str) -> Named:
