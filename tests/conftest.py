@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,11 +31,20 @@ def trainkit(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, also on `sys.path` as it is for the command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    own = [name for name, module in sys.modules.items() if _is_in(tmp_path, module)]
+    for name in own:  # another test may import another module of this name
+        del sys.modules[name]
+
+
+def _is_in(folder: Path, module: Any) -> bool:
+    """Return whether a module was imported from a folder."""
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and Path(file).is_relative_to(folder)
 
 
 @pytest.fixture(scope="session")
