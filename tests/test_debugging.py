@@ -166,12 +166,27 @@ def test_anomaly_does_not_change_the_numbers() -> None:
         ["debug=fast", "logger=csv"],
         ["debug=profile", "epochs=3"],
         ["debug=anomaly", "on_nonfinite=skip"],
+        ["debug=overfit", "early_stop=off"],
     ],
 )
 def test_an_override_of_a_key_that_debug_sets_is_an_error(overrides: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_run(overrides)
     assert f"{overrides[1]}: {overrides[0]} sets {overrides[1].partition('=')[0]}" in str(caught.value)
+
+
+def test_a_mapping_with_a_key_that_debug_sets_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"debug=overfit sets data\.augment\.flip"):
+        compose_run(["debug=overfit", "data={augment: {flip: random}}"])
+
+
+@pytest.mark.parametrize(
+    "override", ["data=cifar10", "data={num_workers: 1}", "+hooks={mine: {_target_: mymodels.Flat}}"]
+)
+def test_a_section_of_which_debug_sets_other_keys_can_be_chosen(override: str) -> None:
+    settings = compose_run(["debug=overfit", override]).settings
+    assert not settings.source.data.augment.flip
+    assert settings.source.hooks.debug["_target_"] == "trainkit.debugging.Overfit"
 
 
 def test_the_keys_that_debug_sets_are_in_the_shown_config(forked: Command) -> None:

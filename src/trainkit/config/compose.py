@@ -130,7 +130,7 @@ def compose_with(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed
     written = mark_new_arguments(overrides)
     notes = drop_replaced_arguments(whole, written, hydra.runtime.choices, lambda texts: _load(loader, texts)[0])
     problems += find_two_lengths(overrides, whole)
-    problems += find_debug_contradictions(hydra.runtime.choices.get("debug"), overrides)
+    problems += find_debug_contradictions(hydra.runtime.choices, overrides)
     try:
         settings = read_settings(whole)
         if not problems:
