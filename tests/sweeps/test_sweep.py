@@ -20,8 +20,21 @@ from trainkit.runs.lock import Lock
 from trainkit.sweeps.ledger import JobRecord, read_ledger
 
 MODULE = """
-import os, time
+import multiprocessing, os, time
+import torch
 from torch import nn
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self):
+        self.classes = ["a", "b"]
+        with open("methods", "a") as file:
+            file.write(multiprocessing.get_start_method() + "\\n")
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return torch.randn(3, 8, 8), index % 2
 
 class Net(nn.Module):
     def __init__(self, fault="none", wait=0.0):
@@ -44,6 +57,7 @@ class Net(nn.Module):
                 time.sleep(600)
         return self.layers(images)
 """
+SAMPLES = ("data.train._target_=mine.Samples", "data.num_workers=2", "data.cache=none")
 BASE = ("model=mine.Net", "limit_batches=4", "hydra.sweep.dir=S")
 
 
@@ -284,6 +298,21 @@ def test_another_launcher_keeps_the_ledger_too(own: Path, forks: Forks) -> None:
     refused = forks.start(*sweep, "retries=1", cwd=own)
     assert refused.wait() == 2
     assert "retries need trainkit's launcher" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["trainkit", "joblib"])
+def test_the_data_of_a_job_is_read_by_processes_that_start_as_those_of_a_run(
+    launcher: str, own: Path, forks: Forks, trainkit: Command
+) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    base = ("model=mine.Net", *SAMPLES, "batch_size=8", "epochs=2", "limit_batches=2")
+    forks.run(*base, "seed=1", "hydra.run.dir=alone", cwd=own)
+    sweep = trainkit("-m", *base, "seed=1,2", "hydra.sweep.dir=S", f"hydra/launcher={launcher}")  # without torch
+    assert sweep.returncode == 0, sweep.stderr
+    assert len(set((own / "methods").read_text().split())) == 1
+    assert losses_of(own / "S/0") == losses_of(own / "alone")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
     """Train a job in a process of a launcher such as joblib's; return its exit code."""
     if str(Path.cwd()) not in sys.path:  # as the command does
         sys.path.append(str(Path.cwd()))
+    start_children_as_a_run_does()
     try:
         train_job(config, config_dir)
     except (Exception, SystemExit) as error:  # the other jobs continue
@@ -90,6 +92,7 @@ def run_job_process(
         channel: to ask a search whether to continue; None: this is not a job of a search.
     """
     redirect_output(log)
+    start_children_as_a_run_does()
     stop_with_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -170,6 +173,15 @@ def redirect_output(log: Path) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, descriptor), (2, descriptor)):
         os.dup2(source, target)
+
+
+def start_children_as_a_run_does() -> None:
+    """Start the processes that read data in the default way of this platform, as a run without a sweep does.
+
+    By default they would start as this process did: each job would start a server of its own, which does not import
+    torch, and so each of its processes would import everything again.
+    """
+    multiprocessing.set_start_method(None, force=True)
 
 
 def stop_with_parent() -> None:
