@@ -34,6 +34,8 @@ def dispatch(argv: list[str]) -> int:
     name, rest = "train", argv
     if argv and argv[0] in COMMANDS:
         name, rest = argv[0], argv[1:]
+    elif argv[1:2] and argv[1].startswith("="):  # `epochs = 3`, which the composition reports
+        pass
     elif argv and argv[0].replace("-", "").replace("_", "").isalnum() and not argv[0].startswith("-"):
         from trainkit.config.schema import RootKeys
 

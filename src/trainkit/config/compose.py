@@ -25,6 +25,7 @@ from trainkit.config.search_path import CONF, make_loader, make_sweep_loader
 from trainkit.config.search_problems import find_float_ends, find_search_problems
 from trainkit.config.search_space import Space, describe_parse_error, find_active, has_interval, read_space
 from trainkit.config.settings import Settings, read_settings
+from trainkit.config.split_words import find_merged_choices, find_split_words
 from trainkit.config.targets import find_wrong_targets
 from trainkit.core.errors import ConfigError, Problem
 
@@ -110,15 +111,16 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     Raises:
         ConfigError: everything that is wrong with the config; `error.composed` is `Unchecked` or None.
     """
-    _check_hydra_keys(overrides)
+    _check_overrides(overrides)
     return compose_with(make_loader(config_dir), overrides)
 
 
 def compose_with(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed:
     """Return the settings of a run that a loader composes; see `compose_run`."""
     whole, problems = _load(loader, overrides)
-    if whole is None:
-        raise ConfigError(*problems)
+    merged = [] if whole is None else find_merged_choices(overrides, whole)
+    if whole is None or merged:  # choices that are merged give false errors about their arguments
+        raise ConfigError(*problems, *merged)
     HydraConfig.instance().set_config(whole)  # for `${hydra:...}`
     directory = None
     try:
@@ -170,7 +172,7 @@ def compose_sweep(
         ConfigError: everything that is wrong with any of these jobs.
     """
     loader = make_sweep_loader(config_dir)
-    _check_hydra_keys(overrides, loader)
+    _check_overrides(overrides, loader)
     problems: list[Problem] = []
     params: dict[str, Any] = {}
     try:
@@ -216,14 +218,14 @@ def _has_search_key(whole: DictConfig, overrides: Sequence[str]) -> bool:
     )
 
 
-def _check_hydra_keys(overrides: Sequence[str], loader: ConfigLoaderImpl | None = None) -> None:
-    """Raise `ConfigError` if overrides set `hydra.sweeper.params`, or several values of a key that cannot vary.
+def _check_overrides(overrides: Sequence[str], loader: ConfigLoaderImpl | None = None) -> None:
+    """Raise `ConfigError` for split words, `hydra.sweeper.params`, and several values of a key that cannot vary.
 
     Args:
         overrides: of the command line.
         loader: of a sweep; None: only the first check is made.
     """
-    problems = []
+    problems = find_split_words(overrides)
     for text in overrides:
         key, _, value = text.lstrip("+~").partition("=")
         if key == PARAMS or key.startswith(f"{PARAMS}."):

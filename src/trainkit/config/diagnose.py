@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from collections.abc import Iterable
 
 import yaml
@@ -71,16 +72,17 @@ def diagnose(
 def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> Problem:
     """Return why an override's key cannot be set."""
     key, text = override.key_or_group, str(override.input_line)
+    plain = text.lstrip("+")
     renamed = renamed_problem(key, text, text.partition("=")[2])
     if renamed is not None:
         return renamed
     parent, _, leaf = key.rpartition(".")
     if OmegaConf.select(config, key, throw_on_missing=False) is not None and not override.is_delete():
-        hint = f"write {text.lstrip('+')}" if override.is_add() else f"to add them write +{text}"
+        hint = f"write {shlex.quote(plain)}" if override.is_add() else f"to add them write {shlex.quote('+' + plain)}"
         cause = "the key exists already" if override.is_add() else f"{key} lacks some of these keys"
         return Problem(f"{text}: {cause}", hint)
     if key in LAUNCHER_KEYS:
-        return Problem(f"{text}: the key {key!r} does not exist", f"write hydra.launcher.{text.lstrip('+')}")
+        return Problem(f"{text}: the key {key!r} does not exist", f"write {shlex.quote('hydra.launcher.' + plain)}")
     siblings = OmegaConf.select(config, parent) if parent else config
     shipped = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
     if isinstance(siblings, str) or (siblings is None and isinstance(shipped.get(parent), dict)):
@@ -95,7 +97,7 @@ def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override
     sections = keys_of_sections()
     can_be_added = parent not in sections or leaf in sections[parent]
     if parent and can_be_added and key.partition(".")[0] in config and not override.is_delete():
-        hints.append(f"to add a new key write +{text.lstrip('+')}")
+        hints.append(f"to add a new key write {shlex.quote('+' + plain)}")
     elif inside and (not close or (parent in sections and parent)):
         hints.append(f"the keys{f' of {parent}' if parent else ''} are: {', '.join(inside)}")
     return Problem(f"{text}: the key {key!r} does not exist", "; ".join(hints))
