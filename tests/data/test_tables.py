@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
+from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests.helpers import compose_settings
@@ -66,6 +68,51 @@ def test_parquet_and_csv_give_the_same_table(here: Path, houses: Path) -> None:
     assert other is not None
     assert torch.equal(one.tensors[0], other.tensors[0])
     assert torch.equal(one.tensors[1], other.tensors[1])
+
+
+@pytest.mark.parametrize("fill", ["mean", "median"])
+def test_missing_numbers_get_the_mean_or_median_of_the_training_file_as_in_scikit_learn(here: Path, fill: str) -> None:
+    (here / "train.csv").write_text("x,z,y\n1,7,1\n,0.1,2\n2,,3\n9,0.2,4\n")
+    (here / "val.csv").write_text("x,z,y\n5,,1\n,3,2\n")
+    lack = np.nan
+    imputer = SimpleImputer(strategy=fill).fit([[1, 7], [lack, 0.1], [2, lack], [9, 0.2]])
+    rows = table("train.csv", "y", part="val", val_file="val.csv", fill=fill)
+    assert rows is not None
+    np.testing.assert_array_equal(rows.tensors[0], imputer.transform([[5, lack], [lack, 3]]).astype(np.float32))
+    assert rows.reader["fill"] == pytest.approx(dict(zip("xz", imputer.statistics_, strict=True)), rel=1e-15)
+
+
+@pytest.mark.parametrize("fill", ["average", "3", True, float("nan"), 1e300, [0]])
+def test_a_fill_that_is_no_number_and_no_average_is_an_error(houses: Path, fill: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.fill=.*: must be a number, mean or median"):
+        table(str(houses), "kind", fill=fill)
+
+
+def test_the_mean_of_a_column_without_values_is_an_error(here: Path) -> None:
+    (here / "t.csv").write_text("x,y\n,1\nna,2\n")
+    with pytest.raises(DataError, match=r"data\.fill=mean: the column 'x' of t\.csv has no value"):
+        table("t.csv", "y", fill="mean")
+
+
+def test_a_missing_word_becomes_a_category_with_each_fill(here: Path) -> None:
+    (here / "t.csv").write_text("word,y\na,1\n,2\n")
+    with pytest.raises(DataError, match="it becomes a category of its own"):
+        table("t.csv", "y")
+    for fill in (0, "mean"):
+        rows = table("t.csv", "y", fill=fill)
+        assert rows is not None
+        assert (rows.columns, rows.tensors[0].tolist()) == (["word=", "word=a"], [[0, 1], [1, 0]])
+
+
+def test_a_text_is_the_name_of_one_column(houses: Path) -> None:
+    one, other = (table(str(houses), "price", drop=drop, fill=0) for drop in ("kind", ["kind"]))
+    assert one is not None
+    assert other is not None
+    assert one.columns == other.columns
+    with pytest.raises(ConfigError, match=r"data\.drop=id: .* has no such column"):
+        table(str(houses), "price", drop="id")
+    with pytest.raises(ConfigError, match=r"data\.target names no column"):
+        table(str(houses), [])
 
 
 def test_a_validation_file_has_the_categories_of_the_training_file(here: Path, houses: Path) -> None:

@@ -321,6 +321,14 @@ def test_other_rows_are_standardized_by_the_training_rows_of_the_run(own: Path) 
     assert trainkit.evaluate(run, overrides=again)["metrics"]["val/loss"] == expected
 
 
+def test_a_table_with_another_mean_is_refused(own: Path) -> None:
+    run = train(own / "run", *TABLE, "data.fill=mean", "epochs=1")
+    lines = (own / "rows.csv").read_text().splitlines()
+    (own / "other.csv").write_text("\n".join(lines[: len(lines) // 2]))
+    with pytest.raises(ConfigError, match=r"encodes the column '\w+' differently"):
+        trainkit.evaluate(run, overrides=["data.file=other.csv"])
+
+
 def test_a_table_with_another_encoding_is_refused(own: Path) -> None:
     run = train(own / "run", *TABLE, "epochs=1")
     (own / "other.csv").write_text((own / "rows.csv").read_text().replace(",x,", ",z,"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -195,6 +196,8 @@ def test_a_run_without_the_file_needs_its_data_and_predicts_the_same(
         {"kind": "images", "size": [1, 2, 3]},
         {"kind": "table", "columns": {"a": 3}, "fill": None, "targets": []},
         {"kind": "table", "columns": [], "fill": None, "targets": []},
+        {"kind": "table", "columns": {"a": None}, "fill": {}, "targets": []},
+        {"kind": "table", "columns": {"a": None}, "fill": "mean", "targets": []},
         {"kind": "table"},
         {"kind": "text", "unit": "letters"},
     ],
@@ -331,6 +334,15 @@ def test_words_that_are_numbers_stay_words(prices_run: Run, tmp_path: Path) -> N
     (tmp_path / "a.csv").write_text("size,city\n1,01\n")
     (tmp_path / "b.csv").write_text("size,city\n1,01\n1,Bern\n")
     assert rows_of(prices_run, tmp_path / "a.csv")[0]["price"] == rows_of(prices_run, tmp_path / "b.csv")[0]["price"]
+
+
+def test_a_missing_number_of_a_new_row_gets_the_mean_of_the_training(table: Path, tmp_path: Path) -> None:
+    options = [*table_options(table, "price", "big"), "data.fill=mean", "loss=mse", "model.out_features=1", "epochs=1"]
+    run = train(tmp_path / "run", *options)
+    sizes = [float(line.split(",")[0]) for line in (table / "train.csv").read_text().splitlines()[1:]]
+    (tmp_path / "new.csv").write_text(f"size,city\n,Bern\n{math.fsum(sizes) / len(sizes)!r},Bern\n4,Bern\n")
+    missing, mean, other = (row["price"] for row in rows_of(run, tmp_path / "new.csv"))
+    assert missing == mean != other
 
 
 def test_wrong_rows_of_a_table_are_reported_and_the_others_are_predicted(prices_run: Run, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from trainkit.core.spelling import did_you_mean
 from trainkit.data.table_files import Column, Numbers, read_columns
 
 TASKS = ("auto", "classification", "regression")
+AVERAGES: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "median": median}  # that `data.fill` may name
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Table(TensorDataset):
@@ -39,12 +42,13 @@ class Encoding:
 
     Attributes:
         columns: name -> the words of a column, each of which is one input; None for a column of numbers.
-        fill: replaces missing inputs; a missing word is the word "". None: they are an error.
+        fill: replaces missing numbers: one number, or a number for each column of numbers. A missing word is the word
+            "". None: missing inputs are an error.
         targets: the names of the columns of the targets.
     """
 
     columns: dict[str, list[str] | None]
-    fill: float | None
+    fill: float | Mapping[str, float] | None
     targets: list[str]
 
     @property
@@ -70,13 +74,15 @@ class Encoding:
     def _encode_column(self, name: str, words: list[str] | None, rows: Column, file: str, first: int) -> Numbers:
         lacking = _missing(rows, first)
         if lacking and self.fill is None:
-            hint = "write data.fill=0, or another number, or leave it out: data.drop"
+            effect = "=mean, median or a number" if words is None else "=0: it becomes a category of its own"
+            hint = f"write data.fill{effect}; or leave the column out: data.drop={name}"
             raise _missing_error(file, name, lacking, hint)
         if words is not None:
             one_hot: Numbers = np.eye(len(words))[_numbered(name, words, rows, file)]
             return one_hot
         numbers = _as_numbers(name, rows, file, first)
-        filled: Numbers = np.where(np.isnan(numbers), self.fill or 0.0, numbers)
+        number = self.fill[name] if isinstance(self.fill, Mapping) else self.fill
+        filled: Numbers = np.where(np.isnan(numbers), number or 0.0, numbers)
         return filled[:, None]
 
 
@@ -85,9 +91,9 @@ def table(
     target: str | Sequence[str],
     part: str = "train",
     val_file: str | None = None,
-    drop: Sequence[str] = (),
+    drop: str | Sequence[str] = (),
     task: str = "auto",
-    fill: float | None = None,
+    fill: float | str | None = None,
 ) -> Table | None:
     """Return the rows of a CSV file (UTF-8, with a header), a TSV file or a parquet file.
 
@@ -99,10 +105,11 @@ def table(
         target: the column of the targets; several columns for a regression with several outputs.
         part: train, or val for the rows of `val_file`.
         val_file: the file of the validation set.
-        drop: columns that are not inputs.
+        drop: a column that is not an input, or several.
         task: `classification` (each different value is a class), `regression`, or `auto`: classification for a column
             of words, regression for numbers.
-        fill: replaces missing inputs; a missing word becomes a category. None: they are an error.
+        fill: replaces missing numbers: a number, or the `mean` or `median` of the column in `file`. A missing word
+            becomes a category of its own. None: missing inputs are an error.
 
     Returns:
         The rows. None for the part `val` without a `val_file`.
@@ -117,14 +124,19 @@ def table(
         return None
     if task not in TASKS:
         raise ConfigError(f"data.task={task}: there is no such task", hint=did_you_mean(task, TASKS, "data.task="))
-    targets = [target] if isinstance(target, str) else list(target)
+    if not _is_fill(fill):
+        hint = "null: missing inputs are an error"
+        raise ConfigError(f"data.fill={fill}: must be a number, mean or median", hint=hint)
+    targets, dropped = _names(target), _names(drop)
+    if not targets:
+        raise ConfigError("data.target names no column", hint="write data.target=COLUMN")
     columns = read_columns(file)
-    for key, names in (("target", targets), ("drop", drop)):
+    for key, names in (("target", targets), ("drop", dropped)):
         for name in names:
             if name not in columns:
                 hint = did_you_mean(name, columns)
                 raise ConfigError(f"data.{key}={name}: {file} has no such column", hint=hint)
-    names = [name for name in columns if name not in targets and name not in drop]
+    names = [name for name in columns if name not in targets and name not in dropped]
     if not names:
         raise ConfigError(f"{file}: no column is left for the inputs", hint="change data.target or data.drop")
     rows = columns
@@ -135,10 +147,37 @@ def table(
             raise DataError(f"{val_file}: it has no column {lacking!r}", hint=f"it needs the columns of {file}")
     source = val_file if part == "val" and val_file else file
     words = {name: _words_of(columns[name]) for name in names}
-    encoding = Encoding(words, fill, targets)
+    averages = _averages(fill, {name: columns[name] for name in names}, file) if isinstance(fill, str) else fill
+    encoding = Encoding(words, averages, targets)
     inputs = encoding.encode(rows, source)
     made_targets, classes = _targets(targets, columns, rows, task, source)
     return Table(inputs, made_targets, encoding, classes)
+
+
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    """Return the names of columns. A name alone is a column; YAML reads some names as numbers."""
+    names: Sequence[Any] = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return [str(name) for name in names if name is not None]
+
+
+def _is_fill(fill: Any) -> bool:
+    if isinstance(fill, int | float) and not isinstance(fill, bool):
+        return abs(fill) <= FLOAT32_MAX
+    return fill is None or (isinstance(fill, str) and fill in AVERAGES)
+
+
+def _averages(name_of_average: str, columns: Mapping[str, Column], file: str) -> dict[str, float]:
+    """Return the mean or the median of each column of numbers, without its missing values."""
+    averages = {}
+    for name, column in columns.items():
+        if isinstance(column, list):
+            continue
+        present = column[~np.isnan(_finite(name, column, file, 1))].tolist()
+        if not present:
+            cause = f"data.fill={name_of_average}: the column {name!r} of {file} has no value"
+            raise DataError(cause, hint=f"leave the column out: data.drop={name}")
+        averages[name] = AVERAGES[name_of_average](present)
+    return averages
 
 
 def _words_of(column: Column) -> list[str] | None:
@@ -203,7 +242,7 @@ def _as_numbers(name: str, rows: Column, file: str, first: int = 1) -> Numbers:
 
 def _finite(name: str, numbers: Numbers, file: str, first: int) -> Numbers:
     """Return numbers that fit into float32. NaN is a missing value, which is reported as such."""
-    outside = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
+    outside = np.flatnonzero(np.abs(numbers) > FLOAT32_MAX)
     if len(outside):
         place = f"{file}: row {outside[0] + first} of the column {name!r}"
         cause = f"{place} is {numbers[outside[0]]:g}, outside of float32"

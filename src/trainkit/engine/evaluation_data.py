@@ -85,13 +85,20 @@ def check_other_data(dataset: Any, preprocessing: Preprocessing | None) -> list[
 
 def _check_columns(reader: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if two tables encode their columns differently."""
-    columns, expected = ([*found["columns"].items()] for found in (reader, saved))
+    columns, expected = (_encoded_columns(found) for found in (reader, saved))
     if columns == expected:
         return
-    pairs = zip([*columns, None], [*expected, None], strict=False)
+    pairs: Any = zip([*columns, None], [*expected, None], strict=False)
     name = next((old or new for new, old in pairs if new != old), ("?",))[0]
     cause = f"data.file: this table encodes the column {name!r} differently from that of the run"
-    raise ConfigError(cause, hint="keep data.file, which decides the encoding, and write data.val_file=FILE")
+    hint = "keep data.file and data.fill, which decide the encoding, and write data.val_file=FILE"
+    raise ConfigError(cause, hint=hint)
+
+
+def _encoded_columns(reader: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the name of each column with its words, and the mean or median that replaces its missing numbers."""
+    fill = reader["fill"] if isinstance(reader.get("fill"), Mapping) else {}
+    return [(name, (words, fill.get(name))) for name, words in reader["columns"].items()]
 
 
 def _shown(names: Sequence[str]) -> str:

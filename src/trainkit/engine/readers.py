@@ -87,7 +87,7 @@ def _described_reader(described: dict[str, Any], classes: list[str] | None) -> R
             return LineReader(described["unit"], classes)
         if kind == "table":
             encoding = Encoding(described["columns"], described["fill"], described["targets"])
-            if _are_columns(described["columns"]) and isinstance(encoding.targets, list):
+            if _are_columns(described["columns"]) and _is_fill(encoding) and isinstance(encoding.targets, list):
                 return TableReader(encoding)
     if kind not in ("images", "text", "table"):
         cause = (
@@ -108,3 +108,11 @@ def _are_columns(columns: Any) -> bool:
     lists = [words for words in columns.values() if words is not None] if isinstance(columns, dict) else []
     is_list = all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists)
     return isinstance(columns, dict) and bool(columns) and is_list
+
+
+def _is_fill(encoding: Encoding) -> bool:
+    """Return whether `fill` is None, a number, or a number for each column of numbers."""
+    fill: Any = encoding.fill
+    names = [name for name, words in encoding.columns.items() if words is None]
+    numbers = [fill.get(name) for name in names] if isinstance(fill, dict) else [0 if fill is None else fill]
+    return all(isinstance(value, int | float) for value in numbers)
