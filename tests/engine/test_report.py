@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from trainkit.display.run_report import run_page
 from trainkit.engine import report
 from trainkit.engine.report import is_cheap, is_job, report_at_end, run_facts, write_run_report
 from trainkit.runs.directory import Run
+from trainkit.sweeps.collect import read_record
 
 FILES = ["run.json", "history.jsonl", "params.json", "trainkit.log", ".hydra/config.yaml"]
 
@@ -46,6 +48,17 @@ def test_the_report_shows_numbers_curves_groups_config_environment_and_notes(sav
     assert text.count('<svg class="chart"') == 4  # loss, accuracy, learning rate, mine/score
     assert "0.01 (by head)" in text
     assert (saved / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_a_killed_run_gives_the_status_that_compare_gives(saved: Path) -> None:
+    info = json.loads((saved / "run.json").read_text())
+    (saved / "run.json").write_text(json.dumps({**info, "status": "running", "ended": None}))
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    for pid, status in ((int(dead.stdout), "failed"), (os.getpid(), "running")):
+        (saved / ".lock").write_text(json.dumps({"pid": pid, "host": socket.gethostname()}))
+        record = read_record(saved)
+        assert (record.status, run_facts(saved).info["status"]) == (status, status)
+        assert record.why in write_run_report(saved).read_text()
 
 
 def test_the_config_is_compared_with_the_defaults_of_the_same_choices(saved: Path) -> None:

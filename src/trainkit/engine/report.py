@@ -21,6 +21,7 @@ from trainkit.display.run_report import RunFacts, run_page
 from trainkit.display.text import count
 from trainkit.runs.directory import Run
 from trainkit.runs.saved_config import read_choices, read_saved_config
+from trainkit.runs.status import status_of
 from trainkit.runs.untrusted import MAX_INFO_BYTES, read_bytes, read_end, read_overrides
 
 REPORT, CURVES = "report.html", "curves.png"
@@ -111,12 +112,13 @@ def run_facts(directory: Path) -> RunFacts:
         missing.append("run.json: the run has not started, or the file was deleted")
     elif "status" not in run.info and not missing:
         missing.append("run.json: it has no status")
+    status, why = status_of(directory, run.info) if "status" in run.info else ("unknown", "")
     history = reader.history(run)
     config = reader.text(".hydra/config.yaml")
     base, changed = reader.differences()
     return RunFacts(
         name=display_path(directory.resolve()),
-        info=run.info,
+        info={**run.info, "status": status, "why": why},
         history=history,
         params=reader.params(),
         overrides=reader.overrides(),

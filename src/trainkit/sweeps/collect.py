@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 from trainkit.core.errors import CheckpointError, ConfigError, Problem
 from trainkit.core.paths import display_path
 from trainkit.core.spelling import nearest
-from trainkit.display.text import number
 from trainkit.runs.history import History
 from trainkit.runs.lock import may_be_locked
 from trainkit.runs.saved_config import read_choices, read_saved_config
+from trainkit.runs.status import NO_EPOCH, status_of
 from trainkit.runs.untrusted import is_number, read_info, read_overrides
 from trainkit.sweeps.axes import Axis, find_axes
 from trainkit.sweeps.ledger import JobRecord, is_sweep, read_ledger
 
 NOT_METRICS = {"metric", "mode", "value", "epoch", "step"}  # entries of the best epoch that are not metrics
 ATTEMPTS = "attempts"  # the folder of a sweep with the failed attempts of its jobs
-NO_EPOCH = "no epoch with a finite monitored value has ended"
 WORKERS = "workers"  # the folder of a search with the locks of its processes
 MAX_DEPTH = 32  # folders below a path
 SEARCH_ENDS = ("pruned", "paused")  # how a search ends a job before its last epoch
@@ -213,28 +212,18 @@ def read_record(directory: Path, job: JobRecord | None = None, *, sweep_runs: bo
 
 def _status(directory: Path, info: Mapping[str, Any], job: JobRecord | None, *, sweep_runs: bool) -> tuple[str, str]:
     """Return the status of a run and its cause, from `run.json`, the lock and the ledger."""
-    status, why = info.get("status"), info.get("why") or (job and job.why) or ""
-    if status == "completed":
-        return status, info.get("why") or ""
-    if may_be_locked(directory):
-        best = info.get("best")
-        text = f"best epoch so far: {best['epoch']}, {best['metric']} {number(best['value'])}" if best else NO_EPOCH
-        return "running", text
-    if job is not None and job.status in SEARCH_ENDS and status == "stopped":
+    status, why = status_of(directory, info, (job.why if job else None) or "")
+    if job is None or status in ("completed", "running"):
+        return status, why
+    if job.status in SEARCH_ENDS and status == "stopped":
         return job.status, why
-    if job is not None and job.status == "queued":
+    if job.status == "queued":
         return "queued", "it has not started" if sweep_runs else "the sweep ended before it started"
-    if job is not None and job.status == "running" and sweep_runs:
+    if job.status == "running" and sweep_runs:
         return "running", NO_EPOCH
-    if status is None and job is not None and job.status == "stopped":
-        return "stopped", why or "the sweep was stopped"
-    if status in ("failed", "stopped"):
-        return status, why or "run.json gives no cause"
-    if status == "running":
-        return "failed", why or "its process ended without writing a cause"
-    if status is None:
-        return "failed", why or "no training started: run.json is missing"
-    return "unreadable", f"run.json: the status {status[:80]!r} is not known"
+    if job.status == "stopped" and info.get("status") is None:
+        return "stopped", job.why or "the sweep was stopped"
+    return status, why
 
 
 def _find_runs(directory: Path) -> Iterator[_Found]:
