@@ -150,6 +150,39 @@ def test_a_plus_sign_is_advised_for_a_key_that_can_be_added(override: str) -> No
     assert f"to add a new key write +{override}" in problem
 
 
+@pytest.mark.parametrize(
+    ("choice", "key"),
+    [("data=imagefolder", "data.root=photos"), ("model=nothing", "model.widht=8"), ("model=nothing", "+model.depth=8")],
+)
+def test_a_key_below_a_wrong_choice_is_not_reported(choice: str, key: str) -> None:
+    (problem,) = problems_of(choice, key)
+    assert choice in problem
+
+
+@pytest.mark.parametrize(
+    ("choice", "hint"),
+    [
+        ("model=mynets", "write model=mynets.CLASS; the classes of mynets.py are Small, Large"),
+        ("model=single", "write model=single.Net"),
+        ("model=mynets:Small", "write model=mynets.Small"),
+        ("optim=mynets", "write optim=mynets.CLASS"),
+    ],
+)
+def test_a_module_as_a_choice_is_answered_with_its_classes(choice: str, hint: str, here: Path) -> None:
+    classes = "class Small(nn.Module): ...\nclass Large(Small): ...\nclass Other: ...\n"
+    (here / "mynets.py").write_text(f"from torch import nn\nraise SystemExit\n{classes}")
+    (here / "single.py").write_text("from torch.nn import Module\nclass Net(Module): ...\n")
+    (problem,) = problems_of(choice)
+    assert problem.splitlines()[1].strip() == hint
+
+
+def test_a_run_in_place_of_overrides_is_named(here: Path) -> None:
+    (here / "outputs").mkdir()
+    for word in ("last", "outputs"):
+        (problem,) = problems_of(word)
+        assert f"{word}: this command takes overrides, not a run" in problem
+
+
 def test_hooks_may_add_the_monitored_metric() -> None:
     hook = "+hooks.h._target_=collections.Counter"
     settings = compose_run([hook, "monitor.metric=val/miou", "monitor.mode=max"]).settings

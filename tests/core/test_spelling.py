@@ -13,6 +13,8 @@ from trainkit.core.spelling import did_you_mean, nearest
         ("momentun", ["momentum", "lr"], "momentum"),
         ("conv2D", ["Conv2d", "Conv1d"], "Conv2d"),
         ("torch.nn.Linaer", ["torch.nn.modules.Linear"], "torch.nn.modules.Linear"),
+        ("adma", ["adamax", "adam", "adamw"], "adam"),
+        ("aadm", ["adamax", "adam"], "adam"),
         ("x", ["momentum"], None),
         ("x", [], None),
     ],

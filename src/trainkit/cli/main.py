@@ -16,6 +16,8 @@ from trainkit.core.spelling import nearest
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
+FLAGS = ("help", "version", "schema")  # that print something and end
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `run_to_exit_code`."""
@@ -39,11 +41,10 @@ def dispatch(argv: list[str]) -> int:
     elif argv and argv[0].replace("-", "").replace("_", "").isalnum() and not argv[0].startswith("-"):
         from trainkit.config.schema import RootKeys
 
-        near = nearest(argv[0], [*COMMANDS, *RootKeys.__annotations__]) or "train"
+        near = nearest(argv[0], [*COMMANDS, *RootKeys.__annotations__, *FLAGS]) or "train"
         hint = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
-        raise ConfigError(
-            f"{argv[0]}: neither a command nor KEY=VALUE", hint=f"{hint}; trainkit --help lists commands and keys"
-        )
+        hint = f"write trainkit --{near}" if near in FLAGS else f"{hint}; trainkit --help lists commands and keys"
+        raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", hint=hint)
     if {"--help", "-h"} & set(rest):
         from trainkit.cli.help import command_help, help_text
 

@@ -6,6 +6,7 @@ import copy
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -17,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainkit.config.check import all_keys
-from trainkit.config.dotted_choices import is_dotted_choice, is_dotted_path
+from trainkit.config.dotted_choices import DOTTED_GROUPS, is_dotted_choice, is_dotted_path
 from trainkit.config.hints import is_off, keys_of_sections
 from trainkit.config.renamed import renamed_problem
 from trainkit.config.search_path import CONF
+from trainkit.config.static_targets import find_module_classes
 from trainkit.core.errors import Problem
 from trainkit.core.spelling import did_you_mean, nearest
 
@@ -42,16 +44,18 @@ def diagnose(
     problems: list[Problem] = []
     groups: list[str] = []
     values: list[Override] = []
+    wrong_groups: set[str] = set()
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
-            hint = "write KEY=VALUE, and quote special characters: 'KEY=\"VALUE\"'"
-            problems.append(Problem(f"{text}: not of the form KEY=VALUE", hint))
+            problems.append(_problem_of_form(text))
             continue
         wrong = _group_problems(loader, override)
         problems += wrong
-        if not wrong:
+        if wrong:
+            wrong_groups.add(override.key_or_group)
+        else:
             chooses = loader.get_group_options(override.key_or_group) and not isinstance(override.value(), dict)
             groups += [text] if chooses else []
             values += [] if chooses else [override]
@@ -60,6 +64,8 @@ def diagnose(
     except COMPOSITION_ERRORS as wrong_file:
         return None, [*problems, _file_problem(loader, wrong_file, groups)]
     for override in values:
+        if override.key_or_group.partition(".")[0] in wrong_groups:  # its keys are unknown without the choice
+            continue
         trial = copy.deepcopy(config)  # an override that fails may have changed a part of the config
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], trial)
@@ -67,6 +73,16 @@ def diagnose(
         except (HydraException, OmegaConfBaseException):
             problems.append(key_problem(loader, config, override))
     return config, problems or [_file_problem(loader, error, groups)]
+
+
+def _problem_of_form(text: str) -> Problem:
+    """Return the problem of a word that Hydra cannot parse as an override."""
+    if text == "last" or ("=" not in text and Path(text).is_dir()):
+        hint = "write KEY=VALUE; eval, predict, export, report, compare and resume take a run"
+        return Problem(f"{text}: this command takes overrides, not a run", hint)
+    return Problem(
+        f"{text}: not of the form KEY=VALUE", "write KEY=VALUE, and quote special characters: 'KEY=\"VALUE\"'"
+    )
 
 
 def key_problem(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> Problem:
@@ -131,9 +147,26 @@ def _group_problems(loader: ConfigLoaderImpl, override: Override) -> list[Proble
     if off and "none" in options:
         return [Problem(f"{text}: {group} has no such choice", f"write {group}=none")]
     hints = {choice: did_you_mean(str(choice), options, f"{group}=") for choice in wrong}
+    if group in DOTTED_GROUPS:
+        hints |= {choice: hint for choice in wrong if (hint := _hint_of_module(group, str(choice)))}
     if group == "data":
         hints |= {choice: f"write data.train._target_={choice}" for choice in wrong if is_dotted_path(choice)}
     return [Problem(f"{text}: {group} has no choice {choice!r}", hint) for choice, hint in hints.items()]
+
+
+def _hint_of_module(group: str, choice: str) -> str:
+    """Return how to write a choice that names a module of the user: `mynets` or `mynets:Net`."""
+    module, _, name = choice.partition(":")
+    if name:
+        path = f"{module}.{name}"
+        return f"write {group}={path}" if is_dotted_path(path) else ""
+    file = Path(f"{module}.py")
+    if not module.isidentifier() or not file.is_file():
+        return ""
+    names = find_module_classes(file) if group in ("model", "loss") else []
+    if len(names) == 1:
+        return f"write {group}={module}.{names[0]}"
+    return f"write {group}={module}.CLASS" + (f"; the classes of {file} are {', '.join(names)}" if names else "")
 
 
 def _file_problem(loader: ConfigLoaderImpl, error: Exception, groups: list[str]) -> Problem:

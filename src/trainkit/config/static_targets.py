@@ -53,6 +53,21 @@ def find_missing_target(dotted: Any) -> Problem | None:
     return Problem(f"there is no {rest[0]!r} in {module}", hint)
 
 
+def find_module_classes(file: Path) -> list[str]:
+    """Return the names of the classes in a file that inherit from `nn.Module`, also through each other."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base) for base in node.bases}
+            if any(base in names or base.rpartition(".")[2] == "Module" for base in bases):
+                names.append(node.name)
+    return names
+
+
 def _missing_module(top: str, rest: list[str]) -> Problem:
     local = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
     close = nearest(top, [*local, *KNOWN_PACKAGES])
