@@ -16,6 +16,7 @@ from PIL import Image
 import trainkit
 from trainkit.cli.main import main
 from trainkit.core.atomic import atomic_write_text
+from trainkit.core.errors import CheckpointError
 from trainkit.display.class_table import class_lines, draw_confusion_matrix
 from trainkit.engine import evaluation_files
 from trainkit.runs.directory import Run
@@ -191,6 +192,24 @@ def test_a_run_that_fails_is_reported_and_the_others_are_shown(
     assert captured.out.count(str(sweep)) == 2
     assert "it has step-" in captured.err
     assert main(["eval", "broken", "broken/.", str(sweep / "0"), "data.split=7"]) == 2  # all fail
+
+
+@pytest.mark.parametrize("why", ["step 1: the loss is nan", None])
+def test_a_run_without_a_best_checkpoint_says_why_it_failed_and_names_the_newest_run_that_has_one(
+    why: str | None, here: Path
+) -> None:
+    _, bad = (train(here / "outputs" / "2026-01-01" / name, "epochs=1") for name in ("10-00-00", "11-00-00"))
+    train(here / "outputs" / "2025-12-31" / "12-00-00", "epochs=1")
+    for link in bad.directory.glob("checkpoints/best"):
+        link.unlink()
+    status = "failed" if why else "running"  # it was killed
+    (bad.directory / "run.json").write_text(json.dumps({**bad.info, "status": status, "why": why}))
+    with pytest.raises(CheckpointError) as error:
+        trainkit.load(bad.directory)
+    problem = error.value.problems[0]
+    cause = why or "its process ended without writing a cause"
+    assert problem.cause.endswith(f"11-00-00 has no best checkpoint: the run failed: {cause}")
+    assert problem.hint.endswith("the newest run that has one is outputs/2026-01-01/10-00-00")
 
 
 def test_jobs_that_are_not_completed_are_left_out(sweep: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

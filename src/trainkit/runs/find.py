@@ -58,6 +58,12 @@ def find_last_run() -> Path:
     return directory
 
 
+def newest_run_with(checkpoint: str) -> Path | None:
+    """Return the newest run in `outputs` that has a checkpoint `best` or `last`; None if there is none."""
+    found = Path("outputs").glob(f"[0-9]*/*/checkpoints/{checkpoint}")
+    return max((file.parents[1] for file in found), default=None)
+
+
 def checkpoint_step(checkpoint: str) -> int | None:
     """Return the N of a checkpoint that a command line names `step-N`; None for `best` and `last`.
 

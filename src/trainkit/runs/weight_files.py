@@ -22,9 +22,11 @@ from trainkit.core.paths import display_path
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name, step_of
 from trainkit.runs.checkpoint_files import STATE, DamagedError, check_archive, check_containers
 from trainkit.runs.directory import Run
-from trainkit.runs.find import checkpoint_step
+from trainkit.runs.find import checkpoint_step, newest_run_with
 from trainkit.runs.frozen import AVERAGE
 from trainkit.runs.lock import may_be_locked
+from trainkit.runs.status import status_of
+from trainkit.runs.untrusted import read_info
 
 NESTED = ("state_dict", "model_state_dict", "model")  # entries of other tools' checkpoints that hold the weights
 EXTRA_STATE = "_extra_state"  # the end of the name of an entry that may have any type
@@ -63,7 +65,8 @@ def find_checkpoint(checkpoints: Checkpoints, checkpoint: str) -> str:
 
     Raises:
         ConfigError: `checkpoint` is none of these.
-        CheckpointError: there is no such checkpoint. The hint lists those that exist.
+        CheckpointError: there is no such checkpoint. The hint lists those that exist. If the run failed or was
+            stopped, the cause says why, and the hint names the newest run in `outputs` that has such a checkpoint.
     """
     step = checkpoint_step(checkpoint)
     names = checkpoints.names()
@@ -72,7 +75,25 @@ def find_checkpoint(checkpoints: Checkpoints, checkpoint: str) -> str:
         return name
     steps = [f"step-{step_of(existing)}" for existing in names]
     hint = f"it has {', '.join(steps)}" if steps else "train at least one epoch of this run first"
-    raise CheckpointError(f"{display_path(checkpoints.directory.parent)} has no {checkpoint} checkpoint", hint=hint)
+    run = checkpoints.directory.parent
+    cause = f"{display_path(run)} has no {checkpoint} checkpoint"
+    ended = _why_it_ended(run) if step is None else ""
+    if ended:
+        cause += f": {ended}"
+        newest = newest_run_with(checkpoint)
+        hint += f"; the newest run that has one is {display_path(newest)}" if newest is not None else ""
+    raise CheckpointError(cause, hint=hint)
+
+
+def _why_it_ended(run: Path) -> str:
+    """Return how a run failed or was stopped, and why; an empty text for other runs."""
+    try:
+        info = read_info(run / "run.json")
+    except (CheckpointError, OSError):
+        return ""
+    status, why = status_of(run, info) if info else ("", "")
+    text = " ".join(why.split())
+    return {"failed": f"the run failed: {text}", "stopped": f"the run was stopped: {text}"}.get(status, "")
 
 
 def weights_of(saved: Mapping[str, Any]) -> dict[str, Any]:
