@@ -32,6 +32,7 @@ from trainkit.engine.export import Exported
 from trainkit.engine.exports import onnx as onnx_format
 from trainkit.engine.exports import program as torch_format
 from trainkit.engine.exports.calls import Caller
+from trainkit.engine.exports.raw_inputs import reading_steps
 from trainkit.engine.exports.source import read_source
 from trainkit.engine.exports.trusted import find_untrusted
 from trainkit.model_libraries import huggingface
@@ -216,6 +217,37 @@ def test_the_onnx_file_describes_itself_and_names_no_file_of_this_machine(user: 
     assert metadata["trainkit_version"] == trainkit.__version__
     program = trainkit.export(run, "torch").file
     assert all(b"mymodels.py" not in content for content in (file.read_bytes(), program.read_bytes()))
+
+
+def test_the_card_of_a_table_lists_the_inputs_in_their_order(here: Path) -> None:
+    (here / "t.csv").write_text("size,city,price\n1,Bern,1\n,Rome,2\n3,,3\n4,Bern,4\n5,Rome,5\n")
+    data = ["data=table", "data.file=t.csv", "data.target=price", "data.fill=median", "model=mlp", "loss=mse"]
+    run = trainkit.train(trainkit.compose([*data, "epochs=1", "report=off"]), directory=here / "run")
+    card = trainkit.export(run, "safetensors").card.read_text()
+    assert 'The 4 inputs are, in this order: `["size", "city=", "city=Bern", "city=Rome"]`.' in card
+    assert 'A missing number is replaced by `{"size": 3.5}`.' in card
+    assert f"of the run run of {run.info['started'][:10]}, " in card
+    assert "| `data.target` | `price` |" in card
+    assert "(absent)" not in card
+    assert "${" not in card
+
+
+def test_the_card_says_how_images_get_their_size() -> None:
+    images = {"kind": "images", "mode": "L"}
+    assert reading_steps(images) == ["Convert the image to L."]
+    assert reading_steps({**images, "size": 32})[1] == (
+        "The shorter side is resized to 32 pixels, then the center is cropped to 32x32."
+    )
+    assert "the ratio of 24x32 pixels (height x width)" in reading_steps({**images, "size": [24, 32]})[1]
+
+
+@pytest.mark.parametrize(
+    "reader", [{"kind": "images", "size": "`big`"}, {"kind": "table", "columns": 3}, {"kind": "x"}]
+)
+def test_the_card_quotes_a_reader_of_another_form(reader: dict[str, Any]) -> None:
+    (step,) = reading_steps(reader)
+    assert step.startswith(f'A raw input is read as: kind "{reader["kind"]}"')
+    assert "`" not in step
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,13 @@ def _described_reader(described: dict[str, Any], classes: list[str] | None) -> R
     """
     kind = described["kind"]
     with suppress(KeyError, TypeError):
-        if kind == "images" and described.get("mode", "RGB") in MODES.values() and _is_size(described.get("size")):
+        if describes_images(described):
             return ImageReader(described.get("mode", "RGB"), described.get("size"))
         if kind == "text" and classes is not None and described["unit"] in ("characters", "words", "bytes"):
             return LineReader(described["unit"], classes)
-        if kind == "table":
-            encoding = Encoding(described["columns"], described["fill"], described["targets"])
-            if _are_columns(described["columns"]) and _is_fill(encoding) and isinstance(encoding.targets, list):
-                return TableReader(encoding)
+        encoding = table_encoding(described)
+        if encoding is not None:
+            return TableReader(encoding)
     if kind not in ("images", "text", "table"):
         cause = (
             f"predict cannot read files of the kind {kind[:80]!r}, which the data set of this run names as its reader"
@@ -96,6 +95,21 @@ def _described_reader(described: dict[str, Any], classes: list[str] | None) -> R
         raise ConfigError(cause, hint=HINT)
     cause = f"the reader in the preprocessing.json of the run is damaged: {str(described)[:80]}"
     raise CheckpointError(cause, hint="remove the file and resume the run, which writes it again")
+
+
+def describes_images(described: Mapping[str, Any]) -> bool:
+    """Return whether a description of a reader is that of images, with a valid mode and size."""
+    is_mode = described.get("mode", "RGB") in MODES.values()
+    return described.get("kind") == "images" and is_mode and _is_size(described.get("size"))
+
+
+def table_encoding(described: Mapping[str, Any]) -> Encoding | None:
+    """Return the encoding that a description of a reader has; None if it is not that of a table, or is damaged."""
+    if described.get("kind") != "table" or not {"columns", "fill", "targets"} <= described.keys():
+        return None
+    encoding = Encoding(described["columns"], described["fill"], described["targets"])
+    is_valid = _are_columns(encoding.columns) and _is_fill(encoding) and isinstance(encoding.targets, list)
+    return encoding if is_valid else None
 
 
 def _is_size(size: Any) -> bool:

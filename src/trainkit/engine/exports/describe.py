@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import torch
 from torch import Tensor
 
 from trainkit import __version__
+from trainkit.config.defaults import ABSENT
 from trainkit.core.pytree import dtype_name
 from trainkit.display.text import HIDDEN_METRICS
 from trainkit.engine.exports.calls import SHAPE_SIZES, Named
 from trainkit.engine.exports.card import Card, TensorRow
 from trainkit.engine.exports.files import data_file
+from trainkit.engine.exports.raw_inputs import reading_steps
 from trainkit.engine.exports.source import Source
 from trainkit.engine.report import run_facts
 from trainkit.engine.summary import samples_text
@@ -100,7 +105,7 @@ def card(
         classes=None if found is None else found.classes,
         metrics=metrics,
         metrics_note=f"Of epoch {source.epoch}, with the data of the run.",
-        settings=[(key, value) for key, _, value in facts.differences],
+        settings=[(key, value) for key, _, value in facts.differences if not _is_derived(value)],
         notes=notes,
     ).text()
 
@@ -128,7 +133,7 @@ def _dtypes(source: Source) -> str:
 
 
 def _weights(source: Source) -> str:
-    which = [f"checkpoint {source.checkpoint} of the run {source.run.directory.name}"]
+    which = [f"checkpoint {source.checkpoint} of the run {source.run.directory.name}{_start(source)}"]
     best: Mapping[str, Any] = source.run.best or {}
     if source.epoch is None:
         which.append("written inside an epoch")
@@ -138,6 +143,18 @@ def _weights(source: Source) -> str:
         which.append(f"epoch {source.epoch}")
     which += [f"moving average (ema={source.settings.ema})"] if source.settings.ema else []
     return ", ".join(which)
+
+
+def _start(source: Source) -> str:
+    """Return when the run started; "" if its file does not say it."""
+    with suppress(KeyError, TypeError, ValueError):
+        return f"{datetime.fromisoformat(source.run.info['started']): of %Y-%m-%d}"
+    return ""
+
+
+def _is_derived(value: str) -> bool:
+    """Return whether a setting is absent, or only refers to another key."""
+    return value == ABSENT or re.fullmatch(r"\$\{[\w.]+\}", value) is not None
 
 
 def _data(source: Source) -> str:
@@ -171,8 +188,7 @@ def _steps(found: Preprocessing, *, inside: bool) -> list[str]:
     """Return the steps from a raw input to the inputs of the model, in words."""
     steps = []
     if found.reader is not None:
-        shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in found.reader.items() if _is_short(value))
-        steps.append(f"A raw input is read as: {shown}.".replace("`", "'"))
+        steps += reading_steps(found.reader)
     is_image = '"uint8"' in json.dumps(found.inputs)
     if inside:
         steps.append("The file takes raw inputs. The next steps are a part of it:")
@@ -192,7 +208,3 @@ def _statistics_text(statistics: Statistics) -> str:
     if len(statistics.mean) > 8:
         return f"{len(statistics.mean)} numbers each, in the metadata of the file"
     return ", ".join(f"{name} {[float(f'{x:.6g}') for x in values]}" for name, values in parts.items())
-
-
-def _is_short(value: Any) -> bool:
-    return len(json.dumps(value)) < 60
