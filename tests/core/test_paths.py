@@ -22,6 +22,21 @@ def test_an_exact_directory_may_exist_unless_it_holds_a_run(tmp_path: Path) -> N
         claim_directory(tmp_path, exact=True)
 
 
+@pytest.mark.parametrize(
+    ("file", "hint"), [("run.json", "trainkit resume 'a run'; or choose"), ("find_lr.json", "choose")]
+)
+def test_a_directory_that_holds_a_run_is_refused_with_the_command_that_continues_it(
+    file: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / file).touch()
+    with pytest.raises(RunDirectoryInUseError) as error:
+        claim_directory(Path("a run"), exact=True)
+    beginning = "to continue it: " if "resume" in hint else ""
+    assert error.value.problems[0].hint == f"{beginning}{hint} another directory"
+
+
 def test_a_directory_that_cannot_be_created_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,8 +51,15 @@ def claim_directory(path: Path, *, exact: bool = False) -> Path:
         found = [name for name in RUN_FILES if (candidate / name).exists()]
         if found:
             cause = f"{candidate} holds a run already: it contains {found[0]}"
-            raise RunDirectoryInUseError(cause, hint="choose another directory")
+            raise RunDirectoryInUseError(cause, hint=other_directory(candidate))
         return candidate
+
+
+def other_directory(directory: Path) -> str:
+    """Return what to do if the directory of a new run holds a run or a sweep already."""
+    if not any((directory / name).exists() for name in ("run.json", "checkpoints", "sweep.jsonl")):
+        return "choose another directory"
+    return f"to continue it: trainkit resume {shlex.quote(display_path(directory))}; or choose another directory"
 
 
 def default_run_directory() -> Path:

@@ -16,7 +16,7 @@ from omegaconf._utils import get_omega_conf_dumper
 from trainkit.config.settings import Settings
 from trainkit.core.atomic import atomic_write_text, sync_directory
 from trainkit.core.errors import CheckpointError, RunDirectoryInUseError, StorageError
-from trainkit.core.paths import display_path, storage_error
+from trainkit.core.paths import display_path, other_directory, storage_error
 from trainkit.core.redaction import find_secrets, redact_by_key, redact_command_line, redact_copies, replace_secrets
 from trainkit.core.terminal import printable
 from trainkit.display.text import as_json
@@ -116,7 +116,8 @@ class Run:
         self.acquire()
         if (self.directory / "run.json").exists():
             self.lock.release()
-            raise RunDirectoryInUseError(f"{self.directory} holds a run already", hint="choose another directory")
+            cause = f"{self.directory} holds a run already"
+            raise RunDirectoryInUseError(cause, hint=other_directory(self.directory))
         files = self._config_files(settings.source, overrides, hydra)
         self._write_config_files(files)
         self._open_log()
