@@ -194,6 +194,19 @@ def test_a_run_that_fails_is_reported_and_the_others_are_shown(
     assert main(["eval", "broken", "broken/.", str(sweep / "0"), "data.split=7"]) == 2  # all fail
 
 
+@pytest.mark.parametrize("argv", [["eval", "last"], ["predict", "last", "x.png"], ["export", "last", "--format=onnx"]])
+def test_the_word_last_is_explained_on_stderr(argv: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = here / "outputs" / "2026-01-01" / "10-00-00"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("[]")  # damaged, so that no command goes on
+    (here / "outputs" / "latest").symlink_to(run)
+    (here / "x.png").touch()
+    assert main(argv) != 0
+    captured = capsys.readouterr()
+    assert "note: last is outputs/2026-01-01/10-00-00, the newest in outputs\n" in captured.err
+    assert captured.out == ""
+
+
 @pytest.mark.parametrize("why", ["step 1: the loss is nan", None])
 def test_a_run_without_a_best_checkpoint_says_why_it_failed_and_names_the_newest_run_that_has_one(
     why: str | None, here: Path

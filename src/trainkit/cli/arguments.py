@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -20,6 +21,7 @@ from trainkit.config.schema import RootKeys
 from trainkit.config.search_path import ignored_configs, search_path
 from trainkit.config.show import config_text, remove_secrets
 from trainkit.core.errors import ConfigError, Problem
+from trainkit.core.paths import display_path
 from trainkit.core.spelling import nearest
 from trainkit.core.terminal import printable
 
@@ -122,6 +124,13 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes for the user, which are no part of the answer on stdout."""
     for note in notes:
         print_note(note)
+
+
+def print_last(names: Iterable[str]) -> None:
+    """Print which run or sweep the word `last` means, if it is one of the names and there is a run."""
+    newest = Path("outputs/latest")
+    if "last" in names and newest.is_dir():
+        print_note(f"note: last is {display_path(newest.resolve())}, the newest in outputs")
 
 
 def print_note(note: str) -> None:

@@ -37,6 +37,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("eval needs a run", hint=HINT)
     checkpoint = _checkpoint(args)
     check_overrides(overrides)
+    arguments.print_last(names)
     directories, notes = find_runs(names)
     arguments.print_notes(notes)
     if is_one_run(names):

@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> int:
     """Write the file and its model card; print their paths, and how the file was checked."""
     args = parse(argv)
     name, *overrides = args.overrides  # the first word names the run
+    arguments.print_last([name])
     directory = find_run(name)  # before the slow import of torch
     with fast_imports():
         from trainkit.engine.export import export

@@ -32,6 +32,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the predictions for the files that the command line names, one row for each sample."""
     args = parse(argv)
     check_exist(name for name in args.files if name != "-")
+    arguments.print_last([args.run])
     saved = Run.load(find_run(args.run))
     unreadable: list[str] = []
 
