@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from tests.conftest import Command
+from trainkit.cli.help import command_help
+from trainkit.cli.main import dispatch
+from trainkit.core.errors import ConfigError
 
 RESNET = """
 _target_: torchvision.models.resnet18
@@ -94,3 +98,22 @@ def test_a_non_finite_loss_ends_with_exit_code_4(forked: Command) -> None:
         done = forked(command, "experiment=line_fit", "model.init=nan")
         assert done.returncode == 4
         assert "loss is" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["resume", "export"])
+def test_a_command_without_its_run_says_so(command: str) -> None:
+    with pytest.raises(ConfigError, match=f"{command} needs a run"):
+        dispatch([command])
+    with pytest.raises(ConfigError, match=f"{command} takes no flag of Hydra"):
+        dispatch([command, "last", "-m"])
+
+
+@pytest.mark.parametrize(("word", "flag"), [("version", "--version"), ("help", "--help"), ("versions", "--version")])
+def test_a_flag_without_dashes_is_suggested_with_them(word: str, flag: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        dispatch([word])
+    assert caught.value.problems[0].hint == f"write trainkit {flag}"
+
+
+def test_the_flags_of_one_command_are_explained_without_the_names_of_others() -> None:
+    assert re.search(r"--json +print JSON$", command_help("eval"), re.MULTILINE)

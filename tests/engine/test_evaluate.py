@@ -220,6 +220,15 @@ def test_other_data_is_evaluated_as_by_hand(run: Run) -> None:
         assert result["history"] is None
 
 
+def test_an_unused_split_gives_a_note(own: Path) -> None:
+    given = train(own / "given", *OWN, "data.val={_target_: own.Named, seed: 5}", "data.split=off")
+    notes = trainkit.evaluate(given, "last", ["data.split=0.5"])["notes"]
+    assert [note for note in notes if "nothing is split off" in note]
+    held_out = train(own / "held_out", *OWN, "data.split=0.5")
+    notes = trainkit.evaluate(held_out, "last", ["data.split=0.4"])["notes"]
+    assert not [note for note in notes if "nothing is split off" in note]
+
+
 def test_the_table_of_classes_is_that_of_scikit_learn(run: Run) -> None:
     dataset = importlib.import_module("own").Named(size=50, seed=7)
     predicted, true = all_outputs(run, "best", dataset).argmax(1), dataset.tensors[1]

@@ -30,7 +30,7 @@ def help_text() -> str:
 def command_help(name: str) -> str:
     """Return what a command does, its usage and its flags."""
     usage = USAGES.get(name, "[KEY=VALUE ...]")
-    flags = flags_of(name)
+    flags = {flag: text.partition(": ")[2] for flag, text in flags_of(name).items()}
     lines = [f"usage: trainkit {name} {usage}", "", *textwrap.wrap(_commands()[name], LINE_WIDTH)]
     lines += _format_section("flags", flags) if flags else []
     return "\n".join([*lines, "", "trainkit --help lists all commands, keys and choices."])

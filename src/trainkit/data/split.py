@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -118,3 +118,15 @@ def _shuffled_classes(store: Store) -> tuple[Tensor, list[Tensor]]:
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0))
     targets = targets_of(store.dataset, store.form)
     return order, [order] if targets is None else [order[targets[order] == label] for label in targets.unique()]
+
+
+def split_notes(overrides: Sequence[str], *, held_out: bool) -> list[str]:
+    """Return a note if the overrides set `data.split`, and the data has a validation set.
+
+    Args:
+        overrides: of the command line.
+        held_out: whether the validation samples are taken out of the training data.
+    """
+    if held_out or not any(text.startswith("data.split=0") for text in overrides):
+        return []
+    return ["note: this data has a validation set, so nothing is split off; data.val=null uses data.split"]

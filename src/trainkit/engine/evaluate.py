@@ -20,6 +20,7 @@ from trainkit.core.rng import preserve_rng
 from trainkit.data.contents import data_facts
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
+from trainkit.data.split import split_notes
 from trainkit.display.live import ReadingProgress
 from trainkit.display.text import as_json, count
 from trainkit.engine.error_context import explained_errors
@@ -84,7 +85,7 @@ def evaluate_run(run: Run, checkpoint: str, config: EvaluationConfig) -> dict[st
             counts = _class_counts(session)
             metrics = evaluate_state(session.state, loader, on_outputs=counts.update)  # type: ignore[arg-type]
             found = counts.compute(class_names_of_run(session.val.dataset, preprocessing))
-    notes = [*session.notes, *changes]
+    notes = [*session.notes, *split_notes(config.overrides, held_out=session.held_out), *changes]
     if session.val.unreadable:
         notes.append(f"note: {count(len(session.val.unreadable), 'sample')} could not be read and did not count")
     if session.state.progress.micro_batch != session.settings.micro_batch:

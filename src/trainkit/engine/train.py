@@ -21,6 +21,7 @@ from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.data.contents import data_facts
+from trainkit.data.split import split_notes
 from trainkit.display import live as display
 from trainkit.display.text import count, param_group_table
 from trainkit.engine.error_context import explain_error
@@ -263,9 +264,7 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
         session: that is about to be trained.
         overrides: the overrides of the command line.
     """
-    state, notes = session.state, []
-    if not session.held_out and any(text.startswith("data.split=0") for text in overrides):
-        notes.append("note: this data has a validation set, so nothing is split off; data.val=null uses data.split")
+    state, notes = session.state, split_notes(overrides, held_out=session.held_out)
     layers = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
     if state.progress.micro_batch is not None and layers:
         size = state.progress.micro_batch

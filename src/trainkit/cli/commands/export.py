@@ -33,8 +33,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ConfigError: it names no run or no format, or has a flag of Hydra.
     """
     args = arguments.parse(argv, takes_directory=True, **FLAGS)
-    if arguments.has_hydra_flag(args) or not args.overrides:
-        raise ConfigError("export takes a run and overrides, and no flag of Hydra", hint=HINT)
+    if not args.overrides:
+        raise ConfigError("export needs a run", hint=HINT)
+    if arguments.has_hydra_flag(args):
+        raise ConfigError("export takes no flag of Hydra", hint=HINT)
     if not args.format:
         raise ConfigError("export needs a format", hint=HINT)
     return args

@@ -18,9 +18,11 @@ from trainkit.sweeps.ledger import is_sweep
 def run(argv: Sequence[str]) -> int:
     """Check the config, restore the newest valid checkpoint, and continue the training."""
     args = arguments.parse(argv, takes_directory=True)
-    if arguments.has_hydra_flag(args) or not args.overrides:
-        hint = "write trainkit resume RUN [KEY=VALUE ...]; RUN is a directory or the word last"
-        raise ConfigError("resume takes a run and overrides, and no flag of Hydra", hint=hint)
+    hint = "write trainkit resume RUN [KEY=VALUE ...], such as trainkit resume last"
+    if not args.overrides:
+        raise ConfigError("resume needs a run", hint=hint)
+    if arguments.has_hydra_flag(args):
+        raise ConfigError("resume takes no flag of Hydra", hint=hint)
     name, *overrides = args.overrides  # the first word names the run
     directory = find_run(name)
     if is_sweep(directory):
