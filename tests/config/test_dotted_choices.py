@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import Command
 from tests.helpers import read_history
 from trainkit import compose
 from trainkit.config.compose import compose_run, compose_sweep
+from trainkit.config.static_targets import find_missing_target
 from trainkit.core.errors import ConfigError
 
 MODULE = """
@@ -91,6 +93,20 @@ def test_without_lr_a_dotted_optimizer_uses_its_own_default_and_a_note_says_so()
 def test_a_scheduler_that_needs_lr_is_an_error_if_a_dotted_optimizer_has_no_lr() -> None:
     with pytest.raises(ConfigError, match=r"scheduler.max_lr: it refers to lr, which is off\n  for example lr=0.01"):
         compose(["optim=torch.optim.AdamW", "scheduler=onecycle"])
+
+
+def test_a_module_of_a_folder_that_is_not_on_the_path_is_not_its_own_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets_of_a_script.py").write_text("class Net: ...")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".", str(tmp_path))])
+    problem = find_missing_target("nets_of_a_script.Net")
+    assert problem is not None
+    assert problem.cause == "there is no module 'nets_of_a_script'"
+    assert problem.hint.endswith(f"is not on sys.path: sys.path.append({str(tmp_path)!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_missing_target("nets_of_a_script.Net") is None
 
 
 @pytest.mark.parametrize(

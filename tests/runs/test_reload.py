@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 import trainkit
+from tests.saved_runs import save_run
 from trainkit.config.renamed import upgrade_fingerprint
+from trainkit.core.errors import ConfigError
 from trainkit.engine.changes import find_changes
 from trainkit.engine.train import session_fingerprint
 from trainkit.runs.directory import Run
@@ -76,3 +79,15 @@ def test_the_old_name_of_a_key_in_a_fingerprint_is_not_a_change(here: Path) -> N
     assert key not in old
     assert upgrade_fingerprint(old) == current["config"]
     assert find_changes({**current, "config": old}, current, session.settings, []).keys == set()
+
+
+def test_a_wrong_config_of_a_run_of_another_folder_names_that_folder(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(here / "run")
+    monkeypatch.chdir(tmp_path_factory.mktemp("other"))
+    with pytest.raises(ConfigError) as error:
+        reload_config(run, ["lrr=1"])
+    problem = error.value.problems[-1]
+    assert problem.cause == f"this run started in {here}"
+    assert f"sys.path.append({str(here)!r})" in problem.hint

@@ -70,6 +70,9 @@ def find_module_classes(file: Path) -> list[str]:
 
 def _missing_module(top: str, rest: list[str]) -> Problem:
     local = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
+    if top in local:  # a script of another folder has its own folder on sys.path
+        hint = f"{top} is in {Path.cwd()}, which is not on sys.path: sys.path.append({str(Path.cwd())!r})"
+        return Problem(f"there is no module {top!r}", hint)
     close = nearest(top, [*local, *KNOWN_PACKAGES])
     hint = f"did you mean {'.'.join([close, *rest])}?" if close else f"create {top}.py here, or install {top}"
     return Problem(f"there is no module {top!r}", hint)

@@ -72,7 +72,8 @@ def reload_config(
     except ConfigError as error:
         folder = run.info.get("folder")
         if isinstance(folder, str) and Path(folder) != Path.cwd():
-            error.problems.append(Problem(f"this run started in {folder}", "resume it there, if that is the cause"))
+            hint = f"if that is the cause, run this there, or make its modules importable: sys.path.append({folder!r})"
+            error.problems.append(Problem(f"this run started in {folder}", hint))
         raise
 
 
