@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from dataclasses import replace
@@ -19,6 +20,7 @@ from trainkit.training.state import State
 
 # How torch reports a gradient that is NaN, and the warning before it.
 NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")
+SILENT = "99"  # above each level of messages of torch's profiler
 
 
 class Overfit:
@@ -114,7 +116,10 @@ class Profile:
                 self._finish(state)
         elif self.seen == self.skip and not self.profiled:
             activities = [ProfilerActivity.CPU]
-            activities += [ProfilerActivity.CUDA] if state.device.type == "cuda" else []
+            if state.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            else:  # the profiler logs that it finds no GPU, as an error
+                os.environ.setdefault("KINETO_LOG_LEVEL", SILENT)
             self.profiler = profile(activities=activities, acc_events=True)
             self.profiler.start()
 
