@@ -55,7 +55,7 @@ def shorten(argv: Sequence[str]) -> list[str]:
     words = [_lowered(word) for word in argv]
     given = {word.partition("=")[0] for word in words}
     command = next((word for word in words[:1] if re.fullmatch(r"[a-z][a-z-]*", word)), "train")
-    if {"--help", "-h", "--version", "--schema", "--cfg"} & given:
+    if {"--help", "-h", "--version", "--schema", "--cfg", "debug"} & given:  # debug sets limits itself
         return words
     if command == "resume":  # the run has its limits already; more epochs need more time
         return [*words, "max_minutes=0.02"] if "epochs" in given else words

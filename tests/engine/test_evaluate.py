@@ -349,9 +349,12 @@ def test_classes_in_another_order_are_refused(run: Run, own: Path) -> None:
     with (own / "own.py").open("a") as file:
         file.write("\nclass Swapped(Named):\n    classes = ['dog', 'cat', 'emu']\n")
         file.write("\nclass Renamed(Named):\n    classes = ['Cat', 'Dog', 'Emu']\n")
+        file.write("\nclass Shifted(Named):\n    classes = ['ant', 'cat', 'dog']\n")
     importlib.reload(importlib.import_module("own"))
     with pytest.raises(ConfigError, match="classes of the data are dog, cat, emu"):
         trainkit.evaluate(run, overrides=["data.val._target_=own.Swapped"])
+    with pytest.raises(ConfigError, match="class 'cat' has the number 1, and 0 in the run"):
+        trainkit.evaluate(run, overrides=["data.val._target_=own.Shifted"])
     result = trainkit.evaluate(run, overrides=["data.val._target_=own.Renamed"])
     assert any("Cat, Dog, Emu" in note for note in result["notes"])
     assert [row["class"] for row in result["classes"]] == ["cat", "dog", "emu"]

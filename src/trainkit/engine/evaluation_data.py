@@ -76,9 +76,13 @@ def check_other_data(dataset: Any, preprocessing: Preprocessing | None) -> list[
     names, expected = class_names(dataset), preprocessing.classes
     if names is None or expected is None or names == expected:
         return []
-    if len(names) == len(expected) and set(names) != set(expected):
+    number = {name: index for index, name in enumerate(expected)}
+    moved = [name for index, name in enumerate(names) if number.get(name, index) != index]
+    if len(names) == len(expected) and not moved:  # other names for the same numbers
         return [f"note: the classes of the data are {_shown(names)}; those of the run are {_shown(expected)}"]
     cause = f"the classes of the data are {_shown(names)}; those of the run are {_shown(expected)}"
+    if moved:
+        cause += f"; class {moved[0]!r} has the number {names.index(moved[0])}, and {number[moved[0]]} in the run"
     hint = "a class must have the same number in both: let `classes` of the data set be the list of the run"
     raise ConfigError(f"data: {cause}", hint=hint)
 
