@@ -121,7 +121,7 @@ def report_ignored_configs(args: argparse.Namespace) -> None:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print notes for the user, which are no part of the answer on stdout."""
+    """Print notes on stderr. They are not part of the answer on stdout."""
     for note in notes:
         print_note(note)
 

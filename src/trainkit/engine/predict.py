@@ -83,27 +83,24 @@ def predict(
     predictor = Predictor(loaded, preprocessing, flip=flip)
     samples = _readable(read_samples(found, reader, is_file_error), on_unreadable)
     size = batch_size or loaded.settings.val_batch_size
-    targets = (preprocessing.reader or {}).get("targets")
-    names_of_targets = targets if isinstance(targets, list) else None
     classes = _unique(preprocessing.classes)
-    rows = RowFormat(classes, names_of_targets, top, probabilities)
+    if isinstance(reader, LineReader):
+        batches = predict_lines(predictor.forward, samples, size, predictor.length, classes, top)
+    else:
+        targets = (preprocessing.reader or {}).get("targets")
+        rows = RowFormat(classes, targets if isinstance(targets, list) else None, top, probabilities)
+        batches = (rows.rows([s.place for s in batch], predictor.scores(batch)) for batch in _batches(samples, size))
+    return _with_notes(batches, reader.notes, on_note or (lambda _: None))
 
-    def generate() -> Iterator[Row]:
-        noted = 0
-        if isinstance(reader, LineReader):
-            batches = predict_lines(predictor.forward, samples, size, predictor.length, classes, top)
-        else:
-            batches = (
-                rows.rows([s.place for s in batch], predictor.scores(batch)) for batch in _batches(samples, size)
-            )
-        for batch in itertools.chain([[]], batches, [[]]):  # the reader may add notes as it reads
-            for note in reader.notes[noted:]:
-                noted += 1
-                if on_note is not None:
-                    on_note(note)
-            yield from batch
 
-    return generate()
+def _with_notes(batches: Iterable[list[Row]], notes: list[str], on_note: Callable[[str], object]) -> Iterator[Row]:
+    """Yield the rows of the batches. Pass on the notes, which the reader adds as it reads."""
+    passed = 0
+    for batch in itertools.chain([[]], batches, [[]]):
+        for note in notes[passed:]:
+            passed += 1
+            on_note(note)
+        yield from batch
 
 
 def _unique(names: list[str] | None) -> list[str] | None:

@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from trainkit.cli.words import new_file, parse_words, whole_number
 from trainkit.core.errors import ConfigError
 from trainkit.core.paths import display_path
-from trainkit.core.spelling import nearest
 from trainkit.core.terminal import printable_lines
 from trainkit.display.tables import csv_lines, latex_table, markdown_table
 from trainkit.display.text import as_json
@@ -62,34 +61,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: a flag is unknown, or its value is not valid.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("paths", nargs="*")
-    for flag in SWITCHES:
-        parser.add_argument(flag, action="store_true")
-    for flag in OPTIONS:
-        parser.add_argument(flag)
-
-    def fail(message: str) -> NoReturn:
-        raise ConfigError(message, hint=HINT)
-
-    parser.error = fail  # type: ignore[method-assign]
-    words = _join_descending(argv)
-    for word in words:
-        flag = word.partition("=")[0]
-        if word.startswith("-") and flag not in (*SWITCHES, *OPTIONS):
-            close = nearest(flag, [*SWITCHES, *OPTIONS])
-            hint = f"did you mean {close}?" if close else f"the flags are {', '.join([*SWITCHES, *OPTIONS])}"
-            raise ConfigError(f"{word}: compare has no such flag", hint=hint)
-    args = parser.parse_intermixed_args(words)
+    args = parse_words(_join_descending(argv), "compare", SWITCHES, OPTIONS, HINT)
+    args.paths = args.words
     if not args.paths or "" in args.paths:
         raise ConfigError("compare needs a path", hint=HINT)
     given = [f"--{name}" for name in FORMATS if getattr(args, name)]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} exclude each other", hint=f"keep {given[0]}")
-    if args.top is not None:
-        if not args.top.isdecimal() or len(args.top) > 9 or int(args.top) < 1:
-            raise ConfigError(f"--top {args.top}: must be a whole number of at least 1", hint="for example --top 10")
-        args.top = int(args.top)
+    args.top = whole_number("--top", args.top)
     args.plot = _picture(args.plot)
     if args.x is not None and args.plot is None:
         raise ConfigError("--x names the axis of a plot, and there is no --plot", hint="add --plot FILE.png")
@@ -115,10 +94,6 @@ def _picture(name: str | None) -> Path | None:
     """
     if name is None:
         return None
-    path = Path(name)
-    if path.suffix.lower() not in PICTURES:
+    if Path(name).suffix.lower() not in PICTURES:
         raise ConfigError(f"--plot {name}: the name must end with .png or .svg", hint="for example --plot curves.png")
-    if not path.parent.is_dir() or path.is_dir():
-        cause = f"the folder {path.parent} does not exist" if not path.is_dir() else "it is a folder"
-        raise ConfigError(f"--plot {name}: {cause}", hint="name a file in a folder that exists")
-    return path
+    return new_file("--plot", name)

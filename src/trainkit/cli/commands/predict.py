@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from trainkit.cli import arguments
+from trainkit.cli.words import new_file, parse_words, whole_number
 from trainkit.config.schema import RootKeys
 from trainkit.core.atomic import atomic_write
 from trainkit.core.errors import ConfigError, DataError
 from trainkit.core.imports import fast_imports
 from trainkit.core.paths import check_exist, storage_error
-from trainkit.core.spelling import nearest
 from trainkit.core.terminal import printable
 from trainkit.display.rows import FORMATS, RowText, place_text
 from trainkit.display.text import count
@@ -100,26 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: a flag is unknown, or its value is not valid.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    for flag in SWITCHES:
-        parser.add_argument(flag, action="store_true")
-    for flag in OPTIONS:
-        parser.add_argument(flag)
-
-    def fail(message: str) -> NoReturn:
-        raise ConfigError(message, hint=HINT)
-
-    parser.error = fail  # type: ignore[method-assign]
-    flags = [*SWITCHES, *OPTIONS]
-    before = [*argv][: [*argv, "--"].index("--")]
-    for word in before:
-        flag = word.partition("=")[0]
-        if word.startswith("-") and word != "-" and flag not in flags:
-            close = nearest(flag, flags)
-            hint = f"did you mean {close}?" if close else f"the flags are {', '.join(flags)}; a file: ./{word}"
-            raise ConfigError(f"{word}: predict has no such flag", hint=hint)
-    args = parser.parse_intermixed_args(list(argv))
+    args = parse_words(argv, "predict", SWITCHES, OPTIONS, HINT)
     args.overrides = [word for word in args.words if _is_override(word)]
     words = [word for word in args.words if word not in args.overrides]
     if len(words) < 2 or "" in words:
@@ -128,9 +109,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.files.count("-") > 1:
         raise ConfigError("-: the standard input can be read once", hint="write - once")
     args.checkpoint = args.checkpoint or "best"
-    args.batch_size = _whole_number("--batch-size", args.batch_size)
-    args.top = _whole_number("--top", args.top) or 1
-    args.output = None if args.output is None else _output(args.output)
+    args.batch_size = whole_number("--batch-size", args.batch_size)
+    args.top = whole_number("--top", args.top) or 1
+    args.output = None if args.output is None else new_file("--output", args.output)
     args.format = _format(args)
     return args
 
@@ -138,22 +119,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _is_override(word: str) -> bool:
     key, equals, _ = word.lstrip("+~").partition("=")
     return bool(equals) and key.partition(".")[0] in RootKeys.__annotations__ and not Path(word).exists()
-
-
-def _whole_number(flag: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise ConfigError(f"{flag} {text}: must be a whole number of at least 1", hint=f"for example {flag} 5")
-    return int(text)
-
-
-def _output(name: str) -> Path:
-    path = Path(name)
-    if not path.parent.is_dir() or path.is_dir():
-        cause = "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-        raise ConfigError(f"--output {name}: {cause}", hint="name a file in a folder that exists")
-    return path
 
 
 def _format(args: argparse.Namespace) -> str:
