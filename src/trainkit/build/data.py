@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 from contextlib import suppress
@@ -21,7 +22,7 @@ from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.core.pytree import describe
 from trainkit.data.augment import Augment
-from trainkit.data.batch_order import EpochOrder
+from trainkit.data.batch_order import WHOLE, EpochOrder, Share
 from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
 from trainkit.data.flow import FlowingLoader
@@ -59,13 +60,16 @@ class Loaders:
     notes: list[str]
 
 
-def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgress | None) -> tuple[Settings, Loaders]:
+def build_loaders(
+    settings: Settings, device: torch.device, on_progress: OnProgress | None, share: Share = WHOLE
+) -> tuple[Settings, Loaders]:
     """Build the loaders; return them with settings that include the number of classes and of steps.
 
     Args:
         settings: the settings of the run.
         device: receives the batches.
         on_progress: is called while samples are read into memory. None: no samples are read.
+        share: which samples of each batch this process reads.
 
     Raises:
         ConfigError: the model needs the number of classes, and the data set does not give it.
@@ -80,8 +84,9 @@ def build_loaders(settings: Settings, device: torch.device, on_progress: OnProgr
         )
     settings = settings.with_data(classes=stores.classes)
     standardize = training_statistics(stores.train) if settings.data.standardize else None
-    train = build_loader(settings, stores.train, device, standardize, train=True)
-    val = None if stores.val is None else build_loader(settings, stores.val, device, standardize, train=False)
+    build = functools.partial(build_loader, settings, device=device, standardize=standardize, share=share)
+    train = build(stores.train, train=True)
+    val = None if stores.val is None else build(stores.val, train=False)
     if settings.steps_per_epoch is not None and not isinstance(train, StreamLoader):
         train = FlowingLoader(train, settings.steps_per_epoch)
     settings = settings.with_data(classes=stores.classes, steps_per_epoch=len(train))
@@ -218,7 +223,13 @@ def empty_error(part: str) -> DataError:
 
 
 def build_loader(
-    settings: Settings, store: Store | Stream, device: torch.device, standardize: Pair | None = None, *, train: bool
+    settings: Settings,
+    store: Store | Stream,
+    device: torch.device,
+    standardize: Pair | None = None,
+    *,
+    train: bool,
+    share: Share = WHOLE,
 ) -> Loader:
     """Build the loader of a store. The run's seed and the keys of the order are for the training samples only.
 
@@ -240,6 +251,7 @@ def build_loader(
         skip=data.on_unreadable == "skip",
         order=build_order(settings, store) if train else None,
         drop_last=train and bool(data.drop_last),
+        share=share,
     )
     if not len(loader):
         cause = f"data.drop_last: the {len(store)} training samples do not fill a batch of {size}"

@@ -13,6 +13,7 @@ from trainkit.build.model import build_loss, build_model, initialize_lazy_layers
 from trainkit.config.settings import Settings
 from trainkit.core.device import disable_malloc_trim, is_out_of_memory, select_device
 from trainkit.core.errors import OutOfMemoryError, UserCodeError
+from trainkit.core.ranks import ALONE, Ranks
 from trainkit.core.rng import preserve_rng, seed_all
 from trainkit.data.loaders import Loader, SlicingLoader
 from trainkit.losses import FromModel
@@ -41,10 +42,10 @@ def memory_errors() -> Iterator[None]:
         raise OutOfMemoryError(text, hint=hint) from error
 
 
-def prepare_process(settings: Settings) -> torch.device:
+def prepare_process(settings: Settings, ranks: Ranks = ALONE) -> torch.device:
     """Seed the generators and set what must be set before anything is built; return the device."""
     defer_dynamo()  # its import takes a second, and most runs do not need it
-    device = select_device(settings.device)
+    device = ranks.device_of_rank(select_device(settings.device))
     seed_all(settings.seed, deterministic=bool(settings.deterministic))  # data sets may draw random samples
     if device.type == "cpu":
         disable_malloc_trim()  # a quarter of a step can go into returning memory and getting it again

@@ -21,9 +21,11 @@ from trainkit.build.steps import build_steps
 from trainkit.config.metrics import parts_of
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError, Problem, TrainkitError, UserCodeError
+from trainkit.core.ranks import ALONE, Ranks
 from trainkit.core.rng import seed_all
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
+from trainkit.data.batch_order import Share
 from trainkit.data.loaders import Loader
 from trainkit.data.stream_loader import StreamLoader
 from trainkit.losses import REGRESSION_LOSSES
@@ -69,7 +71,10 @@ class Session:
 
 
 def build_session(
-    settings: Settings, on_progress: cache.OnProgress | None = None, initialize: Initialize | None = None
+    settings: Settings,
+    on_progress: cache.OnProgress | None = None,
+    initialize: Initialize | None = None,
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Build everything that the settings name.
 
@@ -80,6 +85,7 @@ def build_session(
         on_progress: called with the progress while samples are read into memory. Without it, no samples
             are read into memory.
         initialize: is called with the new model, to load weights into it.
+        ranks: the processes that train together.
 
     Raises:
         ConfigError: wrong arguments, param groups or values.
@@ -88,15 +94,18 @@ def build_session(
         UserCodeError: code that a `_target_` names raised another error.
     """
     with memory_errors():
-        return _build_session(settings, on_progress, initialize)
+        return _build_session(settings, on_progress, initialize, ranks)
 
 
-def _build_session(settings: Settings, on_progress: cache.OnProgress | None, initialize: Initialize | None) -> Session:
+def _build_session(
+    settings: Settings, on_progress: cache.OnProgress | None, initialize: Initialize | None, ranks: Ranks
+) -> Session:
     problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)
-    device = prepare_process(settings)
-    settings, data = build_loaders(settings, device, on_progress)
+    device = prepare_process(settings, ranks)
+    share = Share(ranks.rank, ranks.size)
+    settings, data = build_loaders(settings, device, on_progress, share)
     train, val = data.train, data.val if settings.evaluation_step is not None else None
 
     # Seed again: the model must not depend on the random numbers that the data used.
@@ -116,6 +125,7 @@ def _build_session(settings: Settings, on_progress: cache.OnProgress | None, ini
     table = param_table(named, groups, options)  # before schedulers change the learning rates
     steps = build_steps(settings, device)
     state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
+    state.objects.ranks = ranks
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
     _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}

@@ -56,6 +56,11 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
         return _fail(hide_arguments(describe_bug(error), words), error, 1)
 
 
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0 of those that torchrun started, or was started without torchrun."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def open_standard_streams() -> None:
     """Open the null device for each standard stream that is closed, as by `<&-`.
 

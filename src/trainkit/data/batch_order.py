@@ -15,6 +15,37 @@ from trainkit.data.reading import epoch_seed, name_of
 EpochOrder = Callable[[int], Tensor]  # epoch, from 0 -> the indices of its samples, (N,) int64
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that one of several processes reads: a range of its samples.
+
+    The sizes of the shares of a batch differ by at most one sample.
+
+    Args:
+        rank: the number of the process, from 0.
+        ranks: the number of processes.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, batch: Tensor) -> Tensor:
+        """Return the share of a batch."""
+        return batch[self.bounds(len(batch))]
+
+    def bounds(self, samples: int) -> slice:
+        """Return the range of the share in a batch."""
+        return slice(self.rank * samples // self.ranks, (self.rank + 1) * samples // self.ranks)
+
+    def size(self, samples: int) -> int:
+        """Return the number of samples of the share in a batch."""
+        bounds = self.bounds(samples)
+        return int(bounds.stop - bounds.start)
+
+
+WHOLE = Share()
+
+
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """Return the order of an epoch: a permutation, (samples,) int64, made from (seed, epoch) alone."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
@@ -34,6 +65,7 @@ class BatchOrder:
         seed: the seed of the order and of random samples.
         custom: returns the order of an epoch, instead of a permutation. Its length is the same in every epoch.
         drop_last: leave out the last batch if it is smaller.
+        share: which samples of each batch this process reads.
     """
 
     samples: int
@@ -42,6 +74,7 @@ class BatchOrder:
     seed: int | None
     custom: EpochOrder | None = None
     drop_last: bool = False
+    share: Share = WHOLE
     epoch: int = 0
     start: int = 0
 
@@ -55,13 +88,20 @@ class BatchOrder:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for indices in self.batches():
-            yield [(self.epoch, index) for index in indices.tolist()]
+            if len(indices):
+                yield [(self.epoch, index) for index in indices.tolist()]
 
     def batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Yield the indices of each batch from `start` on, (batch_size,) int64."""
+        """Yield the indices of this process's share of each batch from `start` on, (samples of the share,) int64."""
         order = self._order()[: self.total].to(device)
         for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield self.share.of(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    @property
+    def ends_with_empty_share(self) -> bool:
+        """Whether the last batch of an epoch has no sample for this process."""
+        in_last_batch = self.total - (len(self) - 1) * self.batch_size
+        return self.share.size(in_last_batch) == 0
 
     def _order(self) -> Tensor:
         if self.custom is not None:
@@ -76,6 +116,8 @@ class BatchOrder:
         """See `Loader.describe`."""
         self.epoch, self.start = epoch, batch
         indices = next(self.batches()).tolist()
+        if not indices:
+            return "no samples"
         shown = ", ".join(name_of(dataset, index).removeprefix("sample ") for index in indices[:8])
         text = f"samples {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
         bad = non_finite_rows(inputs)

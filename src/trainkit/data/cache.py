@@ -15,7 +15,6 @@ from torch import Tensor
 from trainkit.core.device import free_memory
 from trainkit.core.errors import DataError
 from trainkit.core.pytree import map_tensors, structure_of
-from trainkit.core.signals import delay_signals
 from trainkit.data import disk_cache
 from trainkit.data.batch_order import BatchOrder
 from trainkit.data.cacheable import (
@@ -27,7 +26,7 @@ from trainkit.data.cacheable import (
     verify_by_rereading,
 )
 from trainkit.data.form import PAIRS, SampleForm
-from trainkit.data.loaders import StreamingLoader
+from trainkit.data.loaders import StreamingLoader, start_reading
 from trainkit.data.pairs import Pair, tensors_in_pair
 from trainkit.data.prepare import Prepare
 from trainkit.data.reading import ReadSamples, collate
@@ -211,9 +210,7 @@ def fill(tensors: Pair, empty: Store, *, workers: int, skip: bool, on_progress: 
     done = 0
     try:
         with reasons_to_stream():
-            with delay_signals():
-                fetched = iter(streaming.loader)  # starts the workers
-            for batch in fetched:
+            for batch in start_reading(streaming.loader):
                 if batch.unreadable and not skip:
                     raise unreadable_sample_error(key, dataset, *batch.unreadable[0])
                 unreadable.update(batch.unreadable)

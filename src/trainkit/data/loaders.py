@@ -7,6 +7,7 @@ depends on (seed, epoch), the random numbers of a sample on (seed, epoch, sample
 from __future__ import annotations
 
 import functools
+import multiprocessing.util
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainkit.core.signals import delay_signals
-from trainkit.data.batch_order import BatchOrder, EpochOrder, epoch_order
+from trainkit.data.batch_order import WHOLE, BatchOrder, EpochOrder, Share, epoch_order
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair
-from trainkit.data.prepare import Batch, Prepare
+from trainkit.data.prepare import NO_SAMPLES, Batch, Prepare
 from trainkit.data.reading import CollatedBatch, SeededReader, collate, ignore_signals
 from trainkit.data.sample_errors import sample_error
 from trainkit.data.store import Store
@@ -54,7 +55,10 @@ class Loader(Protocol):
         """Return the number of batches in an epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield `(inputs, targets)` on the device, of an epoch (from 0), from batch `start` on."""
+        """Yield `(inputs, targets)` on the device, of an epoch (from 0), from batch `start` on.
+
+        If several processes share each batch, this is the share of one of them, or `NO_SAMPLES`.
+        """
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """Return the names of a batch's samples, and of those whose inputs are not finite."""
@@ -81,6 +85,7 @@ def make_loader(
     skip: bool = False,
     order: EpochOrder | None = None,
     drop_last: bool = False,
+    share: Share = WHOLE,
 ) -> Loader:
     """Return the loader of a store.
 
@@ -95,9 +100,10 @@ def make_loader(
         skip: skip samples that cannot be read.
         order: the order of an epoch, see `BatchOrder`.
         drop_last: leave out the last batch if it is smaller.
+        share: which samples of each batch this process reads.
     """
     limit = None if limit_batches is None else limit_batches * (limit_batch_size or batch_size)
-    batches = BatchOrder(len(store), batch_size, limit, seed, order, drop_last)
+    batches = BatchOrder(len(store), batch_size, limit, seed, order, drop_last, share)
     if store.tensors is not None:
         return SlicingLoader(store, batches, prepare)
     return StreamingLoader(store.dataset, batches, prepare, num_workers, skip=skip, key=store.key, form=store.form)
@@ -131,6 +137,9 @@ class SlicingLoader:
         """See `Loader.batches`."""
         self.order.epoch, self.order.start = epoch, start
         for indices in self.order.batches(self.device):
+            if not len(indices):
+                yield NO_SAMPLES
+                continue
             readable = self._readable(indices) if self.store.unreadable else indices
             rows = readable if self.rows is None else self.rows[readable]
             yield self.prepare(*take_rows(self.tensors, rows), epoch, readable)
@@ -232,8 +241,7 @@ class StreamingLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Loader.batches`."""
         self.order.epoch, self.order.start = epoch, start
-        with delay_signals():
-            fetched = iter(self.loader)  # starts the workers
+        fetched = start_reading(self.loader)
         return self._prepared(fetched, epoch)
 
     def _prepared(self, fetched: Iterator[CollatedBatch], epoch: int) -> Iterator[Batch]:
@@ -245,6 +253,8 @@ class StreamingLoader:
             if batch.inputs is None:
                 raise unreadable_batch_error(self.unreadable)
             yield self.prepare(*batch.pair, epoch, torch.tensor(batch.indices))
+        if self.order.ends_with_empty_share:
+            yield NO_SAMPLES
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader.describe`."""
@@ -279,6 +289,15 @@ class StreamingLoader:
         """End the worker processes, whatever they are doing."""
         iterator, self.loader._iterator = self.loader._iterator, None
         end_workers(iterator)
+
+
+def start_reading(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return the batches of torch's `DataLoader`, after the start of its worker processes."""
+    if loader.num_workers:
+        # Workers that are ended leave their temporary folder, so they share that of this process.
+        multiprocessing.util.get_temp_dir()
+    with delay_signals():
+        return iter(loader)
 
 
 def end_workers(iterator: Any) -> None:

@@ -14,6 +14,10 @@ from trainkit.data.augment import Augment
 from trainkit.data.pairs import map_pair
 
 Batch = tuple[Any, Any]
+NO_SAMPLES: Batch = (
+    torch.empty(0),
+    torch.empty(0),
+)  # the share of a process in a batch with fewer samples than processes
 
 
 @dataclass

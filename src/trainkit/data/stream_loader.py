@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader
 
 from trainkit.core.errors import DataError, UserCodeError
 from trainkit.core.rng import preserve_rng
-from trainkit.core.signals import delay_signals
 from trainkit.data.batch_order import non_finite_rows
 from trainkit.data.form import PAIRS, SampleForm
-from trainkit.data.loaders import end_workers
+from trainkit.data.loaders import end_workers, start_reading
 from trainkit.data.pairs import Pair, map_pair
 from trainkit.data.prepare import Batch, Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, ignore_signals
@@ -158,8 +157,7 @@ class StreamLoader:
             pin_memory=self.prepare.device.type == "cuda",
             generator=torch.Generator(),  # a separate generator: reading data must not advance the model's RNG
         )
-        with delay_signals():
-            self._fetched = iter(loader)  # starts the workers
+        self._fetched = start_reading(loader)
         fetched: Iterator[StreamBatch | None] = self._fetched
         return fetched
 

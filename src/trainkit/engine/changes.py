@@ -61,7 +61,7 @@ def find_changes(
     if by_length:
         covered = next((count(current[key], key[:-1]) for key in ("steps", "epochs") if current[key]), "another length")
         notes.append(f"note: the scheduler now covers {covered}, and is fast-forwarded")
-    machine = differences(saved["machine"], current["machine"])
+    machine = differences({"ranks": 1} | saved["machine"], current["machine"])  # older checkpoints have no ranks
     notes += [f"note: {key} was {old}, and is {new}: equal only up to rounding" for key, (old, new) in machine.items()]
     return Changes({_section_of(key) for key in [*found, *by_length]}, notes)
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
+from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.pytree import copy_to_cpu
+from trainkit.core.ranks import Ranks, joined_ranks
 from trainkit.display import live as display
 from trainkit.display.text import count
 from trainkit.engine.changes import Changes, find_changes
@@ -18,6 +20,7 @@ from trainkit.engine.teacher import name_teacher
 from trainkit.engine.train import (
     keeps_trainable,
     make_saver,
+    prepare_rank,
     run_training,
     session_facts,
     session_fingerprint,
@@ -61,55 +64,89 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
 
 def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> Run:
     """Continue a run with settings from `reload_config`; see `resume`. Further hooks are called last."""
-    run.acquire()
-    try:
-        run = recover_run(run.directory, lock=run.lock)  # another process may have changed it before the lock
-        name, saved, notes = newest_checkpoint(run)
-        allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
-        with display.ReadingProgress(reloaded.settings.progress) as on_progress:
-            settings, warm_start = prepare_warm_start(name_teacher(reloaded.settings))
-            if saved is not None and not (lacks_frozen(saved) or keeps_trainable(settings)):
-                warm_start = None  # the checkpoint holds all weights
-            session = build_session(settings, on_progress, warm_start)
-        changes = Changes(set(), [])
-        saved_history = saved and saved.get("history")
-        if saved is not None:
+    with joined_ranks() as ranks:
+        with ranks.together():
+            if ranks.is_first:
+                run.acquire()
+        try:
+            return _continue_run(run, reloaded, ranks, hooks)
+        finally:
+            run.lock.release()
+
+
+def _continue_run(run: Run, reloaded: Reloaded, ranks: Ranks, hooks: Sequence[Any]) -> Run:
+    """Continue a run whose directory rank 0 has locked."""
+    name, saved = None, None
+    allow, notes = list[str](), list[str]()
+    with ranks.together():
+        if ranks.is_first:
+            run = recover_run(run.directory, lock=run.lock)  # another process may have changed it before the lock
+            name, saved, notes = newest_checkpoint(run)
+            allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
+    name, saved, allow = ranks.first((name, saved, allow))
+    progress = reloaded.settings.progress if ranks.is_first else "off"
+    with ranks.together(), display.ReadingProgress(progress) as on_progress:
+        settings, warm_start = prepare_warm_start(name_teacher(reloaded.settings))
+        if saved is not None and not (lacks_frozen(saved) or keeps_trainable(settings)):
+            warm_start = None  # the checkpoint holds all weights
+        session = build_session(settings, on_progress, warm_start, ranks)
+    prepare_rank(session)
+    changes = Changes(set(), [])
+    saved_history = None if saved is None else saved.get("history")
+    if saved is not None:
+        with ranks.together():
             changes, more = restore_session(session, saved, allow)
             notes += more
-            if changes.keys:  # the saved state is no longer the state to restore
-                states = saved.get("hooks", {})  # the hooks of the session have not started yet
-                saved = {**copy_to_cpu(capture_state(session.state, {}, with_hooks=False)), "hooks": states}
-        refuse_shorter_run(session)
-        session.state.check_time()
-        notes += Checkpoints(run.directory / "checkpoints").drop_damaged_best()
-        progress = session.state.progress
-        history, note = recover_history(run, progress.epoch, saved_history)
-        notes += [note] if note else []
-        if (session.state.done or session.state.at_limit) and is_finished(run):
-            return run
+        if changes.keys:  # the saved state is no longer the state to restore
+            states = saved.get("hooks", {})  # the hooks of the session have not started yet
+            saved = {**copy_to_cpu(capture_state(session.state, {}, with_hooks=False)), "hooks": states}
+    refuse_shorter_run(session)
+    session.state.check_time()
+    is_over = False
+    with ranks.together():
         check_last_batch(session.settings, session.state, session.train)
-        run.resume(
-            settings,
-            command=sys.argv,
-            overrides=_merge_overrides(run.overrides, reloaded.overrides),
-            history=history,
-            facts={**session_facts(session), "best": best_epoch(session.state)},
-            at={
-                "checkpoint": name,
-                "sha256": Checkpoints(run.directory / "checkpoints").checksum_of(name) if name else "",
-                "step": progress.step,
-                "epoch": progress.epoch + 1,
-                "allow": allow,
-            },
-        )
-        damaged = [f"note: {run.damage}; it is rebuilt from the checkpoint"] if run.damage else []
-        notes = [_where(session, name), *damaged, *notes, *startup_notes(session)]
-        restorer = Restorer(saved) if saved is not None else None
-        saver = make_saver(run, session, first=bool(changes.keys) or saved is None)
-        del saved  # the restorer frees its memory
-        return run_training(run, session, notes, saver, restorer, hooks=hooks)
-    finally:
-        run.lock.release()
+        if ranks.is_first:
+            is_over = (session.state.done or session.state.at_limit) and is_finished(run)
+            if not is_over:
+                notes += _reopen_run(run, session, settings, reloaded, name, allow, saved_history)
+    if ranks.first(is_over):
+        return run
+    damaged = [f"note: {run.damage}; it is rebuilt from the checkpoint"] if run.damage else []
+    notes = [_where(session, name), *damaged, *notes, *startup_notes(session)]
+    restorer = Restorer(saved) if saved is not None else None
+    saver = make_saver(run, session, first=bool(changes.keys) or saved is None)
+    del saved  # the restorer frees its memory
+    return run_training(run, session, notes, saver, restorer, hooks=hooks)
+
+
+def _reopen_run(
+    run: Run,
+    session: Session,
+    settings: Settings,
+    reloaded: Reloaded,
+    name: str | None,
+    allow: list[str],
+    saved_history: Any,
+) -> list[str]:
+    """Write that the run continues, and return notes about its files."""
+    checkpoints, progress = Checkpoints(run.directory / "checkpoints"), session.state.progress
+    notes = checkpoints.drop_damaged_best()
+    history, note = recover_history(run, progress.epoch, saved_history)
+    run.resume(
+        settings,
+        command=sys.argv,
+        overrides=_merge_overrides(run.overrides, reloaded.overrides),
+        history=history,
+        facts={**session_facts(session), "best": best_epoch(session.state)},
+        at={
+            "checkpoint": name,
+            "sha256": checkpoints.checksum_of(name) if name else "",
+            "step": progress.step,
+            "epoch": progress.epoch + 1,
+            "allow": allow,
+        },
+    )
+    return [*notes, note] if note else notes
 
 
 def refuse_shorter_run(session: Session) -> None:

@@ -16,7 +16,8 @@ from trainkit.training.state import State
 def handle_signals(state: State) -> Iterator[None]:
     """Let the first signal stop the training after the current step, and a second signal end the process.
 
-    If no step is running, the first signal stops the training at once. See `StopHandler` for repeated signals.
+    If no step is running, the first signal stops the training at once. Several ranks stop when they agree on the next
+    batch. See `StopHandler` for repeated signals.
     """
 
     def stop(request: Stopped) -> None:
@@ -24,7 +25,7 @@ def handle_signals(state: State) -> Iterator[None]:
         # If a signal also reached another thread, Python runs its handler when this thread sleeps.
         # Sleep now, so that the handler runs before the error below is raised.
         time.sleep(0.05)
-        if state.phase.interruptible:
+        if state.phase.interruptible and not state.objects.ranks.are_several:
             raise request
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers

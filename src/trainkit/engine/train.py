@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shlex
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from trainkit.config.compose import Composed
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
+from trainkit.core.ranks import joined_ranks
+from trainkit.core.rng import seed_all
 from trainkit.data.contents import data_facts
 from trainkit.data.split import split_notes
 from trainkit.display import live as display
@@ -30,7 +34,7 @@ from trainkit.engine.report import report_at_end
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
 from trainkit.engine.teacher import name_teacher
-from trainkit.engine.warm_start import prepare_warm_start
+from trainkit.engine.warm_start import WarmStart, prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.fingerprint import fingerprint, redacted_values
@@ -62,14 +66,32 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
         Stopped: a signal stopped the training; a checkpoint holds the state.
     """
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
-    settings, warm_start = prepare_warm_start(name_teacher(composed.settings))
-    with display.ReadingProgress(settings.progress) as on_progress:
-        session = build_session(settings, on_progress, warm_start)
-    check_last_batch(session.settings, session.state, session.train)
+    with joined_ranks() as ranks:
+        with ranks.together():
+            settings, warm_start = prepare_warm_start(name_teacher(composed.settings))
+            with display.ReadingProgress(settings.progress if ranks.is_first else "off") as on_progress:
+                session = build_session(settings, on_progress, warm_start, ranks)
+            check_last_batch(session.settings, session.state, session.train)
+        prepare_rank(session)
+        loaded = warm_start.notes if warm_start is not None else []
+        notes = [*composed.notes, *startup_notes(session, composed.overrides), *loaded]
+        with ranks.together():
+            run = _start_run(composed, settings, session, warm_start, directory) if ranks.is_first else None
+        path = ranks.first(Path() if run is None else run.directory)
+        run = run or Run(path)
+        return run_training(run, session, notes, make_saver(run, session, first=True), hooks=hooks)
+
+
+def _start_run(
+    composed: Composed,
+    settings: Settings,
+    session: Session,
+    warm_start: WarmStart | None,
+    directory: Path | str | None,
+) -> Run:
+    """Create the run directory, and write what is about to run."""
     is_debug = composed.hydra is not None and composed.hydra.runtime.choices.get("debug", "none") != "none"
     run = Run(new_run_directory(directory or composed.directory, debug=is_debug))
-    loaded = warm_start.notes if warm_start is not None else []
-    notes = [*composed.notes, *startup_notes(session, composed.overrides), *loaded]
     run.start(
         settings,
         command=sys.argv,
@@ -77,7 +99,7 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
         hydra=composed.hydra,
         facts=session_facts(session) | ({"init_from": warm_start.facts} if warm_start is not None else {}),
     )
-    return run_training(run, session, notes, make_saver(run, session, first=True), hooks=hooks)
+    return run
 
 
 def run_training(
@@ -103,8 +125,13 @@ def run_training(
         TrainkitError: see `train`.
         Stopped: see `train`.
     """
-    state, recorder, started = session.state, Recorder(run, session.params), time.monotonic()
+    state, started = session.state, time.monotonic()
     state.directory = run.directory
+    state.objects.ranks.explain = functools.partial(explain_error, session=session)
+    if not state.objects.ranks.is_first:
+        _follow(session, _all_hooks(session, [*session.hooks.values(), restorer, saver], hooks))
+        return run
+    recorder = Recorder(run, session.params)
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
 
     def report(line: str) -> None:
@@ -138,6 +165,19 @@ def run_training(
         _finish(run, loggers, "completed", 0, _why_early(state))
     report_at_end(run, session.settings, started)
     return run
+
+
+def _follow(session: Session, hooks: list[Any]) -> None:
+    """Train as a rank that has no run directory and no display."""
+    with handle_signals(session.state):
+        try:
+            fit(session.state, session.train, session.val, hooks)
+        except (TrainkitError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise explain_error(error, session) from error
+        finally:
+            session.close()
 
 
 def _all_hooks(session: Session, own: Sequence[Any], more: Sequence[Any]) -> list[Any]:
@@ -222,6 +262,7 @@ def session_fingerprint(session: Session) -> dict[str, Any]:
             "micro_batch": session.settings.micro_batch,
             "memory_format": str(session.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
             "compile": session.settings.compile or "off",
+            "ranks": state.objects.ranks.size,
         },
     }
 
@@ -242,6 +283,16 @@ def new_run_directory(given: Path | str | None, *, debug: bool = False) -> Path:
     directory = claim_directory(default_run_directory())
     update_latest_link(directory, Path("outputs"))
     return directory
+
+
+def prepare_rank(session: Session) -> None:
+    """Give every rank the initial weights of rank 0, and its own random numbers, for example for dropout."""
+    objects, settings = session.state.objects, session.settings
+    modules = [objects.trained] + ([] if objects.ema is None else [objects.ema])
+    objects.ranks.copy_first(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    if not objects.ranks.is_first:
+        seed = zlib.crc32(f"{settings.seed} {objects.ranks.rank}".encode())
+        seed_all(seed, deterministic=bool(settings.deterministic))
 
 
 def session_facts(session: Session) -> dict[str, Any]:

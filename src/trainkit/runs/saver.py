@@ -41,7 +41,7 @@ class Saver:
 
     A checkpoint is written at the start (so that every run can be resumed), after each `every_epochs` epochs,
     `every_steps` steps and `every_minutes` minutes, after each new best epoch, at the end, and when a signal
-    stops the run.
+    stops the run. Only rank 0 writes; the other ranks take part, because a checkpoint holds their RNG states.
 
     Args:
         checkpoints: the checkpoints of the run.
@@ -74,14 +74,22 @@ class Saver:
         """
         if self.first:
             name = self.save(state)
-            try:  # a state that cannot be read back is reported now, not at the resume
-                self.checkpoints.load(name)
-            except DamagedError as error:
-                hint = "let each state_dict contain numbers, strings, tensors, lists and dicts, or write checkpoint=off"
-                raise CheckpointError(f"the checkpoint cannot be read back: {error}", hint=hint) from error
-        elif checkpoint_name(state.progress.step) in self.checkpoints.names():
-            self.checkpoints.set_pointer("last", checkpoint_name(state.progress.step))
-        self.point_to_best(state)
+        with state.objects.ranks.together():
+            if not state.objects.ranks.is_first:
+                return
+            if self.first:
+                self.check_readable(name)
+            elif checkpoint_name(state.progress.step) in self.checkpoints.names():
+                self.checkpoints.set_pointer("last", checkpoint_name(state.progress.step))
+            self.point_to_best(state)
+
+    def check_readable(self, name: str) -> None:
+        """Raise `CheckpointError` if a checkpoint cannot be read back. So it is reported now, not at the resume."""
+        try:
+            self.checkpoints.load(name)
+        except DamagedError as error:
+            hint = "let each state_dict contain numbers, strings, tensors, lists and dicts, or write checkpoint=off"
+            raise CheckpointError(f"the checkpoint cannot be read back: {error}", hint=hint) from error
 
     def on_step(self, state: State) -> None:
         """Save if it is time. After the last batch of an epoch, `on_epoch_end` does it.
@@ -93,7 +101,7 @@ class Saver:
             return
         planned = self.step_is_planned(state)
         ends = state.ends_inside_epoch and math.isfinite(progress.loss.item())
-        if planned or ends or self.minutes_are_over():
+        if planned or ends or self.minutes_are_over(state):
             self.save(state, planned=planned)  # a longer run does not plan to save at its former end
 
     def on_epoch_end(self, state: State, metrics: Mapping[str, Any]) -> None:
@@ -101,13 +109,14 @@ class Saver:
         if nonfinite_metric(state, metrics) is not None:  # the training is about to end with an error
             return
         if state.progress.is_provisional:  # `on_step` has saved the open epoch; the best one before it is kept too
-            self.point_to_best(state)
+            if state.objects.ranks.is_first:
+                self.point_to_best(state)
             return
         every, best = self.options.every_epochs, state.progress.best
         is_best = best is not None and best["epoch"] == metrics["epoch"]
         planned = is_best or state.done or self.step_is_planned(state)
         planned |= every is not None and state.progress.epoch % every == 0
-        if planned or self.minutes_are_over():
+        if planned or self.minutes_are_over(state):
             self.save(state, planned=planned)
 
     def step_is_planned(self, state: State) -> bool:
@@ -115,10 +124,12 @@ class Saver:
         every = self.options.every_steps
         return every is not None and state.progress.step % every == 0
 
-    def minutes_are_over(self) -> bool:
-        """Return whether `every_minutes` asks for a checkpoint now."""
+    def minutes_are_over(self, state: State) -> bool:
+        """Return whether `every_minutes` asks for a checkpoint now, by the clock of rank 0."""
         every = self.options.every_minutes
-        return every is not None and time.monotonic() - self.saved_at >= 60 * every
+        if every is None:
+            return False
+        return bool(state.objects.ranks.agree(time.monotonic() - self.saved_at >= 60 * every)[0][0])
 
     def point_to_best(self, state: State) -> None:
         """Point `best` at the checkpoint of the best epoch, if it exists."""
@@ -129,26 +140,36 @@ class Saver:
 
     def on_nonfinite(self, state: State, error: NonFiniteError) -> None:  # noqa: ARG002
         """With `on_nonfinite=rollback`, restore the weights of the newest checkpoint; the data continues."""
+        ranks = state.objects.ranks
         if state.settings.on_nonfinite == "rollback":
-            name, saved, damaged = self.checkpoints.newest(planned=True)
+            with ranks.together():
+                found = self.checkpoints.newest(planned=True) if ranks.is_first else ("", {}, [])
+            name, saved, damaged = ranks.first(found)
             restore_weights(state, with_frozen(state.objects.model, saved))
             restore_hooks(state, saved)
+            if not ranks.is_first:
+                return
             self.checkpoints.delete_after(name)  # a resume would continue from a discarded step
             skipped = "".join(f"; skipped {reason}" for reason in damaged)
             self.run.log(f"note: back to the weights of {name}{skipped}")
 
     def save(self, state: State, *, planned: bool = True) -> str:
-        """Write a checkpoint now, with a copy of the history; return its name.
+        """Write a checkpoint now, with a copy of the history; return its name. Only rank 0 writes.
 
         Raises:
             RunDirectoryInUseError: another process may use the directory.
         """
+        captured = capture_state(state, self.fingerprint)
+        with state.objects.ranks.together():
+            if state.objects.ranks.is_first:
+                self._write(state, {**captured, "history": self.run.history_text}, planned=planned)
+        self.saved_at = time.monotonic()
+        return checkpoint_name(state.progress.step)
+
+    def _write(self, state: State, saved: dict[str, Any], *, planned: bool) -> None:
         self.run.lock.check()
-        saved = {**capture_state(state, self.fingerprint), "history": self.run.history_text}
         saved = saved if self.frozen is None else self.frozen.remove_from(saved)
         name = self.checkpoints.write(saved, planned=planned)
         self.point_to_best(state)
         self.checkpoints.prune(self.options.keep)
-        self.saved_at = time.monotonic()
         self.run.log(f"saved {name}")
-        return name

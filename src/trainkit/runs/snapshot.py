@@ -79,7 +79,10 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
     if state.objects.stream is not None:
         more["stream"] = _plain(state.objects.stream.state_dict(state.progress.epoch, state.progress.batch), "stream")
     progress = {key: _plain(value, key) for key, value in state.progress.state_dict().items()}
-    rest = {"rng": rng_state(), "fingerprint": _plain(fingerprint, "fingerprint")}
+    rng, *of_other_ranks = state.objects.ranks.gather(rng_state())
+    rest = {"rng": rng, "fingerprint": _plain(fingerprint, "fingerprint")}
+    if of_other_ranks:  # a model draws other numbers on each rank, for example in dropout
+        rest["rng_of_other_ranks"] = of_other_ranks
     return {"format": FORMAT, **objects, **progress, **more, **rest}
 
 
@@ -113,7 +116,7 @@ def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[st
         best, monitor = state.progress.best, state.settings.monitor
         if best is not None and not isinstance(best[monitor], int | float):
             raise ValueError(f"the best {monitor} is {best[monitor]!r}, expected a number")
-        set_rng_state(saved["rng"])
+        _restore_rng(state, saved)
 
 
 def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
@@ -140,6 +143,14 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
                     _restore_plateau(scheduler, number, saved, set(changed))
                 else:
                     _fast_forward(state, scheduler, saved, set(changed))
+
+
+def _restore_rng(state: State, saved: Mapping[str, Any]) -> None:
+    """Restore the RNG states of this rank. A rank that the saved training did not have keeps its own."""
+    states = [saved["rng"], *saved.get("rng_of_other_ranks", [])]
+    rank = state.objects.ranks.rank
+    if rank < len(states):
+        set_rng_state(states[rank])
 
 
 def restore_hooks(state: State, saved: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.core.errors import ConfigError
-from trainkit.core.pytree import batch_size_of
+from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.core.spelling import did_you_mean
 from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
@@ -58,7 +58,7 @@ def custom_train_step(state: State, step: CustomStep, inputs: Any, targets: Any)
     kept: list[MicroBatchResult] = []
 
     def evaluate(*, first: bool) -> tuple[Tensor, Tensor | float]:
-        results = list(results_with_gradient(state, step, inputs, targets))
+        results = results_of_all_ranks(state, list(results_with_gradient(state, step, inputs, targets)))
         if first:
             kept.extend(results)
         return total_loss(results)
@@ -76,26 +76,45 @@ def results_with_gradient(state: State, step: CustomStep, inputs: Any, targets: 
     """Yield the result of each micro batch, while the gradient of the whole batch accumulates.
 
     The denominator of the whole batch is known only after the last micro batch. So the first micro batch predicts the
-    denominator, and the gradient is corrected at the end.
+    denominator, and the gradient is corrected at the end. Several ranks predict the number of samples.
     """
     objects, samples = state.objects, batch_size_of(inputs)
-    predicted = total = 0.0
-    for part in micro_batch_results(state, step, objects.model, objects.loss_fn, inputs, targets):
-        count = batch_size_of(part.inputs)
-        loss: Tensor | None = part.result.loss
-        if count < samples:
-            weight = float(part.weight)
-            predicted = predicted or weight * samples / count
-            total += weight
-            loss = part.result.loss * (weight / predicted) if predicted else None
-        if loss is not None and torch.is_grad_enabled():
-            (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
-        yield part.without_graph()
-        del loss, part  # before the next forward pass needs memory
+    ranks = objects.ranks
+    predicted, total = float(state.progress.samples_of_batch if ranks.are_several else 0), 0.0
+    with ranks.summed_gradients(objects.parameters):
+        for part in micro_batch_results(state, step, objects.model, objects.loss_fn, inputs, targets):
+            count = batch_size_of(part.inputs)
+            loss: Tensor | None = part.result.loss
+            if count < samples or ranks.are_several:
+                weight = float(part.weight)
+                predicted = predicted or weight * samples / count
+                total += weight
+                loss = part.result.loss * (weight / predicted) if predicted else None
+            if loss is not None and torch.is_grad_enabled():
+                (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
+            yield part.without_graph()
+            del loss, part  # before the next forward pass needs memory
+    total = float(ranks.sum_number(total, objects.device))
     if total and total != predicted:
         for param in objects.parameters:
             if param.grad is not None:
                 param.grad.mul_(predicted / total)
+
+
+def results_of_all_ranks(state: State, results: list[MicroBatchResult]) -> list[MicroBatchResult]:
+    """Return the results of the micro batches of every rank; those of several ranks are without inputs."""
+    objects = state.objects
+    if not objects.ranks.are_several:
+        return results
+    shown = []
+    for part in results:
+        has_metrics = bool(objects.train_metrics)
+        result = part.result if has_metrics else replace(part.result, outputs=None)
+        values = vars(replace(part, inputs=None, targets=part.targets if has_metrics else None, result=result))
+        shown.append(map_tensors({**values, "result": vars(result)}, lambda tensor: tensor.cpu()))
+    gathered = [part for share in objects.ranks.gather(shown) for part in share]
+    moved = [map_tensors(part, lambda tensor: tensor.to(objects.device)) for part in gathered]
+    return [MicroBatchResult(**{**part, "result": StepResult(**part["result"])}) for part in moved]
 
 
 def gradient_of_batch(state: State, inputs: Any, targets: Any) -> Tensor:
@@ -150,35 +169,43 @@ def total_loss(results: list[MicroBatchResult]) -> tuple[Tensor, Tensor | float]
 
 def update_each_optimizer(state: State, step: CustomStep, inputs: Any, targets: Any) -> None:
     """Update the parameters of one optimizer for each loss that the step yields."""
-    objects, progress = state.objects, state.progress
+    objects, progress, ranks = state.objects, state.progress, state.objects.ranks
     norms: list[Tensor] = []
-    results: list[tuple[str, MicroBatchResult]] = []
+    updates: list[tuple[str, list[MicroBatchResult]]] = []  # for each loss its optimizer, and the results of the ranks
     for name, result in yielded_losses(state, step, inputs, targets):
         optimizer = objects.optimizers[name]
         optimizer.zero_grad()
-        backward_for(state, step, name, result.loss)
         weight = batch_size_of(inputs) if result.denominator is None else result.denominator
+        loss = result.loss
+        if ranks.are_several:
+            loss = loss * (float(weight) / (float(ranks.sum_number(weight, objects.device)) or 1.0))
+        with ranks.summed_gradients(parameters_of(optimizer)):
+            backward_for(state, step, name, loss)
         whole = MicroBatchResult(inputs, targets, result, weight).without_graph()  # the batch is not split
-        del result  # the optimizer may need the memory of its graph
-        before_update(state, whole.result.loss, weight, optimizer=optimizer)
+        del result, loss  # the optimizer may need the memory of the graph
+        parts = results_of_all_ranks(state, [whole])
+        before_update(state, *total_loss(parts), optimizer=optimizer)
         norms += [progress.grad_norm] if progress.in_last_batch and progress.grad_norm is not None else []
         update(state, optimizer, last=False)
-        results.append((name, whole))
-    if not results:
+        updates.append((name, parts))
+    if not updates:
         raise WrongResultError(step.key, "it yields no loss for a batch", "yield (optimizer name, loss) at least once")
     if objects.scaler is not None:
         objects.scaler.update()
     if norms:
         progress.grad_norm = torch.stack(norms).norm()  # over the parameters of all optimizers
     total = torch.zeros((), device=objects.device)
-    for name, whole in results:
-        total = total + whole.result.loss
-        progress.add_mean(name, whole.result.loss, whole.weight)
-        add_scalars(state, whole)
-    progress.loss.update(total, weight=batch_size_of(inputs))
+    for name, parts in updates:
+        loss, denominator = total_loss(parts)
+        total = total + loss
+        progress.add_mean(name, loss, denominator)
+        for part in parts:
+            add_scalars(state, part)
+    progress.loss.update(total, weight=progress.samples_of_batch if ranks.are_several else batch_size_of(inputs))
     if objects.train_metrics:
-        last = next((whole for _, whole in reversed(results) if whole.result.outputs is not None), results[-1][1])
-        objects.train_metrics.update(required_outputs(step, last.result), targets)
+        with_outputs = [parts for _, parts in updates if parts[0].result.outputs is not None]
+        for part in with_outputs[-1] if with_outputs else updates[-1][1]:
+            objects.train_metrics.update(required_outputs(step, part.result), part.targets)
 
 
 def backward_for(state: State, step: CustomStep, name: str, loss: Tensor) -> None:
@@ -209,7 +236,7 @@ def yielded_losses(state: State, step: CustomStep, inputs: Any, targets: Any) ->
     objects = state.objects
     generator = step(objects.model, inputs, targets, objects.loss_fn, state.progress)
     while True:
-        with objects.autocast:
+        with objects.ranks.together(), objects.autocast:
             item = next(generator, None)
         if item is None:
             return

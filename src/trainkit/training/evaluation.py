@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from trainkit.core.pytree import batch_size_of
+from trainkit.core.ranks import Ranks
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.carried import carrying_modules, without_carried
 from trainkit.training.custom_training import evaluation_results
 from trainkit.training.hooks import call_hooks
-from trainkit.training.interruption import interruptible, restore_buffers_if_stopped
+from trainkit.training.interruption import interruptible, next_share, restore_buffers_if_stopped
 from trainkit.training.losses import denominator, is_sum
 from trainkit.training.metric_set import detach
 from trainkit.training.metrics import Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
-from trainkit.training.step import forward_in_parts
+from trainkit.training.step import forward_in_parts, of_all_ranks
 
 
 @torch.no_grad()
@@ -40,30 +41,48 @@ def evaluate(
     device, is_custom = state.objects.device, state.objects.evaluation_step is not None
     loss, accuracy = Mean(device, summed=not is_custom and is_sum(loss_fn)), Mean(device, summed=True)
     means: dict[str, Mean] = {}
-    has_accuracy = False
-    batches = loader.batches(0)
+    ranks, batches = state.objects.ranks, loader.batches(0)
     carried = without_carried(carrying_modules(model) if state.objects.carrying else [])
     metrics.reset()
     needed = bool(metrics) or any(hasattr(hook, "on_val_batch") for hook in hooks)
     work = functools.partial(evaluate_batch, keep_outputs=needed or on_outputs is not None, needs_outputs=needed)
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
-        for inputs, targets in batches:
-            batch = run_with_oom_split(work, state, inputs, targets, hooks)
+        while (pair := next_share(state, batches)) is not None:
+            inputs, targets = pair
+            with ranks.together():
+                batch = run_with_oom_split(work, state, inputs, targets, hooks)
             for value, weight in batch.losses:
                 loss.update(value, weight=weight)
             for name, value, weight in batch.scalars:
                 means.setdefault(name, Mean(device)).update(value, weight=weight)
             for correct in batch.correct:
-                has_accuracy = True
                 accuracy.update(*correct)
+            update_metrics(state, batch)
             for part, part_targets, outputs in batch.kept:
-                metrics.update(outputs, part_targets)
                 call_hooks(hooks, "on_val_batch", state, part, part_targets, outputs)
                 if on_outputs is not None:
                     on_outputs(outputs, part_targets)
-        values = metrics.compute()
-    numbers = {f"val/{name}": mean.item() for name, mean in means.items()}
-    return {"val/loss": loss.item()} | ({"val/accuracy": accuracy.item()} if has_accuracy else {}) | numbers | values
+        with ranks.together():
+            values = metrics.compute()
+        sum_over_ranks(ranks, loss, accuracy, means)
+    counted = {"val/accuracy": accuracy.item()} if accuracy.has_values else {}
+    return {"val/loss": loss.item()} | counted | {f"val/{name}": mean.item() for name, mean in means.items()} | values
+
+
+def update_metrics(state: State, batch: BatchEvaluation) -> None:
+    """Add the outputs of a batch to the metrics, of the shares of all ranks."""
+    metrics = state.objects.val_metrics
+    if metrics:
+        for outputs, targets in of_all_ranks([(outputs, targets) for _, targets, outputs in batch.kept], state.objects):
+            metrics.update(outputs, targets)
+
+
+def sum_over_ranks(ranks: Ranks, loss: Mean, accuracy: Mean, means: dict[str, Mean]) -> None:
+    """Add the sums of the other ranks to each mean. A rank whose shares are empty lacks some of the names."""
+    for name in {name for names in ranks.gather([*means]) for name in names}:
+        means.setdefault(name, Mean(loss.device))
+    for mean in (loss, accuracy, *(means[name] for name in sorted(means))):
+        mean.sum_over(ranks)
 
 
 @dataclass
@@ -92,6 +111,8 @@ def evaluate_batch(
     """
     step = state.objects.evaluation_step
     batch = BatchEvaluation([], [], [], [])
+    if not batch_size_of(inputs):  # other ranks have the samples
+        return batch
     if step is not None:
         needed = keep_outputs if needs_outputs is None else needs_outputs
         for custom in evaluation_results(state, step, inputs, targets, needs_outputs=needed):

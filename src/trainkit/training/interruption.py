@@ -1,25 +1,62 @@
-"""Stop the training at a signal: at once while it waits for a batch or validates, otherwise after the step."""
+"""Stop the training at a signal: at once while it waits for a batch or validates, otherwise after the step.
+
+Several ranks stop together, when they agree on the next batch.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
 from trainkit.core.errors import Stopped
-from trainkit.data.prepare import Batch
+from trainkit.core.pytree import batch_size_of
+from trainkit.data.prepare import NO_SAMPLES, Batch
 from trainkit.training.state import Phase, State
+from trainkit.training.tokens import count_tokens
 
 
 def stoppable_batches(state: State, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches up to the last step; a signal stops the training while the loop waits for a batch."""
+    """Yield the batches up to the last step; a signal stops the training while the loop waits for a batch.
+
+    With several ranks these are the shares of this rank, and every rank gets as many.
+    """
     while not state.at_limit:
         with interruptible(state, Phase.WAITING):
-            batch = next(batches, None)
+            batch = next_share(state, batches)
         if batch is None:
             return
         yield batch
+
+
+def next_share(state: State, batches: Iterator[Batch]) -> Batch | None:
+    """Return the next batch, or this rank's share of it; None: there is none. The state gets its counts.
+
+    Raises:
+        Stopped: a rank has got a signal.
+        OtherRankError: another rank failed to read its share.
+    """
+    ranks, progress = state.objects.ranks, state.progress
+    if not ranks.are_several:
+        batch = next(batches, None)
+        if batch is not None:
+            progress.samples_of_batch, progress.tokens_of_batch = batch_size_of(batch[0]), count_tokens(batch[0])
+        return batch
+    with ranks.together() as agreement:
+        batch = next(batches, None)
+        inputs = NO_SAMPLES[0] if batch is None else batch[0]
+        signal = 0 if state.stop is None else state.stop.number
+        micro_batch = progress.micro_batch or sys.maxsize
+        agreement.offer(batch is not None, signal, micro_batch, batch_size_of(inputs), int(count_tokens(inputs)))
+    exists, signals, micro_batches, samples, tokens = agreement.columns
+    if any(signals):
+        state.stop = state.stop or Stopped(next(filter(None, signals)))
+        raise state.stop
+    progress.micro_batch = None if min(micro_batches) == sys.maxsize else min(micro_batches)
+    progress.samples_of_batch, progress.tokens_of_batch = sum(samples), sum(tokens)
+    return (batch or NO_SAMPLES) if any(exists) else None
 
 
 @contextmanager
@@ -29,14 +66,15 @@ def interruptible(state: State, phase: Phase) -> Iterator[None]:
     Raises:
         Stopped: a stop was requested earlier, or in the block and an `except` has swallowed it.
     """
-    if state.stop is not None:
+    is_alone = not state.objects.ranks.are_several
+    if state.stop is not None and is_alone:
         raise state.stop
     before, state.phase = state.phase, phase
     try:
         yield
     finally:
         state.phase = before
-    if state.stop is not None:
+    if state.stop is not None and is_alone:
         raise state.stop
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trainkit.training.objects import Objects
     from trainkit.training.progress import Progress
     from trainkit.training.state import LoopSettings
 
@@ -14,6 +15,7 @@ class Length:
 
     settings: LoopSettings
     progress: Progress
+    objects: Objects
 
     @property
     def done(self) -> bool:
@@ -56,7 +58,8 @@ class Length:
         """Note whether the training has taken `max_minutes`."""
         minutes = self.settings.max_minutes
         if minutes is not None:
-            self.progress.out_of_time = self.progress.training_seconds >= 60 * minutes
+            is_over = self.progress.training_seconds >= 60 * minutes
+            self.progress.out_of_time = bool(self.objects.ranks.agree(is_over)[0][0])  # the clock of rank 0 decides
 
     @property
     def stopped_early(self) -> bool:

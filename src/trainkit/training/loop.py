@@ -25,7 +25,6 @@ from trainkit.training.metrics import CLOCKS, Metrics
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.state import Phase, State
 from trainkit.training.step import before_update, train_step_in_parts
-from trainkit.training.tokens import count_tokens
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
@@ -54,7 +53,9 @@ def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any]
         state.check_time()
         progress.is_provisional = state.ends_inside_epoch
         metrics = count_epoch(state, metrics)
-        add_hook_metrics(hooks, state, metrics)
+        with state.objects.ranks.together():
+            add_hook_metrics(hooks, state, metrics)
+        metrics = state.objects.ranks.first(metrics)  # the clocks of the ranks differ
         finish_epoch(state, metrics)
         for hook in hooks:
             call_hooks([hook], "on_epoch_end", state, copy.deepcopy(metrics))  # the metrics are final
@@ -84,8 +85,8 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
             for scheduler in objects.step_schedulers:
                 scheduler.step()  # type: ignore[call-arg]  # step schedulers take no metric
             progress.step += 1
-            progress.seen += batch_size_of(inputs)
-            progress.tokens += count_tokens(inputs)
+            progress.seen += progress.samples_of_batch
+            progress.tokens += progress.tokens_of_batch
         progress.batch += 1
         state.check_time()
         call_hooks(hooks, "on_step", state)
@@ -100,7 +101,8 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     samples = batch_size_of(inputs)
     if objects.training_step is not None:
         return custom_train_step(state, objects.training_step, inputs, targets)
-    if objects.needs_closure or objects.scaler is not None or (micro_batch or math.inf) < samples:
+    in_parts = objects.ranks.are_several or (micro_batch or math.inf) < samples
+    if in_parts or objects.needs_closure or objects.scaler is not None:
         return train_step_in_parts(state, inputs, targets)
 
     weight = denominator(loss_fn, targets, samples)

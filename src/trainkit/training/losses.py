@@ -67,7 +67,7 @@ def denominator(loss_fn: nn.Module, targets: Any, samples: int) -> Tensor | int:
 
 
 def loss_contribution(
-    loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, batch_denominator: Tensor | int | None
+    loss_fn: nn.Module, outputs: Any, targets: Any, samples: int, batch_denominator: Tensor | float | None
 ) -> Tensor | None:
     """Return what a micro batch adds to the loss of its batch, or None if all of its targets are ignored.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainkit.core.ranks import Ranks
 from trainkit.losses import FromModel
 
 Metrics = dict[str, Any]
@@ -32,10 +33,12 @@ class Mean:
     def __init__(self, device: torch.device, *, summed: bool = False) -> None:
         self.device, self.summed = device, summed
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.has_values = False  # whether a value was added, by any rank
         self.set_sums(0.0, 0.0)
 
     def update(self, value: Tensor, weight: Tensor | float) -> None:
         """Add a batch's scalar `value`, a mean over `weight` (samples, or the loss's denominator)."""
+        self.has_values = True
         if self.device.type == "cpu":
             number, count = value.item(), weight.item() if isinstance(weight, Tensor) else weight
             self.numerator += number if self.summed else number * count if count else 0.0
@@ -60,6 +63,12 @@ class Mean:
     def sums(self) -> tuple[Tensor, Tensor]:
         """Return the numerator and the denominator, two scalar tensors."""
         return torch.as_tensor(self.numerator, dtype=self.dtype), torch.as_tensor(self.denominator, dtype=self.dtype)
+
+    def sum_over(self, ranks: Ranks) -> None:
+        """Add the sums of the other ranks."""
+        if ranks.are_several:
+            self.set_sums(*ranks.sum(torch.stack(self.sums())))
+            self.has_values = any(row[0] for row in ranks.agree(self.has_values))
 
     def sum(self) -> float:
         """Return the sum of value times weight."""

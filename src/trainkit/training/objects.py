@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from trainkit.core.pytree import copy_to_cpu
+from trainkit.core.ranks import ALONE, Ranks
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
@@ -50,6 +51,7 @@ class Objects:
     training_step: CustomStep | None = None  # None: the supervised step
     evaluation_step: CustomStep | None = None
     stream: Any = None  # the loader of a stream, whose position is saved
+    ranks: Ranks = ALONE  # the processes that train together
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

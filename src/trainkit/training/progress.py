@@ -27,6 +27,8 @@ class Progress:
     batches: int = 0  # batches of a whole epoch
     samples: int | None = 0  # samples of a whole epoch; None: unknown
     seen: int = 0  # samples trained on
+    samples_of_batch: int = 0  # of the current batch, of all ranks
+    tokens_of_batch: Tensor | int = 0
     tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped

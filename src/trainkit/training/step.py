@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit.core.pytree import batch_size_of, take_samples
+from trainkit.core.pytree import batch_size_of, map_tensors, take_samples
 from trainkit.data.prepare import Batch
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.finite import check_step, gradient_values
 from trainkit.training.last_step import record_last_step
 from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.metric_set import detach
-from trainkit.training.objects import parameters_of
+from trainkit.training.objects import Objects, parameters_of
 from trainkit.training.state import Phase, State
 
 
@@ -33,7 +33,7 @@ def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
         return accumulate_gradient(state, inputs, targets, kept if objects.train_metrics and first else None)
 
     loss, weight = update_with(state, evaluate)
-    for outputs, part_targets in kept:
+    for outputs, part_targets in of_all_ranks(kept, objects) if objects.train_metrics else ():
         objects.train_metrics.update(outputs, part_targets)
     state.progress.loss.update(loss, weight=weight)
 
@@ -76,35 +76,58 @@ def accumulate_gradient(
 ) -> tuple[Tensor, Tensor | float]:
     """Return the loss of a batch and its denominator; if gradients are enabled, accumulate the gradient.
 
-    The detached outputs and the targets of each micro batch are appended to `kept`, if it is given.
+    With several ranks, `inputs` and `targets` are the share of this rank, and the rest is of the whole batch. The
+    detached outputs and the targets of each micro batch are appended to `kept`, if it is given.
     """
-    objects = state.objects
-    batch_denominator = denominator(objects.loss_fn, targets, batch_size_of(inputs))
+    objects, samples = state.objects, batch_size_of(inputs)
+    ranks = objects.ranks
+    with ranks.together():
+        own_denominator = denominator(objects.loss_fn, targets, samples) if samples else 0
+    batch_denominator = ranks.sum_number(own_denominator, objects.device)
     total = torch.zeros((), device=objects.device)
-    for _, part_targets, outputs, loss in forward_in_parts(
-        state, objects.model, objects.loss_fn, inputs, targets, batch_denominator
-    ):
-        if kept is not None:
-            kept.append((detach(outputs), part_targets))
-        del outputs
-        if loss is None:
-            continue
-        if torch.is_grad_enabled():
-            (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
-        total = total + loss.detach()
-    return total, batch_denominator
+    with ranks.summed_gradients(objects.parameters):
+        for _, part_targets, outputs, loss in forward_in_parts(
+            state, objects.model, objects.loss_fn, inputs, targets, batch_denominator, shared=ranks.are_several
+        ):
+            if kept is not None:
+                kept.append((detach(outputs), part_targets))
+            del outputs
+            if loss is None:
+                continue
+            if torch.is_grad_enabled():
+                (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
+            total = total + loss.detach()
+    return ranks.sum(total.double() if ranks.are_several else total), batch_denominator
+
+
+def of_all_ranks(parts: list[tuple[Any, Any]], objects: Objects) -> list[tuple[Any, Any]]:
+    """Return pairs of tensors of every rank, in the order of the samples of the batch."""
+    if not objects.ranks.are_several:
+        return parts
+    gathered = objects.ranks.gather(map_tensors(parts, lambda tensor: tensor.cpu()))
+    return [map_tensors(part, lambda tensor: tensor.to(objects.device)) for share in gathered for part in share]
 
 
 def forward_in_parts(
-    state: State, model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any, batch_denominator: Tensor | int
+    state: State,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    inputs: Any,
+    targets: Any,
+    batch_denominator: Tensor | float,
+    *,
+    shared: bool = False,
 ) -> Iterator[tuple[Any, Any, Any, Tensor | None]]:
-    """Yield for each micro batch its inputs, its targets, its outputs, and what `loss_contribution` returns."""
+    """Yield for each micro batch its inputs, its targets, its outputs, and what `loss_contribution` returns.
+
+    With `shared`, the batch is a share, and the denominator is that of the whole batch.
+    """
     samples = batch_size_of(inputs)
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
         count = batch_size_of(part)
         with state.objects.autocast:
             outputs = model(part)
-            whole = None if count == samples else batch_denominator
+            whole = None if count == samples and not shared else batch_denominator
             loss = loss_contribution(loss_fn, outputs, part_targets, count, whole)
         yield part, part_targets, outputs, loss
         del outputs, loss  # before the next forward pass needs memory
@@ -113,6 +136,8 @@ def forward_in_parts(
 def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
     """Yield a batch in parts of at most `size` samples, in order."""
     samples = batch_size_of(inputs)
+    if not samples:  # another rank has the samples
+        return
     if size is None or size >= samples:
         yield inputs, targets  # whole, because sparse and 0-d tensors cannot be sliced
         return

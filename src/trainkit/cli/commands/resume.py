@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.imports import fast_imports
+from trainkit.core.process import is_first_rank
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.find import find_run
@@ -31,7 +32,8 @@ def run(argv: Sequence[str]) -> int:
         return resume_sweep(directory, overrides)
     before = recover_run(directory)
     if is_finished(before) and not overrides:
-        print(printable_lines(finished_lines(before)))
+        if is_first_rank():
+            print(printable_lines(finished_lines(before)))
         return 0
     reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
     with fast_imports():
@@ -39,5 +41,6 @@ def run(argv: Sequence[str]) -> int:
 
     run = continue_run(before, reloaded)
     was_finished = run.info.get("resumed") == before.info.get("resumed")  # each resume adds an entry
-    print(printable_lines(finished_lines(run) if was_finished else result_lines(run)))
+    if is_first_rank():
+        print(printable_lines(finished_lines(run) if was_finished else result_lines(run)))
     return 0

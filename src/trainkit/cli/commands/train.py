@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainkit.cli import arguments
 from trainkit.config.compose import compose_sweep
 from trainkit.core.imports import fast_imports
+from trainkit.core.process import is_first_rank
 from trainkit.core.terminal import printable_lines
 
 
@@ -27,5 +28,7 @@ def run(argv: Sequence[str]) -> int:
         from trainkit.engine.summary import result_lines
         from trainkit.engine.train import train
 
-    print(printable_lines(result_lines(train(composed))))
+    run = train(composed)
+    if is_first_rank():
+        print(printable_lines(result_lines(run)))
     return 0

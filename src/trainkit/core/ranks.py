@@ -1,0 +1,310 @@
+"""The processes that train one model together. `torchrun` starts them, and each of them is a rank.
+
+Every rank holds the whole state of the training: weights, optimizer state and progress. In a step, each rank computes
+on its share of the batch. Losses, denominators and gradients are summed over the ranks before they are used, so the
+states stay equal to each other, and to the state of a training in one process.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainkit.core.device import is_out_of_memory
+from trainkit.core.errors import ConfigError, Problem, TrainkitError
+
+Value = TypeVar("Value")
+
+BUCKET_BYTES = 25 * 2**20  # of gradients in a message: large messages use the network well
+MESSAGE = 8  # numbers of an agreement; a fixed size, because a rank that failed has none to offer
+FINE, OUT_OF_MEMORY, FAILED = 0, 1, 2  # how the work of a rank ended
+
+
+class OtherRankError(TrainkitError):
+    """Another rank has failed, so this one ends too.
+
+    Args:
+        rank: the other rank.
+        exit_code: its exit code.
+        problems: what is wrong there.
+    """
+
+    def __init__(self, rank: int, exit_code: int, problems: Sequence[Problem]) -> None:
+        super().__init__(*(Problem(f"rank {rank}: {problem.cause}", problem.hint) for problem in problems))
+        self.rank, self.exit_code = rank, exit_code
+
+
+class Agreement:
+    """The numbers that the ranks exchange when all of them have done a piece of work.
+
+    Attributes:
+        offered: the numbers of this rank.
+        columns: for each number, the values of all ranks.
+    """
+
+    def __init__(self, offered: Sequence[int] = ()) -> None:
+        self.offered, self.columns = [*offered], [[number] for number in offered]
+
+    def offer(self, *numbers: int) -> None:
+        """Set the numbers of this rank."""
+        self.__init__(numbers)  # type: ignore[misc]
+
+
+def _describe(error: Exception) -> TrainkitError:
+    return error if isinstance(error, TrainkitError) else TrainkitError(f"{type(error).__name__}: {error}")
+
+
+class Ranks:
+    """The ranks of a training, as one of them sees them. A training in one process has one rank.
+
+    Each method but the properties waits for all ranks, so every rank must call the same methods in the same order.
+    With one rank, no method waits.
+
+    Args:
+        rank: the number of this process, from 0. Rank 0 owns the run directory and the display.
+        size: the number of processes.
+
+    Attributes:
+        explain: returns the error that a user sees for an error. The engine sets a function that knows the config.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self.explain: Callable[[Exception], TrainkitError] = _describe
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is more than one rank."""
+        return self.size > 1
+
+    def device_of_rank(self, device: torch.device) -> torch.device:
+        """Return the device of this rank: each rank of a machine has its own GPU.
+
+        Raises:
+            ConfigError: the ranks cannot use the device.
+        """
+        if not self.are_several or device.type == "cpu":
+            return device
+        local, count = int(os.environ["LOCAL_RANK"]), torch.accelerator.device_count()
+        if device.type != "cuda" or device.index is not None:
+            cause = f"device={device}: {self.size} ranks cannot share it"
+            raise ConfigError(cause, hint="write device=auto or device=cpu")
+        if local >= count:
+            cause = f"this machine has {count} GPUs and at least {local + 1} ranks"
+            raise ConfigError(cause, hint=f"write torchrun --nproc-per-node {count}, or device=cpu")
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+
+    # --------------------------------------------------------------------------------------- values
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks; the tensor itself stays as it is."""
+        if not self.are_several:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def sum_number(self, value: Tensor | float, device: torch.device) -> Tensor | float:
+        """Return the sum of a number over the ranks; with several ranks, it is a float64 scalar on the device."""
+        if not self.are_several:
+            return value
+        return self.sum(torch.as_tensor(value).to(device, torch.float64))
+
+    def agree(self, *numbers: int) -> list[list[int]]:
+        """Return the numbers that each rank passes, by rank."""
+        if not self.are_several:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.int64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(rows, own)
+        return [row.tolist() for row in rows]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the value that each rank passes, by rank. Values are pickled, so they should be small or rare."""
+        if not self.are_several:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Value) -> Value:
+        """Return the value that rank 0 passes. It is pickled."""
+        if not self.are_several:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the values that tensors have on rank 0 into the same tensors of every rank."""
+        if not self.are_several:
+            return
+        for tensor in tensors:
+            values = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(values, 0)
+            with torch.no_grad():
+                tensor.copy_(values)
+
+    # ---------------------------------------------------------------------------------------- errors
+
+    @contextmanager
+    def together(self) -> Iterator[Agreement]:
+        """End the block with an error on every rank, if it ends with an error on any rank.
+
+        The block may offer numbers to the other ranks.
+
+        Raises:
+            OtherRankError: another rank failed first.
+            torch.OutOfMemoryError: memory ran out on some rank, and no rank failed for another reason.
+        """
+        agreement, error = Agreement(), None
+        try:
+            yield agreement
+        except Exception as caught:
+            if not self.are_several:
+                raise
+            error = caught
+        if self.are_several:
+            self._settle(error, agreement)
+
+    @contextmanager
+    def summed_gradients(self, params: Iterable[Tensor]) -> Iterator[None]:
+        """Sum the gradients of the parameters over the ranks at the end of the block; see `together` for errors.
+
+        A parameter that has no gradient on any rank keeps none, because optimizers skip such a parameter.
+        """
+        params = [param for param in params if param.requires_grad] if self.are_several else []
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            if not self.are_several:
+                raise
+            error = caught
+        if self.are_several:
+            kinds = bytes(_kind_of_gradient(param) for param in params)
+            agreement = Agreement([zlib.crc32(kinds)])
+            self._settle(error, agreement)
+            _sum_gradients(params, [kinds] if len({*agreement.columns[0]}) == 1 else self.gather(kinds), self)
+
+    def _settle(self, error: Exception | None, agreement: Agreement) -> None:
+        """Raise an error if any rank has one; otherwise exchange the numbers of the agreement."""
+        kind = FINE if error is None else OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
+        own = [kind, *agreement.offered]
+        rows = self.agree(*own, *[0] * (MESSAGE - len(own)))
+        kinds = [row[0] for row in rows]
+        worst = max(kinds)
+        if worst == FINE:
+            agreement.columns = [[row[1 + index] for row in rows] for index in range(len(agreement.offered))]
+            return
+        first = kinds.index(worst)
+        if worst == OUT_OF_MEMORY:
+            raise error or torch.OutOfMemoryError(f"rank {first} ran out of memory")
+        explained = None if error is None else self.explain(error)
+        own_failure = None if explained is None else (explained.exit_code, explained.problems)
+        found = self.gather(own_failure)[first]
+        if self.rank == first and error is not None:
+            raise error
+        assert found is not None
+        exit_code, problems = found
+        raise OtherRankError(first, exit_code, problems) from error
+
+
+ALONE = Ranks()  # the one rank of a training in one process
+
+
+# ------------------------------------------------------------------------------------------ gradients
+
+NO_GRADIENT, DENSE, SPARSE = 0, 1, 2
+
+
+def _kind_of_gradient(param: Tensor) -> int:
+    if param.grad is None:
+        return NO_GRADIENT
+    return DENSE if param.grad.layout == torch.strided else SPARSE
+
+
+def _sum_gradients(params: Sequence[Tensor], kinds: Sequence[bytes], ranks: Ranks) -> None:
+    """Sum gradients over the ranks, in place.
+
+    Args:
+        params: the parameters, in the same order on every rank.
+        kinds: the kind of each parameter's gradient, for each rank, or once if the kinds are equal on all ranks.
+        ranks: the ranks.
+    """
+    found = [max(own[index] for own in kinds) for index in range(len(params))]
+    for param, kind in zip(params, found, strict=True):
+        if kind == SPARSE:
+            gradients = [gradient for gradient in ranks.gather(param.grad) if gradient is not None]
+            param.grad = functools.reduce(operator.add, gradients).to(param.device)
+        elif kind == DENSE and param.grad is None:  # only other ranks have used the parameter
+            param.grad = torch.zeros_like(param)
+    dense = [_real(param.grad) for param, kind in zip(params, found, strict=True) if kind == DENSE]
+    buckets = [(bucket, torch.cat([gradient.reshape(-1) for gradient in bucket])) for bucket in _buckets(dense)]
+    for work in [dist.all_reduce(flat, async_op=True) for _, flat in buckets]:
+        work.wait()
+    for bucket, flat in buckets:
+        for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(total.view(gradient.shape))
+
+
+def _real(gradient: Tensor | None) -> Tensor:
+    """Return a view of a gradient as real numbers."""
+    assert gradient is not None
+    return torch.view_as_real(gradient.detach()) if gradient.is_complex() else gradient.detach()
+
+
+def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the gradients in lists of one dtype and device, each with at most `BUCKET_BYTES` or one gradient."""
+    buckets: list[list[Tensor]] = []
+    sizes: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}  # the open bucket and its size
+    for gradient in gradients:
+        key = gradient.dtype, gradient.device
+        bucket, size = sizes.get(key, ([], 0))
+        if not bucket or size + gradient.nbytes > BUCKET_BYTES:
+            bucket, size = [], 0
+            buckets.append(bucket)
+        bucket.append(gradient)
+        sizes[key] = bucket, size + gradient.nbytes
+    return buckets
+
+
+# --------------------------------------------------------------------------------------- start and end
+
+
+def number_of_ranks() -> int:
+    """Return the number of processes that torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Connect the processes that torchrun started, for the block. Without torchrun, there is one rank.
+
+    The ranks exchange tensors of the CPU through gloo, and tensors of an NVIDIA GPU through NCCL.
+    """
+    size = number_of_ranks()
+    if size == 1:
+        yield Ranks()
+        return
+    has_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    try:
+        yield Ranks(int(os.environ["RANK"]), size)
+    finally:
+        dist.destroy_process_group()
