@@ -6,6 +6,7 @@ real. This file, run as a script, is the server.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -75,11 +76,14 @@ class Forks:
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
-    def start(self, *argv: str, cwd: Path, **env: str) -> Process:
-        """Start `trainkit ARGV` in a folder; `IGNORED=SIGHUP` ignores that signal, as `nohup` does."""
+    def start(self, *argv: str, cwd: Path, call: str | None = None, **env: str) -> Process:
+        """Start `trainkit ARGV` in a folder; `IGNORED=SIGHUP` ignores that signal, as `nohup` does.
+
+        `call` names a function that runs instead, as `module:name`.
+        """
         self.number += 1
         out = self.directory / f"command{self.number}"
-        answer = self.ask({"argv": list(argv), "cwd": str(cwd), "out": str(out), "env": env})
+        answer = self.ask({"argv": list(argv), "cwd": str(cwd), "out": str(out), "env": env, "call": call})
         return Process(self, answer["pid"], out)
 
     def run(self, *argv: str, cwd: Path, **env: str) -> Process:
@@ -107,6 +111,13 @@ def until(happened: Any, timeout: float = 60.0, interval: float = 0.002) -> Any:
             return answer
         time.sleep(interval)
     raise TimeoutError
+
+
+def _call(name: str) -> int:
+    """Return the result of a function `module:name` of the tests."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    module, _, function = name.partition(":")
+    return int(getattr(importlib.import_module(module), function)())
 
 
 def serve() -> None:
@@ -141,7 +152,7 @@ def serve() -> None:
                     signal.signal(signal.Signals[request["env"]["IGNORED"]], signal.SIG_IGN)
                 code = 1
                 try:
-                    code = cli.main(request["argv"])
+                    code = _call(request["call"]) if request["call"] else cli.main(request["argv"])
                 except SystemExit as error:
                     code = int(error.code or 0)
                 finally:
