@@ -126,6 +126,7 @@ def _build_session(
     steps = build_steps(settings, device)
     state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
     state.objects.ranks = ranks
+    state.objects.may_overlap = may_overlap(settings, state)
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
     _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
@@ -141,6 +142,13 @@ def _build_session(
     notes = [*data.notes, *module_notes, *filter(None, [blocks_note]), *_notes(settings, device, val)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
+
+
+def may_overlap(settings: Settings, state: State) -> bool:
+    """Return whether the gradients of this training may be summed over the ranks during the backward pass."""
+    objects = state.objects
+    is_plain = objects.training_step is None and not objects.needs_closure and not settings.compile
+    return objects.ranks.are_several and is_plain and settings.on_oom != "split"
 
 
 def _freeze_until_joined(state: State, groups: list[Group]) -> None:

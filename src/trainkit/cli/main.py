@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ FLAGS = ("help", "version", "schema")  # that print something and end
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `run_to_exit_code`."""
+    if (
+        "WORLD_SIZE" in os.environ
+    ):  # before the import of torch, whose notes about ranks would appear once for each rank
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if argv is None else argv)
     return run_to_exit_code(functools.partial(_run, words), words)
 

@@ -52,6 +52,8 @@ class Objects:
     evaluation_step: CustomStep | None = None
     stream: Any = None  # the loader of a stream, whose position is saved
     ranks: Ranks = ALONE  # the processes that train together
+    may_overlap: bool = False  # gradients may be summed over the ranks during the backward pass
+    overlapped: nn.Module | None = None  # the model, if its backward pass does it
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

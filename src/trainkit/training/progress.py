@@ -29,6 +29,7 @@ class Progress:
     seen: int = 0  # samples trained on
     samples_of_batch: int = 0  # of the current batch, of all ranks
     tokens_of_batch: Tensor | int = 0
+    smallest_share: int = 0  # samples of the current batch on the rank with the fewest
     tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from trainkit.training.last_step import record_last_step
 from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.metric_set import detach
 from trainkit.training.objects import Objects, parameters_of
+from trainkit.training.overlap import begin_overlap, overlapped_model, sum_in_backward
 from trainkit.training.state import Phase, State
 
 
@@ -84,19 +86,23 @@ def accumulate_gradient(
     with ranks.together():
         own_denominator = denominator(objects.loss_fn, targets, samples) if samples else 0
     batch_denominator = ranks.sum_number(own_denominator, objects.device)
-    total = torch.zeros((), device=objects.device)
-    with ranks.summed_gradients(objects.parameters):
+    total, last_outputs = torch.zeros((), device=objects.device), None
+    model = overlapped_model(state) or objects.model
+    with ranks.summed_gradients(objects.parameters) if model is objects.model else nullcontext():
         for _, part_targets, outputs, loss in forward_in_parts(
-            state, objects.model, objects.loss_fn, inputs, targets, batch_denominator, shared=ranks.are_several
+            state, model, objects.loss_fn, inputs, targets, batch_denominator, shared=ranks.are_several
         ):
             if kept is not None:
                 kept.append((detach(outputs), part_targets))
+            if objects.may_overlap:
+                last_outputs = detach(outputs)
             del outputs
             if loss is None:
                 continue
             if torch.is_grad_enabled():
                 (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
             total = total + loss.detach()
+    begin_overlap(state, last_outputs)
     return ranks.sum(total.double() if ranks.are_several else total), batch_denominator
 
 
@@ -122,9 +128,11 @@ def forward_in_parts(
 
     With `shared`, the batch is a share, and the denominator is that of the whole batch.
     """
-    samples = batch_size_of(inputs)
+    samples, done = batch_size_of(inputs), 0
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
         count = batch_size_of(part)
+        done += count
+        sum_in_backward(model, last=done == samples)
         with state.objects.autocast:
             outputs = model(part)
             whole = None if count == samples and not shared else batch_denominator
