@@ -1,4 +1,4 @@
-"""`trainkit bench`: the phases of a step, the loops that it is compared with, and the advice."""
+"""`trainkit bench`: the phases of a step, the loops that it is compared with, and the findings."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def measure(*overrides: str, steps: int = 3) -> dict[str, Any]:
     return bench.bench(build.build_session(settings, lambda *_: None), settings, steps)
 
 
-def test_bench_prints_phases_loops_and_advice(forked: Any) -> None:
+def test_bench_prints_phases_and_loops_and_names_no_setting_that_it_did_not_try(forked: Any) -> None:
     done = forked("bench", "model=mlp", "--steps", "5")
     assert done.returncode == 0, done.stderr
-    for word in (*PHASES, "by hand", "bare", "trainkit", "training data: 1,797 samples, in memory", "to change:"):
+    for word in (*PHASES, "by hand", "bare", "trainkit", "training data: 1,797 samples, in memory", "bench --try"):
         assert word in done.stdout
+    assert not any(key in done.stdout for key in ("precision=", "compile=", "cache=", "num_workers="))
     assert done.stderr == ""
 
 
@@ -59,7 +60,7 @@ def test_bench_creates_no_run_directory(forked: Any, here: Path) -> None:
     assert not (here / "outputs").exists()
 
 
-def test_bench_advises_caching_for_a_slow_dataset(here: Path) -> None:
+def test_bench_says_that_reading_limits_the_speed_and_why_samples_are_read(here: Path) -> None:
     (here / "slowmodule.py").write_text(SLOW)
     (here / "conf/data").mkdir(parents=True)
     (here / "conf/data/slow.yaml").write_text("train: {_target_: slowmodule.Slow}\n")
@@ -72,10 +73,10 @@ def test_bench_advises_caching_for_a_slow_dataset(here: Path) -> None:
         sys.path.remove(str(here))
         sys.modules.pop("slowmodule", None)
     assert streamed["phases"]["loader"] > 8 * 0.005
-    assert "the loader limits the speed" in streamed["advice"][0]
-    assert "data.cache=auto" in streamed["advice"][0]
+    assert streamed["findings"][0].startswith("reading data takes ")
+    assert streamed["findings"][0].endswith("streamed by the main process: data.cache=none")
     assert cached["phases"]["loader"] < 0.005
-    assert not any("the loader limits the speed" in text for text in cached["advice"])
+    assert not any("reading data" in text for text in cached["findings"])
 
 
 @pytest.mark.parametrize(

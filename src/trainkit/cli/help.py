@@ -70,6 +70,7 @@ COMMAND_FLAGS = {
     "resume.allow=[KEY,…]": "resume: accept changes of these keys",
     "--seconds N": "check: duration of the epochs that are measured (9)",
     "--steps N": "bench: number of timed steps per loop (50)",
+    "--try": "bench: time other settings too, and say which are faster",
     "--top K, --probabilities": "predict: the K most probable classes; the probability of each class",
     "--flip": "predict: average over an image and its mirror image",
     "device=DEVICE, KEY=VALUE": "predict: values of the config for this machine",

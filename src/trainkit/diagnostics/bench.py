@@ -21,7 +21,6 @@ from trainkit.config.targets import locate
 from trainkit.core.device import autocast, synchronize
 from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import batch_size_of
-from trainkit.diagnostics.advice import advice
 from trainkit.diagnostics.batches import FixedStepsLoader
 from trainkit.diagnostics.phases import run_trainkit_loop, time_phases
 from trainkit.optim.rules import OptimizerOptions
@@ -29,6 +28,8 @@ from trainkit.training.state import State
 from trainkit.training.step import accumulate_gradient
 
 ROUNDS = 5
+MIN_SHARE = 0.3  # fraction of a step from which a phase is a finding
+SMALL_SHARE = 0.05  # a step below this fraction of the machine's limit is not bound by arithmetic
 MIN_SECONDS = 0.01  # duration of a matrix product that is large enough to reach the limit of the machine
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +47,7 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
         of a step of a bare loop over the same objects (None if the step needs more) and of a loop written by
         hand; `phases`, the seconds of each phase; `flops` of a step (None if they cannot be counted); `limits`,
         the FLOP/s of a matrix product in some precisions, and `limit`, in the precision of the training;
-        `peak_share`, the fraction of the limit that the step reaches; `advice`, what to change.
+        `peak_share`, the fraction of the limit that the step reaches; `findings`, what takes an unusual share.
 
     Raises:
         ConfigError: the training has a custom step.
@@ -81,7 +82,30 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
         "limit": limit,
         "peak_share": flops / step / limit if flops else None,
     }
-    return result | {"advice": advice(result, session)}
+    return result | {"findings": findings(result, session)}
+
+
+def findings(result: Mapping[str, Any], session: Session) -> list[str]:
+    """Return which phases take an unusual share of the step, the largest share first.
+
+    Args:
+        result: the result of `bench`.
+        session: the session that was measured.
+    """
+    total = sum(result["phases"].values())
+    shares = {phase: seconds / total for phase, seconds in result["phases"].items()}
+    compute = shares["forward"] + shares["backward"] + shares["step"]
+    found = []
+    if shares["loader"] >= MIN_SHARE:
+        note = next((note for note in session.notes if note.startswith("training data")), "")
+        reason = note.partition(";")[0].partition(": ")[2]
+        found.append((shares["loader"], f"reading data takes {shares['loader']:.0%} of the step: {reason}"))
+    if shares["transfer"] >= MIN_SHARE:
+        cause = "mostly the augmentation (data.augment)" if session.train.prepare.augment else "the model is small"
+        found.append((shares["transfer"], f"preparing batches takes {shares['transfer']:.0%} of the step: {cause}"))
+    if (result["peak_share"] or 1.0) < SMALL_SHARE and compute >= MIN_SHARE:
+        found.append((compute, "the model is small: most of the time is torch's overhead for each operation"))
+    return [text for _, text in sorted(found, reverse=True)]
 
 
 @dataclass

@@ -1,17 +1,24 @@
-"""Measure where the time of a training step goes, compare it with a loop by hand, and say what to change."""
+"""Measure where the time of a training step goes, compare it with a loop by hand, or try faster settings."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainkit.cli import arguments
+from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError
-from trainkit.core.terminal import printable_lines
+from trainkit.core.terminal import printable, printable_lines
 from trainkit.display.live import ReadingProgress
 from trainkit.display.text import as_json, columns
+
+if TYPE_CHECKING:
+    from trainkit.diagnostics.choices import Choice
+    from trainkit.diagnostics.try_settings import Result, Trials
 
 PHASES = {
     "loader": "read samples and collate them into a batch",
@@ -23,16 +30,21 @@ PHASES = {
 
 
 def run(argv: Sequence[str]) -> int:
-    """Time some steps of a training and of the same loop by hand. Nothing that is trained is kept."""
-    args, composed = arguments.parse_for_one_config(argv, json=False, steps=50)
+    """Time some steps of a training and of the same loop by hand. Nothing that is trained is kept.
+
+    With --try, time the training with other settings instead, and say which are faster.
+    """
+    args, composed = arguments.parse_for_one_config(argv, json=False, steps=50, **{"try": False})
     if not 1 <= args.steps <= 100_000:
         raise ConfigError(f"--steps {args.steps}: must be from 1 to 100000", hint="write --steps 50")
+    if getattr(args, "try"):
+        return _try(args, composed.settings)
     from trainkit.build.session import build_session
     from trainkit.diagnostics.bench import bench
+    from trainkit.diagnostics.trial import settings_of_timed_steps
     from trainkit.engine.error_context import explained_errors
 
-    # The timed steps are not the epochs of a run, so a schedule would end too early.
-    settings = replace(composed.settings, scheduler={}, steps=None, max_minutes=None, on_nonfinite="stop")
+    settings = replace(settings_of_timed_steps(composed.settings), progress=composed.settings.progress)
     with arguments.only_answer_on_stdout(args):
         with ReadingProgress(settings.progress) as on_progress:
             session = build_session(settings, on_progress)
@@ -42,8 +54,56 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _try(args: argparse.Namespace, settings: Settings) -> int:
+    """Try other settings, each in turn with the present ones; print a table and the fastest."""
+    from trainkit.diagnostics.trial import TrialError
+    from trainkit.diagnostics.try_settings import try_settings
+
+    def report(choice: Choice) -> None:
+        if settings.progress != "off":
+            print(printable(f"trying {choice}"), file=sys.stderr, flush=True)
+
+    try:
+        trials = try_settings(settings, args.overrides, args.config_dir, report)
+    except TrialError as error:
+        raise ConfigError(f"bench: the training cannot run: {error}", hint="trainkit check lists all errors") from None
+    print(as_json(trials_as_json(trials)) if args.json else printable_lines(trial_lines(trials)))
+    return 0
+
+
+def trial_lines(trials: Trials) -> list[str]:
+    """Return the table of the settings that were tried, the fastest first, and the fastest of each kind."""
+    rows = [["settings", "samples/s", "times as fast", "memory", "loss differs by"]]
+    present, *others = trials.results
+    usable = sorted((result for result in others if not result.error), key=lambda r: r.ratio, reverse=True)
+    for result in (present, *usable):
+        difference = "" if result is present else f"{result.loss_difference:.1e}"
+        speed, memory = f"{result.samples_per_second:,.0f}", f"{result.memory / 2**20:,.0f} MiB"
+        rows.append([str(result.choice), speed, f"{result.ratio:.2f}", memory, difference])
+    lines = columns(rows) + [f"{result.choice}: impossible: {result.error}" for result in others if result.error]
+    same = "no other settings with the same mathematics are faster"
+    if trials.same is not None:
+        same = f"fastest with the same mathematics: {trials.same.choice} ({trials.same.ratio:.2f} times as fast)"
+    lower = "no lower precision is faster"
+    if trials.lower is not None:
+        lower = f"fastest with a lower precision: {trials.lower.choice} ({trials.lower.ratio:.2f} times as fast)"
+    return [*lines, "", same, lower]
+
+
+def trials_as_json(trials: Trials) -> dict[str, Any]:
+    """Return the results of `--try` as JSON stores them."""
+
+    def plain(result: Result | None) -> dict[str, Any] | None:
+        if result is None:
+            return None
+        choice = {"overrides": list(result.choice.overrides), "threads": result.choice.threads}
+        return choice | {key: value for key, value in vars(result).items() if key != "choice"}
+
+    return {"tried": list(map(plain, trials.results)), "same": plain(trials.same), "lower": plain(trials.lower)}
+
+
 def result_lines(result: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
-    """Return the table of phases, the table of loops and the advice.
+    """Return the table of phases, the table of loops and the findings.
 
     Args:
         result: what `bench` returns.
@@ -54,7 +114,7 @@ def result_lines(result: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
         speed, limit = result["flops"] / result["step"] / 1e9, result["limit"] / 1e9
         share = f"{result['peak_share']:.0%} of the {limit:,.0f} of a large matrix product in this precision"
         lines.append(f"matrix products and convolutions: {speed:,.0f} GFLOP/s, {share}")
-    return lines + [f"to change: {text}" for text in result["advice"] or ["nothing stands out"]]
+    return [*lines, *result["findings"], "trainkit bench --try tries other settings, and says which are faster"]
 
 
 def phase_table(phases: Mapping[str, float]) -> list[str]:
