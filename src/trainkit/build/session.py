@@ -148,7 +148,8 @@ def may_overlap(settings: Settings, state: State) -> bool:
     """Return whether the gradients of this training may be summed over the ranks during the backward pass."""
     objects = state.objects
     is_plain = objects.training_step is None and not objects.needs_closure and not settings.compile
-    return objects.ranks.are_several and is_plain and settings.on_oom != "split"
+    asked = getattr(settings, "distributed", "auto") == "ddp"
+    return asked and objects.ranks.are_several and is_plain and settings.on_oom != "split"
 
 
 def _freeze_until_joined(state: State, groups: list[Group]) -> None:

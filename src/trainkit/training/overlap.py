@@ -3,6 +3,10 @@
 Sums after the backward pass (`Ranks.summed_gradients`) are the general way: they work for any model and step, and all
 ranks can still repeat the step if memory runs out on one of them. DDP sums the gradients of a part of the model while
 the backward pass computes those of the next part, so a fast device does not wait for the network.
+
+With three or more ranks, the order in which they add a number depends on its place in a message. DDP chooses the places
+anew in each process. So a resumed training equals one that was never stopped up to rounding; sums after the backward
+pass are equal to the bit.
 """
 
 from __future__ import annotations
