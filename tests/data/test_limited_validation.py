@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.conftest import Command
-from tests.data.test_datasets import Items, folder, pairs
+from tests.data.test_datasets import Items, pairs
+from tests.data.test_image_folder import folder
 from tests.helpers import CPU, read_history
 from trainkit.data.loaders import make_loader
 from trainkit.data.prepare import Prepare

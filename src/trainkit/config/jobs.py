@@ -141,7 +141,7 @@ def use_sweeper(sweep: DictConfig, target: str, **arguments: Any) -> None:
 def libraries_of(config: DictConfig) -> list[str]:
     """Return the large libraries, besides torch, that the `_target_`s of a config import."""
     text = OmegaConf.to_yaml(config)
-    needed = {"torchvision": "torchvision", "timm": "timm", "trainkit.data.image_folder": "torchvision.transforms.v2"}
+    needed = {"torchvision": "torchvision", "timm": "timm"}
     return [library for target, library in needed.items() if f"_target_: {target}" in text]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from trainkit.core.errors import DataError
-from trainkit.data.images import MODE, fit_image, read_image
 
 
 def digits(keep: Sequence[int] | None = None) -> TensorDataset:
@@ -146,87 +143,3 @@ def _as_model_dtype(array: np.ndarray[Any, Any]) -> Tensor:
     if array.dtype.kind in "iub":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
     raise DataError(f"an array of dtype {array.dtype} cannot be trained on", hint="store numbers")
-
-
-def image_folder(root: str, part: str = "train", size: int | str | None = None) -> Any:
-    """Return the images in `root/train`, in `root/val` (or `root/test`), or directly in `root`.
-
-    Args:
-        root: a folder with one folder of images per class, or with such folders for each part.
-        part: train or val.
-        size: images are resized so that the shorter side has so many pixels, then cropped to a square.
-            None or "off" keeps the images unchanged.
-
-    Returns:
-        A `torchvision.datasets.ImageFolder` of uint8 images (3, size, size). None if `part` is val and the
-        folder has no validation part.
-
-    Raises:
-        DataError: the folder is missing or has no images, or the parts have different classes.
-    """
-    from torchvision.datasets import ImageFolder
-
-    top = Path(root).expanduser()
-    if not top.is_dir():
-        raise DataError(f"data.root={root}: this folder does not exist", hint="name it with data.root=FOLDER")
-    train = top / "train" if (top / "train").is_dir() else top
-    folder = train if part == "train" else _validation_folder(top)
-    if folder is None:
-        return None
-    side = int(size) if size and size != "off" else None
-    try:
-        images = ImageFolder(folder, fit_image(side), loader=read_image)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: {str(error).splitlines()[0]}",
-            hint="arrange the images as CLASS/NAME.jpg, in train/ and val/ or directly in the folder",
-        ) from error
-    _number_classes(images, train)
-    images.reader = {"kind": "images", "mode": MODE, "size": side}
-    images.cache_as = _cache_key(images, size)
-    return images
-
-
-def _validation_folder(top: Path) -> Path | None:
-    """Return `val` or `test` in a folder that has a `train`, else None."""
-    folders = [top / name for name in ("val", "test") if (top / name).is_dir()]
-    return folders[0] if folders and (top / "train").is_dir() else None
-
-
-def _number_classes(images: Any, train: Path) -> None:
-    """Give each class its number in the training folder, which may have more classes than `images`.
-
-    Raises:
-        DataError: `images` has a class that the training folder does not have.
-    """
-    classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
-    unknown = set(images.classes) - set(classes)
-    if unknown:
-        raise DataError(
-            f"{images.root}: {train} has no class {', '.join(sorted(unknown))}",
-            hint="give both parts the same folders",
-        )
-    if images.classes != classes:
-        number = {name: classes.index(name) for name in images.classes}
-        images.samples = [(path, number[images.classes[target]]) for path, target in images.samples]
-        images.targets = [target for _, target in images.samples]
-        images.classes, images.class_to_idx = classes, {name: i for i, name in enumerate(classes)}
-
-
-def _cache_key(images: Any, size: int | str | None) -> tuple[str, str]:
-    """Return a name for the decoded images of a folder, and a text that changes when any image changes."""
-    import PIL
-    import torchvision
-
-    folder = Path(images.root).resolve()
-    name = hashlib.sha256(f"{folder} {size}".encode()).hexdigest()[:16]
-    listing = hashlib.sha256(f"PIL {PIL.__version__}, torchvision {torchvision.__version__}".encode())
-    for file, target in images.samples:
-        try:
-            facts = Path(file).stat()
-            state = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
-        except OSError:  # such as a link to a missing file: reported when the sample is read
-            state = "unreadable"
-        seen = f"{os.path.relpath(file, images.root)} {target} {state}\n"
-        listing.update(seen.encode(errors="surrogateescape"))
-    return f"{folder.name}-{name}", listing.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,24 @@ def fit_image(size: int | Sequence[int] | None) -> Callable[[Any], Any] | None:
     if size is None:
         return None
     if isinstance(size, int):
-        from torchvision.transforms import v2
-
-        resize: Callable[[Any], Any] = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
-        return resize
+        return functools.partial(crop_to_square, side=size)
     from PIL import Image, ImageOps
 
     height, width = size
     return lambda image: ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def crop_to_square(image: Any, side: int) -> Any:
+    """Return an image whose shorter side is resized (bilinear) to `side` pixels, cropped to the square in its center.
+
+    The pixels equal those of torchvision's `Resize` and `CenterCrop`.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    if min(width, height) != side:
+        long = side * max(width, height) // min(width, height)
+        width, height = (side, long) if width <= height else (long, side)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
