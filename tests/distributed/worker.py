@@ -13,7 +13,8 @@ import torch
 
 from trainkit.config.compose import compose
 from trainkit.core.errors import TrainkitError
-from trainkit.core.pytree import copy_to_cpu
+from trainkit.core.pytree import copy_to_cpu, map_tensors
+from trainkit.core.shards import whole
 from trainkit.engine.train import train
 from trainkit.training.metrics import CLOCKS
 
@@ -27,7 +28,7 @@ class SaveState:
     def on_end(self, state: Any) -> None:
         """Save the objects and the progress without the clocks."""
         parts = {"objects": state.objects.state_dict(), "progress": without_clocks(state.progress.state_dict())}
-        torch.save(copy_to_cpu(parts), self.file)
+        torch.save(copy_to_cpu(map_tensors(parts, whole)), self.file)
 
 
 def without_clocks(value: Any) -> Any:

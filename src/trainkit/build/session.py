@@ -148,7 +148,7 @@ def may_overlap(settings: Settings, state: State) -> bool:
     """Return whether the gradients of this training may be summed over the ranks during the backward pass."""
     objects = state.objects
     is_plain = objects.training_step is None and not objects.needs_closure and not settings.compile
-    asked = getattr(settings, "distributed", "auto") == "ddp"
+    asked = settings.distributed == "ddp"
     return asked and objects.ranks.are_several and is_plain and settings.on_oom != "split"
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, Problem, TrainkitError
+from trainkit.core.shards import is_sharded
 
 Value = TypeVar("Value")
 
@@ -186,9 +187,10 @@ class Ranks:
     def summed_gradients(self, params: Iterable[Tensor]) -> Iterator[None]:
         """Sum the gradients of the parameters over the ranks at the end of the block; see `together` for errors.
 
-        A parameter that has no gradient on any rank keeps none, because optimizers skip such a parameter.
+        A parameter that has no gradient on any rank keeps none, because optimizers skip such a parameter. The
+        gradient of a sharded parameter is a sum already.
         """
-        params = [param for param in params if param.requires_grad] if self.are_several else []
+        params = [p for p in params if p.requires_grad and not is_sharded(p)] if self.are_several else []
         error: Exception | None = None
         try:
             yield

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
+from trainkit.build.sharding import check_shardable, shard_session
 from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.pytree import copy_to_cpu
@@ -90,7 +91,9 @@ def _continue_run(run: Run, reloaded: Reloaded, ranks: Ranks, hooks: Sequence[An
         if saved is not None and not (lacks_frozen(saved) or keeps_trainable(settings)):
             warm_start = None  # the checkpoint holds all weights
         session = build_session(settings, on_progress, warm_start, ranks)
+        check_shardable(session)
     prepare_rank(session)
+    shard_session(session)
     changes = Changes(set(), [])
     saved_history = None if saved is None else saved.get("history")
     if saved is not None:

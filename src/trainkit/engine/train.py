@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
+from trainkit.build.sharding import check_shardable, shard_session
 from trainkit.config.compose import Composed
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import Stopped, StorageError, TrainkitError
@@ -72,7 +73,9 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
             with display.ReadingProgress(settings.progress if ranks.is_first else "off") as on_progress:
                 session = build_session(settings, on_progress, warm_start, ranks)
             check_last_batch(session.settings, session.state, session.train)
+            check_shardable(session)
         prepare_rank(session)
+        shard_session(session)
         loaded = warm_start.notes if warm_start is not None else []
         notes = [*composed.notes, *startup_notes(session, composed.overrides), *loaded]
         with ranks.together():

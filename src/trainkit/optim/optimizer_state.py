@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainkit.core.shards import shard_as
+
 SCHEDULER_OPTIONS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")  # schedulers add these options
 KERNEL_OPTIONS = ("fused", "foreach")  # these change how a step is computed, and results to rounding only
 
@@ -56,11 +58,12 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, with_op
         check_same_names(names[name], content.get("param_names", names[name]), f"parameters of group {name}")
         merged = _merged_group(group, {key: value for key, value in content.items() if key not in ignored}, name)
         groups.append({**merged, "params": [number[param] for param in names[name]]})
-    states = {number[name]: content for name, content in saved["state"].items()}
+    params = dict(zip(order, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    saved_states = {name: shard_as(content, params[name]) for name, content in saved["state"].items()}
+    states = {number[name]: content for name, content in saved_states.items()}
     whole = {"state": states | saved["state_of_no_parameter"], "param_groups": groups}
     optimizer.load_state_dict({**saved["more"], **whole})
-    params = dict(zip(order, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
-    for name, content in saved["state"].items():
+    for name, content in saved_states.items():
         param = params[name]
         if param in optimizer.state:
             optimizer.state[param] = _with_saved_dtypes(optimizer.state[param], content, param)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from trainkit.core.spelling import did_you_mean
 from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
 from trainkit.training.objects import parameters_of
+from trainkit.training.sharding import filling_batches
 from trainkit.training.state import State
 from trainkit.training.step import accumulate_gradient, before_update, micro_batches, update, update_with
 from trainkit.training.wrong_result import WrongResultError
@@ -94,6 +96,9 @@ def results_with_gradient(state: State, step: CustomStep, inputs: Any, targets: 
                 (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
             yield part.without_graph()
             del loss, part  # before the next forward pass needs memory
+        for result in filling_results(state, step, objects.model, objects.loss_fn, inputs, targets):
+            if torch.is_grad_enabled():
+                (result.loss * 0).backward()
     total = float(ranks.sum_number(total, objects.device))
     if total and total != predicted:
         for param in objects.parameters:
@@ -151,6 +156,15 @@ def micro_batch_results(
             raise error
         yield MicroBatchResult(part, part_targets, result, count if result.denominator is None else result.denominator)
         del result
+
+
+def filling_results(
+    state: State, step: CustomStep, model: nn.Module, loss_fn: nn.Module, inputs: Any, targets: Any
+) -> Iterator[StepResult]:
+    """Yield the results of a step that do not count; see `filling_batches`."""
+    for part, part_targets in filling_batches(state, inputs, targets):
+        with state.objects.autocast:
+            yield step.check_result(step(model, part, part_targets, loss_fn, state.progress))
 
 
 def total_loss(results: list[MicroBatchResult]) -> tuple[Tensor, Tensor | float]:
@@ -270,6 +284,7 @@ def evaluation_results(
     """
     model, loss_fn = state.objects.evaluated
     results = [part.without_graph() for part in micro_batch_results(state, step, model, loss_fn, inputs, targets)]
+    deque(filling_results(state, step, model, loss_fn, inputs, targets), maxlen=0)
     if needs_outputs:
         for part in results:
             required_outputs(step, part.result)

@@ -22,6 +22,7 @@ from trainkit.training.losses import denominator, is_sum
 from trainkit.training.metric_set import detach
 from trainkit.training.metrics import Mean, Metrics, count_correct
 from trainkit.training.oom import run_with_oom_split
+from trainkit.training.sharding import filling_batches
 from trainkit.training.state import Phase, State
 from trainkit.training.step import forward_in_parts, of_all_ranks
 
@@ -111,7 +112,7 @@ def evaluate_batch(
     """
     step = state.objects.evaluation_step
     batch = BatchEvaluation([], [], [], [])
-    if not batch_size_of(inputs):  # other ranks have the samples
+    if not batch_size_of(inputs) and not state.objects.sharded:  # other ranks have the samples
         return batch
     if step is not None:
         needed = keep_outputs if needs_outputs is None else needs_outputs
@@ -127,6 +128,11 @@ def evaluate_batch(
                 _add_outputs(state, batch, part, count=are_classes, keep_outputs=keep_outputs)
         return batch
     model, loss_fn = state.objects.evaluated
+    for part, _ in filling_batches(state, inputs, targets):
+        with state.objects.autocast:
+            model(part)
+    if not batch_size_of(inputs):
+        return batch
     batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
     total = torch.zeros((), device=state.objects.device)
     for part, part_targets, outputs, loss in forward_in_parts(

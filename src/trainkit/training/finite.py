@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainkit.core.errors import NonFiniteError, Problem
+from trainkit.core.shards import local_part
 from trainkit.data.loaders import Loader
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.hooks import call_hooks
@@ -31,18 +32,20 @@ def check_step(state: State, loss: Tensor, weight: Tensor | float, optimizer: Op
 
     With fp16 the scaler handles a gradient that overflows.
     """
-    value = loss.item()
+    value, objects = loss.item(), state.objects
     if not math.isfinite(value) and weight == 0:  # a mean over nothing, which adds nothing
         value = 0.0
     if math.isfinite(value) and (
-        state.objects.scaler is not None
-        or all_finite(param.grad for group in optimizer.param_groups for param in group["params"])
+        objects.scaler is not None
+        or objects.true_everywhere(
+            all_finite(param.grad for group in optimizer.param_groups for param in group["params"])
+        )
     ):
         return
     groups = [
         str(group.get("name", number))
         for number, group in enumerate(optimizer.param_groups)
-        if any(p.grad is not None and not bool(gradient_values(p.grad).isfinite().all()) for p in group["params"])
+        if not objects.true_everywhere(_is_finite(group["params"]))
     ]
     in_groups = f"in param group{'s' * (len(groups) != 1)} {', '.join(groups)}"
     if not math.isfinite(value):
@@ -63,7 +66,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
 
     The kernel is the one with which GradScaler divides by the scale, here 1. It takes half the time of the norms.
     """
-    present = [gradient for gradient in gradients if gradient is not None]
+    present = [local_part(gradient) for gradient in gradients if gradient is not None]
     if not present:
         return True
     found, scale = torch.zeros(1, device=present[0].device), torch.ones(1, device=present[0].device)
@@ -72,6 +75,11 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
         return not found.item()
     except RuntimeError:  # complex or sparse gradients, several devices, or gradients with a graph
         return all(bool(gradient_values(gradient).isfinite().all()) for gradient in present)
+
+
+def _is_finite(params: Iterable[Tensor]) -> bool:
+    gradients = [gradient_values(local_part(param.grad)) for param in params if param.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def gradient_values(gradient: Tensor) -> Tensor:

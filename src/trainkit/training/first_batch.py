@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainkit.core.pytree import batch_size_of, describe, tensors_in
 from trainkit.core.rng import preserve_rng
+from trainkit.core.shards import local_part
 from trainkit.core.source import name_and_place
 from trainkit.losses import FLOAT_TARGET_LOSSES
 from trainkit.training.finite import gradient_values
@@ -76,7 +77,10 @@ class FirstBatch:
             text = "note: the denominator of the first batch is 0, so train/loss leaves out its loss"
             call_hooks(self.hooks, "on_note", state, f"{text}; check the denominator of the training step")
         gradients = [param.grad for param in state.objects.parameters if param.grad is not None]
-        if gradients and not state.objects.needs_closure and not any(bool(gradient_values(g).any()) for g in gradients):
+        if not gradients or state.objects.needs_closure:
+            return
+        is_zero = not any(bool(gradient_values(local_part(gradient)).any()) for gradient in gradients)
+        if state.objects.true_everywhere(is_zero):
             text = "note: the gradient of the first batch is exactly 0 in every parameter, so the loss changes nothing"
             call_hooks(self.hooks, "on_note", state, f"{text}; check the loss and the targets")
 

@@ -56,7 +56,7 @@ def next_share(state: State, batches: Iterator[Batch]) -> Batch | None:
         raise state.stop
     progress.micro_batch = None if min(micro_batches) == sys.maxsize else min(micro_batches)
     progress.samples_of_batch, progress.tokens_of_batch = sum(samples), sum(tokens)
-    progress.smallest_share = min(samples)
+    progress.smallest_share, progress.largest_share = min(samples), max(samples)
     return (batch or NO_SAMPLES) if any(exists) else None
 
 

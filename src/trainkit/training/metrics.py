@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.core.ranks import Ranks
+from trainkit.core.shards import whole
 from trainkit.losses import FromModel
 
 Metrics = dict[str, Any]
@@ -120,6 +121,7 @@ def scalar_or_norm(tensor: Tensor | None) -> float | None:
     """Return the value of a tensor with one element, or the norm of a larger tensor."""
     if tensor is None:
         return None
+    tensor = whole(tensor)
     return float(tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else tensor.norm().item())
 
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.ranks import ALONE, Ranks
+from trainkit.core.shards import shard_state_dict
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.optim.optimizer_state import check_same_names, optimizer_state, restore_optimizer, restore_scheduler
 from trainkit.optim.schedulers import Scheduler
@@ -54,6 +55,7 @@ class Objects:
     ranks: Ranks = ALONE  # the processes that train together
     may_overlap: bool = False  # gradients may be summed over the ranks during the backward pass
     overlapped: nn.Module | None = None  # the model, if its backward pass does it
+    sharded: bool = False  # each rank holds a part of every parameter of the model
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -77,6 +79,10 @@ class Objects:
         """The model and the loss that are validated: their moving averages if there is an `ema`."""
         modules: Any = self.trained if self.ema is None else self.ema.module
         return modules["model"], modules["loss"]
+
+    def true_everywhere(self, found: bool) -> bool:
+        """Return whether something is true of the shards of every rank. Without shards, this rank decides alone."""
+        return all(row[0] for row in self.ranks.agree(found)) if self.sharded else found
 
     @property
     def steps_with_state(self) -> dict[str, Any]:
@@ -131,11 +137,11 @@ class Objects:
         """
         self._check_ema(saved)
         match_saved_buffers(self.model, saved["model"])
-        self.model.load_state_dict(saved["model"])
+        self.model.load_state_dict(shard_state_dict(saved["model"], self.model.state_dict()))
         self.loss_fn.load_state_dict(saved["loss"])
         if self.ema is not None:
             match_saved_buffers(self.ema, saved["ema"])
-            self.ema.load_state_dict(saved["ema"])
+            self.ema.load_state_dict(shard_state_dict(saved["ema"], self.ema.state_dict()))
 
     def _check_ema(self, saved: Mapping[str, Any]) -> None:
         if (self.ema is None) != (saved["ema"] is None):

@@ -28,6 +28,7 @@ class Progress:
     samples: int | None = 0  # samples of a whole epoch; None: unknown
     seen: int = 0  # samples trained on
     samples_of_batch: int = 0  # of the current batch, of all ranks
+    largest_share: int = 0  # of the current batch: the samples of the rank that has most of them
     tokens_of_batch: Tensor | int = 0
     smallest_share: int = 0  # samples of the current batch on the rank with the fewest
     tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids

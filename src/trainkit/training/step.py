@@ -19,6 +19,7 @@ from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.metric_set import detach
 from trainkit.training.objects import Objects, parameters_of
 from trainkit.training.overlap import begin_overlap, overlapped_model, sum_in_backward
+from trainkit.training.sharding import clip_sharded_gradients, filling_batches, total_norm, zero_of
 from trainkit.training.state import Phase, State
 
 
@@ -102,6 +103,11 @@ def accumulate_gradient(
             if torch.is_grad_enabled():
                 (loss if objects.scaler is None else objects.scaler.scale(loss)).backward()
             total = total + loss.detach()
+        for part, _ in filling_batches(state, inputs, targets):
+            with objects.autocast:
+                zero = zero_of(objects.model(part))
+            if zero is not None:
+                zero.backward()
     begin_overlap(state, last_outputs)
     return ranks.sum(total.double() if ranks.are_several else total), batch_denominator
 
@@ -185,7 +191,7 @@ def before_update(
     if objects.scaler is not None and has_gradients(optimizer):
         objects.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # chained optimizers step all or none
     if first and state.in_last_batch:
-        record_last_step(state, gradient_norm(optimizer))
+        record_last_step(state, gradient_norm(optimizer, objects))
     clip_gradients(state, optimizer)
     prepare_fused(optimizer)
     state.phase = Phase.UPDATING
@@ -218,15 +224,18 @@ def has_gradients(optimizer: Optimizer | ChainedOptimizer) -> bool:
     return any(param.grad is not None for param in parameters_of(optimizer))
 
 
-def gradient_norm(optimizer: Optimizer | ChainedOptimizer) -> Tensor:
+def gradient_norm(optimizer: Optimizer | ChainedOptimizer, objects: Objects) -> Tensor:
     """Return the norm of the gradient over the parameters of all groups, a scalar on the device."""
     present = [gradient_values(param.grad) for param in parameters_of(optimizer) if param.grad is not None]
-    return nn.utils.get_total_norm(present)
+    return total_norm(present, objects)
 
 
 def clip_gradients(state: State, optimizer: Optimizer | ChainedOptimizer) -> None:
     """Clip each element of the gradient, then the norm of the gradient over all parameters of the optimizer."""
     settings = state.settings
+    if state.objects.sharded:
+        clip_sharded_gradients(state, parameters_of(optimizer))
+        return
     if settings.clip_value is not None:
         nn.utils.clip_grad_value_(parameters_of(optimizer), settings.clip_value)
     if settings.clip_norm is not None:

@@ -1,0 +1,139 @@
+"""Trainings whose model is divided among the ranks have the numbers of those that copy it to each rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.helpers import Case, Outcome, largest_difference, train_cases
+from tests.processes import Forks
+
+MODULE = """
+import torch
+from torch import nn
+
+
+class Sequences(nn.Module):
+    # A transformer over the values of a sample (N, 12), with a scalar parameter.
+
+    def __init__(self, width=16, dropout=0.0, classes=10):
+        super().__init__()
+        self.embed = nn.Linear(3, width)
+        layer = lambda: nn.TransformerEncoderLayer(width, 2, 27, dropout, batch_first=True)
+        self.blocks = nn.ModuleList(layer() for _ in range(2))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, inputs):
+        hidden = self.embed(inputs.reshape(len(inputs), 4, 3))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden.mean(1)) * self.scale
+
+
+class Shifted(nn.Module):
+    # A cross entropy with a parameter.
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(10))
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs + self.shift, targets)
+
+
+def step(model, inputs, targets, loss_fn):
+    outputs = model(inputs)
+    loss, size = loss_fn(outputs, targets), outputs.detach().abs().mean()
+    return {"loss": loss, "denominator": len(targets), "size": size, "outputs": outputs}
+"""
+DATA = ["data=synthetic", "data.train.size=171", "data.train.shape=[12]", "batch_size=33", "epochs=3"]
+# Not Adam: the gradient of the bias of the keys is 0, and Adam would scale its rounding errors to steps.
+MODEL = ["model._target_=fsdp_parts.Sequences", "optim=sgd", "optim.momentum=0.9", "lr=0.03"]
+CASES = {
+    "blocks": MODEL,
+    "micro batches": [*MODEL, "micro_batch=7", "activation_checkpointing=blocks"],
+    "average and clipping": [*MODEL, "ema=0.9", "clip_norm=0.5", "clip_value=0.05", "watch=[head.weight, scale]"],
+    "parameter in the loss": [*MODEL, "loss._target_=fsdp_parts.Shifted", "clip_norm=0.5", "ema=0.9"],
+    "custom steps": [
+        *MODEL,
+        "training_step=fsdp_parts.step",
+        "evaluation_step=fsdp_parts.step",
+        "metrics=classification",
+        "micro_batch=5",
+    ],
+    "two optimizers": [
+        *MODEL[:1],
+        "+optim.one={_target_: torch.optim.RMSprop, lr: 0.001, momentum: 0.9}",
+        "+optim.two={_target_: torch.optim.SGD, lr: 0.03}",
+        "~optim",
+        "+param_groups.matrices={ndim: 2, optimizer: one}",
+        "lr=off",
+    ],
+    "frozen parameters": [
+        *MODEL,
+        "+param_groups.embed={name: 'embed.*', freeze: 1}",
+        "+param_groups.head={name: 'head.*', freeze: true}",
+    ],
+    "groups": [*MODEL, "+param_groups.head={name: 'head.*', lr: 0.01}", "scheduler=cosine"],
+    "state from the start": ["model=mlp", "optim=adagrad", "lr=0.03"],
+    "fused adam": ["model=mlp", "optim=adamw", "ema=0.9"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "fsdp_parts.py").write_text(MODULE)
+    return tmp_path
+
+
+def train_both(forks: Forks, ranks: int, folder: Path, names: list[str]) -> dict[str, tuple[Outcome, Outcome]]:
+    """Train cases with `auto` and with `fsdp`; return both outcomes of each case."""
+    cases = {
+        f"{name} {kind}": Case([*DATA, *CASES[name], f"distributed={kind}"])
+        for name in names
+        for kind in ("auto", "fsdp")
+    }
+    outcomes = train_cases(forks, ranks, cases, folder)
+    for name, outcome in outcomes.items():
+        assert set(outcome.codes) == {0}, (name, outcome.errors)
+    return {name: (outcomes[f"{name} auto"], outcomes[f"{name} fsdp"]) for name in names}
+
+
+def check_equal(copied: Outcome, sharded: Outcome) -> None:
+    """Check that weights, optimizer states and all metrics are equal up to the rounding of float32."""
+    one, other = copied.states[0]["objects"], sharded.states[0]["objects"]
+    for part in ("model", "loss", "ema"):
+        assert largest_difference(other[part], one[part]) < 1e-6, part
+    numbers = [
+        [
+            {name: value for name, value in row.items() if "second" not in name and "grad" not in name}
+            for row in outcome.history
+        ]
+        for outcome in (sharded, copied)
+    ]
+    assert largest_difference(*numbers) < 1e-6
+    assert all(
+        row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+        for row, expected in zip(sharded.history, copied.history, strict=True)
+    )
+
+
+def test_the_numbers_of_shards_are_those_of_copies(forks: Forks, folder: Path) -> None:
+    both = train_both(forks, 2, folder, ["micro batches", "average and clipping"])
+    for copied, sharded in both.values():
+        check_equal(copied, sharded)
+
+
+@pytest.mark.slow
+def test_all_parts_of_a_training_work_with_shards(forks: Forks, folder: Path) -> None:
+    for name, (copied, sharded) in train_both(forks, 2, folder, [*CASES]).items():
+        print(name)
+        check_equal(copied, sharded)
+
+
+@pytest.mark.slow
+def test_four_ranks_train_with_shards_if_some_have_no_sample(forks: Forks, folder: Path) -> None:
+    ((copied, sharded),) = train_both(forks, 4, folder, ["custom steps"]).values()
+    check_equal(copied, sharded)
