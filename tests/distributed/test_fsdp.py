@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.distributed.helpers import Case, Outcome, largest_difference, train_cases
+from tests.distributed.helpers import Case, Ended, Outcome, largest_difference, run_ranks, start_ranks, train_cases
 from tests.processes import Forks
+from trainkit.runs.checkpoint import Checkpoints
+from trainkit.runs.snapshot import digest
 
 MODULE = """
 import torch
@@ -63,14 +70,7 @@ CASES = {
         "metrics=classification",
         "micro_batch=5",
     ],
-    "two optimizers": [
-        *MODEL[:1],
-        "+optim.one={_target_: torch.optim.RMSprop, lr: 0.001, momentum: 0.9}",
-        "+optim.two={_target_: torch.optim.SGD, lr: 0.03}",
-        "~optim",
-        "+param_groups.matrices={ndim: 2, optimizer: one}",
-        "lr=off",
-    ],
+    "two optimizers": ["model=mlp", "optim=muon_sgd", "optim.muon._target_=torch.optim.AdamW"],
     "frozen parameters": [
         *MODEL,
         "+param_groups.embed={name: 'embed.*', freeze: 1}",
@@ -137,3 +137,55 @@ def test_all_parts_of_a_training_work_with_shards(forks: Forks, folder: Path) ->
 def test_four_ranks_train_with_shards_if_some_have_no_sample(forks: Forks, folder: Path) -> None:
     ((copied, sharded),) = train_both(forks, 4, folder, ["custom steps"]).values()
     check_equal(copied, sharded)
+
+
+# --------------------------------------------------------------------------------------- kill and resume
+
+DROPOUT = [*DATA, *MODEL, "model.dropout=0.1", "ema=0.9", "checkpoint.every_steps=1", "report=off", "progress=off"]
+FSDP = [*DROPOUT, "distributed=fsdp"]
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """Return the content of the newest checkpoint of a run."""
+    return Checkpoints(folder / "checkpoints").newest()[1]
+
+
+def check_ended(ended: Ended) -> None:
+    assert set(ended.codes) == {0}, ended.stderr
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_is_killed_at_any_moment_resumes_to_the_same_bits(forks: Forks, folder: Path) -> None:
+    check_ended(run_ranks(forks, 2, *FSDP, "hydra.run.dir=whole", cwd=folder))
+    rng = random.Random(1)
+    argv, kills = [*FSDP, "hydra.run.dir=killed"], 0
+    while kills < 5:
+        running = start_ranks(forks, 2, *argv, cwd=folder)
+        time.sleep(rng.uniform(0.3, 2.5))
+        for process in running.processes[:: rng.choice([1, -1])]:
+            with contextlib.suppress(ProcessLookupError):
+                process.send(signal.SIGKILL)
+        running.wait()
+        kills += 1
+        if (folder / "killed" / "run.json").exists():
+            argv = ["resume", "killed"]
+    check_ended(run_ranks(forks, 2, *argv, cwd=folder))
+    assert digest(last_state(folder / "killed")) == digest(last_state(folder / "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "auto"), ("auto", "fsdp"), ("fsdp", "fsdp")])
+def test_a_run_moves_between_shards_and_copies_inside_an_epoch(
+    forks: Forks, folder: Path, first: str, then: str
+) -> None:
+    plain = [*DATA, *MODEL, "ema=0.9", "report=off", "progress=off"]
+    check_ended(run_ranks(forks, 1, *plain, "hydra.run.dir=whole", cwd=folder))
+    check_ended(
+        run_ranks(forks, 2, *plain, "hydra.run.dir=run", "steps=3", "epochs=off", f"distributed={first}", cwd=folder)
+    )
+    more = ["resume", "run", "steps=6", f"distributed={then}"]
+    check_ended(run_ranks(forks, 4 if then == "fsdp" else 1, *more, cwd=folder))
+    check_ended(run_ranks(forks, 2, "resume", "run", "steps=off", "epochs=3", cwd=folder))
+    moved, expected = (last_state(folder / name) for name in ("run", "whole"))
+    for part in ("model", "ema", "optimizers"):
+        assert largest_difference(moved[part], expected[part]) < 1e-5, part

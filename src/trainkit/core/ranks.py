@@ -164,10 +164,14 @@ class Ranks:
     # ---------------------------------------------------------------------------------------- errors
 
     @contextmanager
-    def together(self) -> Iterator[Agreement]:
+    def together(self, *, connected: bool = False) -> Iterator[Agreement]:
         """End the block with an error on every rank, if it ends with an error on any rank.
 
         The block may offer numbers to the other ranks.
+
+        Args:
+            connected: the ranks exchange data in the block, so the other ranks cannot leave it after an error of this
+                rank. The error then ends this rank at once, and the lost connection ends the others.
 
         Raises:
             OtherRankError: another rank failed first.
@@ -177,14 +181,14 @@ class Ranks:
         try:
             yield agreement
         except Exception as caught:
-            if not self.are_several:
+            if not self.are_several or connected:
                 raise
             error = caught
         if self.are_several:
             self._settle(error, agreement)
 
     @contextmanager
-    def summed_gradients(self, params: Iterable[Tensor]) -> Iterator[None]:
+    def summed_gradients(self, params: Iterable[Tensor], *, connected: bool = False) -> Iterator[None]:
         """Sum the gradients of the parameters over the ranks at the end of the block; see `together` for errors.
 
         A parameter that has no gradient on any rank keeps none, because optimizers skip such a parameter. The
@@ -195,7 +199,7 @@ class Ranks:
         try:
             yield
         except Exception as caught:
-            if not self.are_several:
+            if not self.are_several or connected:
                 raise
             error = caught
         if self.are_several:

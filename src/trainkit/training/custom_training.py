@@ -83,7 +83,7 @@ def results_with_gradient(state: State, step: CustomStep, inputs: Any, targets: 
     objects, samples = state.objects, batch_size_of(inputs)
     ranks = objects.ranks
     predicted, total = float(state.progress.samples_of_batch if ranks.are_several else 0), 0.0
-    with ranks.summed_gradients(objects.parameters):
+    with ranks.summed_gradients(objects.parameters, connected=objects.sharded):
         for part in micro_batch_results(state, step, objects.model, objects.loss_fn, inputs, targets):
             count = batch_size_of(part.inputs)
             loss: Tensor | None = part.result.loss

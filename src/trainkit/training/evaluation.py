@@ -50,7 +50,7 @@ def evaluate(
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         while (pair := next_share(state, batches)) is not None:
             inputs, targets = pair
-            with ranks.together():
+            with ranks.together(connected=state.objects.sharded):
                 batch = run_with_oom_split(work, state, inputs, targets, hooks)
             for value, weight in batch.losses:
                 loss.update(value, weight=weight)

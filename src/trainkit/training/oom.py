@@ -46,7 +46,8 @@ def run_with_oom_split(
                 raise
             size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
             half = math.ceil(size / 2)
-            if state.objects.ranks.are_several and state.phase is not Phase.EVALUATING:  # all of them have this error
+            can_agree = state.objects.ranks.are_several and not state.objects.sharded
+            if can_agree and state.phase is not Phase.EVALUATING:  # all of them have this error
                 size = max(row[0] for row in state.objects.ranks.agree(int(size)))
                 half = math.ceil(size / 2)
             may_split = state.custom_step is None or state.custom_step.may_split

@@ -89,7 +89,8 @@ def accumulate_gradient(
     batch_denominator = ranks.sum_number(own_denominator, objects.device)
     total, last_outputs = torch.zeros((), device=objects.device), None
     model = overlapped_model(state) or objects.model
-    with ranks.summed_gradients(objects.parameters) if model is objects.model else nullcontext():
+    summed = ranks.summed_gradients(objects.parameters, connected=objects.sharded)
+    with summed if model is objects.model else nullcontext():
         for _, part_targets, outputs, loss in forward_in_parts(
             state, model, objects.loss_fn, inputs, targets, batch_denominator, shared=ranks.are_several
         ):
