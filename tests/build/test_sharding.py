@@ -23,12 +23,14 @@ class Tied(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.head = nn.Linear(12, 12)
-        self.head.weight = self.blocks[0].one.weight
+        first: Any = self.blocks[0]
+        self.head.weight = first.one.weight
 
     def forward(self, inputs: Any) -> Any:
+        hidden: Any = inputs
         for block in self.blocks:
-            inputs = block(inputs)
-        return self.head(inputs)[:, :10]
+            hidden = block(hidden)
+        return self.head(hidden)[:, :10]
 
 
 class Block(nn.Module):
