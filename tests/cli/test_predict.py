@@ -53,6 +53,14 @@ def test_rows_are_csv_on_stdout_and_json_lines_in_a_file(forked: Command, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "out.jsonl"]
 
 
+def test_no_file_is_written_if_no_row_can_be_read(forked: Command, tmp_path: Path, run: Path) -> None:
+    (tmp_path / "bad.csv").write_text("size,city\n1,c\n2,d\n")
+    done = forked("predict", str(run), "bad.csv", "--output", "out.csv")
+    assert done.returncode == 5
+    assert "2 inputs could not be read; the other 0 are predicted" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_a_table_can_be_piped_in_and_the_rows_into_head(tmp_path: Path, run: Path) -> None:
     (tmp_path / "many.csv").write_text("size,city\n" + "1,a\n" * 30_000)
     command = f"cat many.csv | {SCRIPT} predict {run} - --json | head -n 2"

@@ -320,6 +320,13 @@ def test_a_regression_predicts_numbers_under_the_name_of_the_target(prices_run: 
     assert float(loss) == pytest.approx(prices_run.best["val/loss"], rel=1e-5)
 
 
+def test_options_for_classes_have_no_effect_on_numbers_and_a_note_says_so(prices_run: Run, table: Path) -> None:
+    notes: list[str] = []
+    rows = rows_of(prices_run, table / "val.csv", top=2, probabilities=True, on_note=notes.append)
+    assert rows == rows_of(prices_run, table / "val.csv")
+    assert notes == ["note: --top and --probabilities have no effect, because this run does not predict classes"]
+
+
 def test_a_table_may_lack_the_target_and_have_other_columns(prices_run: Run, table: Path, tmp_path: Path) -> None:
     whole = rows_of(prices_run, table / "val.csv")
     rows = [line.split(",") for line in (table / "val.csv").read_text().splitlines()[1:]]

@@ -89,8 +89,19 @@ def predict(
     else:
         targets = (preprocessing.reader or {}).get("targets")
         rows = RowFormat(classes, targets if isinstance(targets, list) else None, top, probabilities)
-        batches = (rows.rows([s.place for s in batch], predictor.scores(batch)) for batch in _batches(samples, size))
+        batches = _batches_of_rows(rows, predictor, _batches(samples, size), reader.notes)
     return _with_notes(batches, reader.notes, on_note or (lambda _: None))
+
+
+def _batches_of_rows(
+    rows: RowFormat, predictor: Predictor, batches: Iterable[list[RawSample]], notes: list[str]
+) -> Iterator[list[Row]]:
+    """Yield the rows of each batch. Add a note if an option for classes has no effect."""
+    for number, batch in enumerate(batches):
+        scores = predictor.scores(batch)
+        if number == 0 and (rows.top > 1 or rows.all_probabilities) and scores.kind not in ("classes", "labels"):
+            notes.append("note: --top and --probabilities have no effect, because this run does not predict classes")
+        yield rows.rows([sample.place for sample in batch], scores)
 
 
 def _with_notes(batches: Iterable[list[Row]], notes: list[str], on_note: Callable[[str], object]) -> Iterator[Row]:

@@ -65,8 +65,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _write(rows: Iterator[dict[str, Any]], text: RowText, output: Path | None) -> int:
-    """Write the rows, and return their number. A file is written completely or not at all."""
+    """Write the rows, and return their number. A file is written completely or not at all, and not without a row."""
     counter = itertools.count()
+    first = next(rows, None)
+    if first is None:
+        return 0
+    rows = itertools.chain([first], rows)
 
     def write(file: IO[bytes]) -> None:
         for row in rows:
