@@ -85,7 +85,7 @@ class CommandServer:
             program.chmod(0o755)
         self.env = {
             **os.environ,
-            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "PATH": f"{self.programs}:{os.environ['PATH']}:{Path(sys.executable).parent}",  # the last has torchrun
             "PYTHONPATH": str(site),
             "OMP_NUM_THREADS": "1",
             "MPLBACKEND": "agg",

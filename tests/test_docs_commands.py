@@ -22,9 +22,13 @@ NOT_RUN = {
     "^(pip|uv) ": "it installs packages",
     "hydra/launcher=ray": "it needs a package that cannot be installed next to the others, and a cluster",
     "hydra/launcher=submitit_slurm": "it needs a cluster",
+    "^sbatch ": "it needs a cluster",
+    "^torchrun --nnodes": "it needs several machines",
 }
 # Commands of which only the config is composed: a pattern, and why.
 COMPOSED = {"data=cifar10": "the data set is a download"}
+# torchrun starts real processes of the wheel, so its command line is shortened here.
+LIMITS = "limit_batches=2 limit_val_batches=1"
 # What stands for a run or a sweep of the reader is the newest.
 PLACEHOLDERS = {
     r"outputs/sweeps/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d": "$(ls -td outputs/sweeps/*/* | head -n 1)",
@@ -110,6 +114,8 @@ def commands_to_run(name: str, command: Command) -> list[Command]:
         line = re.sub(placeholder, newest, line)
     if any(re.search(pattern, line) for pattern in COMPOSED):
         line = line.partition(" #")[0] + " --cfg job"
+    if line.startswith("torchrun ") and " resume " not in line:
+        line = line.partition(" #")[0] + f" {LIMITS}"
     return [*before, replace(command, line=line)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
             more = "at least " if jobs["more"] else ""
             text = f"{more}{count(jobs['number'], 'job')}, {jobs['slots']} at a time"
             lines.append(f"sweep   {duration(rounds * estimates['run'])}: {text}, if each takes as long as the first")
+    if report["scaling"] is not None:
+        lines += ["", *scaling_lines(report["scaling"])]
     lines += report["notes"]
     errors = len(report["errors"])
     return [*lines, "", f"{count(errors, 'error')} found" if errors else "no errors found"]
@@ -103,3 +106,48 @@ def estimate_lines(estimates: Mapping[str, Any]) -> list[str]:
         size, kept = estimates["checkpoint"] / 2**20, estimates["checkpoints"] // estimates["checkpoint"]
         rows.append(["disk", f"{size:,.1f} MiB a checkpoint, at most {count(kept, 'checkpoint')} kept"])
     return columns(rows)
+
+
+def scaling_lines(scaling: Mapping[str, Any]) -> list[str]:
+    """Return the estimates for several devices as a table, the speed of the loader, and the notes."""
+    links, batch_size = list(scaling["links"]), scaling["batch_size"]
+    rows = [["devices", "samples", "compute", "loader", "sent", *(links or ["step"]), "bound by"]]
+    for row in scaling["estimates"]:
+        steps = [row["over"][link] for link in links] or [row["without_network"]]
+        cells = [str(row["devices"]), str(row["samples"]), milliseconds(row["compute"]), milliseconds(row["loader"])]
+        cells += [_size(row["sent"]) if row["sent"] else "-"]
+        rows.append([*cells, *(milliseconds(step["step"]) for step in steps), _bound(row)])
+    title = f"a step with batch_size={batch_size} on several devices takes at least"
+    return [f"{title}, over each link:" if links else f"{title}:", *columns(rows), _loader(scaling), *scaling["notes"]]
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    """Return which part of a step takes longest, and over which links it is the network."""
+    slow = [link for link, bound in row["over"].items() if bound["part"] == "network"]
+    if slow and len(slow) == len(row["over"]):
+        return "network"
+    part = row["without_network"]["part"]
+    return f"{part}; network over {', '.join(slow)}" if slow else str(part)
+
+
+def _loader(scaling: Mapping[str, Any]) -> str:
+    """Return the speed of the loader, and what the files must deliver."""
+    batch_size, costs, last = scaling["batch_size"], scaling["costs"], scaling["estimates"][-1]
+    text = f"loader: {batch_size / (costs['loader'] or math.inf):,.0f} samples/s on each device"
+    if not costs["read_bytes"]:
+        return text if costs["read_bytes"] is None else f"{text}, which read no files"
+    rate = batch_size * costs["read_bytes"] / (last["without_network"]["step"] or math.inf)
+    read = f"a sample reads {_size(costs['read_bytes'])} of files"
+    return f"{text}; {read}, so {last['devices']} devices read up to {_size(rate)} a second"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds in milliseconds with three digits, such as `12.3 ms`."""
+    value = seconds * 1000
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _size(size: float) -> str:
+    """Return bytes in KiB, MiB or GiB."""
+    unit, power = next(((unit, power) for unit, power in (("GiB", 30), ("MiB", 20)) if size >= 2**power), ("KiB", 10))
+    return f"{size / 2**power:,.1f} {unit}"

@@ -15,7 +15,9 @@ from trainkit.core.device import peak_memory, synchronize
 from trainkit.data.loaders import Loader
 from trainkit.data.prepare import Batch
 from trainkit.data.wrapped_loader import WrappedLoader
+from trainkit.diagnostics.check.costs import measure_costs
 from trainkit.diagnostics.check.held import Held, hold_part
+from trainkit.diagnostics.check.scaling import Costs
 from trainkit.runs.saver import Saver
 from trainkit.training.state import State
 
@@ -31,26 +33,33 @@ class LimitedLoader(WrappedLoader):
     Args:
         loader: the loader of the training.
         steps: the number of batches; it may change between two epochs.
-        clock: a monotonic clock in seconds.
+        now: returns the time after the device has finished its work.
+        clock: a monotonic clock in seconds, which does not wait for the device.
     """
 
-    def __init__(self, loader: Loader, steps: int, clock: Clock) -> None:
+    def __init__(self, loader: Loader, steps: int, now: Clock, clock: Clock) -> None:
         super().__init__(loader)
-        self.steps, self.clock = steps, clock
-        self.began = self.ended = 0.0  # of the last pass, from the clock
-        self.batch_count = 0
+        self.steps, self.now, self.clock = steps, now, clock
+        self.began = self.ended = 0.0  # of the last pass
+        self.waits: list[float] = []  # the seconds until each batch of the last pass
 
     def __len__(self) -> int:
         return self.steps
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the first `steps` batches of an epoch; after its end, those of the next epoch."""
-        self.batch_count, self.began = 0, self.clock()
-        passes = (self.loader.batches(number, start) for number in itertools.count(epoch))
-        for batch in itertools.islice(itertools.chain.from_iterable(passes), self.steps):
-            self.batch_count += 1
+        self.waits, self.began = [], self.now()
+        asked = self.clock()
+        for batch in itertools.islice(self.endless_batches(epoch, start), self.steps):
+            self.waits.append(self.clock() - asked)
             yield batch
-        self.ended = self.clock()
+            asked = self.clock()
+        self.ended = self.now()
+
+    def endless_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Return the batches of an epoch and of all epochs after it."""
+        passes = (self.loader.batches(number, start) for number in itertools.count(epoch))
+        return itertools.chain.from_iterable(passes)
 
 
 @dataclass
@@ -73,6 +82,7 @@ class Measured:
         history_bytes: of an epoch in the history, which each checkpoint contains.
         epochs: that were trained.
         held: the data sets that the run holds in memory.
+        costs: of a step, for the estimates of several devices.
     """
 
     step: float = 0.0
@@ -90,6 +100,7 @@ class Measured:
     history_bytes: float = 0.0
     epochs: int = 0
     held: Held = field(default_factory=Held)
+    costs: Costs = field(default_factory=Costs)
 
 
 class Pace:
@@ -116,14 +127,14 @@ class Pace:
         state, measured = session.state, Measured()
         self.measured, self.rounds = measured, []
         self.step_times, self.saves = [], []
-        self.device = state.objects.device
+        self.device, self.num_workers = state.objects.device, session.settings.data.num_workers
         measured.train_batches = len(session.train)
         measured.val_batches = _batches_of_validation(session)
         if self.seconds:
             session.train = self._hold(session, session.train, "train")
             session.val = None if session.val is None else self._hold(session, session.val, "val")
-        session.train = self.train = LimitedLoader(session.train, 1, self.now)
-        self.val = None if session.val is None else LimitedLoader(session.val, 1, self.now)
+        session.train = self.train = LimitedLoader(session.train, 1, self.now, self.clock)
+        self.val = None if session.val is None else LimitedLoader(session.val, 1, self.now, self.clock)
         session.val = self.val
         self.planned_steps, self.planned_epochs = state.settings.steps, state.settings.epochs
         epochs = 2 + ROUNDS if self.seconds else 1
@@ -175,6 +186,9 @@ class Pace:
         saves = [seconds for r in self.rounds[1:] for seconds in r.saves]
         measured.save = _mean(saves)
         measured.first_step = max(0.0, self.rounds[0].train - measured.step - measured.train_overhead)
+        compute = max(0.0, measured.step - _mean(r.wait for r in rounds))
+        batches = self.train.endless_batches(state.progress.epoch)
+        measured.costs = measure_costs(state.objects, self.train, batches, compute, self.num_workers, self.now)
 
     def _round(self) -> _Round:
         """Return the seconds of the parts of the epoch that has ended."""
@@ -186,10 +200,11 @@ class Pace:
         else:
             train_overhead = max(0.0, train - step * len(times))
         val = 0.0 if self.val is None else self.val.ended - self.val.began
-        batches = 0 if self.val is None else self.val.batch_count
+        batches = 0 if self.val is None else len(self.val.waits)
         saves = list(self.saves)
         overhead = ended - self.epoch_began - train - val - sum(saves)
-        return _Round(train, step, train_overhead, val / max(1, batches), overhead, saves)
+        wait = _mean(self.train.waits[1:] or self.train.waits)  # processes start before the first batch
+        return _Round(train, step, wait, train_overhead, val / max(1, batches), overhead, saves)
 
     def _choose_lengths(self, state: State) -> None:
         """Choose the number of steps that takes the planned time."""
@@ -241,11 +256,13 @@ class _Round:
 
     Attributes:
         train: all steps, from the start of the epoch.
+        wait: of a step for its batch.
         saves: each checkpoint.
     """
 
     train: float
     step: float
+    wait: float
     train_overhead: float
     val_batch: float
     overhead: float

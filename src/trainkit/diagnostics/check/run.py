@@ -16,6 +16,7 @@ from trainkit.diagnostics.check.estimates import Estimates, estimate, seconds_of
 from trainkit.diagnostics.check.measure import Pace
 from trainkit.diagnostics.check.parts import CORE, build_parts, keys_of, remove_parts
 from trainkit.diagnostics.check.path import NEEDED, PHASES, PathResult, run_path
+from trainkit.diagnostics.check.scaling import Scaling, estimate_scaling
 
 
 @dataclass
@@ -26,12 +27,14 @@ class Report:
         errors: every error, those of the config first.
         phases: phase -> `ok`, `off`, `not reached`, or the causes of its errors.
         estimates: for the run; None: the path failed, or the config has errors.
+        scaling: estimates for several devices; None: see `estimates`.
         notes: for the user.
     """
 
     errors: list[TrainkitError] = field(default_factory=list)
     phases: dict[str, str] = field(default_factory=dict)
     estimates: Estimates | None = None
+    scaling: Scaling | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +59,7 @@ class Report:
             "errors": problems,
             "phases": self.phases,
             "estimates": estimates,
+            "scaling": None if self.scaling is None else self.scaling.as_dict(),
             "notes": self.notes,
         }
 
@@ -97,6 +101,10 @@ def check(repaired: Repaired, seconds: float, on_note: Callable[[str], None] = l
         measured = result.measured
         startup = built_after + measured.started - measured.prepared
         report.estimates = estimate(result.settings, measured, startup)
+        chosen = result.settings
+        report.scaling = estimate_scaling(
+            measured.costs, chosen.batch_size, chosen.micro_batch, getattr(chosen, "distributed", "auto")
+        )
         report.notes += [*report.estimates.notes, *_disk_note(report.estimates)]
     return report
 
