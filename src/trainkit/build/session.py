@@ -36,6 +36,7 @@ from trainkit.optim.params import named_params
 from trainkit.training.compile import compile_model
 from trainkit.training.custom_step import CustomStep
 from trainkit.training.losses import whole_batch_module
+from trainkit.training.overlap import why_not_overlapped
 from trainkit.training.state import LoopSettings, State, new_state
 from trainkit.training.whole_batch import declared_error
 
@@ -126,30 +127,33 @@ def _build_session(
     steps = build_steps(settings, device)
     state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
     state.objects.ranks = ranks
-    state.objects.may_overlap = may_overlap(settings, state)
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
     _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples
     state.objects.stream = train if isinstance(train, StreamLoader) else None
     state.progress.unreadable = {"train": train.unreadable} | ({"val": val.unreadable} if val is not None else {})
+    overlap_note = _overlap_note(settings, state)
     blocks_note = apply_activation_checkpointing(settings, model)
     if settings.compile:  # last: the averaged model must stay uncompiled
         compile_model(model, "default" if settings.compile is True else settings.compile)
     hooks = {name: build_hook(name, node) for name, node in settings.hooks.items()}
     state.objects.hooks = {name: hook for name, hook in hooks.items() if hasattr(hook, "state_dict")}
     loggers = {name: build_logger(name, node) for name, node in settings.logger.items()}
-    notes = [*data.notes, *module_notes, *filter(None, [blocks_note]), *_notes(settings, device, val)]
+    notes = [*data.notes, *module_notes, *filter(None, [blocks_note, overlap_note]), *_notes(settings, device, val)]
     params = {p.name: p.tensor for p in named}
     return Session(settings, state, train, val, hooks, loggers, groups, table, params, data.held_out, notes)
 
 
-def may_overlap(settings: Settings, state: State) -> bool:
-    """Return whether the gradients of this training may be summed over the ranks during the backward pass."""
-    objects = state.objects
-    is_plain = objects.training_step is None and not objects.needs_closure and not settings.compile
-    asked = settings.distributed == "ddp"
-    return asked and objects.ranks.are_several and is_plain and settings.on_oom != "split"
+def _overlap_note(settings: Settings, state: State) -> str | None:
+    """Let the backward pass sum gradients if `distributed` is ddp; return a note if it cannot."""
+    if settings.distributed != "ddp" or not state.objects.ranks.are_several:
+        return None
+    reason = why_not_overlapped(state)
+    reason = reason or ("compiled code is not divided" if settings.compile else "")
+    reason = reason or ("on_oom=split repeats steps" if settings.on_oom == "split" else "")
+    state.objects.may_overlap = not reason
+    return f"note: distributed=ddp: gradients are summed after the backward pass, because {reason}" if reason else None
 
 
 def _freeze_until_joined(state: State, groups: list[Group]) -> None:

@@ -22,7 +22,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.core.pytree import tensors_in
-from trainkit.training.losses import is_sum, supports_sum
+from trainkit.training.losses import is_sum
 from trainkit.training.state import State
 
 
@@ -46,8 +46,10 @@ def begin_overlap(state: State, outputs: Any) -> None:
     objects = state.objects
     if not objects.may_overlap or objects.overlapped is not None:
         return
-    own = int(is_fit_for_ddp(state) and (outputs is None or bool(tensors_in(outputs))))
-    objects.may_overlap = all(row[0] for row in objects.ranks.agree(own))
+    params = list(objects.model.parameters())
+    is_dense = all(param.grad is None or param.grad.layout == torch.strided for param in params)
+    has_tensors = outputs is None or bool(tensors_in(outputs))  # in which DDP finds the parameters that were used
+    objects.may_overlap = all(row[0] for row in objects.ranks.agree(is_dense and has_tensors))
     if not objects.may_overlap:
         return
     with warnings.catch_warnings():
@@ -63,14 +65,22 @@ def begin_overlap(state: State, outputs: Any) -> None:
     state.settings = replace(state.settings, on_oom="stop")
 
 
-def is_fit_for_ddp(state: State) -> bool:
-    """Return whether every backward pass of the training gives a gradient to parameters of the model alone."""
+def why_not_overlapped(state: State) -> str:
+    """Return why the backward pass of a training cannot sum its gradients; '' if it can."""
     objects, loss_fn = state.objects, state.objects.loss_fn
-    has_mean = supports_sum(loss_fn) or is_sum(loss_fn) or getattr(loss_fn, "denominator", None) is None
-    has_own_params = any(param.requires_grad for param in loss_fn.parameters())
-    params = [param for param in objects.model.parameters() if param.requires_grad]
-    is_dense = all(param.grad is None or param.grad.layout == torch.strided for param in params)
-    return bool(params) and has_mean and is_dense and not has_own_params and not objects.joining
+    if objects.training_step is not None:
+        return "a custom step may call parts of the model"
+    if objects.needs_closure:
+        return "the optimizer evaluates the loss itself"
+    if objects.joining:
+        return "parameters join later"
+    if any(param.requires_grad for param in loss_fn.parameters()):
+        return "the loss has parameters"
+    if not any(param.requires_grad for param in objects.model.parameters()):
+        return "the model has no parameter to train"
+    if getattr(loss_fn, "denominator", None) is not None and not is_sum(loss_fn):
+        return "the denominator of the loss may be 0 on a rank"  # then this rank has no backward pass
+    return ""
 
 
 def overlapped_model(state: State) -> nn.Module | None:
