@@ -219,7 +219,12 @@ def largest_difference(one: Any, other: Any) -> float:
     Values that are no floats must be equal.
     """
     largest = 0.0
-    for a, b in zip(leaves(one), leaves(other), strict=True):
+    ours, others = list(leaves(one)), list(leaves(other))
+    if len(ours) != len(others):
+        return float("inf")
+    for a, b in zip(ours, others, strict=True):
+        if type(a) is not type(b):
+            return float("inf")
         if isinstance(a, Tensor) and a.is_sparse:
             a, b = a.to_dense(), b.to_dense()
         if isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()):

@@ -14,6 +14,7 @@ import torch
 
 from trainkit.build.form import build_form
 from trainkit.build.instantiate import call_target
+from trainkit.build.shared_batches import check_mixing, mixes_samples
 from trainkit.build.streams import build_stream_loader, describe_stream, make_stream, refuse_split
 from trainkit.config.schema import SAMPLERS
 from trainkit.config.settings import Settings
@@ -238,6 +239,9 @@ def build_loader(
     """
     data, size = settings.data, settings.batch_size
     prepare = build_prepare(settings, device, standardize, train=train)
+    if train and share.ranks > 1 and mixes_samples(settings):
+        check_mixing(settings, share.ranks, is_stream=isinstance(store, Stream))
+        share, prepare.drop_first = dataclasses.replace(share, with_previous=True), True
     if isinstance(store, Stream):
         return build_stream_loader(settings, store, prepare, train=train)
     loader = make_loader(

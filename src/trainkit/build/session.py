@@ -17,6 +17,7 @@ from trainkit.build.loggers import build_logger
 from trainkit.build.metrics import build_metrics, choose_mode
 from trainkit.build.modules import Initialize, build_modules, memory_errors, prepare_process
 from trainkit.build.optim import build_optimizers, build_schedulers
+from trainkit.build.shared_batches import check_shared_batches
 from trainkit.build.steps import build_steps
 from trainkit.config.metrics import parts_of
 from trainkit.config.settings import Settings
@@ -128,6 +129,7 @@ def _build_session(
     state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
     state.objects.ranks = ranks
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
+    check_shared_batches(settings, state, train)
     _freeze_until_joined(state, groups)
     state.objects.watch = {param.name: param.tensor for param in named if param.name in settings.watch}
     state.progress.batches, state.progress.samples = len(train), train.samples

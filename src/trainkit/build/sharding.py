@@ -59,10 +59,8 @@ def shard_session(session: Session) -> None:
         f"the parameters are divided among {state.objects.ranks.size} ranks"
         + (f", and gathered for {gathered} in turn" if gathered else ", and gathered all at once: there are no blocks")
     )
-    if settings.micro_batch is not None:
-        state.progress.split_checked = True
-        text = "note: distributed=fsdp: micro batches are not compared with their batch"
-        session.notes.append(f"{text}; a loss that compares samples of a batch needs whole_batch = True")
+    text = "note: distributed=fsdp: the losses of the ranks are not compared with the loss of their batch"
+    session.notes.append(f"{text}; a loss that compares samples of a batch needs whole_batch = True")
 
 
 def _find_problems(session: Session) -> Iterator[tuple[str, str]]:

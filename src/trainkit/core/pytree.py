@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -89,6 +90,8 @@ def join_rows(parts: Sequence[Any]) -> Any:
         ValueError: the parts have no rows, or differ in structure.
     """
     first = parts[0]
+    if isinstance(first, Samples):
+        return Samples(itertools.chain(*parts))
     if isinstance(first, Tensor):
         if any(not isinstance(p, Tensor) or not p.dim() or p.shape[1:] != first.shape[1:] for p in parts):
             raise ValueError("tensors without rows, or of different shapes")

@@ -61,7 +61,7 @@ class Agreement:
 
 
 def _describe(error: Exception) -> TrainkitError:
-    return error if isinstance(error, TrainkitError) else TrainkitError(f"{type(error).__name__}: {error}")
+    return TrainkitError(f"{type(error).__name__}: {error}")
 
 
 class Ranks:
@@ -75,7 +75,7 @@ class Ranks:
         size: the number of processes.
 
     Attributes:
-        explain: returns the error that a user sees for an error. The engine sets a function that knows the config.
+        explain: returns the error that a user sees for another error. The engine sets a function that knows the config.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -221,7 +221,7 @@ class Ranks:
         first = kinds.index(worst)
         if worst == OUT_OF_MEMORY:
             raise error or torch.OutOfMemoryError(f"rank {first} ran out of memory")
-        explained = None if error is None else self.explain(error)
+        explained = error if error is None or isinstance(error, TrainkitError) else self.explain(error)
         own_failure = None if explained is None else (explained.exit_code, explained.problems)
         found = self.gather(own_failure)[first]
         if self.rank == first and error is not None:

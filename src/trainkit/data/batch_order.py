@@ -12,6 +12,7 @@ from torch import Tensor
 from trainkit.core.pytree import batch_size_of, tensors_in
 from trainkit.data.reading import epoch_seed, name_of
 
+NO_SAMPLES_TEXT = "no samples"  # of an empty share
 EpochOrder = Callable[[int], Tensor]  # epoch, from 0 -> the indices of its samples, (N,) int64
 
 
@@ -24,14 +25,23 @@ class Share:
     Args:
         rank: the number of the process, from 0.
         ranks: the number of processes.
+        with_previous: read the sample before the share, too. Before the first sample of a batch is the last one.
     """
 
     rank: int = 0
     ranks: int = 1
+    with_previous: bool = False
 
     def of(self, batch: Tensor) -> Tensor:
         """Return the share of a batch."""
         return batch[self.bounds(len(batch))]
+
+    def read_of(self, batch: Tensor) -> Tensor:
+        """Return what the process reads of a batch: its share, after the sample before it with `with_previous`."""
+        share = self.of(batch)
+        if not self.with_previous or not len(share):
+            return share
+        return torch.cat([batch[[self.bounds(len(batch)).start - 1]], share])
 
     def bounds(self, samples: int) -> slice:
         """Return the range of the share in a batch."""
@@ -92,10 +102,14 @@ class BatchOrder:
                 yield [(self.epoch, index) for index in indices.tolist()]
 
     def batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Yield the indices of this process's share of each batch from `start` on, (samples of the share,) int64."""
+        """Yield the indices that this process reads of each batch from `start` on, (samples,) int64."""
+        return map(self.share.read_of, self._whole_batches(device))
+
+    def _whole_batches(self, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """Yield the indices of each batch from `start` on."""
         order = self._order()[: self.total].to(device)
         for batch in range(self.start, len(self)):
-            yield self.share.of(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     @property
     def ends_with_empty_share(self) -> bool:
@@ -115,9 +129,9 @@ class BatchOrder:
     def describe(self, dataset: Any, epoch: int, batch: int, inputs: Any) -> str:
         """See `Loader.describe`."""
         self.epoch, self.start = epoch, batch
-        indices = next(self.batches()).tolist()
+        indices = self.share.of(next(self._whole_batches())).tolist()
         if not indices:
-            return "no samples"
+            return NO_SAMPLES_TEXT
         shown = ", ".join(name_of(dataset, index).removeprefix("sample ") for index in indices[:8])
         text = f"samples {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
         bad = non_finite_rows(inputs)

@@ -30,6 +30,7 @@ class Prepare:
         std: then divides the inputs, in the same form.
         augment: changes training images.
         memory_format: the memory format of inputs (N, C, H, W).
+        drop_first: leave out the first sample after the augmentation, which mixed it with the second.
     """
 
     device: torch.device
@@ -37,6 +38,7 @@ class Prepare:
     std: Tensor | None = None
     augment: Augment | None = None
     memory_format: torch.memory_format = torch.contiguous_format
+    drop_first: bool = False
     _affines: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -65,7 +67,8 @@ class Prepare:
             raise DataError(cause, hint="write data.augment=off")
         augment.check(inputs, targets)
         images = self._to_floats(augment.flip_and_shift(inputs, epoch, indices))
-        return augment.cutout_and_mix(images, targets, epoch, indices)
+        images, targets = augment.cutout_and_mix(images, targets, epoch, indices)
+        return (images[1:], targets[1:]) if self.drop_first else (images, targets)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():

@@ -37,6 +37,7 @@ from trainkit.runs.recovery import is_finished, recover_history, recover_run
 from trainkit.runs.reload import Reloaded, reload_config
 from trainkit.runs.saver import Restorer
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
+from trainkit.training.whole_batch import SPLIT_KEYS
 
 
 def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
@@ -198,10 +199,11 @@ def restore_session(session: Session, saved: Mapping[str, Any], allow: Sequence[
     if digest_of(model, names) != built:
         cause = "checkpoint.weights=trainable: the config does not build the frozen weights of this run again"
         raise CheckpointError(cause, hint="write checkpoint.weights=all")
-    progress, micro_batch = session.state.progress, session.settings.micro_batch
-    same_split = micro_batch is not None and saved["fingerprint"]["machine"].get("micro_batch") == micro_batch
+    progress, machine = session.state.progress, session_fingerprint(session)["machine"]
+    before = {"ranks": 1} | saved["fingerprint"]["machine"]  # older checkpoints have no ranks
+    same_split = all(before.get(key) == machine[key] for key in ("micro_batch", "ranks"))
     # The run compared its micro batches before the first step. With other weights, rounding may decide otherwise.
-    progress.split_checked = same_split and progress.step > 0 and not changes.keys
+    progress.split_checked = set(SPLIT_KEYS) if same_split and progress.step > 0 and not changes.keys else set()
     if saved["batch"] and changes.keys & ORDER_KEYS:
         return changes, [*changes.notes, f"note: epoch {progress.epoch + 1} starts again, as its batches have changed"]
     if progress.batch > len(session.train):

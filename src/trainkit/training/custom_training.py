@@ -1,4 +1,4 @@
-"""Training and evaluation by custom steps: one update, or one update for each optimizer."""
+"""Training and evaluation by custom steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import batch_size_of, map_tensors
-from trainkit.core.spelling import did_you_mean
 from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
-from trainkit.training.objects import parameters_of
 from trainkit.training.sharding import filling_batches
 from trainkit.training.state import State
-from trainkit.training.step import accumulate_gradient, before_update, micro_batches, update, update_with
+from trainkit.training.step import accumulate_gradient, joined, micro_batches, update_with
 from trainkit.training.wrong_result import WrongResultError
 
 
@@ -54,9 +52,6 @@ class MicroBatchResult:
 
 def custom_train_step(state: State, step: CustomStep, inputs: Any, targets: Any) -> None:
     """Update the weights by a custom step, and add its losses and scalars to the means of the epoch."""
-    if step.is_generator:
-        return update_each_optimizer(state, step, inputs, targets)
-    objects = state.objects
     kept: list[MicroBatchResult] = []
 
     def evaluate(*, first: bool) -> tuple[Tensor, Tensor | float]:
@@ -69,9 +64,16 @@ def custom_train_step(state: State, step: CustomStep, inputs: Any, targets: Any)
     for part in kept:
         add_scalars(state, part)
         state.progress.loss.update(part.result.loss, weight=part.weight)
-        if objects.train_metrics:
-            objects.train_metrics.update(required_outputs(step, part.result), part.targets)
-    return None
+    update_train_metrics(state, step, kept)
+
+
+def update_train_metrics(state: State, step: CustomStep, results: list[MicroBatchResult]) -> None:
+    """Add the outputs of a batch to the metrics of the training data."""
+    objects = state.objects
+    if objects.train_metrics:
+        parts = [(required_outputs(step, part.result), part.targets) for part in results]
+        for outputs, targets in joined(parts) if objects.ranks.are_several else parts:
+            objects.train_metrics.update(outputs, targets)
 
 
 def results_with_gradient(state: State, step: CustomStep, inputs: Any, targets: Any) -> Iterator[MicroBatchResult]:
@@ -176,92 +178,6 @@ def total_loss(results: list[MicroBatchResult]) -> tuple[Tensor, Tensor | float]
     if not losses:  # a mean over nothing
         return torch.zeros_like(results[0].result.loss), 0
     return torch.stack(losses).sum() / sum(weights), sum(weights)
-
-
-# ------------------------------------------------------------------------------------- several optimizers
-
-
-def update_each_optimizer(state: State, step: CustomStep, inputs: Any, targets: Any) -> None:
-    """Update the parameters of one optimizer for each loss that the step yields."""
-    objects, progress, ranks = state.objects, state.progress, state.objects.ranks
-    norms: list[Tensor] = []
-    updates: list[tuple[str, list[MicroBatchResult]]] = []  # for each loss its optimizer, and the results of the ranks
-    for name, result in yielded_losses(state, step, inputs, targets):
-        optimizer = objects.optimizers[name]
-        optimizer.zero_grad()
-        weight = batch_size_of(inputs) if result.denominator is None else result.denominator
-        loss = result.loss
-        if ranks.are_several:
-            loss = loss * (float(weight) / (float(ranks.sum_number(weight, objects.device)) or 1.0))
-        with ranks.summed_gradients(parameters_of(optimizer)):
-            backward_for(state, step, name, loss)
-        whole = MicroBatchResult(inputs, targets, result, weight).without_graph()  # the batch is not split
-        del result, loss  # the optimizer may need the memory of the graph
-        parts = results_of_all_ranks(state, [whole])
-        before_update(state, *total_loss(parts), optimizer=optimizer)
-        norms += [progress.grad_norm] if progress.in_last_batch and progress.grad_norm is not None else []
-        update(state, optimizer, last=False)
-        updates.append((name, parts))
-    if not updates:
-        raise WrongResultError(step.key, "it yields no loss for a batch", "yield (optimizer name, loss) at least once")
-    if objects.scaler is not None:
-        objects.scaler.update()
-    if norms:
-        progress.grad_norm = torch.stack(norms).norm()  # over the parameters of all optimizers
-    total = torch.zeros((), device=objects.device)
-    for name, parts in updates:
-        loss, denominator = total_loss(parts)
-        total = total + loss
-        progress.add_mean(name, loss, denominator)
-        for part in parts:
-            add_scalars(state, part)
-    progress.loss.update(total, weight=progress.samples_of_batch if ranks.are_several else batch_size_of(inputs))
-    if objects.train_metrics:
-        with_outputs = [parts for _, parts in updates if parts[0].result.outputs is not None]
-        for part in with_outputs[-1] if with_outputs else updates[-1][1]:
-            objects.train_metrics.update(required_outputs(step, part.result), part.targets)
-
-
-def backward_for(state: State, step: CustomStep, name: str, loss: Tensor) -> None:
-    """Compute the gradient of a loss for the parameters of one optimizer.
-
-    The loss often depends on the parameters of other optimizers too. These parameters get no gradient.
-
-    Raises:
-        WrongResultError: the loss does not depend on a parameter of the optimizer.
-    """
-    if state.objects.scaler is not None:
-        loss = state.objects.scaler.scale(loss)
-    trainable = [param for param in parameters_of(state.objects.optimizers[name]) if param.requires_grad]
-    if not trainable:  # all are frozen
-        return
-    loss.backward(inputs=trainable)
-    if all(param.grad is None for param in trainable):
-        cause = f"the loss of {name!r} does not depend on a parameter of this optimizer"
-        raise WrongResultError(step.key, cause, "yield the name of the optimizer that the loss trains")
-
-
-def yielded_losses(state: State, step: CustomStep, inputs: Any, targets: Any) -> Iterator[tuple[str, StepResult]]:
-    """Yield each optimizer name that a step yields for a batch, with the checked result.
-
-    Raises:
-        WrongResultError: the step does not yield a pair, or yields an unknown name.
-    """
-    objects = state.objects
-    generator = step(objects.model, inputs, targets, objects.loss_fn, state.progress)
-    while True:
-        with objects.ranks.together(), objects.autocast:
-            item = next(generator, None)
-        if item is None:
-            return
-        if not isinstance(item, tuple) or len(item) != 2:
-            cause = f"it yields a {type(item).__name__}, expected a pair (optimizer name, loss)"
-            raise WrongResultError(step.key, cause, f"the names are {', '.join(objects.optimizers)}")
-        name, returned = item
-        if name not in objects.optimizers:
-            hint = did_you_mean(str(name), list(objects.optimizers))
-            raise WrongResultError(step.key, f"it yields {name!r}, and there is no optimizer of this name", hint)
-        yield name, step.check_result(returned)
 
 
 # ------------------------------------------------------------------------------------- validation and metrics

@@ -50,8 +50,7 @@ def evaluate(
     with preserve_rng(), carried, restore_buffers_if_stopped(model, loss_fn), interruptible(state, Phase.EVALUATING):
         while (pair := next_share(state, batches)) is not None:
             inputs, targets = pair
-            with ranks.together(connected=state.objects.sharded):
-                batch = run_with_oom_split(work, state, inputs, targets, hooks)
+            batch = run_with_oom_split(work, state, inputs, targets, hooks)
             for value, weight in batch.losses:
                 loss.update(value, weight=weight)
             for name, value, weight in batch.scalars:
@@ -110,13 +109,22 @@ def evaluate_batch(
 
     An evaluation step must return outputs if they are needed. `needs_outputs` is `keep_outputs` by default.
     """
-    step = state.objects.evaluation_step
     batch = BatchEvaluation([], [], [], [])
-    if not batch_size_of(inputs) and not state.objects.sharded:  # other ranks have the samples
-        return batch
+    is_sharded = state.objects.sharded
+    with state.objects.ranks.together(connected=is_sharded):
+        if batch_size_of(inputs) or is_sharded:  # otherwise other ranks have the samples
+            needed = keep_outputs if needs_outputs is None else needs_outputs
+            _evaluate_share(state, inputs, targets, batch, keep_outputs=keep_outputs, needs_outputs=needed)
+    return batch
+
+
+def _evaluate_share(
+    state: State, inputs: Any, targets: Any, batch: BatchEvaluation, *, keep_outputs: bool, needs_outputs: bool
+) -> None:
+    """Add the results of a batch, or of the share of this rank, to `batch`; see `evaluate_batch`."""
+    step = state.objects.evaluation_step
     if step is not None:
-        needed = keep_outputs if needs_outputs is None else needs_outputs
-        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=needed):
+        for custom in evaluation_results(state, step, inputs, targets, needs_outputs=needs_outputs):
             batch.losses.append((custom.result.loss, custom.weight))
             batch.scalars.extend(custom.scalars)
             outputs = custom.result.outputs
@@ -126,13 +134,13 @@ def evaluate_batch(
                 are_classes = is_tensor and outputs.shape[1] == state.settings.classes
                 part = (custom.inputs, custom.targets, outputs)
                 _add_outputs(state, batch, part, count=are_classes, keep_outputs=keep_outputs)
-        return batch
+        return
     model, loss_fn = state.objects.evaluated
     for part, _ in filling_batches(state, inputs, targets):
         with state.objects.autocast:
             model(part)
     if not batch_size_of(inputs):
-        return batch
+        return
     batch_denominator = denominator(loss_fn, targets, batch_size_of(inputs))
     total = torch.zeros((), device=state.objects.device)
     for part, part_targets, outputs, loss in forward_in_parts(
@@ -141,7 +149,6 @@ def evaluate_batch(
         total = total if loss is None else total + loss
         _add_outputs(state, batch, (part, part_targets, outputs), count=True, keep_outputs=keep_outputs)
     batch.losses.append((total, batch_denominator))
-    return batch
 
 
 def _add_outputs(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from trainkit.core.errors import NonFiniteError, Problem
 from trainkit.core.shards import local_part
+from trainkit.data.batch_order import NO_SAMPLES_TEXT
 from trainkit.data.loaders import Loader
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.hooks import call_hooks
@@ -93,7 +94,9 @@ def skip_batch(state: State, loader: Loader, inputs: Any, error: NonFiniteError,
     The RNG states stay advanced. With `on_nonfinite` rollback, a hook restores older weights.
     """
     progress, on_nonfinite = state.progress, state.settings.on_nonfinite
-    samples = loader.describe(progress.epoch, progress.batch, inputs)
+    with state.objects.ranks.together():
+        share = loader.describe(progress.epoch, progress.batch, inputs)
+    samples = "; ".join(text for text in state.objects.ranks.gather(share) if text != NO_SAMPLES_TEXT)
     batch = f"batch {progress.batch + 1} of epoch {progress.epoch + 1}, {samples}"
     located = NonFiniteError(*(Problem(f"{problem.cause} ({batch})", problem.hint) for problem in error.problems))
     limit = MAX_ROLLBACKS if on_nonfinite == "rollback" else max(MAX_SKIPPED, progress.batches // 100)

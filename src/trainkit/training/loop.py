@@ -23,6 +23,7 @@ from trainkit.training.last_step import last_step_metrics
 from trainkit.training.losses import denominator
 from trainkit.training.metrics import CLOCKS, Metrics
 from trainkit.training.oom import run_with_oom_split
+from trainkit.training.several_updates import update_each_optimizer
 from trainkit.training.state import Phase, State
 from trainkit.training.step import before_update, train_step_in_parts
 
@@ -100,7 +101,8 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     model, loss_fn, optimizer = objects.model, objects.loss_fn, objects.optimizer
     samples = batch_size_of(inputs)
     if objects.training_step is not None:
-        return custom_train_step(state, objects.training_step, inputs, targets)
+        step = update_each_optimizer if objects.training_step.is_generator else custom_train_step
+        return step(state, objects.training_step, inputs, targets)
     in_parts = objects.ranks.are_several or (micro_batch or math.inf) < samples
     if in_parts or objects.needs_closure or objects.scaler is not None:
         return train_step_in_parts(state, inputs, targets)

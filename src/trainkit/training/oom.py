@@ -44,18 +44,16 @@ def run_with_oom_split(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size = min(batch_size_of(inputs), state.progress.micro_batch or math.inf)
+            size = int(min(batch_size_of(inputs), state.progress.micro_batch or math.inf))
+            if state.phase is not Phase.UPDATING and not state.objects.sharded:  # every rank has this error
+                size = max(row[0] for row in state.objects.ranks.agree(size))
             half = math.ceil(size / 2)
-            can_agree = state.objects.ranks.are_several and not state.objects.sharded
-            if can_agree and state.phase is not Phase.EVALUATING:  # all of them have this error
-                size = max(row[0] for row in state.objects.ranks.agree(int(size)))
-                half = math.ceil(size / 2)
             may_split = state.custom_step is None or state.custom_step.may_split
             if state.settings.on_oom != "split" or not may_split or state.phase is Phase.UPDATING or size == 1:
-                raise _oom_error(state, inputs, int(size), half) from error
+                raise _oom_error(state, inputs, size, half) from error
         # Outside of the except block, because the error keeps the tensors of its frames alive.
         state.progress.micro_batch = half
-        state.progress.split_checked = False  # memory may have run out in the comparison, too
+        state.progress.split_checked.clear()  # memory may have run out in the comparison, too
         _undo_step(state)
         _restore(statistics)
         empty_cache(state.objects.device)

@@ -35,7 +35,7 @@ class Progress:
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped
     micro_batch: int | None = None  # in force: memory errors lower it
-    split_checked: bool = False  # whether micro batches were compared with their batch in this process
+    split_checked: set[str] = field(default_factory=set)  # keys whose losses of parts were compared with their batch
     seconds: float = 0.0  # spent by earlier processes
     began: float | None = None  # clock at the start of the epoch in this process
     earlier_seconds: float = 0.0  # of the epochs before

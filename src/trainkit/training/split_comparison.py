@@ -192,7 +192,8 @@ def _adds_up(loss: float, contributions: Sequence[float], tolerance: float) -> b
 def compare_step(step: CustomStep, state: State, inputs: Any, targets: Any, size: int) -> Finding:
     """Compare the result of a custom step for a micro batch with its results for the halves, on copies.
 
-    A step that returns no denominator is not compared.
+    Of a generator, the first loss is compared. Several ranks need a loss that is a mean over the samples, if the step
+    returns no denominator. In one process, such a step is not compared, because its batches are not split.
 
     Args:
         step: the custom step.
@@ -225,15 +226,17 @@ def _compare_step_in_mode(step: CustomStep, state: State, inputs: Any, targets: 
     half = -(-samples // 2)
 
     def evaluate(start: int, stop: int, seed: int = 0) -> tuple[float, float]:
-        """Return the loss of some samples and its denominator, NaN if the step returns none."""
+        """Return the loss of some samples and its denominator, NaN if it is unknown."""
         torch.manual_seed(seed)
         copied = CustomStep(step.key, copy.deepcopy(step.function))
         both = copy_module(nn.ModuleList([objects.model, objects.loss_fn]))  # together: they may share modules
         model, loss_fn = set_evaluation_mode(both, only_torch=only_torch).children()
         part = clone_tensors(take_samples(inputs, start, stop, samples))
         part_targets = clone_tensors(take_samples(targets, start, stop, samples))
-        result = copied.check_result(copied(model, part, part_targets, loss_fn, state.progress))
-        return float(result.loss), math.nan if result.denominator is None else float(result.denominator)
+        returned = copied(model, part, part_targets, loss_fn, state.progress)
+        result = copied.check_result(next(returned)[1] if step.is_generator else returned)
+        default = stop - start if objects.ranks.are_several else math.nan
+        return float(result.loss), default if result.denominator is None else float(result.denominator)
 
     loss, weight = evaluate(0, samples)
     parts = [evaluate(0, half), evaluate(half, samples)]
@@ -249,7 +252,8 @@ def _compare_step_in_mode(step: CustomStep, state: State, inputs: Any, targets: 
         return Finding()
     if evaluate(0, samples, seed=1) != (loss, weight):
         return Finding(unknown=f"{step.place} draws random numbers")
-    return Finding(f"{step.key}: {step.place} is not a mean over its denominator: {found}")
+    default = " (the number of samples, if it returns none)" if objects.ranks.are_several else ""
+    return Finding(f"{step.key}: {step.place} is not a mean over its denominator{default}: {found}")
 
 
 # ------------------------------------------------------------------------------------- outputs

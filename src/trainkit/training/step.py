@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit.core.pytree import batch_size_of, map_tensors, take_samples
+from trainkit.core.pytree import batch_size_of, join_rows, map_tensors, take_samples, tensors_in
 from trainkit.data.prepare import Batch
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.finite import check_step, gradient_values
@@ -114,11 +114,27 @@ def accumulate_gradient(
 
 
 def of_all_ranks(parts: list[tuple[Any, Any]], objects: Objects) -> list[tuple[Any, Any]]:
-    """Return pairs of tensors of every rank, in the order of the samples of the batch."""
+    """Return pairs of outputs and targets of every rank, in the order of the samples of the batch, see `joined`."""
     if not objects.ranks.are_several:
         return parts
     gathered = objects.ranks.gather(map_tensors(parts, lambda tensor: tensor.cpu()))
-    return [map_tensors(part, lambda tensor: tensor.to(objects.device)) for share in gathered for part in share]
+    every = [map_tensors(part, lambda tensor: tensor.to(objects.device)) for share in gathered for part in share]
+    return joined(every)
+
+
+def joined(parts: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Return pairs of outputs and targets as one pair of the whole batch, if their rows can be joined.
+
+    Some metrics look at a batch as a whole. For example, those of torchmetrics take outputs from 0 to 1 only for
+    probabilities.
+    """
+    rows = [{len(tensor) if tensor.dim() else 0 for tensor in tensors_in(part)} for part in parts]
+    if len(parts) < 2 or any(len(of_part) != 1 for of_part in rows):
+        return parts
+    try:
+        return [join_rows(parts)]
+    except ValueError:
+        return parts
 
 
 def forward_in_parts(

@@ -1,11 +1,13 @@
 """Batches that may not be split, because their loss is not the sum of the losses of their parts.
 
-Contrastive losses, maxima over the batch and means over an undeclared number do not add up. A loss, a model or a custom
-step declares this by `whole_batch = True`. Without a declaration, a comparison finds it before the first split.
+Micro batches and ranks split a batch. Contrastive losses, maxima over the batch and means over an undeclared number do
+not add up. A loss, a model or a custom step declares this by `whole_batch = True`. Without a declaration, a comparison
+finds it before the first split.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,23 +15,25 @@ from torch import nn
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, OutOfMemoryError
-from trainkit.core.pytree import batch_size_of
+from trainkit.core.pytree import batch_size_of, join_rows, map_tensors
 from trainkit.core.source import name_and_place
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import whole_batch_module, why_whole_batch
 from trainkit.training.split_comparison import Finding, compare_loss_and_model, compare_step
 from trainkit.training.state import State
 
+SPLIT_KEYS = ("loss", "training_step", "evaluation_step")  # of the losses that are compared
+ONE_RANK = "train in one process: start trainkit without torchrun"
 DENOMINATOR_HINT = (
     "a loss that is a mean over another number than samples needs denominator(targets): see docs/numbers.md"
 )
 
 
 def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any]) -> None:
-    """Raise an error if the micro batch in force splits a batch whose loss does not add up.
+    """Raise an error if the micro batch in force, or several ranks, split a batch whose loss does not add up.
 
     Only the first such call compares. The comparison does not change weights, gradients, buffers and RNG states.
-    `whole_batch = False` in the loss or the model turns the comparison off.
+    `whole_batch = False` in the loss or the model turns the comparison off. Every rank must make the same calls.
 
     Args:
         state: the state of the training.
@@ -38,38 +42,72 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
         hooks: their `on_note` is called if the comparison is impossible.
 
     Raises:
-        ConfigError: the loss needs the whole batch, and the config sets `micro_batch`.
+        ConfigError: the loss needs the whole batch, and the config sets `micro_batch` or there are several ranks.
         OutOfMemoryError: the loss needs the whole batch, which does not fit into memory.
     """
-    progress, objects = state.progress, state.objects
-    size = progress.micro_batch
-    if progress.split_checked or size is None or size >= batch_size_of(inputs):
+    progress, objects, step = state.progress, state.objects, state.custom_step
+    key, size = "loss" if step is None else step.key, progress.micro_batch
+    is_shared = objects.ranks.are_several
+    if key in progress.split_checked or not (is_shared or (size or math.inf) < batch_size_of(inputs)):
         return
-    declared = whole_batch_module(objects.model, objects.loss_fn)
-    if declared is not None:
-        raise declared_error(declared, size)
-    step = state.custom_step
-    refusal = None if step is None else step.split_error(size)
-    if refusal is not None:
-        raise refusal
-    progress.split_checked = True
+    if size is not None and not is_shared:
+        _check_declared(state, size)
+    progress.split_checked.add(key)
+    if objects.sharded:  # a copy of the model would not work alone
+        return
     function = None if step is None else step.function
     if any(getattr(part, "whole_batch", None) is False for part in (objects.model, objects.loss_fn, function)):
         return
-    try:
-        if step is None:
-            finding = compare_loss_and_model(objects.model, objects.loss_fn, inputs, targets, size)
-        else:
-            finding = compare_step(step, state, inputs, targets, size)
-    except Exception as error:  # the step that follows reports errors of the user's code
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        finding = Finding(unknown="memory ran out" if is_out_of_memory(error) else text)
-    if finding.difference:
-        raise _split_error(state, finding)
+    with objects.ranks.together():
+        finding = _compare(state, inputs, targets)
+        if finding.difference:
+            raise _split_error(state, finding)
     if finding.unknown:
-        text = "note: it is unknown whether the losses of micro batches add up to the loss of their batch"
+        parts = "the shares of the ranks" if is_shared else "micro batches"
+        text = f"note: it is unknown whether the losses of {parts} add up to the loss of their batch"
         advice = "a loss that compares samples of a batch needs whole_batch = True"
         call_hooks(hooks, "on_note", state, f"{text} ({finding.unknown}); {advice}")
+
+
+def _check_declared(state: State, micro_batch: int) -> None:
+    """Raise `ConfigError` if a part of the training declares that its batches may not be split."""
+    declared = whole_batch_module(state.objects.model, state.objects.loss_fn)
+    if declared is not None:
+        raise declared_error(declared, micro_batch)
+    refusal = None if state.custom_step is None else state.custom_step.split_error(micro_batch)
+    if refusal is not None:
+        raise refusal
+
+
+def _compare(state: State, inputs: Any, targets: Any) -> Finding:
+    """Compare the loss of a batch, or of the share of this rank, with the losses of its parts."""
+    objects, step, size = state.objects, state.custom_step, state.progress.micro_batch or math.inf
+    try:
+        if objects.ranks.are_several:
+            inputs, targets = _comparable(state, inputs, targets)
+            size = min(size, max(1, batch_size_of(inputs) // 2))
+        if size >= batch_size_of(inputs):
+            return Finding()
+        if step is None:
+            return compare_loss_and_model(objects.model, objects.loss_fn, inputs, targets, int(size))
+        return compare_step(step, state, inputs, targets, int(size))
+    except Exception as error:  # the step that follows reports errors of the user's code
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Finding(unknown="memory ran out" if is_out_of_memory(error) else text)
+
+
+def _comparable(state: State, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    """Return the share of this rank, or the whole batch if some share has fewer than two samples."""
+    if state.progress.smallest_share > 1:
+        return inputs, targets
+    shares = state.objects.ranks.gather(map_tensors((inputs, targets), lambda tensor: tensor.cpu()))
+    whole: tuple[Any, Any] = join_rows([share for share in shares if batch_size_of(share[0])])
+    return map_tensors(whole, lambda tensor: tensor.to(state.device))  # type: ignore[no-any-return]
+
+
+def shared_batches(ranks: int) -> str:
+    """Return what several ranks do, for messages."""
+    return f"{ranks} ranks share each batch"
 
 
 def declared_error(module: nn.Module, micro_batch: int) -> ConfigError:
@@ -79,9 +117,13 @@ def declared_error(module: nn.Module, micro_batch: int) -> ConfigError:
 
 
 def _split_error(state: State, finding: Finding) -> ConfigError | OutOfMemoryError:
-    """Return the error for a batch that may not be split. The exit code is 2 if the config asked for it, else 8."""
+    """Return the error for a batch that may not be split. The exit code is 8 if memory ran out, else 2."""
     hint = "a loss that sums over the batch needs reduction = 'sum'" if finding.is_sum else DENOMINATOR_HINT
     hint += "; whole_batch = False in the model or the loss allows the split"
+    if state.objects.ranks.are_several:
+        return ConfigError(
+            f"{shared_batches(state.objects.ranks.size)}: {finding.difference}", hint=f"{ONE_RANK}; {hint}"
+        )
     asked = state.settings.micro_batch
     if state.progress.micro_batch == asked:
         return ConfigError(f"micro_batch={asked}: {finding.difference}", hint=f"write micro_batch=off; {hint}")
