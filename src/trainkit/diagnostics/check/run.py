@@ -102,9 +102,7 @@ def check(repaired: Repaired, seconds: float, on_note: Callable[[str], None] = l
         startup = built_after + measured.started - measured.prepared
         report.estimates = estimate(result.settings, measured, startup)
         chosen = result.settings
-        report.scaling = estimate_scaling(
-            measured.costs, chosen.batch_size, chosen.micro_batch, getattr(chosen, "distributed", "auto")
-        )
+        report.scaling = estimate_scaling(measured.costs, chosen.batch_size, chosen.micro_batch, chosen.distributed)
         report.notes += [*report.estimates.notes, *_disk_note(report.estimates)]
     return report
 
