@@ -42,6 +42,12 @@ def test_startup_is_compared_with_importing_torch() -> None:
     assert table_rows("startup", "--repeats", "1")[0][0] == 'python -c "import torch"'
 
 
+def test_two_ranks_have_the_losses_of_one_process() -> None:
+    rows = table_rows("ranks", "--jobs", "tiny", "--epochs", "1")
+    assert [row[1] for row in rows].count("2 ranks, 1 thread each") == 2
+    assert all(float(difference) < 1e-5 for *_, difference in rows)
+
+
 def test_memory_grows_by_the_size_of_the_images() -> None:
     small, large = table_rows("scaling", "--sizes", "1000", "60000", "--steps", "3", "--rounds", "2")
     memory, images = (float(large[column].replace(",", "")) for column in (4, 5))
