@@ -59,7 +59,7 @@ if __name__ == "__main__":
             os.kill(first, number)
         print(pool.call_in_server(answers) == [first])
     else:
-        task = pool.Task(0, "", Path(), None)
+        task = pool.Task(0, "", Path(), {"device": "cpu"})
         pool.Pool(Capacity([None], 1), Target, Observer(), asks=True).run(iter([task]), ahead=False)
 """
 

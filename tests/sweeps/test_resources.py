@@ -6,7 +6,7 @@ import pytest
 
 from trainkit.core.errors import ConfigError
 from trainkit.sweeps import resources
-from trainkit.sweeps.resources import MemoryGuard, measure_capacity, visible_gpus
+from trainkit.sweeps.resources import MemoryGuard, measure_capacity
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +45,41 @@ def test_each_job_gets_a_gpu_and_gpus_are_shared_only_if_asked(
 
 
 @pytest.mark.parametrize(
-    ("value", "gpus"), [("", []), ("-1", []), ("0", ["0"]), ("1, 3", ["1", "3"]), ("GPU-8932f937", ["GPU-8932f937"])]
+    ("gpus", "devices", "shared", "jobs", "slots"),
+    [
+        ("0,1,2,3", 2, 1, 100, [["0", "1"], ["2", "3"]]),
+        ("0,1,2,3", 2, 1, 1, [["0", "1"]]),
+        ("0,1,2", 2, 1, 100, [["0", "1"]]),
+        ("0,1", 2, 2, 100, [["0", "1"], ["0", "1"]]),
+        ("0,1", 4, 1, 100, [["0", "1"]]),
+        ("", 2, 1, 100, [[None, None]] * 4),
+        ("", 16, 1, 100, [[None] * 8]),
+    ],
 )
-def test_the_visible_gpus_are_those_of_the_environment(
-    value: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_job_takes_a_slot_for_each_of_its_devices(
+    gpus: str, devices: int, shared: int, jobs: int, slots: list[list[str | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert visible_gpus() == gpus
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    capacity = measure_capacity("auto", shared, jobs, "auto", devices)
+    free, taken = list(capacity.slots), list[list[str | None]]()
+    while len(taken) < capacity.jobs and (found := capacity.take(free, devices)):
+        taken.append(found)
+    assert taken == slots
+
+
+def test_the_threads_are_divided_among_all_processes_of_all_jobs() -> None:
+    assert measure_capacity(2, 1, 100, "auto", devices=2).threads == 2
+    assert measure_capacity("auto", 1, 1, "auto", devices=2).threads == 4
+    assert measure_capacity("auto", 1, 100, "auto", devices=3).threads == 1
+
+
+def test_the_processes_of_a_job_never_share_a_gpu_and_wait_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    capacity = measure_capacity("auto", 2, 100, "auto", devices=2)
+    free: list[str | None] = ["0", "0"]
+    assert capacity.take(free, 2) == []
+    assert free == ["0", "0"]
+    assert capacity.take(free, 1) == ["0"]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "many", 1.5, True, None])
@@ -70,4 +98,4 @@ def test_a_further_job_starts_only_if_it_fits_beside_jobs_that_still_grow(monkey
     # Job 1 shows that a job needs 3 GiB, so job 2 will take 2 GiB more, and a third job 3 GiB.
     for free, fits in ((4.9, False), (5.1, True)):
         monkeypatch.setattr(resources, "free_host_memory", lambda free=free: int(free * gib))
-        assert guard.allows([1, 2]) is fits
+        assert guard.allows([[1], [2]]) is fits

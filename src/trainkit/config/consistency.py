@@ -82,6 +82,7 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
     if is_off(plain.get("lr")):
         for path in _uses_of_lr(_mapping(_mapping(raw).get("scheduler")), "scheduler"):
             yield Problem(f"{path}: it refers to lr, which is off", EXAMPLES["lr"])
+    yield from _devices(plain.get("devices"), plain.get("device"))
     if plain.get("on_nonfinite") == "rollback" and is_off(plain.get("checkpoint")):
         cause = "on_nonfinite=rollback: it needs checkpoints, and checkpoint is off"
         yield Problem(cause, "remove checkpoint=off, or write on_nonfinite=skip")
@@ -91,6 +92,15 @@ def find_contradictions(plain: Mapping[str, Any], raw: Any) -> Iterator[Problem]
     steps = [plain.get(key) for key in ("training_step", "evaluation_step")]
     adding += [step for step in steps if not is_off(step) and step != SUPERVISED]
     yield from _monitor(_mapping(plain.get("monitor")), metrics, user_adds_metrics=bool(adding))
+
+
+def _devices(devices: Any, device: Any) -> Iterator[Problem]:
+    """Yield a `device` that several processes cannot share."""
+    if devices == "all" and device == "cpu":
+        cause = "devices=all: it means all GPUs, and device=cpu uses none"
+        yield Problem(cause, "write devices=N to train with N processes on the CPU")
+    elif devices not in (1, UNKNOWN) and isinstance(device, str) and device.startswith(("cuda:", "mps")):
+        yield Problem(f"devices={devices}: device={device} is a single device", "write device=auto or device=cpu")
 
 
 def _monitor(monitor: Mapping[str, Any], metrics: Mapping[str, Any], *, user_adds_metrics: bool) -> Iterator[Problem]:

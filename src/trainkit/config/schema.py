@@ -201,6 +201,7 @@ class RootKeys:
     evaluation_step: str | Node | None
     seed: Annotated[int, Range(minimum=0, below=2**63)]
     device: Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
+    devices: Literal["all"] | Count
     distributed: Literal["auto", "ddp", "fsdp"]
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     memory_format: Literal["auto", "contiguous", "channels_last"]

@@ -109,6 +109,8 @@ def _stopped(error: KeyboardInterrupt) -> int:
     stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
     saved = f", saved as {stopped.saved}" if stopped.saved else ""
     text = f"stopped by {stopped.name}" + (f": {stopped.summary}" if stopped.summary else saved)
+    if not is_first_rank():  # the ranks stop together, and rank 0 saves
+        return stopped.exit_code
     return _fail(printable(text), error, stopped.exit_code)
 
 

@@ -22,6 +22,7 @@ from trainkit.engine.train import (
     keeps_trainable,
     make_saver,
     prepare_rank,
+    refuse_to_start,
     run_training,
     session_facts,
     session_fingerprint,
@@ -66,6 +67,7 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
 
 def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> Run:
     """Continue a run with settings from `reload_config`; see `resume`. Further hooks are called last."""
+    refuse_to_start(reloaded.processes_to_start())
     with joined_ranks() as ranks:
         with ranks.together():
             if ranks.is_first:

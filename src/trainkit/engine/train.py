@@ -21,7 +21,8 @@ from trainkit.build.session import Session, build_session
 from trainkit.build.sharding import check_shardable, shard_session
 from trainkit.config.compose import Composed
 from trainkit.config.settings import Settings, read_settings
-from trainkit.core.errors import Stopped, StorageError, TrainkitError
+from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError
+from trainkit.core.machine import processes_to_start
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.core.ranks import joined_ranks
 from trainkit.core.rng import seed_all
@@ -67,6 +68,7 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
         Stopped: a signal stopped the training; a checkpoint holds the state.
     """
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
+    refuse_to_start(processes_to_start(composed.settings.devices, composed.settings.device))
     with joined_ranks() as ranks:
         with ranks.together():
             settings, warm_start = prepare_warm_start(name_teacher(composed.settings))
@@ -83,6 +85,13 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
         path = ranks.first(Path() if run is None else run.directory)
         run = run or Run(path)
         return run_training(run, session, notes, make_saver(run, session, first=True), hooks=hooks)
+
+
+def refuse_to_start(number: int) -> None:
+    """Raise `ConfigError` if a training needs several processes, which only the commands start."""
+    if number > 1:
+        hint = f"run the command trainkit, or start this script by torchrun --nproc-per-node {number}"
+        raise ConfigError(f"devices={number}: a call from Python trains in this process alone", hint=hint)
 
 
 def _start_run(
@@ -132,7 +141,7 @@ def run_training(
     state.directory = run.directory
     state.objects.ranks.explain = functools.partial(explain_error, session=session)
     if not state.objects.ranks.is_first:
-        _follow(session, _all_hooks(session, [*session.hooks.values(), restorer, saver], hooks))
+        _follow(run, session, _all_hooks(session, [*session.hooks.values(), restorer, saver], hooks), saver)
         return run
     recorder = Recorder(run, session.params)
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
@@ -170,11 +179,11 @@ def run_training(
     return run
 
 
-def _follow(session: Session, hooks: list[Any]) -> None:
-    """Train as a rank that has no run directory and no display."""
+def _follow(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> None:
+    """Train as a rank that writes no file and has no display."""
     with handle_signals(session.state):
         try:
-            fit(session.state, session.train, session.val, hooks)
+            _fit(run, session, hooks, saver)
         except (TrainkitError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -214,7 +223,7 @@ def _why_early(state: State) -> str | None:
 
 
 def _fit(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> None:
-    """Run the loop; save if a signal stops it."""
+    """Run the loop; save if a signal stops it, which all ranks do together."""
     state = session.state
     with warnings.catch_warnings():
         # A loss that broadcasts its targets is nearly always a mistake, but torch only warns.

@@ -21,6 +21,7 @@ FREE_KEYS = {
     "limit_val_batches",
     "early_stop",
     "device",
+    "devices",
     "distributed",
     "memory_format",
     "compile",

@@ -22,6 +22,7 @@ from trainkit.config.renamed import upgrade_saved_config
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError, Problem
+from trainkit.core.machine import is_rank, processes_to_start
 from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
@@ -40,6 +41,15 @@ class Reloaded:
     settings: Settings
     overrides: list[str]  # that changed values
     allow: list[str]  # keys that may differ from the checkpoint: `resume.allow`
+
+    def processes_to_start(self) -> int:
+        """Return how many processes a command starts; see `trainkit.core.machine.processes_to_start`.
+
+        The ranks that torchrun started may be more or fewer than the saved number.
+        """
+        if is_rank() and not any(text.startswith("devices=") for text in self.overrides):
+            return 1
+        return processes_to_start(self.settings.devices, self.settings.device)
 
 
 def reload_config(

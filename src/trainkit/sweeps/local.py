@@ -54,9 +54,9 @@ def run_on_this_machine(tasks: Iterator[Task], number: int, options: LocalOption
         Pool(capacity, make_target, recording).run(tasks)
 
 
-def make_target(task: Task, threads: int, gpu: str | None, channel: Any) -> Any:
+def make_target(task: Task, threads: int, gpus: str | None, channel: Any) -> Any:
     """Return what the process of a job calls."""
-    return partial(_run_job, task.config, threads, gpu, task.directory / "output.log", channel)
+    return partial(_run_job, task.config, threads, gpus, task.directory / "output.log", channel)
 
 
 def _run_job(*arguments: Any) -> None:

@@ -22,7 +22,7 @@ from trainkit.config.compose import Composed
 from trainkit.config.jobs import libraries_of
 from trainkit.core.errors import Stopped, TrainkitError
 from trainkit.core.signals import delay_signals, handle_stop
-from trainkit.sweeps.resources import Capacity, MemoryGuard
+from trainkit.sweeps.resources import Capacity, MemoryGuard, children_of, devices_of
 
 PRELOAD = "trainkit.sweeps.preload"
 POLL = 0.2  # seconds between two looks at the running jobs
@@ -58,9 +58,15 @@ class RunningJob:
 
     task: Task
     process: Any
-    gpu: str | None  # the only CUDA device of the job; None: all devices
+    slots: list[str | None]  # that the job occupies, see `Capacity`
     channel: connection.Connection | None = None  # the job asks here at the end of each epoch; None: it does not ask
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the job: with several devices, it has a process for each."""
+        own: int = self.process.pid
+        return [own, *(children_of(own) if len(self.slots) > 1 else [])]
 
 
 class Observer(Protocol):
@@ -174,7 +180,7 @@ class Pool:
 
     Args:
         capacity: the slots.
-        make_target: returns what the process of a task calls: `make_target(task, threads, gpu, channel)`.
+        make_target: returns what the process of a task calls: `make_target(task, threads, gpus, channel)`.
         observer: follows the jobs.
         asks: whether the jobs ask the observer at the end of each epoch, through the channel. Otherwise it is None.
     """
@@ -214,7 +220,7 @@ class Pool:
                     if self.stop or self.observer.stop_early:
                         break
                     found = False
-                    if more and (ahead or (self.free and not self.waiting)):
+                    if more and (ahead or (self._has_room and not self.waiting)):
                         more, found = self._take(tasks)
                     self._fill()
                     # Do not wait while tasks are still being prepared.
@@ -235,21 +241,28 @@ class Pool:
             return True, task is not None
         return False, False
 
+    @property
+    def _has_room(self) -> bool:
+        return bool(self.free) and len(self.running) < self.capacity.jobs
+
     def _fill(self) -> None:
         """Start waiting tasks in free slots. At least one job runs, even if memory is short."""
-        while self.waiting and self.free and not self.stop:
-            if self.running and not self.memory.allows(job.process.pid for job in self.running):
+        while self.waiting and self._has_room and not self.stop:
+            if self.running and not self.memory.allows(job.pids for job in self.running):
                 return
-            self._start(self.waiting.popleft())
+            slots = self.capacity.take(self.free, devices_of(self.waiting[0].config))
+            if not slots:
+                return
+            self._start(self.waiting.popleft(), slots)
 
-    def _start(self, task: Task) -> None:
-        gpu = self.free.pop(0)
+    def _start(self, task: Task, slots: list[str | None]) -> None:
         threads = task.threads or self.capacity.threads
         task.attempts += 1
         own, of_job = self.context.Pipe() if self.asks else (None, None)
-        target = self.make_target(task, threads, gpu, of_job)
+        gpus = ",".join(gpu for gpu in slots if gpu is not None) or None
+        target = self.make_target(task, threads, gpus, of_job)
         process = self.context.Process(target=target, name=f"job {task.number}")
-        job = RunningJob(task, process, gpu, own)
+        job = RunningJob(task, process, slots, own)
         self.observer.on_start(job, threads)
         with delay_signals():  # a process that is half started could not be stopped
             _start_process(process)
@@ -266,7 +279,7 @@ class Pool:
             self._answer(job)
         for job in [job for job in self.running if job.process.exitcode is not None]:
             self.running.remove(job)
-            self.free.append(job.gpu)
+            self.free += job.slots
             code = job.process.exitcode
             exit_code = code if code >= 0 else 128 - code  # 128 + N for signal N
             if job.channel is not None:  # closed first, because an orphan may wait for an answer

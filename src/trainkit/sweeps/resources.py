@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from trainkit.core.errors import ConfigError
+from trainkit.core.machine import GPU_DEVICES, cores, number_of_processes, threads_of_environment, visible_gpus
 from trainkit.core.memory import free_host_memory
 
 FIRST_ESTIMATE = 2**30  # bytes of a job, until a job has shown that it needs more
@@ -19,15 +23,36 @@ class Capacity:
     """The jobs at a time, and what each job gets.
 
     Attributes:
-        slots: a GPU for each job at a time; None: the job uses no GPU of its own.
-        threads: of torch in each job.
+        slots: a GPU for each process at a time; None: the process uses no GPU of its own. A job has a process for
+            each of its devices.
+        threads: of torch in each process.
+        jobs: the maximum number of jobs at a time.
     """
 
     slots: list[str | None]
     threads: int
+    jobs: int = sys.maxsize
+
+    def take(self, free: list[str | None], devices: int) -> list[str | None]:
+        """Remove the slots of a job from the free slots, and return them; [] if the job has to wait.
+
+        The processes of a job never share a GPU. A job that needs more than there is gets everything.
+
+        Args:
+            free: the free slots, which are changed.
+            devices: of the job.
+        """
+        has_gpus = None not in self.slots
+        offered = list(dict.fromkeys(free)) if has_gpus else list(free)
+        number = min(devices, len(set(self.slots)) if has_gpus else len(self.slots))
+        if len(offered) < number:
+            return []
+        for slot in offered[:number]:
+            free.remove(slot)
+        return offered[:number]
 
 
-def measure_capacity(n_jobs: Any, jobs_per_gpu: Any, jobs: int, device: str) -> Capacity:
+def measure_capacity(n_jobs: Any, jobs_per_gpu: Any, jobs: int, device: str, devices: int = 1) -> Capacity:
     """Return how many of some jobs run at a time.
 
     Args:
@@ -35,41 +60,32 @@ def measure_capacity(n_jobs: Any, jobs_per_gpu: Any, jobs: int, device: str) -> 
         jobs_per_gpu: the jobs that share a GPU.
         jobs: the number of jobs.
         device: the config key `device` of the jobs.
+        devices: the devices of the job that uses most.
 
     Raises:
         ConfigError: `n_jobs` or `jobs_per_gpu` is not a positive whole number.
     """
     limit = None if n_jobs == "auto" else _positive("n_jobs", n_jobs)
     shared = _positive("jobs_per_gpu", jobs_per_gpu)
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdecimal() and int(given) > 0 else None
-    gpus = visible_gpus() if device == "auto" or device == "cuda" else []
+    threads = threads_of_environment()
+    gpus = visible_gpus() if device in GPU_DEVICES else []
     slots: list[str | None] = [gpu for _ in range(shared) for gpu in gpus]
     if not gpus:
-        slots = [None] * max(1, limit or cores() // (threads or 1))
-    slots = slots[: max(1, min(limit or len(slots), jobs))]
-    return Capacity(slots, threads or max(1, cores() // len(slots)))
+        slots = [None] * max(1, limit * devices if limit else cores() // (threads or 1))
+    most = max(1, min(limit or len(slots), len(slots) // devices, jobs))
+    slots = slots[: most * devices]
+    return Capacity(slots, threads or max(1, cores() // len(slots)), most)
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # the limit of a container
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(found, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return found
+def devices_of(config: DictConfig) -> int:
+    """Return how many devices a job uses, by its config; 1 if the value is wrong, which the job reports itself.
 
-
-def visible_gpus() -> list[str]:
-    """Return the names of the CUDA devices that this process may use, as in `CUDA_VISIBLE_DEVICES`."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        names = [name.strip() for name in given.split(",")]
-        valid = [name for name in names if name and name != "-1"]
-        return valid if valid == names else []
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
+    Raises:
+        ConfigError: this machine does not have so many GPUs.
+    """
+    devices = config.get("devices", 1)  # a config that an older version saved lacks the key
+    is_valid = devices == "all" or (type(devices) is int and devices > 0)
+    return number_of_processes(devices, str(config.get("device"))) if is_valid else 1
 
 
 class MemoryGuard:
@@ -78,13 +94,13 @@ class MemoryGuard:
     def __init__(self) -> None:
         self.need = FIRST_ESTIMATE
 
-    def allows(self, pids: Iterable[int]) -> bool:
+    def allows(self, jobs: Iterable[Sequence[int]]) -> bool:
         """Return whether a further job fits beside running jobs, which may still grow.
 
         Args:
-            pids: the processes of the running jobs.
+            jobs: the processes of each running job.
         """
-        used = [resident_memory(pid) for pid in pids]
+        used = [sum(map(resident_memory, pids)) for pids in jobs]
         self.need = max(self.need, *used, 0)
         growth = sum(self.need - size for size in used)
         return free_host_memory() - growth >= self.need
@@ -97,6 +113,14 @@ def resident_memory(pid: int) -> int:
     except (OSError, ValueError, IndexError):  # the process has ended, or this is not Linux
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that the main thread of a process has started; [] if the system does not say."""
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
+    except (OSError, ValueError):
+        return []
 
 
 def _positive(name: str, value: Any) -> int:

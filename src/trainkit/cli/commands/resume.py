@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
@@ -10,9 +11,10 @@ from trainkit.core.imports import fast_imports
 from trainkit.core.process import is_first_rank
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
+from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 from trainkit.runs.recovery import is_finished, recover_run
-from trainkit.runs.reload import reload_config
+from trainkit.runs.reload import Reloaded, reload_config
 from trainkit.sweeps.ledger import is_sweep
 
 
@@ -36,6 +38,18 @@ def run(argv: Sequence[str]) -> int:
             print(printable_lines(finished_lines(before)))
         return 0
     reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
+    number = reloaded.processes_to_start()
+    if number == 1:
+        return _continue(before, reloaded)
+    with fast_imports():
+        import trainkit.engine.resume  # noqa: F401  the ranks are forks of this process
+        from trainkit.engine.launch import launch
+
+    return launch(number, partial(_continue, before, reloaded), argv)
+
+
+def _continue(before: Run, reloaded: Reloaded) -> int:
+    """Continue a run in this process, and print the result."""
     with fast_imports():
         from trainkit.engine.resume import continue_run
 
