@@ -22,7 +22,7 @@ NOT_RUN = {
     "^(pip|uv) ": "it installs packages",
     "hydra/launcher=ray": "it needs a package that cannot be installed next to the others, and a cluster",
     "hydra/launcher=submitit_slurm": "it needs a cluster",
-    "^sbatch ": "it needs a cluster",
+    "^sbatch ": "it needs a cluster; tests/distributed/test_slurm_script.py runs the script with stand-ins for SLURM",
     "^torchrun --nnodes": "it needs several machines",
 }
 # Commands of which only the config is composed: a pattern, and why.
