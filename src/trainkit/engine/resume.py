@@ -37,6 +37,7 @@ from trainkit.runs.recorder import best_epoch
 from trainkit.runs.recovery import is_finished, recover_history, recover_run
 from trainkit.runs.reload import Reloaded, reload_config
 from trainkit.runs.saver import Restorer
+from trainkit.runs.sharded_checkpoint import gather_shards
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
 from trainkit.training.whole_batch import SPLIT_KEYS
 
@@ -105,7 +106,7 @@ def _continue_run(run: Run, reloaded: Reloaded, ranks: Ranks, hooks: Sequence[An
             notes += more
         if changes.keys:  # the saved state is no longer the state to restore
             states = saved.get("hooks", {})  # the hooks of the session have not started yet
-            saved = {**copy_to_cpu(capture_state(session.state, {}, with_hooks=False)), "hooks": states}
+            saved = {**copy_to_cpu(gather_shards(capture_state(session.state, {}, with_hooks=False))), "hooks": states}
     refuse_shorter_run(session)
     session.state.check_time()
     is_over = False

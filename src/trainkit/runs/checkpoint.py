@@ -8,7 +8,8 @@ import re
 import shlex
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,26 @@ from trainkit.runs.checkpoint_files import (
     verified_state,
     write_checkpoint_files,
 )
+from trainkit.runs.sharded_checkpoint import insert_shards
 from trainkit.runs.snapshot import FORMAT, KEYS
 
 NAME = re.compile(r"step-\d{8,}")
 TEMPORARY = re.compile(r"\.(step-\d{8,}|last|best)\.(new|replaced|deleted).*")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint that is being written.
+
+    Attributes:
+        name: the name that it gets.
+        folder: its files, under a temporary name.
+        facts: entries of its manifest.
+    """
+
+    name: str
+    folder: Path
+    facts: dict[str, Any]
 
 
 class Checkpoints:
@@ -75,6 +92,13 @@ class Checkpoints:
         Raises:
             StorageError: the checkpoint cannot be written. Existing checkpoints are unchanged.
         """
+        pending = self.begin(saved, planned=planned)
+        if pending is not None:
+            self.finish(pending, saved)
+        return checkpoint_name(saved["step"])
+
+    def begin(self, saved: Mapping[str, Any], *, planned: bool = True) -> Pending | None:
+        """Make the folder of a new checkpoint; return None if an equal checkpoint exists. See `write`."""
         name = checkpoint_name(saved["step"])
         identity = {"step": saved["step"], "epoch": saved["epoch"], "batch": saved["batch"]}
         identity["fingerprint"] = checksum(saved["fingerprint"])
@@ -82,29 +106,53 @@ class Checkpoints:
             manifest = read_manifest(self.directory / name)
             if identity.items() <= manifest.items():
                 self.set_pointer("last", name)
-                return name
+                return None
             planned |= bool(manifest.get("planned"))  # its weights are equal
-        path = self.directory / name
-        fresh = self.directory / f".{name}.new-{os.getpid()}"
-        replaced = self.directory / f".{name}.replaced-{os.getpid()}"
-        try:
+        pending = Pending(
+            name, self.directory / f".{name}.new-{os.getpid()}", {"format": FORMAT, **identity, "planned": planned}
+        )
+        with self._reported(pending):
             self.directory.mkdir(exist_ok=True)
-            write_checkpoint_files(fresh, saved, {"format": FORMAT, **identity, "planned": planned})
+            pending.folder.mkdir()
+        return pending
+
+    def finish(self, pending: Pending, saved: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
+        """Write the state and the manifest of a checkpoint, give it its name, and point `last` at it. See `write`.
+
+        Args:
+            pending: what `begin` returned.
+            saved: the state.
+            more: the files in the folder so far, see `write_checkpoint_files`.
+        """
+        path = self.directory / pending.name
+        replaced = self.directory / f".{pending.name}.replaced-{os.getpid()}"
+        with self._reported(pending):
+            write_checkpoint_files(pending.folder, saved, pending.facts, more)
             if os.path.lexists(path):
                 path.rename(replaced)  # after a crash at this point, `clean` renames it back
-            fresh.rename(path)
+            pending.folder.rename(path)
             sync_directory(self.directory)
             remove(replaced)
+        self.valid.add(pending.name)
+        self.set_pointer("last", pending.name)
+
+    def discard(self, pending: Pending | None) -> None:
+        """Remove the files of a checkpoint that cannot be finished."""
+        if pending is not None:
+            shutil.rmtree(pending.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _reported(self, pending: Pending) -> Iterator[None]:
+        """Raise a `StorageError` for any `OSError` of the block, and remove the folder."""
+        try:
+            yield
         except OSError as error:
-            shutil.rmtree(fresh, ignore_errors=True)
+            self.discard(pending)
             run = shlex.quote(display_path(self.directory.parent))
             raise StorageError(
-                f"{path} cannot be written: {error.strerror or error}",
+                f"{self.directory / pending.name} cannot be written: {error.strerror or error}",
                 hint=f"earlier checkpoints are unchanged: free space on the disk, then trainkit resume {run}",
             ) from error
-        self.valid.add(name)
-        self.set_pointer("last", name)
-        return name
 
     def set_pointer(self, pointer: str, name: str) -> None:
         """Let the file `last` or `best` name a checkpoint.
@@ -171,6 +219,8 @@ class Checkpoints:
             raise CheckpointError(f"{path}: {', '.join(missing)} missing", hint="use another checkpoint")
         if saved["step"] != step_of(name):
             raise DamagedError(f"its content is of step {saved['step']!r}")
+        files = read_manifest(path)["files"]
+        saved = insert_shards(saved, path, {file: facts["size"] for file, facts in files.items() if file != STATE})
         self.valid.add(name)
         return saved
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
@@ -17,7 +18,8 @@ from torch import Tensor
 from trainkit.core.atomic import open_regular_file, sync, sync_directory
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-MAX_MANIFEST_BYTES = 1 << 16
+SHARDS = re.compile(r"__\d+_\d+\.distcp|\.metadata")  # the files of a sharded checkpoint, besides the state
+MAX_MANIFEST_BYTES = 1 << 20
 MAX_ITEMS, MAX_DEPTH = 5_000_000, 100  # of the containers in a state
 MAX_SHARED = 16  # how often the tensors of a state may share their storages, on average
 MIN_MEMORY = 1 << 28  # bytes; tensors may take this much in any case
@@ -27,21 +29,23 @@ class DamagedError(Exception):
     """A checkpoint differs from what was written; the message gives the reason."""
 
 
-def write_checkpoint_files(folder: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write `state.pt` and then `manifest.json` into a new folder, and sync both to the disk.
+def write_checkpoint_files(
+    folder: Path, saved: Mapping[str, Any], facts: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> None:
+    """Write `state.pt` and then `manifest.json` into a folder, and sync both to the disk.
 
     The manifest comes last, so a folder with a manifest is complete.
 
     Args:
-        folder: the folder to create; it must not exist.
+        folder: the folder.
         saved: the state that `snapshot.capture_state` returned.
         facts: further entries of the manifest, such as step and epoch.
+        more: the files in the folder so far, with what `digest_file` returns for each.
 
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir()
-    manifest = {**facts, "files": {STATE: _write_state(folder / STATE, saved)}}
+    manifest = {**facts, "files": {**(more or {}), STATE: _write_state(folder / STATE, saved)}}
     with (folder / MANIFEST).open("wb") as file:
         file.write(json.dumps({**manifest, "sha256": checksum(manifest)}, indent=2).encode())
         sync(file)
@@ -57,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def verified_state(folder: Path) -> Iterator[BufferedReader]:
-    """Open the state of a checkpoint after comparing its size and sha256 with the manifest.
+    """Open the state of a checkpoint after comparing the size and sha256 of each file with the manifest.
 
     Raises:
         DamagedError: they differ, or a file is missing or not a regular file.
@@ -66,8 +70,12 @@ def verified_state(folder: Path) -> Iterator[BufferedReader]:
         manifest = read_manifest(folder)
         if manifest.pop("sha256") != checksum(manifest):
             raise DamagedError(f"the sha256 in {MANIFEST} is not that of its content")
-        if set(manifest["files"]) != {STATE}:
+        shards = {name: wanted for name, wanted in manifest["files"].items() if name != STATE}
+        if STATE not in manifest["files"] or not all(map(SHARDS.fullmatch, shards)):
             raise DamagedError(f"{MANIFEST} lists other files than {STATE}")
+        for name, wanted in shards.items():
+            if digest_file(folder / name) != wanted:
+                raise DamagedError(f"{name} does not have the size and the sha256 in {MANIFEST}")
         size, wanted = manifest["files"][STATE]["size"], manifest["files"][STATE]["sha256"]
         file = open_regular_file(folder / STATE)
     except OSError as error:
@@ -124,7 +132,13 @@ def check_containers(content: Any, size: int) -> None:
     measure(content, 0)
 
 
-def check_archive(file: BufferedReader, size: int) -> None:
+def digest_file(path: Path) -> dict[str, Any]:
+    """Return the size and the sha256 of a regular file, as a manifest lists them."""
+    with open_regular_file(path) as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": file.tell()}
+
+
+def check_archive(file: IO[bytes], size: int) -> None:
     """Raise `DamagedError` if an archive would be unpacked to more bytes than it has.
 
     `torch.save` does not compress.

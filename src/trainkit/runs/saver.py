@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainkit.config.schema import CheckpointSettings
-from trainkit.core.errors import CheckpointError, NonFiniteError
+from trainkit.core.errors import CheckpointError, NonFiniteError, StorageError
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.checkpoint_files import DamagedError
 from trainkit.runs.directory import Run
 from trainkit.runs.frozen import FrozenWeights, with_frozen
+from trainkit.runs.sharded_checkpoint import INDEX, take_shards, write_shards
 from trainkit.runs.snapshot import capture_state, restore_hooks, restore_state, restore_weights
 from trainkit.training.finite import nonfinite_metric
 from trainkit.training.state import State
@@ -159,17 +160,33 @@ class Saver:
         Raises:
             RunDirectoryInUseError: another process may use the directory.
         """
-        captured = capture_state(state, self.fingerprint)
-        with state.objects.ranks.together():
-            if state.objects.ranks.is_first:
-                self._write(state, {**captured, "history": self.run.history_text}, planned=planned)
+        captured, shards = take_shards(capture_state(state, self.fingerprint))
+        ranks, pending = state.objects.ranks, None
+        with ranks.together():
+            if ranks.is_first:
+                self.run.lock.check()
+                captured = captured if self.frozen is None else self.frozen.remove_from(captured)
+                captured["history"] = self.run.history_text
+                pending = self.checkpoints.begin(captured, planned=planned)
+        files: dict[str, Any] = {}
+        if shards and (folder := ranks.first(None if pending is None else pending.folder)) is not None:
+            with ranks.together():
+                try:
+                    own, captured[INDEX] = write_shards(folder, shards, ranks)
+                except StorageError:
+                    self.checkpoints.discard(pending)
+                    raise
+            files = {name: facts for part in ranks.gather(own) for name, facts in part.items()}
+        with ranks.together():
+            if ranks.is_first:
+                if pending is not None:
+                    self.checkpoints.finish(pending, captured, files)
+                self._after(state, checkpoint_name(state.progress.step))
         self.saved_at = time.monotonic()
         return checkpoint_name(state.progress.step)
 
-    def _write(self, state: State, saved: dict[str, Any], *, planned: bool) -> None:
-        self.run.lock.check()
-        saved = saved if self.frozen is None else self.frozen.remove_from(saved)
-        name = self.checkpoints.write(saved, planned=planned)
+    def _after(self, state: State, name: str) -> None:
+        """Point at the best checkpoint, and delete old ones."""
         self.point_to_best(state)
         self.checkpoints.prune(self.options.keep)
         self.run.log(f"saved {name}")

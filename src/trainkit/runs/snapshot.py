@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from trainkit.core.errors import CheckpointError
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import rng_state, set_rng_state
-from trainkit.core.shards import whole
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.progress import Progress
 from trainkit.training.state import State
@@ -264,7 +263,7 @@ def _plain(value: Any, path: str, *, without_callables: bool = False) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.copy())
     if isinstance(value, Tensor):
-        return whole(value.detach())
+        return value.detach()
     if value is None:
         return None
     if isinstance(value, int) and abs(value) >= 2**63:

@@ -25,6 +25,7 @@ from trainkit.runs.directory import Run
 from trainkit.runs.find import checkpoint_step, newest_run_with
 from trainkit.runs.frozen import AVERAGE
 from trainkit.runs.lock import may_be_locked
+from trainkit.runs.sharded_checkpoint import INDEX
 from trainkit.runs.status import status_of
 from trainkit.runs.untrusted import read_info
 
@@ -119,6 +120,9 @@ def read_weights(path: Path) -> tuple[dict[str, Any], list[str]]:
     except OSError as error:
         cause = f"it cannot be read: {error.strerror or error}"
         raise CheckpointError(cause, hint="name a regular file, or the directory of a run") from error
+    if isinstance(content, Mapping) and content.get(INDEX) is not None:
+        cause = "it belongs to a sharded checkpoint, whose tensors are in other files"
+        raise CheckpointError(cause, hint="name the directory of the run")
     notes = []
     for _ in NESTED:  # an entry may hold another entry
         key = _nested_key(content)
