@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import time
@@ -12,11 +13,15 @@ from typing import Any
 import pytest
 
 from tests.distributed.helpers import Case, Ended, Outcome, largest_difference, run_ranks, start_ranks, train_cases
+from tests.helpers import read_history
 from tests.processes import Forks
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import digest
 
 MODULE = """
+import os
+import resource
+
 import torch
 from torch import nn
 
@@ -50,6 +55,19 @@ class Shifted(nn.Module):
         return nn.functional.cross_entropy(outputs + self.shift, targets)
 
 
+def broken(model, inputs, targets, loss_fn):
+    # The loss of two steps is NaN.
+    model.steps = getattr(model, "steps", 0) + torch.is_grad_enabled()
+    loss = loss_fn(model(inputs), targets)
+    return loss * float("nan") if model.steps in (6, 9) else loss
+
+
+class FullDisk:
+    def on_step(self, state):
+        if state.step == 3 and os.environ["RANK"] == "1":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
 def step(model, inputs, targets, loss_fn):
     outputs = model(inputs)
     loss, size = loss_fn(outputs, targets), outputs.detach().abs().mean()
@@ -77,6 +95,13 @@ CASES = {
         "+param_groups.head={name: 'head.*', freeze: true}",
     ],
     "groups": [*MODEL, "+param_groups.head={name: 'head.*', lr: 0.01}", "scheduler=cosine"],
+    "skipped batches": [*MODEL, "training_step=fsdp_parts.broken", "on_nonfinite=skip"],
+    "rolled back": [
+        *MODEL,
+        "training_step=fsdp_parts.broken",
+        "on_nonfinite=rollback",
+        "checkpoint.every_steps=2",
+    ],
     "state from the start": ["model=mlp", "optim=adagrad", "lr=0.03"],
     "fused adam": ["model=mlp", "optim=adamw", "ema=0.9"],
 }
@@ -191,3 +216,36 @@ def test_a_run_moves_between_shards_and_copies_inside_an_epoch(
         assert largest_difference(moved[part], expected[part]) < 1e-5, part
     states = [saved["optimizers"]["optim"]["state"] for saved in (moved, expected)]
     assert largest_difference(*states) < 1e-5
+
+
+@pytest.mark.slow
+def test_one_process_reads_the_checkpoint_that_several_have_written(forks: Forks, folder: Path) -> None:
+    check_ended(run_ranks(forks, 2, *FSDP, "hydra.run.dir=run", cwd=folder))
+    checkpoints = Checkpoints(folder / "run" / "checkpoints")
+    newest = checkpoints.directory / checkpoints.names()[0]
+    assert {path.name for path in newest.iterdir()} == {
+        "__0_0.distcp",
+        "__1_0.distcp",
+        ".metadata",
+        "state.pt",
+        "manifest.json",
+    }
+    evaluated = run_ranks(forks, 1, "eval", "run", "--json", cwd=folder)
+    check_ended(evaluated)
+    best = min(row["val/loss"] for row in read_history(folder / "run"))
+    assert json.loads(evaluated.stdout[0])["metrics"]["val/loss"] == pytest.approx(best, rel=1e-6)
+    check_ended(run_ranks(forks, 1, "export", "run", "--format", "safetensors", cwd=folder))
+    check_ended(run_ranks(forks, 1, *DATA, *MODEL, "init_from=run", "epochs=1", "report=off", cwd=folder))
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_rank_stops_all_and_keeps_earlier_checkpoints(forks: Forks, folder: Path) -> None:
+    full = ["+hooks.full._target_=fsdp_parts.FullDisk", "hydra.run.dir=run"]
+    ended = run_ranks(forks, 2, *FSDP, *full, cwd=folder)
+    assert ended.codes == [6, 6], ended.stderr
+    assert "rank 1 cannot write" in ended.stderr[0]
+    assert "File too large" in ended.stderr[0]
+    checkpoints = Checkpoints(folder / "run" / "checkpoints")
+    assert checkpoints.newest()[0] == "step-00000002"
+    assert [path.name for path in checkpoints.directory.iterdir() if path.name.startswith(".")] == []
+    check_ended(run_ranks(forks, 2, "resume", "run", "~hooks.full", cwd=folder))
