@@ -19,6 +19,7 @@ from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import digest
 
 MODULE = """
+import json
 import os
 import resource
 
@@ -60,6 +61,17 @@ def broken(model, inputs, targets, loss_fn):
     model.steps = getattr(model, "steps", 0) + torch.is_grad_enabled()
     loss = loss_fn(model(inputs), targets)
     return loss * float("nan") if model.steps in (6, 9) else loss
+
+
+class Sizes:
+    # Writes how many values of the parameters and of the optimizer's state this rank holds.
+
+    def on_end(self, state):
+        params = [param for param in state.optimizer.param_groups[0]["params"] if param.dim()]
+        tensors = [*params, *(state.optimizer.state[param]["momentum_buffer"] for param in params)]
+        held, whole = (sum(size) for size in zip(*((t.to_local().numel(), t.numel()) for t in tensors)))
+        with open(f"sizes-{os.environ['RANK']}.json", "w") as file:
+            json.dump([held, whole], file)
 
 
 class FullDisk:
@@ -220,7 +232,10 @@ def test_a_run_moves_between_shards_and_copies_inside_an_epoch(
 
 @pytest.mark.slow
 def test_one_process_reads_the_checkpoint_that_several_have_written(forks: Forks, folder: Path) -> None:
-    check_ended(run_ranks(forks, 2, *FSDP, "hydra.run.dir=run", cwd=folder))
+    check_ended(run_ranks(forks, 2, *FSDP, "+hooks.sizes._target_=fsdp_parts.Sizes", "hydra.run.dir=run", cwd=folder))
+    sizes = [json.loads((folder / f"sizes-{rank}.json").read_text()) for rank in range(2)]
+    assert sum(held for held, _ in sizes) == sizes[0][1]
+    assert all(0.4 < held / whole < 0.6 for held, whole in sizes)
     checkpoints = Checkpoints(folder / "run" / "checkpoints")
     newest = checkpoints.directory / checkpoints.names()[0]
     assert {path.name for path in newest.iterdir()} == {
