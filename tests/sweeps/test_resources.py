@@ -33,14 +33,15 @@ def test_the_threads_that_the_user_sets_are_kept(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("shared", "n_jobs", "slots"),
-    [(1, "auto", ["0", "2"]), (2, "auto", ["0", "2", "0", "2"]), (2, 3, ["0", "2", "0"])],
+    ("shared", "n_jobs", "slots", "jobs"),
+    [(1, "auto", ["0", "2"], 2), (2, "auto", ["0", "2", "0", "2"], 4), (2, 3, ["0", "2", "0", "2"], 3)],
 )
 def test_each_job_gets_a_gpu_and_gpus_are_shared_only_if_asked(
-    shared: int, n_jobs: object, slots: list[str], monkeypatch: pytest.MonkeyPatch
+    shared: int, n_jobs: object, slots: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    assert measure_capacity(n_jobs, shared, 100, "auto").slots == slots
+    capacity = measure_capacity(n_jobs, shared, 100, "auto")
+    assert (capacity.slots, capacity.jobs) == (slots, jobs)
     assert measure_capacity("auto", shared, 100, "cpu").slots == [None] * 8
 
 

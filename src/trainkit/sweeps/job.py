@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -23,16 +24,18 @@ from omegaconf import DictConfig
 
 from trainkit.config.jobs import Job, task_overrides
 from trainkit.core.errors import Stopped, TrainkitError, describe_bug
-from trainkit.core.process import run_to_exit_code
+from trainkit.core.process import is_first_rank, run_to_exit_code
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import SIGNALS
 from trainkit.core.terminal import printable_lines
+from trainkit.engine.launch import launch
 from trainkit.engine.resume import continue_run
 from trainkit.engine.summary import result_lines
 from trainkit.engine.train import train
 from trainkit.runs.directory import Run
 from trainkit.runs.recovery import is_finished, recover_run
 from trainkit.runs.reload import Reloaded
+from trainkit.sweeps.resources import devices_of
 
 WAIT = 0.2  # seconds between two looks at whether a signal has arrived
 
@@ -68,6 +71,9 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
         sys.path.append(str(Path.cwd()))
     start_children_as_a_run_does()
     try:
+        number = devices_of(config)
+        if number > 1:
+            return launch(number, functools.partial(_sweep_rank, config, config_dir), Job.current().overrides)
         train_job(config, config_dir)
     except (Exception, SystemExit) as error:  # the other jobs continue
         job = Job.current()
@@ -79,32 +85,44 @@ def sweep_job(config: DictConfig, config_dir: str | None = None) -> int:
     return 0
 
 
+def _sweep_rank(config: DictConfig, config_dir: str | None) -> int:
+    train_job(config, config_dir)
+    return 0
+
+
 def run_job_process(
-    config: DictConfig, threads: int, gpu: str | None, log: Path, channel: Connection | None = None
+    config: DictConfig, threads: int, gpus: str | None, log: Path, channel: Connection | None = None
 ) -> None:
     """Run a job in this process, and end the process with the exit code of the job.
 
     Args:
         config: with Hydra's node.
         threads: of torch.
-        gpu: the only CUDA device of the job; None: all devices.
+        gpus: the CUDA devices of the job, as in `CUDA_VISIBLE_DEVICES`; None: all devices.
         log: the file for its output.
         channel: to ask a search whether to continue; None: this is not a job of a search.
     """
     redirect_output(log)
     start_children_as_a_run_does()
     stop_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)  # of child processes
     torch.set_num_threads(threads)
-    sys.exit(run_to_exit_code(lambda: _run(config, channel), task_overrides(config)))
+    words = task_overrides(config)
+    sys.exit(run_to_exit_code(lambda: _run_on_devices(config, channel, words), words))
+
+
+def _run_on_devices(config: DictConfig, channel: Connection | None, words: Sequence[str]) -> int:
+    """Run a job in this process, or in a process for each of its devices; return its exit code."""
+    if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    number = devices_of(config)
+    return launch(number, functools.partial(_run, config, channel), words) if number > 1 else _run(config, channel)
 
 
 def _run(config: DictConfig, channel: Connection | None) -> int:
     """Run a job as Hydra does; return its exit code."""
-    if hasattr(signal, "pthread_sigmask"):  # the server blocks signals, so that none is lost
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     version.setbase("1.3")  # jobs stay in the working directory
     setup_globals()
     hooks = [] if channel is None else [AskSearch(channel)]
@@ -118,7 +136,8 @@ def _run(config: DictConfig, channel: Connection | None) -> int:
     )
     if done.status is not JobStatus.COMPLETED:
         raise done._return_value
-    print(printable_lines(result_lines(done.return_value)))
+    if is_first_rank():
+        print(printable_lines(result_lines(done.return_value)))
     return 0
 
 
@@ -130,9 +149,8 @@ class Paused(Stopped):
     """
 
     def __init__(self, why: str) -> None:
-        KeyboardInterrupt.__init__(self, why)
-        self.number, self.name, self.exit_code = 0, why, 75
-        self.saved = self.summary = ""
+        super().__init__(signal.SIGTERM)  # a number, by which the ranks agree that they stop
+        self.name, self.exit_code, self.args = why, 75, (why,)
 
 
 class AskSearch:
@@ -154,17 +172,21 @@ class AskSearch:
         self._ask(state)
 
     def _ask(self, state: Any) -> None:
-        epoch = state.progress.epoch
+        epoch, ranks = state.progress.epoch, state.objects.ranks
+        answer = ranks.first(self._answer(state, epoch) if ranks.is_first else None)
+        if answer is not None and not state.done and state.stop is None:
+            state.stop = Paused(f"{answer} after epoch {epoch}")
+
+    def _answer(self, state: Any, epoch: int) -> Any:
+        """Return the answer of the search; None: the training continues."""
         try:
             self.channel.send(epoch)
             while not self.channel.poll(WAIT):
                 if state.stop is not None:  # perhaps the search was killed
-                    return
-            answer = self.channel.recv()
+                    return None
+            return self.channel.recv()
         except (EOFError, OSError):  # the search was killed; `stop_with_parent` stops this process
-            return
-        if answer is not None and not state.done and state.stop is None:
-            state.stop = Paused(f"{answer} after epoch {epoch}")
+            return None
 
 
 def redirect_output(log: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from trainkit.sweeps.outcome import find_outcome
 from trainkit.sweeps.pool import Task
 from trainkit.sweeps.queueing import queue_job
 from trainkit.sweeps.recording import record_missing_ends, set_aside_failed_run
+from trainkit.sweeps.resources import most_devices
 from trainkit.sweeps.secret_files import redact_yaml
 
 
@@ -46,7 +48,12 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
     jobs = Jobs(plugin.hydra_context.config_loader, config, ledger, known, list(map(list, job_overrides)))
     if plugin.runner is None:
         options = LocalOptions(
-            config.hydra.launcher, str(config.device), str(config.progress), config.retries, config.fail_fast is True
+            config.hydra.launcher,
+            str(config.device),
+            most_devices(config, itertools.chain.from_iterable(job_overrides)),
+            str(config.progress),
+            config.retries,
+            config.fail_fast is True,
         )
         run_on_this_machine(jobs.tasks(), len(job_overrides), options, ledger)
     else:

@@ -23,6 +23,7 @@ class LocalOptions:
     Attributes:
         launcher: the config of the launcher: `n_jobs` and `jobs_per_gpu`.
         device: the config key of the jobs.
+        devices: of the job that uses most.
         progress: the config key.
         retries: how many times to run a failed job again.
         fail_fast: stop at the first failed job.
@@ -30,6 +31,7 @@ class LocalOptions:
 
     launcher: DictConfig
     device: str
+    devices: int
     progress: str
     retries: int
     fail_fast: bool
@@ -48,7 +50,8 @@ def run_on_this_machine(tasks: Iterator[Task], number: int, options: LocalOption
         ConfigError: an option is wrong.
         Stopped: a signal stopped the jobs.
     """
-    capacity = measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, number, options.device)
+    launcher = options.launcher
+    capacity = measure_capacity(launcher.n_jobs, launcher.jobs_per_gpu, number, options.device, options.devices)
     with make_job_display(options.progress) as display:
         recording = Recording(ledger, display, retries=options.retries, fail_fast=options.fail_fast)
         Pool(capacity, make_target, recording).run(tasks)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from trainkit.config.compose import Composed
 from trainkit.config.jobs import libraries_of
-from trainkit.core.errors import Stopped, TrainkitError
+from trainkit.core.errors import ConfigError, Stopped, TrainkitError
 from trainkit.core.signals import delay_signals, handle_stop
 from trainkit.sweeps.resources import Capacity, MemoryGuard, children_of, devices_of
 
@@ -250,7 +250,7 @@ class Pool:
         while self.waiting and self._has_room and not self.stop:
             if self.running and not self.memory.allows(job.pids for job in self.running):
                 return
-            slots = self.capacity.take(self.free, devices_of(self.waiting[0].config))
+            slots = self.capacity.take(self.free, _devices(self.waiting[0]))
             if not slots:
                 return
             self._start(self.waiting.popleft(), slots)
@@ -324,6 +324,13 @@ class Pool:
             self._reap(0.0)
         while self.running:
             self._reap(POLL)
+
+
+def _devices(task: Task) -> int:
+    try:
+        return devices_of(task.config)
+    except ConfigError:  # the job itself reports it
+        return 1
 
 
 def _end_orphan(pid: int) -> None:

@@ -23,8 +23,8 @@ class Capacity:
     """The jobs at a time, and what each job gets.
 
     Attributes:
-        slots: a GPU for each process at a time; None: the process uses no GPU of its own. A job has a process for
-            each of its devices.
+        slots: a GPU for each process at a time; None: the process uses no GPU of its own. A job has a process, and
+            so a slot, for each of its devices.
         threads: of torch in each process.
         jobs: the maximum number of jobs at a time.
     """
@@ -73,8 +73,20 @@ def measure_capacity(n_jobs: Any, jobs_per_gpu: Any, jobs: int, device: str, dev
     if not gpus:
         slots = [None] * max(1, limit * devices if limit else cores() // (threads or 1))
     most = max(1, min(limit or len(slots), len(slots) // devices, jobs))
-    slots = slots[: most * devices]
-    return Capacity(slots, threads or max(1, cores() // len(slots)), most)
+    if not gpus:
+        slots = slots[: most * devices]
+    return Capacity(slots, threads or max(1, cores() // min(len(slots), most * devices)), most)
+
+
+def most_devices(config: DictConfig, overrides: Iterable[str]) -> int:
+    """Return the devices of the job that uses most, by the config of a sweep and the overrides of its jobs.
+
+    Raises:
+        ConfigError: this machine does not have so many GPUs.
+    """
+    given = {text.partition("=")[2] for text in overrides if text.startswith("devices=")}
+    values = [config.get("devices", 1), *(int(value) if value.isdecimal() else value for value in given)]
+    return max(devices_of(DictConfig({"devices": value, "device": config.get("device")})) for value in values)
 
 
 def devices_of(config: DictConfig) -> int:

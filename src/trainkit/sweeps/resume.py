@@ -24,7 +24,7 @@ from trainkit.sweeps.lifecycle import finish_sweep, open_sweep
 from trainkit.sweeps.local import LocalOptions, run_on_this_machine
 from trainkit.sweeps.pool import Task, start_server_for
 from trainkit.sweeps.recording import record_missing_ends
-from trainkit.sweeps.resources import measure_capacity
+from trainkit.sweeps.resources import devices_of, measure_capacity
 from trainkit.sweeps.saved_jobs import may_change, saved_config
 
 SWEEP_KEYS = ("hydra.launcher.", "fail_fast=", "retries=", "progress=", "device=", "report=")
@@ -62,7 +62,8 @@ def resume_sweep(directory: Path, overrides: Sequence[str] = ()) -> int:
         tasks = _tasks(ledger, jobs, for_jobs)
         measure_capacity(options.launcher.n_jobs, options.launcher.jobs_per_gpu, 1, "cpu")  # refuse wrong values
         if tasks:
-            run_on_this_machine(iter(tasks), len(tasks), options, ledger)
+            devices = max(devices_of(task.config) for task in tasks)
+            run_on_this_machine(iter(tasks), len(tasks), replace(options, devices=devices), ledger)
     code = finish_sweep(ledger, {job.number for job in ledger.read()}, report, started)
     unqueued = ledger.find_unqueued()
     if unqueued is not None:
@@ -124,7 +125,7 @@ def _sweep_options(overrides: Sequence[str]) -> tuple[LocalOptions, Any]:
         )
     settings = composed.settings
     options = LocalOptions(
-        launcher, settings.device, settings.progress, settings.retries, fail_fast=settings.fail_fast is True
+        launcher, settings.device, 1, settings.progress, settings.retries, fail_fast=settings.fail_fast is True
     )
     return options, settings.report
 

@@ -47,7 +47,7 @@ def _jobs(args: Any) -> tuple[list[Problem], list[str], dict[str, Any]]:
         ConfigError: a job cannot be composed.
     """
     from trainkit.config.jobs import find_problems_of_jobs
-    from trainkit.sweeps.resources import measure_capacity
+    from trainkit.sweeps.resources import devices_of, measure_capacity
 
     sweep = compose_sweep(args.overrides, args.config_dir)
     problems = find_problems_of_jobs(job.settings.source for job in sweep.jobs)
@@ -56,11 +56,12 @@ def _jobs(args: Any) -> tuple[list[Problem], list[str], dict[str, Any]]:
     number: int | None = len(sweep.jobs)
     if sweep.space is not None:  # a search, whose number of trials may be open
         number = None if search.trials is None else search.trials * search.seeds
-    capacity = measure_capacity("auto", 1, number or len(sweep.jobs), first.settings.device)
+    devices = max(devices_of(job.settings.source) for job in sweep.jobs)
+    capacity = measure_capacity("auto", 1, number or len(sweep.jobs), first.settings.device, devices)
     facts = {
         "number": number,
         "more": sweep.more_jobs,
-        "slots": len(capacity.slots),
+        "slots": capacity.jobs,
         "overrides": list(first.overrides),
     }
     return problems, list(first.overrides), facts

@@ -21,7 +21,7 @@ from trainkit.sweeps.ledger import Ledger
 from trainkit.sweeps.local import make_target
 from trainkit.sweeps.pool import Pool, RunningJob
 from trainkit.sweeps.recording import Recording
-from trainkit.sweeps.resources import measure_capacity
+from trainkit.sweeps.resources import measure_capacity, most_devices
 from trainkit.sweeps.saved_jobs import may_change
 from trainkit.sweeps.search.asha import Asha
 from trainkit.sweeps.search.jobs import SearchJobs
@@ -51,8 +51,8 @@ def run_search(plugin: Any, overrides: Sequence[str]) -> None:
     worker, lock = claim_worker(ledger.directory)
     try:
         search = _open(plugin, ledger, space, settings, worker, started)
-        options = config.hydra.launcher
-        capacity = measure_capacity(options.n_jobs, options.jobs_per_gpu, 2**31, str(config.device))
+        options, devices = config.hydra.launcher, most_devices(config, overrides)
+        capacity = measure_capacity(options.n_jobs, options.jobs_per_gpu, 2**31, str(config.device), devices)
         with make_job_display(settings.progress) as display:
             recording = SearchRecording(ledger, display, search, settings)
             Pool(capacity, make_target, recording, asks=True).run(search.tasks(), ahead=False)
