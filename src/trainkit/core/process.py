@@ -61,6 +61,11 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def number_of_ranks() -> int:
+    """Return the number of processes that torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def open_standard_streams() -> None:
     """Open the null device for each standard stream that is closed, as by `<&-`.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, Problem, TrainkitError
+from trainkit.core.process import number_of_ranks
 from trainkit.core.shards import is_sharded
 
 Value = TypeVar("Value")
@@ -293,20 +294,19 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
 # --------------------------------------------------------------------------------------- start and end
 
 
-def number_of_ranks() -> int:
-    """Return the number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
-
-
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Connect the processes that torchrun started, for the block. Without torchrun, there is one rank.
 
-    The ranks exchange tensors of the CPU through gloo, and tensors of an NVIDIA GPU through NCCL.
+    An inner block uses the connection of the outer block. The ranks exchange tensors of the CPU through gloo, and
+    tensors of an NVIDIA GPU through NCCL.
     """
     size = number_of_ranks()
     if size == 1:
         yield Ranks()
+        return
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), size)
         return
     has_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")

@@ -33,9 +33,10 @@ from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
 from trainkit.runs.frozen import check_frozen, digest_of, frozen_names, lacks_frozen, with_frozen
+from trainkit.runs.rank_states import state_of_rank
 from trainkit.runs.recorder import best_epoch
 from trainkit.runs.recovery import is_finished, recover_history, recover_run
-from trainkit.runs.reload import Reloaded, reload_config
+from trainkit.runs.reload import Reloaded, read_for_resume
 from trainkit.runs.saver import Restorer
 from trainkit.runs.sharded_checkpoint import gather_shards
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
@@ -60,10 +61,15 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         CheckpointError: no checkpoint can be used, or the config differs from the one in the checkpoint.
         RunDirectoryInUseError: another process uses the directory.
     """
-    run = recover_run(run.directory if isinstance(run, Run) else find_run(str(run)))
-    if is_finished(run) and not overrides:
-        return run
-    return continue_run(run, reload_config(run, overrides))
+    with joined_ranks() as ranks:
+        found = None
+        with ranks.together():
+            if ranks.is_first:  # the other ranks may have no access to the directory
+                found = read_for_resume(run.directory if isinstance(run, Run) else find_run(str(run)), overrides)
+        found = ranks.first(found)
+        assert found is not None
+        saved_run, reloaded = found
+        return saved_run if reloaded is None else continue_run(saved_run, reloaded)
 
 
 def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> Run:
@@ -89,6 +95,7 @@ def _continue_run(run: Run, reloaded: Reloaded, ranks: Ranks, hooks: Sequence[An
             name, saved, notes = newest_checkpoint(run)
             allow = [*reloaded.allow, *allowed_by_killed_resume(run, name)]
     name, saved, allow = ranks.first((name, saved, allow))
+    saved = None if saved is None else state_of_rank(saved, ranks.rank)
     progress = reloaded.settings.progress if ranks.is_first else "off"
     with ranks.together(), display.ReadingProgress(progress) as on_progress:
         settings, warm_start = prepare_warm_start(name_teacher(reloaded.settings))

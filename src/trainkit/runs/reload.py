@@ -27,7 +27,7 @@ from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run
 from trainkit.runs.interpolations import check_interpolations
-from trainkit.runs.recovery import check_config
+from trainkit.runs.recovery import check_config, is_finished, recover_run
 from trainkit.runs.untrusted import read_yaml
 
 ALLOW = "resume.allow="
@@ -50,6 +50,17 @@ class Reloaded:
         if is_rank() and not any(text.startswith("devices=") for text in self.overrides):
             return 1
         return processes_to_start(self.settings.devices, self.settings.device)
+
+
+def read_for_resume(directory: Path, overrides: Sequence[str]) -> tuple[Run, Reloaded | None]:
+    """Return the run in a directory, and its settings with overrides; None: the run is finished, and stays so.
+
+    Raises:
+        ConfigError: see `reload_config`.
+        CheckpointError: see `reload_config`.
+    """
+    run = recover_run(directory)
+    return run, None if is_finished(run) and not overrides else reload_config(run, overrides)
 
 
 def reload_config(

@@ -13,6 +13,7 @@ from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.checkpoint_files import DamagedError
 from trainkit.runs.directory import Run
 from trainkit.runs.frozen import FrozenWeights, with_frozen
+from trainkit.runs.rank_states import state_of_rank, with_other_ranks
 from trainkit.runs.sharded_checkpoint import INDEX, take_shards, write_shards
 from trainkit.runs.snapshot import capture_state, restore_hooks, restore_state, restore_weights
 from trainkit.training.finite import nonfinite_metric
@@ -145,7 +146,8 @@ class Saver:
         if state.settings.on_nonfinite == "rollback":
             with ranks.together():
                 found = self.checkpoints.newest(planned=True) if ranks.is_first else ("", {}, [])
-            name, saved, damaged = ranks.first(found)
+            name, whole, damaged = ranks.first(found)
+            saved = state_of_rank(whole, ranks.rank)
             restore_weights(state, with_frozen(state.objects.model, saved))
             restore_hooks(state, saved)
             if not ranks.is_first:
@@ -160,8 +162,10 @@ class Saver:
         Raises:
             RunDirectoryInUseError: another process may use the directory.
         """
-        captured, shards = take_shards(capture_state(state, self.fingerprint))
         ranks, pending = state.objects.ranks, None
+        with ranks.together():
+            captured, shards = take_shards(capture_state(state, self.fingerprint))
+        captured = with_other_ranks(captured, state.objects)
         with ranks.together():
             if ranks.is_first:
                 self.run.lock.check()

@@ -57,7 +57,7 @@ METRIC_HINT = f"define state_dict and load_state_dict with {PARTS}, or use the m
 def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: bool = True) -> dict[str, Any]:
     """Return the state of a training between two steps, readable by `torch.load(weights_only=True)`.
 
-    The tensors are not copies. Write them before the next step.
+    The tensors are not copies. Write them before the next step. With several ranks, it is the state of this rank.
 
     Args:
         state: the state of the training.
@@ -79,10 +79,7 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
     if state.objects.stream is not None:
         more["stream"] = _plain(state.objects.stream.state_dict(state.progress.epoch, state.progress.batch), "stream")
     progress = {key: _plain(value, key) for key, value in state.progress.state_dict().items()}
-    rng, *of_other_ranks = state.objects.ranks.gather(rng_state())
-    rest = {"rng": rng, "fingerprint": _plain(fingerprint, "fingerprint")}
-    if of_other_ranks:  # a model draws other numbers on each rank, for example in dropout
-        rest["rng_of_other_ranks"] = of_other_ranks
+    rest = {"rng": rng_state(), "fingerprint": _plain(fingerprint, "fingerprint")}
     return {"format": FORMAT, **objects, **progress, **more, **rest}
 
 
@@ -116,7 +113,8 @@ def restore_state(state: State, saved: Mapping[str, Any], changed: Collection[st
         best, monitor = state.progress.best, state.settings.monitor
         if best is not None and not isinstance(best[monitor], int | float):
             raise ValueError(f"the best {monitor} is {best[monitor]!r}, expected a number")
-        _restore_rng(state, saved)
+        if saved["rng"] is not None:
+            set_rng_state(saved["rng"])
 
 
 def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[str] = ()) -> None:
@@ -143,14 +141,6 @@ def restore_weights(state: State, saved: Mapping[str, Any], changed: Collection[
                     _restore_plateau(scheduler, number, saved, set(changed))
                 else:
                     _fast_forward(state, scheduler, saved, set(changed))
-
-
-def _restore_rng(state: State, saved: Mapping[str, Any]) -> None:
-    """Restore the RNG states of this rank. A rank that the saved training did not have keeps its own."""
-    states = [saved["rng"], *saved.get("rng_of_other_ranks", [])]
-    rank = state.objects.ranks.rank
-    if rank < len(states):
-        set_rng_state(states[rank])
 
 
 def restore_hooks(state: State, saved: Mapping[str, Any]) -> None:

@@ -8,13 +8,12 @@ from functools import partial
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.imports import fast_imports
-from trainkit.core.process import is_first_rank
+from trainkit.core.process import is_first_rank, number_of_ranks
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.directory import Run
 from trainkit.runs.find import find_run
-from trainkit.runs.recovery import is_finished, recover_run
-from trainkit.runs.reload import Reloaded, reload_config
+from trainkit.runs.reload import Reloaded, read_for_resume
 from trainkit.sweeps.ledger import is_sweep
 
 
@@ -27,17 +26,41 @@ def run(argv: Sequence[str]) -> int:
     if arguments.has_hydra_flag(args):
         raise ConfigError("resume takes no flag of Hydra", hint=hint)
     name, *overrides = args.overrides  # the first word names the run
+    if number_of_ranks() > 1:
+        return _resume_on_ranks(name, overrides, argv)
     directory = find_run(name)
     if is_sweep(directory):
         from trainkit.sweeps.resume import resume_sweep
 
         return resume_sweep(directory, overrides)
-    before = recover_run(directory)
-    if is_finished(before) and not overrides:
+    return _resume(*read_for_resume(directory, overrides), argv)
+
+
+def _resume_on_ranks(name: str, overrides: Sequence[str], argv: Sequence[str]) -> int:
+    """Resume a run that rank 0 reads. The other ranks may have no access to its directory."""
+    with fast_imports():
+        from trainkit.core.ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        found = None
+        with ranks.together():
+            if ranks.is_first:
+                directory = find_run(name)
+                if is_sweep(directory):
+                    cause = f"{directory} is a sweep, and torchrun starts a single training"
+                    raise ConfigError(cause, hint=f"write trainkit resume {name} without torchrun")
+                found = read_for_resume(directory, overrides)
+        found = ranks.first(found)
+        assert found is not None
+        return _resume(*found, argv)
+
+
+def _resume(before: Run, reloaded: Reloaded | None, argv: Sequence[str]) -> int:
+    """Continue a run, with `devices=N` in processes that this one starts. Without settings, the run is finished."""
+    if reloaded is None:
         if is_first_rank():
             print(printable_lines(finished_lines(before)))
         return 0
-    reloaded = reload_config(before, overrides)  # reports config errors before the slow import of torch
     number = reloaded.processes_to_start()
     if number == 1:
         return _continue(before, reloaded)
@@ -50,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _continue(before: Run, reloaded: Reloaded) -> int:
     """Continue a run in this process, and print the result."""
-    with fast_imports():
+    with fast_imports():  # after the config is checked, because torch imports slowly
         from trainkit.engine.resume import continue_run
 
     run = continue_run(before, reloaded)
