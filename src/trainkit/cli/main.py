@@ -12,11 +12,13 @@ from pathlib import Path
 
 from trainkit.core.errors import ConfigError
 from trainkit.core.imports import fast_imports
-from trainkit.core.process import run_to_exit_code
+from trainkit.core.process import is_first_rank, leave_ranks, may_start_processes, number_of_ranks, run_to_exit_code
 from trainkit.core.spelling import nearest
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 
+RANK_COMMANDS = ("train", "resume", "bench")  # that run on all processes of torchrun; the others run on rank 0
+FLAGS_THAT_PRINT = {"--help", "-h", "--shell-completion", "-sc", "--version", "--schema"}
 FLAGS = ("help", "version", "schema")  # that print something and end
 
 
@@ -36,6 +38,19 @@ def _run(argv: list[str]) -> int:
     return dispatch(argv)
 
 
+def _runs_on_ranks(name: str, words: Sequence[str]) -> bool:
+    """Return whether each rank of torchrun runs a command; otherwise rank 0 alone runs it.
+
+    Raises:
+        ConfigError: the command starts the processes of its trainings itself, so the ranks would not be used.
+    """
+    given = {word.partition("=")[0] for word in words if word.startswith("-")}
+    if (name == "train" and given & {"-m", "--multirun"}) or "--try" in given or name == "verify-resume":
+        may_start_processes(f"trainkit {name} {' '.join(given & {'-m', '--multirun', '--try'})}".strip())
+        return False
+    return name in RANK_COMMANDS and not given & {"--cfg", "-c", "--info", "-i", "--hydra-help"}
+
+
 def dispatch(argv: list[str]) -> int:
     """Run the command that argv names; without a name, run `train`."""
     name, rest = "train", argv
@@ -50,6 +65,8 @@ def dispatch(argv: list[str]) -> int:
         hint = f"did you mean trainkit {near}?" if near in COMMANDS else f"write {near}=VALUE"
         hint = f"write trainkit --{near}" if near in FLAGS else f"{hint}; trainkit --help lists commands and keys"
         raise ConfigError(f"{argv[0]}: neither a command nor KEY=VALUE", hint=hint)
+    if FLAGS_THAT_PRINT & set(rest) and not is_first_rank():
+        return 0
     if {"--help", "-h"} & set(rest):
         from trainkit.cli.help import command_help, help_text
 
@@ -69,6 +86,10 @@ def dispatch(argv: list[str]) -> int:
 
         print(json.dumps(json_schema(), indent=2))
         return 0
+    if number_of_ranks() > 1 and not _runs_on_ranks(name, rest):
+        if not is_first_rank():
+            return 0
+        leave_ranks()
     with fast_imports():
         command = importlib.import_module(f"trainkit.cli.commands.{name.replace('-', '_')}")
     code: int = command.run(rest)

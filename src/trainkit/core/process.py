@@ -12,10 +12,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainkit.core.errors import Stopped, StorageError, TrainkitError, describe_bug
+from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import StopHandler
 from trainkit.core.terminal import printable
+
+# What torchrun sets, besides variables whose names begin with TORCHELASTIC_.
+RANK_VARIABLES = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
+RANK_VARIABLES |= {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"}
 
 
 def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> int:
@@ -64,6 +68,24 @@ def is_first_rank() -> bool:
 def number_of_ranks() -> int:
     """Return the number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def leave_ranks() -> None:
+    """Let this process, and those that it starts, be no ranks of torchrun."""
+    for name in [name for name in os.environ if name in RANK_VARIABLES or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
+
+
+def may_start_processes(what: str) -> bool:
+    """Return whether this process may start trainings in processes of their own: not as a rank other than rank 0.
+
+    Raises:
+        ConfigError: this is rank 0 of several, which such trainings would not use.
+    """
+    if number_of_ranks() > 1 and is_first_rank():
+        cause = f"torchrun has started {number_of_ranks()} processes, and {what} starts the processes of its trainings"
+        raise ConfigError(cause, hint="start this command without torchrun")
+    return is_first_rank()
 
 
 def open_standard_streams() -> None:

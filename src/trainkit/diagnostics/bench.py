@@ -43,11 +43,12 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
         steps: the number of timed steps of each loop.
 
     Returns:
-        `samples_per_second` and `step` (seconds) of trainkit; `batch_size`; `bare` and `by_hand`, the seconds
-        of a step of a bare loop over the same objects (None if the step needs more) and of a loop written by
-        hand; `phases`, the seconds of each phase; `flops` of a step (None if they cannot be counted); `limits`,
-        the FLOP/s of a matrix product in some precisions, and `limit`, in the precision of the training;
-        `peak_share`, the fraction of the limit that the step reaches; `findings`, what takes an unusual share.
+        `samples_per_second` and `step` (seconds) of trainkit, of all `ranks` together; `batch_size`; `bare` and
+        `by_hand`, the seconds of a step of a bare loop over the same objects (None if the step needs more) and of a
+        loop written by hand (both None with several ranks); `phases`, the seconds of each phase; `flops` of a step on
+        a rank (None if they cannot be counted); `limits`, the FLOP/s of a matrix product in some precisions, and
+        `limit`, in the precision of the training; `peak_share`, the fraction of the limit that the step reaches;
+        `findings`, what takes an unusual share.
 
     Raises:
         ConfigError: the training has a custom step.
@@ -61,11 +62,14 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
     steps_per_round = max(1, math.ceil(steps / ROUNDS))
     state, train = session.state, FixedStepsLoader(session.train, steps_per_round)
     loops = {"step": lambda: run_trainkit_loop(state, train)}
-    if not (state.objects.needs_closure or state.objects.scaler or state.progress.micro_batch):
+    ranks = state.objects.ranks
+    if not (state.objects.needs_closure or state.objects.scaler or state.progress.micro_batch or ranks.are_several):
         loops["bare"] = lambda: run_bare_loop(state, train)
-    by_hand = build_session(settings_by_hand(settings))
-    train_by_hand = FixedStepsLoader(by_hand.train, steps_per_round)
-    loops["by_hand"] = lambda: run_bare_loop(by_hand.state, train_by_hand, read_loss=True)
+    if not ranks.are_several:  # the other loops are those of one process
+        by_hand = build_session(settings_by_hand(settings))
+        train_by_hand = FixedStepsLoader(by_hand.train, steps_per_round)
+        loops["by_hand"] = lambda: run_bare_loop(by_hand.state, train_by_hand, read_loss=True)
+    state.loaders = {"train": session.train}
     timings = run_rounds(state, train, loops)
 
     limits = matmul_limits(state.objects.device, settings.precision)
@@ -75,7 +79,8 @@ def bench(session: Session, settings: Settings, steps: int) -> dict[str, Any]:
         "step": step,
         "batch_size": timings.batch_size,
         "bare": timings.loops.get("bare"),
-        "by_hand": timings.loops["by_hand"],
+        "by_hand": timings.loops.get("by_hand"),
+        "ranks": ranks.size,
         "phases": timings.phases,
         "flops": flops,
         "limits": limits,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainkit.cli import arguments
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError
+from trainkit.core.process import is_first_rank
 from trainkit.core.terminal import printable, printable_lines
 from trainkit.display.live import ReadingProgress
 from trainkit.display.text import as_json, columns
@@ -40,17 +41,24 @@ def run(argv: Sequence[str]) -> int:
     if getattr(args, "try"):
         return _try(args, composed.settings)
     from trainkit.build.session import build_session
+    from trainkit.build.sharding import check_shardable, shard_session
+    from trainkit.core.ranks import joined_ranks
     from trainkit.diagnostics.bench import bench
     from trainkit.diagnostics.trial import settings_of_timed_steps
     from trainkit.engine.error_context import explained_errors
+    from trainkit.engine.train import prepare_rank
 
     settings = replace(settings_of_timed_steps(composed.settings), progress=composed.settings.progress)
-    with arguments.only_answer_on_stdout(args):
-        with ReadingProgress(settings.progress) as on_progress:
-            session = build_session(settings, on_progress)
+    with arguments.only_answer_on_stdout(args), joined_ranks() as ranks:
+        with ranks.together(), ReadingProgress(settings.progress if ranks.is_first else "off") as on_progress:
+            session = build_session(settings, on_progress, ranks=ranks)
+            check_shardable(session)
+        prepare_rank(session)
+        shard_session(session)
         with closing(session), explained_errors(session):
             result = bench(session, settings, args.steps)
-    print(as_json(result) if args.json else printable_lines(result_lines(result, session.notes)))
+    if is_first_rank():
+        print(as_json(result) if args.json else printable_lines(result_lines(result, session.notes)))
     return 0
 
 
@@ -139,8 +147,10 @@ def loop_table(result: Mapping[str, Any]) -> list[str]:
     loops = {
         "by_hand": ("by hand", "a DataLoader without workers, float32, nothing fused, the loss read at each step"),
         "bare": ("bare", "the same objects in five lines; the difference is the cost of trainkit's loop"),
-        "step": ("trainkit", f"{result['by_hand'] / result['step']:.2f} times as fast as the loop by hand"),
+        "step": ("trainkit", f"on {result['ranks']} ranks together"),
     }
+    if result["by_hand"] is not None:
+        loops["step"] = ("trainkit", f"{result['by_hand'] / result['step']:.2f} times as fast as the loop by hand")
     rows = [["loop", "ms a step", "samples/s", ""]]
     for key, (name, note) in loops.items():
         seconds = result[key]
