@@ -105,7 +105,7 @@ ONLY_FLOAT64 = {
     "mixed images from workers": config(
         MIXED, "data.cache=none", "data.num_workers=1", "epochs=1", kind="images", model="Convolutions"
     ),
-    "LBFGS": config("optim=lbfgs", "optim.max_iter=4", "lr=0.1", "batch_size=101"),
+    "LBFGS": config("optim=lbfgs", "optim.max_iter=3", "lr=0.1", "batch_size=101"),
     "metrics of torchmetrics": config(TORCHMETRICS),
 }
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
+from trainkit.core.machine import is_rank
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import StopHandler
 from trainkit.core.terminal import printable
@@ -66,8 +67,8 @@ def is_first_rank() -> bool:
 
 
 def number_of_ranks() -> int:
-    """Return the number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    """Return the number of ranks that torchrun or the key `devices` started; 1 in a process that is no rank."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_rank() else 1
 
 
 def leave_ranks() -> None:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trainkit.cli import arguments
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError
+from trainkit.core.machine import processes_to_start
 from trainkit.core.process import is_first_rank
 from trainkit.core.terminal import printable, printable_lines
 from trainkit.display.live import ReadingProgress
@@ -40,6 +42,17 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--steps {args.steps}: must be from 1 to 100000", hint="write --steps 50")
     if getattr(args, "try"):
         return _try(args, composed.settings)
+    number = processes_to_start(composed.settings.devices, composed.settings.device)
+    if number == 1:
+        return _bench(args, composed.settings)
+    import trainkit.diagnostics.bench  # noqa: F401  the ranks are forks of this process
+    from trainkit.engine.launch import launch
+
+    return launch(number, partial(_bench, args, composed.settings), argv)
+
+
+def _bench(args: argparse.Namespace, given: Settings) -> int:
+    """Time a training in this process, as one of the ranks if there are several, and print the result."""
     from trainkit.build.session import build_session
     from trainkit.build.sharding import check_shardable, shard_session
     from trainkit.core.ranks import joined_ranks
@@ -48,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     from trainkit.engine.error_context import explained_errors
     from trainkit.engine.train import prepare_rank
 
-    settings = replace(settings_of_timed_steps(composed.settings), progress=composed.settings.progress)
+    settings = replace(settings_of_timed_steps(given), progress=given.progress)
     with arguments.only_answer_on_stdout(args), joined_ranks() as ranks:
         with ranks.together(), ReadingProgress(settings.progress if ranks.is_first else "off") as on_progress:
             session = build_session(settings, on_progress, ranks=ranks)
