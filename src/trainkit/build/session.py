@@ -39,6 +39,7 @@ from trainkit.training.custom_step import CustomStep
 from trainkit.training.losses import whole_batch_module
 from trainkit.training.overlap import why_not_overlapped
 from trainkit.training.state import LoopSettings, State, new_state
+from trainkit.training.sync_batchnorm import is_synced, sync_batchnorm
 from trainkit.training.whole_batch import declared_error
 
 
@@ -116,6 +117,8 @@ def _build_session(
     settings = settings.with_mode(choose_mode(settings, metrics))
     loaders = [loader for loader in (train, val) if loader is not None]
     model, loss_fn, module_notes = build_modules(settings, device, loaders, initialize)
+    if ranks.are_several and settings.sync_batchnorm:
+        sync_batchnorm(model, ranks, compiled=bool(settings.compile))
     named = named_params(model, loss_fn)
     problems = unknown_watched_params(settings.watch, [param.name for param in named])
     try:
@@ -128,6 +131,7 @@ def _build_session(
     steps = build_steps(settings, device)
     state = build_state(settings, device, model, loss_fn, optimizers, val, steps)
     state.objects.ranks = ranks
+    state.objects.synced = next((name for name, module in model.named_modules() if is_synced(module)), None)
     state.objects.train_metrics, state.objects.val_metrics = metrics["train"], metrics["val"]
     check_shared_batches(settings, state, train)
     _freeze_until_joined(state, groups)

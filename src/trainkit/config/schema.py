@@ -196,6 +196,7 @@ class RootKeys:
     batch_size: Count
     val_batch_size: Count
     micro_batch: Count | None
+    sync_batchnorm: Literal["auto"] | None
     activation_checkpointing: Literal["blocks"] | None
     training_step: str | Node
     evaluation_step: str | Node | None

@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +29,9 @@ Value = TypeVar("Value")
 
 BUCKET_BYTES = 25 * 2**20  # of gradients in a message: large messages use the network well
 MESSAGE = 8  # numbers of an agreement; a fixed size, because a rank that failed has none to offer
-FINE, OUT_OF_MEMORY, FAILED = 0, 1, 2  # how the work of a rank ended
+# How the work of a rank ended. FOLLOWED: with an error, because another rank had failed.
+FINE, FOLLOWED, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3
+CHECK_SECONDS = 1.0  # how often a rank that waits in a forward or backward pass checks whether another has failed
 
 
 class OtherRankError(TrainkitError):
@@ -43,6 +46,10 @@ class OtherRankError(TrainkitError):
     def __init__(self, rank: int, exit_code: int, problems: Sequence[Problem]) -> None:
         super().__init__(*(Problem(f"rank {rank}: {problem.cause}", problem.hint) for problem in problems))
         self.rank, self.exit_code = rank, exit_code
+
+
+class RankFailedInPassError(Exception):
+    """Another rank has failed in a forward or backward pass. `Ranks.together` replaces it by the error of that rank."""
 
 
 class Agreement:
@@ -82,6 +89,8 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self.explain: Callable[[Exception], TrainkitError] = _describe
+        self.failures = 0  # failures of any rank that all ranks have agreed on
+        self._pass_group: tuple[int, Any] | None = None  # see `gather_in_pass`
 
     @property
     def is_first(self) -> bool:
@@ -162,6 +171,44 @@ class Ranks:
             with torch.no_grad():
                 tensor.copy_(values)
 
+    # ------------------------------------------------------------------- in a forward or backward pass
+
+    @property
+    def pass_group(self) -> Any:
+        """The process group of the messages in a pass. After a failure it is a new one, without open messages."""
+        if self._pass_group is None or self._pass_group[0] != self.failures:
+            self._pass_group = self.failures, dist.new_group()
+        return self._pass_group[1]
+
+    def gather_in_pass(self, own: Tensor) -> Tensor:
+        """Return the tensors that the ranks pass in a forward or backward pass, in rows. Their shapes are equal.
+
+        A pass may fail on one rank, which then does not take part any more.
+
+        Raises:
+            RankFailedInPassError: another rank has failed.
+        """
+        if not self.are_several:
+            return own[None]
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        work = dist.all_gather(rows, own.contiguous(), group=self.pass_group, async_op=True)
+        if own.device.type != "cpu":
+            work.wait()
+            return torch.stack(rows)
+        while True:
+            try:
+                work.wait(timedelta(seconds=CHECK_SECONDS))
+                return torch.stack(rows)
+            except RuntimeError:
+                if work.is_completed():
+                    raise
+            if _store().check([self._failure_key]):
+                raise RankFailedInPassError
+
+    @property
+    def _failure_key(self) -> str:
+        return f"trainkit/failure/{self.failures}"
+
     # ---------------------------------------------------------------------------------------- errors
 
     @contextmanager
@@ -211,7 +258,9 @@ class Ranks:
 
     def _settle(self, error: Exception | None, agreement: Agreement) -> None:
         """Raise an error if any rank has one; otherwise exchange the numbers of the agreement."""
-        kind = FINE if error is None else OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
+        kind = _kind_of(error)
+        if kind >= OUT_OF_MEMORY:
+            _store().set(self._failure_key, "")  # other ranks may wait in a pass
         own = [kind, *agreement.offered]
         rows = self.agree(*own, *[0] * (MESSAGE - len(own)))
         kinds = [row[0] for row in rows]
@@ -220,8 +269,15 @@ class Ranks:
             agreement.columns = [[row[1 + index] for row in rows] for index in range(len(agreement.offered))]
             return
         first = kinds.index(worst)
+        if self.is_first and worst >= OUT_OF_MEMORY:
+            _store().delete_key(self._failure_key)
+        self.failures += 1
+        if worst == FOLLOWED and error is not None:
+            raise error
         if worst == OUT_OF_MEMORY:
-            raise error or torch.OutOfMemoryError(f"rank {first} ran out of memory")
+            if error is not None and kind == worst:
+                raise error
+            raise torch.OutOfMemoryError(f"rank {first} ran out of memory") from error
         explained = error if error is None or isinstance(error, TrainkitError) else self.explain(error)
         own_failure = None if explained is None else (explained.exit_code, explained.problems)
         found = self.gather(own_failure)[first]
@@ -230,6 +286,20 @@ class Ranks:
         assert found is not None
         exit_code, problems = found
         raise OtherRankError(first, exit_code, problems) from error
+
+
+def _kind_of(error: Exception | None) -> int:
+    """Return how work ended that raised an error, or None."""
+    if error is None:
+        return FINE
+    if isinstance(error, OtherRankError | RankFailedInPassError):
+        return FOLLOWED
+    return OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
+
+
+def _store() -> Any:
+    """Return the key-value store of the ranks."""
+    return dist.distributed_c10d._get_default_store()
 
 
 ALONE = Ranks()  # the one rank of a training in one process

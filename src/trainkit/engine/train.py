@@ -49,6 +49,7 @@ from trainkit.training.first_batch import FirstBatch
 from trainkit.training.loop import fit
 from trainkit.training.objects import takes_batch_statistics
 from trainkit.training.state import State
+from trainkit.training.sync_batchnorm import is_synced
 from trainkit.training.trial_validation import TrialValidation
 
 
@@ -329,9 +330,15 @@ def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
     """
     state, notes = session.state, split_notes(overrides, held_out=session.held_out)
     layers = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
+    ranks = state.objects.ranks
     if state.progress.micro_batch is not None and layers:
-        size = state.progress.micro_batch
+        size = state.progress.micro_batch * (ranks.size if state.objects.synced else 1)
         notes.append(f"note: {count(len(layers), 'layer')} with batch statistics see {size} samples at a time")
+    unsynced = [layer for layer in layers if not is_synced(layer)] if ranks.are_several else []
+    if unsynced:
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in unsynced}))
+        text = f"note: {count(len(unsynced), 'layer')} with batch statistics ({kinds}) see the share of each rank"
+        notes.append(f"{text}, so the results depend on the number of ranks")
     if any(not param.requires_grad for layer in layers for param in layer.parameters(recurse=False)):
         notes.append("note: frozen batch norm layers still update their running statistics")
     if keeps_trainable(session.settings):

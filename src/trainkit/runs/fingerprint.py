@@ -26,6 +26,7 @@ FREE_KEYS = {
     "memory_format",
     "compile",
     "micro_batch",
+    "sync_batchnorm",
     "activation_checkpointing",
     "val_batch_size",
     "deterministic",

@@ -20,6 +20,7 @@ from trainkit.core.rng import rng_state, set_rng_state
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.progress import Progress
 from trainkit.training.state import State
+from trainkit.training.sync_batchnorm import copy_first_buffers
 
 FORMAT = 1
 KEYS = (
@@ -67,6 +68,7 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
     Raises:
         CheckpointError: the state has a value that cannot be stored.
     """
+    copy_first_buffers(state.objects)
     captured = state.objects.state_dict()
     metrics = _strict(captured.pop("train_metrics"), "metrics", METRIC_HINT)
     steps = {key: _strict(own, f"{key}.state_dict", STEP_HINT) for key, own in captured.pop("steps").items()}

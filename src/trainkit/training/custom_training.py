@@ -16,7 +16,7 @@ from trainkit.training.custom_step import CustomStep, StepResult
 from trainkit.training.metric_set import detach
 from trainkit.training.sharding import filling_batches
 from trainkit.training.state import State
-from trainkit.training.step import accumulate_gradient, joined, micro_batches, update_with
+from trainkit.training.step import accumulate_gradient, joined, micro_batches, number_of_passes, update_with
 from trainkit.training.wrong_result import WrongResultError
 
 
@@ -149,7 +149,7 @@ def micro_batch_results(
         WrongResultError: the step returns neither a loss nor a mapping with a loss.
     """
     samples, micro_batch = batch_size_of(inputs), state.progress.micro_batch
-    for part, part_targets in micro_batches(inputs, targets, micro_batch):
+    for part, part_targets in micro_batches(inputs, targets, micro_batch, number_of_passes(state)):
         with state.objects.autocast:
             result = step.check_result(step(model, part, part_targets, loss_fn, state.progress))
         count = batch_size_of(part)

@@ -25,7 +25,8 @@ from trainkit.training.metrics import CLOCKS, Metrics
 from trainkit.training.oom import run_with_oom_split
 from trainkit.training.several_updates import update_each_optimizer
 from trainkit.training.state import Phase, State
-from trainkit.training.step import before_update, train_step_in_parts
+from trainkit.training.step import before_update, number_of_passes, train_step_in_parts
+from trainkit.training.sync_batchnorm import copy_first_buffers
 
 
 def fit(state: State, train: Loader, val: Loader | None = None, hooks: list[Any] | None = None) -> None:
@@ -91,6 +92,7 @@ def train_epoch(state: State, loader: Loader, hooks: list[Any]) -> Metrics:
         progress.batch += 1
         state.check_time()
         call_hooks(hooks, "on_step", state)
+    copy_first_buffers(objects)
     return training_metrics(state)
 
 
@@ -100,6 +102,7 @@ def train_step(state: State, inputs: Any, targets: Any) -> None:
     objects, micro_batch = state.objects, state.progress.micro_batch
     model, loss_fn, optimizer = objects.model, objects.loss_fn, objects.optimizer
     samples = batch_size_of(inputs)
+    number_of_passes(state)  # a rank without a sample is an error on all ranks
     if objects.training_step is not None:
         step = update_each_optimizer if objects.training_step.is_generator else custom_train_step
         return step(state, objects.training_step, inputs, targets)

@@ -53,6 +53,7 @@ class Objects:
     evaluation_step: CustomStep | None = None
     stream: Any = None  # the loader of a stream, whose position is saved
     ranks: Ranks = ALONE  # the processes that train together
+    synced: str | None = None  # the first batch norm layer that uses the statistics of all ranks
     may_overlap: bool = False  # gradients may be summed over the ranks during the backward pass
     overlapped: nn.Module | None = None  # the model, if its backward pass does it
     sharded: bool = False  # each rank holds a part of every parameter of the model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainkit.core.errors import ConfigError
 from trainkit.core.pytree import batch_size_of, join_rows, map_tensors, take_samples, tensors_in
+from trainkit.data.batch_order import Share
 from trainkit.data.prepare import Batch
 from trainkit.optim.chained import ChainedOptimizer
 from trainkit.training.finite import check_step, gradient_values
@@ -21,6 +24,8 @@ from trainkit.training.objects import Objects, parameters_of
 from trainkit.training.overlap import begin_overlap, overlapped_model, sum_in_backward
 from trainkit.training.sharding import clip_sharded_gradients, filling_batches, total_norm, zero_of
 from trainkit.training.state import Phase, State
+
+LAST_BATCH_HINT = "write data.drop_last=on, or another batch_size, or sync_batchnorm=off"
 
 
 def train_step_in_parts(state: State, inputs: Any, targets: Any) -> None:
@@ -98,6 +103,8 @@ def accumulate_gradient(
                 kept.append((detach(outputs), part_targets))
             if objects.may_overlap:
                 last_outputs = detach(outputs)
+            if loss is None and objects.synced is not None and torch.is_grad_enabled():
+                backward_without_gradient(outputs)  # batch norm layers on other ranks wait for those of this rank
             del outputs
             if loss is None:
                 continue
@@ -151,8 +158,8 @@ def forward_in_parts(
 
     With `shared`, the batch is a share, and the denominator is that of the whole batch.
     """
-    samples, done = batch_size_of(inputs), 0
-    for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch):
+    samples, done, passes = batch_size_of(inputs), 0, number_of_passes(state)
+    for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch, passes):
         count = batch_size_of(part)
         done += count
         sum_in_backward(model, last=done == samples)
@@ -164,16 +171,44 @@ def forward_in_parts(
         del outputs, loss  # before the next forward pass needs memory
 
 
-def micro_batches(inputs: Any, targets: Any, size: int | None) -> Iterator[Batch]:
-    """Yield a batch in parts of at most `size` samples, in order."""
+def backward_without_gradient(outputs: Any) -> None:
+    """Run the backward pass of outputs that the loss does not use. It adds 0 to the gradients."""
+    used = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+    torch.autograd.backward(used, [torch.zeros_like(tensor) for tensor in used])
+
+
+def number_of_passes(state: State) -> int | None:
+    """Return the number of forward passes for a batch if it must be equal on all ranks, else None.
+
+    Batch norm layers exchange their statistics in each pass.
+
+    Raises:
+        ConfigError: a rank has no sample for a pass.
+    """
+    progress, synced = state.progress, state.objects.synced
+    if synced is None or state.phase is Phase.EVALUATING or not progress.largest_share:
+        return None
+    passes = math.ceil(progress.largest_share / (progress.micro_batch or progress.largest_share))
+    if progress.smallest_share < passes:
+        ranks, samples = state.objects.ranks.size, progress.samples_of_batch
+        cause = f"a batch of {samples} samples in {passes} forward pass{'es' * (passes > 1)} on {ranks} ranks"
+        hint = "write micro_batch=2 or more" if passes > 1 else LAST_BATCH_HINT
+        raise ConfigError(f"{cause}: batch norm (model.{synced}) needs a sample on each rank in each pass", hint=hint)
+    return passes
+
+
+def micro_batches(inputs: Any, targets: Any, size: int | None, passes: int | None = None) -> Iterator[Batch]:
+    """Yield a batch in parts of at most `size` samples, in order; with `passes`, in so many parts of similar sizes."""
     samples = batch_size_of(inputs)
     if not samples:  # another rank has the samples
         return
-    if size is None or size >= samples:
+    if size is None or (size >= samples and passes in (None, 1)):
         yield inputs, targets  # whole, because sparse and 0-d tensors cannot be sliced
         return
-    for start in range(0, samples, size):
-        stop = start + size
+    bounds = [slice(start, start + size) for start in range(0, samples, size)]
+    if passes is not None:
+        bounds = [Share(number, passes).bounds(samples) for number in range(passes)]
+    for start, stop in ((part.start, part.stop) for part in bounds):
         yield take_samples(inputs, start, stop, samples), take_samples(targets, start, stop, samples)
 
 
