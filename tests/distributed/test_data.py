@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from trainkit.core.errors import DataError
-from trainkit.core.ranks import Ranks
 from trainkit.data.augment import Augment
 from trainkit.data.batch_order import BatchOrder, Share
-from trainkit.data.form import PAIRS
 from trainkit.data.loaders import Loader, SlicingLoader, StreamingLoader, make_loader
 from trainkit.data.prepare import NO_SAMPLES, Batch, Prepare
 from trainkit.data.store import Store

@@ -27,10 +27,10 @@ from torch import nn
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm, self.conv = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+        self.norm, self.conv, self.last = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
 
     def forward(self, x):
-        return x + self.conv(self.norm(x).relu())
+        return x + self.last(self.conv(self.norm(x)).relu())
 
 class Net(nn.Module):
     "A residual network with every kind of batch norm."
@@ -39,17 +39,27 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.norm1 = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6, affine=affine)
         self.second, self.norm2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6, momentum=None)
-        self.blocks = nn.ModuleList([Block(), Block()])
         self.head, self.norm3 = nn.Linear(6, 10), nn.BatchNorm1d(10, track_running_stats=False)
         self.deep = nn.BatchNorm3d(1)
 
     def forward(self, x):
         x = self.norm1(self.first(x)).relu()
         x = self.deep((x + self.norm2(self.second(x)))[:, None])[:, 0].relu()
-        for block in self.blocks:
-            x = block(x)
         x = self.head(x.mean((2, 3)))
         return self.norm3(x) if self.training else x
+
+class Deep(nn.Module):
+    "Blocks that the backward pass computes again."
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 6, 1), nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x.mean((2, 3)).repeat(1, 2)
 
 class Fails(nn.Module):
     "A layer that fails on rank 1 in step 3, before the batch norm of the other rank has its statistics."
@@ -79,11 +89,12 @@ class Ignoring(nn.Module):
 """
 DATA = ["data=synthetic", "data.train.size=106", "data.train.shape=[3,4,4]", "data.split=0.2", "batch_size=20"]
 NET = ["model._target_=nets.Net", "epochs=2", *DATA]
+RECOMPUTED = ["loss._target_=nets.Ignoring", "activation_checkpointing=blocks"]
 CASES = {
     "plain": Case([*NET, "clip_norm=1", "ema=0.9"], "float64"),
     "single": Case([*NET, "+model.affine=false"]),
     "ignoring": Case([*NET, "loss._target_=nets.Ignoring", "data.shuffle=off", "batch_size=9"], "float64"),
-    "recomputed": Case([*NET, "activation_checkpointing=blocks"], "float64"),
+    "recomputed": Case(["model._target_=nets.Deep", "epochs=2", *DATA, *RECOMPUTED], "float64"),
 }
 FAULTS = {
     "error": Case(["model._target_=nets.failing", "+model.kind=error", "epochs=1", *DATA]),

@@ -15,15 +15,16 @@ import torch
 from trainkit.build.form import build_form
 from trainkit.build.instantiate import call_target
 from trainkit.build.shared_batches import check_mixing, mixes_samples
-from trainkit.build.streams import build_stream_loader, describe_stream, make_stream, refuse_split
+from trainkit.build.streams import build_stream_loader, describe_stream, make_stream, readers_of, refuse_split
 from trainkit.config.schema import SAMPLERS
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
 from trainkit.core.pytree import describe
+from trainkit.core.ranks import ALONE, Ranks
 from trainkit.data.augment import Augment
-from trainkit.data.batch_order import WHOLE, EpochOrder, Share
+from trainkit.data.batch_order import EpochOrder, Share
 from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
 from trainkit.data.flow import FlowingLoader
@@ -62,7 +63,7 @@ class Loaders:
 
 
 def build_loaders(
-    settings: Settings, device: torch.device, on_progress: OnProgress | None, share: Share = WHOLE
+    settings: Settings, device: torch.device, on_progress: OnProgress | None, ranks: Ranks = ALONE
 ) -> tuple[Settings, Loaders]:
     """Build the loaders; return them with settings that include the number of classes and of steps.
 
@@ -70,14 +71,14 @@ def build_loaders(
         settings: the settings of the run.
         device: receives the batches.
         on_progress: is called while samples are read into memory. None: no samples are read.
-        share: which samples of each batch this process reads.
+        ranks: the processes that train together. Each reads its share of each batch.
 
     Raises:
         ConfigError: the model needs the number of classes, and the data set does not give it.
         DataError: a data set cannot be read, or is empty.
         UserCodeError: a data set raised an error.
     """
-    stores = build_stores(settings, device, on_progress)
+    stores = build_stores(settings, device, on_progress, ranks)
     if settings.data.classes is None and stores.classes is None and settings.model_needs_classes:
         raise ConfigError(
             f"data.classes: {settings.data.train['_target_']} does not give it, and the model refers to it",
@@ -85,7 +86,7 @@ def build_loaders(
         )
     settings = settings.with_data(classes=stores.classes)
     standardize = training_statistics(stores.train) if settings.data.standardize else None
-    build = functools.partial(build_loader, settings, device=device, standardize=standardize, share=share)
+    build = functools.partial(build_loader, settings, device=device, standardize=standardize, ranks=ranks)
     train = build(stores.train, train=True)
     val = None if stores.val is None else build(stores.val, train=False)
     if settings.steps_per_epoch is not None and not isinstance(train, StreamLoader):
@@ -94,7 +95,9 @@ def build_loaders(
     return settings, Loaders(train, val, stores.held_out, stores.notes)
 
 
-def build_stores(settings: Settings, device: torch.device, on_progress: OnProgress | None) -> Stores:
+def build_stores(
+    settings: Settings, device: torch.device, on_progress: OnProgress | None, ranks: Ranks = ALONE
+) -> Stores:
     """Build the data sets and store their samples.
 
     If there is no validation set but a `data.split`, validation samples are taken out of the training data.
@@ -110,12 +113,12 @@ def build_stores(settings: Settings, device: torch.device, on_progress: OnProgre
         if dataset is not None and not is_stream(dataset) and len(dataset) == 0:
             raise empty_error(name)
     train = store_samples(settings, "train", train_set, device, on_progress, form)
-    notes = [f"training data: {describe_samples(train, settings)}"]
+    notes = [f"training data: {describe_samples(train, settings, ranks)}"]
     held_out = False
     val = None
     if val_set is not None:
         val = store_samples(settings, "val", val_set, device, on_progress, form)
-        notes.append(f"validation data: {describe_samples(val, settings)}")
+        notes.append(f"validation data: {describe_samples(val, settings, ranks)}")
     elif isinstance(train, Stream):
         refuse_split(settings)
     elif settings.data.split is not None:
@@ -207,9 +210,9 @@ def store_samples(
         raise explain_sample_error(f"data.{part}", error) or UserCodeError(f"data.{part}", error) from error
 
 
-def describe_samples(store: Store | Stream, settings: Settings) -> str:
+def describe_samples(store: Store | Stream, settings: Settings, ranks: Ranks = ALONE) -> str:
     """Return the number of samples, and where they are stored or how they are read."""
-    return describe_stream(store, settings) if isinstance(store, Stream) else describe_store(store)
+    return describe_stream(store, settings, ranks) if isinstance(store, Stream) else describe_store(store)
 
 
 def describe_store(store: Store) -> str:
@@ -230,20 +233,21 @@ def build_loader(
     standardize: Pair | None = None,
     *,
     train: bool,
-    share: Share = WHOLE,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """Build the loader of a store. The run's seed and the keys of the order are for the training samples only.
 
     Raises:
         ConfigError: the sampler is wrong, or `data.drop_last` leaves no batch.
     """
-    data, size = settings.data, settings.batch_size
+    data, size, share = settings.data, settings.batch_size, Share(ranks.rank, ranks.size)
     prepare = build_prepare(settings, device, standardize, train=train)
     if train and share.ranks > 1 and mixes_samples(settings):
-        check_mixing(settings, share.ranks, is_stream=isinstance(store, Stream))
+        is_divided = isinstance(store, Stream) and readers_of(store, ranks, size).are_several
+        check_mixing(settings, share.ranks, is_divided=is_divided)
         share, prepare.drop_first = dataclasses.replace(share, with_previous=True), True
     if isinstance(store, Stream):
-        return build_stream_loader(settings, store, prepare, train=train)
+        return build_stream_loader(settings, store, prepare, train=train, share=share, ranks=ranks)
     loader = make_loader(
         store,
         prepare,

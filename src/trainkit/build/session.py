@@ -26,7 +26,6 @@ from trainkit.core.ranks import ALONE, Ranks
 from trainkit.core.rng import seed_all
 from trainkit.core.spelling import did_you_mean
 from trainkit.data import cache
-from trainkit.data.batch_order import Share
 from trainkit.data.loaders import Loader
 from trainkit.data.stream_loader import StreamLoader
 from trainkit.losses import REGRESSION_LOSSES
@@ -107,8 +106,7 @@ def _build_session(
     if problems:
         raise ConfigError(*problems)
     device = prepare_process(settings, ranks)
-    share = Share(ranks.rank, ranks.size)
-    settings, data = build_loaders(settings, device, on_progress, share)
+    settings, data = build_loaders(settings, device, on_progress, ranks)
     train, val = data.train, data.val if settings.evaluation_step is not None else None
 
     # Seed again: the model must not depend on the random numbers that the data used.

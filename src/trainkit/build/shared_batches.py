@@ -49,11 +49,13 @@ def mixes_samples(settings: Settings) -> bool:
     return augment is not None and bool(augment.mixup or augment.cutmix)
 
 
-def check_mixing(settings: Settings, ranks: int, *, is_stream: bool) -> None:
+def check_mixing(settings: Settings, ranks: int, *, is_divided: bool) -> None:
     """Raise `ConfigError` if a rank cannot know which sample comes before its share of a batch."""
     hint = "write data.augment.mixup=off data.augment.cutmix=off"
     cause = f"data.augment: {shared_batches(ranks)}, and mixing needs the sample before a share"
-    if is_stream:
-        raise ConfigError(f"{cause}, which a stream does not give", hint=f"{hint}; or {ONE_RANK}")
+    if is_divided:
+        raise ConfigError(
+            f"{cause}, which another rank reads: the stream divides its samples", hint=f"{hint}; or {ONE_RANK}"
+        )
     if settings.data.on_unreadable == "skip":
         raise ConfigError(f"{cause}, which may be unreadable", hint=f"write data.on_unreadable=stop; or {ONE_RANK}")

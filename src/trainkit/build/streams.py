@@ -8,6 +8,8 @@ from typing import Any
 from trainkit.build.form import build_form
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError, DataError, Problem
+from trainkit.core.ranks import ALONE, Ranks
+from trainkit.data.batch_order import WHOLE, Share
 from trainkit.data.checks import length_of_stream
 from trainkit.data.prepare import Prepare
 from trainkit.data.stream_loader import StreamLoader
@@ -56,7 +58,29 @@ def refuse_split(settings: Settings) -> None:
             raise ConfigError(cause, hint=hint.format(key))
 
 
-def describe_stream(stream: Stream, settings: Settings) -> str:
+def readers_of(stream: Stream, ranks: Ranks, batch_size: int) -> Ranks:
+    """Return the ranks among which a stream divides its samples; `ALONE`: each rank reads all samples.
+
+    A set of Hugging Face with fewer shards than ranks is not divided, because some ranks would have no samples.
+
+    Raises:
+        ConfigError: the stream is divided already, or a batch has fewer samples than ranks.
+    """
+    if not ranks.are_several or not stream.shards_itself:
+        return ALONE
+    if getattr(stream.dataset, "_distributed", None):
+        hint = "remove split_dataset_by_node: trainkit divides the set among the ranks"
+        raise ConfigError(f"{stream.key}: the set is already divided among nodes", hint=hint)
+    shards = getattr(stream.dataset, "num_shards", None)
+    if isinstance(shards, int) and shards < ranks.size:
+        return ALONE
+    if batch_size < ranks.size:
+        cause = f"batch_size={batch_size}: {stream.key} divides its samples among {ranks.size} ranks"
+        raise ConfigError(cause, hint=f"write batch_size={ranks.size} or more")
+    return ranks
+
+
+def describe_stream(stream: Stream, settings: Settings, ranks: Ranks = ALONE) -> str:
     """Return a text about a stream: its length, the processes that read it, and the samples of a limited validation."""
     workers = settings.data.num_workers
     length = "a stream" if stream.length is None else f"a stream of {stream.length:,} samples"
@@ -67,31 +91,49 @@ def describe_stream(stream: Stream, settings: Settings) -> str:
         verb = "has" if shards == 1 else "have"
         each = f", {shards} of which {verb} a share: the set has {shards} shard{'s' * (shards > 1)}"
     text = f"{length}, read by {readers}{each}"
+    if ranks.are_several and readers_of(stream, ranks, settings.batch_size).are_several:
+        text += f" of each rank; the set divides its samples among {ranks.size} ranks, so the batches are not those of"
+        text += " one process"
+    elif ranks.are_several:
+        text += " of each rank; every rank reads all samples and keeps its share of each batch"
     limit = settings.limit_val_batches
     if stream.key == "data.val" and limit is not None:
         text += f"; its first {limit * settings.batch_size:,} samples are used"
     return text
 
 
-def build_stream_loader(settings: Settings, stream: Stream, prepare: Prepare, *, train: bool) -> StreamLoader:
+def build_stream_loader(
+    settings: Settings, stream: Stream, prepare: Prepare, *, train: bool, share: Share = WHOLE, ranks: Ranks = ALONE
+) -> StreamLoader:
     """Build the loader of a stream.
+
+    Args:
+        settings: the settings of the run.
+        stream: the samples.
+        prepare: moves a batch to the device.
+        train: whether the samples are for training.
+        share: which samples of each batch this process reads.
+        ranks: the processes that train together.
 
     Raises:
         ConfigError: the number of batches in an epoch is unknown or 0.
     """
     data, size = settings.data, settings.batch_size
+    readers = readers_of(stream, ranks, size if train else settings.val_batch_size)
     limit = settings.limit_batches if train else settings.limit_val_batches
     loader = StreamLoader(
         stream,
         prepare,
         batch_size=size if train else settings.val_batch_size,
-        steps=steps_of_epoch(settings, stream) if train else None,
+        steps=steps_of_epoch(settings, stream, readers) if train else None,
         seed=settings.seed if train else None,
         num_workers=data.num_workers,
         limit=None if limit is None else limit * size,
         drop_last=train and bool(data.drop_last),
         form=build_form(settings),
         exact=train and settings.steps_per_epoch is None,
+        share=share,
+        ranks=readers,
     )
     if train and not len(loader):
         cause = f"data.drop_last: the {stream.length} training samples do not fill a batch of {size}"
@@ -99,7 +141,7 @@ def build_stream_loader(settings: Settings, stream: Stream, prepare: Prepare, *,
     return loader
 
 
-def steps_of_epoch(settings: Settings, stream: Stream) -> int:
+def steps_of_epoch(settings: Settings, stream: Stream, ranks: Ranks = ALONE) -> int:
     """Return the number of batches in an epoch: `steps_per_epoch`, or the batches of a pass over the stream.
 
     Raises:
@@ -112,6 +154,9 @@ def steps_of_epoch(settings: Settings, stream: Stream) -> int:
     if stream.length is None:
         cause = f"data.train: {stream.name} is a stream without a length, so the end of an epoch is unknown"
         raise ConfigError(cause, hint=hint)
+    if ranks.are_several:
+        cause = f"data.train: each of {ranks.size} ranks reads its own share of {stream.name}"
+        raise ConfigError(f"{cause}, so the number of batches in an epoch is unknown", hint=hint)
     if stream.shards_itself and data.num_workers > 1:
         cause = f"data.num_workers={data.num_workers}: each worker reads its own share of {stream.name}"
         raise ConfigError(f"{cause}, so the number of batches in an epoch is unknown", hint=hint)

@@ -38,10 +38,13 @@ class Share:
 
     def read_of(self, batch: Tensor) -> Tensor:
         """Return what the process reads of a batch: its share, after the sample before it with `with_previous`."""
-        share = self.of(batch)
-        if not self.with_previous or not len(share):
-            return share
-        return torch.cat([batch[[self.bounds(len(batch)).start - 1]], share])
+        return batch[self.positions(len(batch))] if self.with_previous else self.of(batch)
+
+    def positions(self, samples: int) -> list[int]:
+        """Return the places in a batch of the samples that the process reads, see `read_of`."""
+        bounds = self.bounds(samples)
+        share = [*range(bounds.start, bounds.stop)]
+        return [(bounds.start - 1) % samples, *share] if self.with_previous and share else share
 
     def bounds(self, samples: int) -> slice:
         """Return the range of the share in a batch."""

@@ -141,6 +141,9 @@ class SlicingLoader:
                 yield NO_SAMPLES
                 continue
             readable = self._readable(indices) if self.store.unreadable else indices
+            if not len(readable):
+                yield NO_SAMPLES
+                continue
             rows = readable if self.rows is None else self.rows[readable]
             yield self.prepare(*take_rows(self.tensors, rows), epoch, readable)
 
@@ -153,7 +156,7 @@ class SlicingLoader:
         unreadable = [index for index in indices.tolist() if index in self.store.unreadable]
         for index in unreadable:
             record_unreadable_sample(self.unreadable, self.store.dataset, index, self.store.unreadable[index])
-        if len(unreadable) == len(indices):
+        if len(unreadable) == len(indices) and self.order.share.ranks == 1:
             raise unreadable_batch_error(self.unreadable)
         return indices[[index not in self.store.unreadable for index in indices.tolist()]] if unreadable else indices
 
@@ -251,7 +254,10 @@ class StreamingLoader:
                     raise unreadable_sample_error(self.key, self.dataset, index, reason)
                 record_unreadable_sample(self.unreadable, self.dataset, index, reason)
             if batch.inputs is None:
-                raise unreadable_batch_error(self.unreadable)
+                if self.order.share.ranks == 1:
+                    raise unreadable_batch_error(self.unreadable)
+                yield NO_SAMPLES  # other processes may have readable samples of the batch
+                continue
             yield self.prepare(*batch.pair, epoch, torch.tensor(batch.indices))
         if self.order.ends_with_empty_share:
             yield NO_SAMPLES

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +13,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trainkit.core.errors import DataError, UserCodeError
+from trainkit.core.ranks import ALONE, Ranks
 from trainkit.core.rng import preserve_rng
-from trainkit.data.batch_order import non_finite_rows
+from trainkit.data.batch_order import WHOLE, Share, non_finite_rows
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.loaders import end_workers, start_reading
 from trainkit.data.pairs import Pair, map_pair
-from trainkit.data.prepare import Batch, Prepare
+from trainkit.data.prepare import NO_SAMPLES, Batch, Prepare
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, ignore_signals
 from trainkit.data.sample_errors import sample_error
-from trainkit.data.stream_reading import Position, ShareProgress, StreamBatch, StreamReader
+from trainkit.data.stream_reading import NOTHING, Position, ShareProgress, StreamBatch, StreamReader, acting_as_worker
 from trainkit.data.streams import Stream, begin_pass
 
 
@@ -41,6 +44,8 @@ class StreamLoader:
         drop_last: skip the last batch of a pass if it is smaller.
         form: which parts of a sample are the inputs and the targets, and how samples become a batch.
         exact: whether an epoch is one pass of `stream.length` samples. Any other number of samples is an error then.
+        share: which samples of each batch this process reads.
+        ranks: the processes among which the set divides its samples. `ALONE`: each process reads all samples.
     """
 
     def __init__(
@@ -56,13 +61,18 @@ class StreamLoader:
         drop_last: bool = False,
         form: SampleForm = PAIRS,
         exact: bool = False,
+        share: Share = WHOLE,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks, self.divided = ranks, ranks.are_several
         self.stream, self.prepare, self.steps, self.form, self.exact = stream, prepare, steps, form, exact
         self.key, self.dataset, self.num_workers = stream.key, stream.dataset, num_workers
         self.limit, self.max_batches = limit, None if limit is None else -(-limit // batch_size)
         self.samples = stream.length if limit is None or stream.length is None else min(stream.length, limit)
         self.unreadable: dict[int, str] = {}
-        self.reader = StreamReader(stream, batch_size, seed or 0, form, limit, drop_last=drop_last)
+        self.reader = StreamReader(
+            stream, batch_size, seed or 0, form, limit, drop_last=drop_last, share=share, divided=self.divided
+        )
         shares = max(1, num_workers) if self.reader.shards_itself else 1
         self.start = Position(shares=(ShareProgress(),) * shares)
         self._positions: dict[int, Position] = {}  # number of batches -> position, before and after the last batch
@@ -126,21 +136,47 @@ class StreamLoader:
             DataError: the pass is empty, has another length than the stream, or a sample cannot be read.
         """
         if self.max_batches is None or position.batches < self.max_batches:
-            for read in self._fetch(position):
-                if read is None:
-                    continue
-                if read.batch.unreadable:
-                    raise self._unreadable_error(*read.batch.unreadable[0])
+            reads = filter(None, self._fetch(position))
+            while (read := self._next(reads)) is not None:
                 position = position.after(read)
                 self._check_length(position, ended=False)
-                self._indices = read.batch.indices
-                yield self.prepare(*read.batch.pair, position.pass_number, torch.tensor(read.batch.indices)), position
+                self._indices = read.batch.indices[self.prepare.drop_first :]
+                yield self._prepare(read.batch, position.pass_number), position
                 if position.batches == self.max_batches:
                     break
             self.end_reading()
         if position.batches == 0:
             raise self._empty_error(position.pass_number)
         self._check_length(position, ended=True)
+
+    def _next(self, reads: Iterator[StreamBatch]) -> StreamBatch | None:
+        """Return the next batch, or the part of it that this process reads; None: the pass has ended.
+
+        If the set divides its samples, all processes end a pass together: when the last one has no more samples, or
+        with `drop_last`, when the first one has too few.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        with self.ranks.together() as agreement:
+            read = next(reads, None)
+            if read is not None and read.batch.unreadable:
+                raise self._unreadable_error(*read.batch.unreadable[0])
+            agreement.offer(0 if read is None else read.samples)
+        if not self.divided:
+            return read
+        samples = agreement.columns[0]
+        if not any(samples) or (self.reader.drop_last and not all(samples)):
+            return None
+        if read is None:
+            return StreamBatch(NOTHING, 0, None, sum(samples))
+        return replace(read, samples=sum(samples))
+
+    def _prepare(self, batch: CollatedBatch, pass_number: int) -> Batch:
+        """Return a batch on the device."""
+        if not batch.indices:
+            return NO_SAMPLES
+        return self.prepare(*batch.pair, pass_number, torch.tensor(batch.indices))
 
     def _fetch(self, position: Position) -> Iterator[StreamBatch | None]:
         """Start to read at a position, and return the batches. A worker yields None if it has no batch at its turn."""
@@ -164,11 +200,22 @@ class StreamLoader:
     # -------------------------------------------------------------------------------------- positions
 
     def state_dict(self, epoch: int, batch: int) -> dict[str, Any]:
-        """Return the position before or after the last batch, as the number of batches in the epoch says."""
+        """Return the position before or after the last batch, as the number of batches in the epoch says.
+
+        If the set divides its samples among several processes, the position contains the shares of all of them.
+        """
         position = self._position_in(epoch, batch)
         shares = [[share.batches, share.state, share.ended] for share in position.shares]
         counts = {"pass": position.pass_number, "batch": position.batches, "samples": position.samples}
-        return {**counts, "turn": position.next_share, "shares": shares}
+        if not self.divided:
+            return {**counts, "turn": position.next_share, "shares": shares}
+        turns, gathered = zip(*self.ranks.gather((position.next_share, shares)), strict=True)
+        return {
+            **counts,
+            "turn": turns[0],
+            "turns": list(turns),
+            "shares": [share for own in gathered for share in own],
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any], epoch: int, batch: int, *, restart: bool = False) -> None:
         """Continue at a saved position.
@@ -183,16 +230,19 @@ class StreamLoader:
             ValueError: a value has the wrong type, or another number of workers read the stream.
         """
         counts = [saved[key] for key in ("pass", "batch", "samples", "turn")]
-        shares = [] if restart else saved["shares"]
+        turns, shares = saved.get("turns", [saved["turn"]]), [] if restart else saved["shares"]
+        counts += turns
         counts += [share[0] for share in shares]
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"{self.key}: the position in the stream is {counts}, expected counts")
         position = self._start_of_pass(saved["pass"])
         if not restart:
-            if len(shares) != len(position.shares):
-                raise ValueError(f"{self.key} was read by {len(shares)} workers, and now by {len(position.shares)}")
+            now = self.ranks.size * len(position.shares)
+            if len(shares) != now or len(turns) != self.ranks.size:
+                raise ValueError(f"{self.key} was read by {len(shares)} workers, and now by {now}")
+            shares = shares[self.ranks.rank * len(position.shares) :][: len(position.shares)]
             restored = tuple(ShareProgress(count, state, bool(ended)) for count, state, ended in shares)
-            position = Position(saved["pass"], saved["batch"], saved["samples"], saved["turn"], restored)
+            position = Position(saved["pass"], saved["batch"], saved["samples"], turns[self.ranks.rank], restored)
         self.close()
         self._positions = {epoch * (self.steps or 0) + batch: position}
 
@@ -209,7 +259,10 @@ class StreamLoader:
         """Return the facts about the stream that a resume compares with the checkpoint."""
         facts: dict[str, Any] = {} if self.stream.length is None else {f"{name} samples": self.stream.length}
         if self.reader.shards_itself and self.steps is not None:
-            facts[f"{name} workers (data.num_workers)"] = max(1, self.num_workers)
+            workers = max(1, self.num_workers)
+            facts[f"{name} workers (data.num_workers)"] = (
+                f"{workers} on each of {self.ranks.size} ranks" if self.divided else workers
+            )
         return facts
 
     # --------------------------------------------------------------------------------------- the rest
@@ -234,7 +287,8 @@ class StreamLoader:
 
     def _read_example(self) -> CollatedBatch:
         try:
-            with preserve_rng():
+            alone = acting_as_worker(None, self.dataset) if self.reader.share.ranks > 1 else nullcontext()
+            with preserve_rng(), alone:
                 dataset = self.stream.copy()
                 begin_pass(dataset, 0)
                 samples = list(itertools.islice(dataset, 1))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
 from trainkit.core.rng import NUMPY_GENERATOR, PYTHON_GENERATOR, SeparateGenerators
+from trainkit.data.batch_order import WHOLE, Share
 from trainkit.data.form import SampleForm
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, epoch_seed, is_file_error
 from trainkit.data.streams import Stream, begin_pass, plain_copy
@@ -58,10 +60,12 @@ class Position:
 
     def after(self, read: StreamBatch) -> Position:
         """Return the position at the end of the batch that follows."""
+        samples = self.samples + read.samples
+        if read.share is None:
+            return replace(self, batches=self.batches + 1, samples=samples)
         index = read.worker if len(self.shares) > 1 else 0
         shares = (*self.shares[:index], read.share, *self.shares[index + 1 :])
         next_share = (index + 1) % len(shares)
-        samples = self.samples + len(read.batch.indices)
         return Position(self.pass_number, self.batches + 1, samples, next_share, shares)
 
 
@@ -70,14 +74,16 @@ class StreamBatch:
     """A batch of a stream.
 
     Attributes:
-        batch: the batch.
+        batch: the batch, or the part of it that this process reads, which may be `NOTHING`.
         worker: the number of the worker that read the batch.
-        share: the progress of the worker's share after the batch.
+        share: the progress of the worker's share after the batch; None: only other processes have samples.
+        samples: the number of samples in the batch, of all processes.
     """
 
     batch: CollatedBatch
     worker: int
-    share: ShareProgress
+    share: ShareProgress | None
+    samples: int
 
     def pin_memory(self) -> StreamBatch:
         """Return the batch in pinned memory; torch's `DataLoader` calls this method."""
@@ -91,6 +97,9 @@ class StreamReader(IterableDataset[StreamBatch | None]):
     worker in turn. Otherwise each worker reads all samples and yields every N-th batch. Then the number of workers
     changes nothing.
 
+    With several processes, each of them reads all samples and keeps its share of each batch. With `divided`, the set
+    divides its samples among the workers of all processes, and each process reads a part of each batch.
+
     Args:
         stream: the samples.
         batch_size: the number of samples in a batch; the last batch of a share may be smaller.
@@ -98,11 +107,24 @@ class StreamReader(IterableDataset[StreamBatch | None]):
         form: which parts of a sample are the inputs and the targets, and how samples become a batch.
         limit: the maximum number of samples in a pass; None: no limit.
         drop_last: skip the last batch if it is smaller.
+        share: which samples of each batch this process reads.
+        divided: whether the set divides its samples among the processes.
     """
 
     def __init__(
-        self, stream: Stream, batch_size: int, seed: int, form: SampleForm, limit: int | None, *, drop_last: bool
+        self,
+        stream: Stream,
+        batch_size: int,
+        seed: int,
+        form: SampleForm,
+        limit: int | None,
+        *,
+        drop_last: bool,
+        share: Share = WHOLE,
+        divided: bool = False,
     ) -> None:
+        self.share, self.divided = share, divided
+        self.part = share.size(batch_size) if divided else batch_size  # samples that a batch takes from this process
         self.stream, self.batch_size, self.seed, self.form = stream, batch_size, seed, form
         self.limit, self.drop_last = limit, drop_last
         self.shards_itself, self.has_state = stream.shards_itself, stream.reason_to_reread is None
@@ -111,7 +133,9 @@ class StreamReader(IterableDataset[StreamBatch | None]):
     def __iter__(self) -> Iterator[StreamBatch | None]:
         info = get_worker_info()
         if info is None:
-            return self._batches(self.stream.copy(), SeparateGenerators().active, worker=0, workers=1)
+            return self._batches(self.stream.copy(), self._isolation(), worker=0, workers=1)
+        if self.share.ranks > 1:
+            act_as_worker(self._identity(info.id, info.num_workers), self.stream.dataset)
         logging.getLogger("datasets.iterable_dataset").addFilter(_is_no_worker_warning)
         if not self.shards_itself:
             torch_worker._worker_info = None  # a set that divides its samples by it would lose most of them
@@ -119,6 +143,26 @@ class StreamReader(IterableDataset[StreamBatch | None]):
         # `DataLoader` begins with worker 0. So the workers before the next share yield None first.
         is_early = self.shards_itself and info.id < self.position.next_share
         return itertools.chain([None], batches) if is_early else batches
+
+    def _identity(self, worker: int, workers: int) -> tuple[int, int]:
+        """Return the number of a worker, and the number of workers, among which the set divides its samples."""
+        if self.divided:
+            return self.share.rank * workers + worker, self.share.ranks * workers
+        return worker, workers
+
+    def _isolation(self) -> Isolation:
+        """Return the context in which the main process runs the code of the set."""
+        separate = SeparateGenerators().active
+        if self.share.ranks == 1:
+            return separate
+        number = self._identity(0, 1) if self.divided else None
+
+        @contextmanager
+        def isolated() -> Iterator[None]:
+            with separate(), acting_as_worker(number, self.stream.dataset):
+                yield
+
+        return isolated
 
     def _batches(self, dataset: Any, isolated: Isolation, *, worker: int, workers: int) -> Iterator[StreamBatch]:
         """Yield the batches of a worker that follow the position.
@@ -133,8 +177,9 @@ class StreamReader(IterableDataset[StreamBatch | None]):
         if share.ended:
             return
         samples = _samples(dataset, self.position.pass_number, share.state)
+        first, step = self._identity(worker, workers) if self.shards_itself else (0, 1)
         for index in itertools.count(0 if share.state is None else share.batches):  # of a batch in the share
-            number = worker + index * workers if self.shards_itself else index  # of the batch in the pass
+            number = first + index * step  # of the batch in the pass
             size = self._size(number, workers)
             is_used = index < share.batches  # before the position, and read only to be skipped
             is_own = self.shards_itself or (index - share.batches) % workers == worker
@@ -143,22 +188,30 @@ class StreamReader(IterableDataset[StreamBatch | None]):
                 self._seed(number)
                 read = self._read(samples, number, size)
                 count = len(read.samples)
-                if not read.unreadable and (count == 0 or (self.drop_last and count < self.batch_size)):
+                if not read.unreadable and (count == 0 or (self.drop_last and count < self.part)):
                     return
                 if (is_own and not is_used) or read.unreadable:
-                    batch = collate(read, self.form)
+                    batch = collate(self._own(read), self.form)
                     state = plain_copy(dataset.state_dict()) if self.has_state else None
             del read  # so that the next samples use its memory again, which is in the CPU's cache
             if batch is not NOTHING:
-                yield StreamBatch(batch, worker, ShareProgress(index + 1, state, ended=count < size))
+                yield StreamBatch(batch, worker, ShareProgress(index + 1, state, ended=count < size), count)
             if count < size:
                 return
 
     def _size(self, number: int, workers: int) -> int:
         """Return the number of samples in a batch. The loader limits a pass that several shares divide."""
-        if self.limit is None or (self.shards_itself and workers > 1):
-            return self.batch_size
+        if self.limit is None or self.divided or (self.shards_itself and workers > 1):
+            return self.part
         return max(0, min(self.batch_size, self.limit - number * self.batch_size))
+
+    def _own(self, read: ReadSamples) -> ReadSamples:
+        """Return the samples of a batch that this process keeps."""
+        if self.share.ranks == 1 or self.divided or read.unreadable:
+            return read
+        places = self.share.positions(len(read.samples))
+        samples, indices = ([values[place] for place in places] for values in (read.samples, read.indices))
+        return replace(read, samples=samples, indices=indices)
 
     def _read(self, samples: Iterator[Any], number: int, size: int) -> ReadSamples:
         """Read the samples of a batch. If a file error ends the reading, return it as an unreadable sample."""
@@ -192,6 +245,35 @@ def _samples(dataset: Any, pass_number: int, state: Any) -> Iterator[Any]:
     if state is not None:
         dataset.load_state_dict(plain_copy(state))
     yield from dataset
+
+
+def act_as_worker(number: tuple[int, int] | None, dataset: Any) -> None:
+    """Let the code of a set see the worker of one process without ranks, among which it may divide its samples.
+
+    Args:
+        number: the number of the worker, and the number of workers; None: no worker.
+        dataset: the set.
+    """
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
+    info = None
+    if number is not None:
+        info = torch_worker.WorkerInfo(id=number[0], num_workers=number[1], seed=0, dataset=dataset)
+    torch_worker._worker_info = info
+
+
+@contextmanager
+def acting_as_worker(number: tuple[int, int] | None, dataset: Any) -> Iterator[None]:
+    """Act as a worker in the block, see `act_as_worker`."""
+    environment = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    before = torch_worker._worker_info
+    act_as_worker(number, dataset)
+    try:
+        yield
+    finally:
+        for name in ("RANK", "WORLD_SIZE"):
+            del os.environ[name]
+        os.environ |= environment
+        torch_worker._worker_info = before
 
 
 def _is_no_worker_warning(record: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trainkit.core.errors import DataError
@@ -18,8 +19,12 @@ def record_unreadable_sample(known: dict[int, str], dataset: Any, index: int, re
     Raises:
         DataError: more samples are unreadable than may be skipped.
     """
-    text = f"{name_of(dataset, index)}: {reason}"
-    known[index] = text
+    known[index] = f"{name_of(dataset, index)}: {reason}"
+    check_number_of_unreadable(known, dataset, known[index])
+
+
+def check_number_of_unreadable(known: Mapping[int, str], dataset: Any, text: str) -> None:
+    """Raise `DataError` if more samples are unreadable than may be skipped; `text` describes one of them."""
     limit = max(MAX_UNREADABLE, len(dataset) // 100)
     if len(known) > limit:
         raise DataError(
@@ -48,9 +53,10 @@ def _reader_of(dataset: Any) -> str:
     return f" in __getitem__ of {name_and_place(type(base), '__getitem__')}"
 
 
-def unreadable_batch_error(known: dict[int, str]) -> DataError:
+def unreadable_batch_error(known: Mapping[int, str]) -> DataError:
     """Return the error for a batch without a readable sample."""
+    example = f", such as {list(known.values())[-1]}" if known else ""
     return DataError(
-        "no sample of a batch can be read, such as " + next(reversed(known.values())),
+        f"no sample of a batch can be read{example}",
         hint="repair the files, or write a larger batch_size, so that each batch has readable samples",
     )

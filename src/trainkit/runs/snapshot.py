@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from trainkit.core.errors import CheckpointError
 from trainkit.core.pytree import copy_to_cpu
 from trainkit.core.rng import rng_state, set_rng_state
+from trainkit.training.interruption import share_unreadable
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.progress import Progress
 from trainkit.training.state import State
@@ -68,6 +69,7 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
     Raises:
         CheckpointError: the state has a value that cannot be stored.
     """
+    share_unreadable(state)
     copy_first_buffers(state.objects)
     captured = state.objects.state_dict()
     metrics = _strict(captured.pop("train_metrics"), "metrics", METRIC_HINT)

@@ -14,6 +14,7 @@ from torch import nn
 from trainkit.core.errors import Stopped
 from trainkit.core.pytree import batch_size_of
 from trainkit.data.prepare import NO_SAMPLES, Batch
+from trainkit.data.unreadable import check_number_of_unreadable, unreadable_batch_error
 from trainkit.training.state import Phase, State
 from trainkit.training.tokens import count_tokens
 
@@ -56,8 +57,29 @@ def next_share(state: State, batches: Iterator[Batch]) -> Batch | None:
         raise state.stop
     progress.micro_batch = None if min(micro_batches) == sys.maxsize else min(micro_batches)
     progress.samples_of_batch, progress.tokens_of_batch = sum(samples), sum(tokens)
+    if any(exists) and not sum(samples):  # no rank could read its share
+        raise unreadable_batch_error(
+            {index: text for part in progress.unreadable.values() for index, text in part.items()}
+        )
     progress.smallest_share, progress.largest_share = min(samples), max(samples)
     return (batch or NO_SAMPLES) if any(exists) else None
+
+
+def share_unreadable(state: State) -> None:
+    """Add the skipped samples of the other ranks to those of this rank.
+
+    Raises:
+        DataError: all ranks together have skipped more samples than they may.
+    """
+    ranks, known = state.objects.ranks, state.progress.unreadable
+    if not ranks.are_several or not any(map(sum, ranks.agree(sum(map(len, known.values()))))):
+        return
+    for of_rank in ranks.gather({part: dict(samples) for part, samples in known.items()}):
+        for part, samples in of_rank.items():
+            known[part].update(samples)
+    for part, samples in known.items():
+        if samples and part in state.loaders:
+            check_number_of_unreadable(samples, state.loaders[part].dataset, next(reversed(samples.values())))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from trainkit.training.custom_training import custom_train_step
 from trainkit.training.evaluation import evaluate
 from trainkit.training.finite import check_finite, check_scale, skip_batch
 from trainkit.training.hooks import add_hook_metrics, call_hooks
-from trainkit.training.interruption import stoppable_batches
+from trainkit.training.interruption import share_unreadable, stoppable_batches
 from trainkit.training.last_step import last_step_metrics
 from trainkit.training.losses import denominator
 from trainkit.training.metrics import CLOCKS, Metrics
@@ -147,6 +147,7 @@ def training_metrics(state: State) -> Metrics:
 
 def count_epoch(state: State, metrics: Metrics) -> Metrics:
     """Count the epoch; return its metrics with the epoch, the step, those of the last step, and the clocks."""
+    share_unreadable(state)
     progress = state.progress
     progress.epoch += 1
     counts = {"epoch": progress.epoch, "step": progress.step}

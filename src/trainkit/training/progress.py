@@ -31,7 +31,6 @@ class Progress:
     largest_share: int = 0  # of the current batch: the samples of the rank that has most of them
     tokens_of_batch: Tensor | int = 0
     smallest_share: int = 0  # samples of the current batch on the rank with the fewest
-    largest_share: int = 0  # and on the rank with the most
     tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped

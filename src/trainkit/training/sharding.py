@@ -115,8 +115,8 @@ def filling_batches(state: State, inputs: Any, targets: Any) -> Iterator[Batch]:
         inputs: the inputs of this rank's share of the batch.
         targets: the targets of the share.
     """
-    if not state.objects.sharded:
-        return
+    if not state.objects.sharded or (state.objects.synced is not None and state.phase is not Phase.EVALUATING):
+        return  # with batch norm over the ranks, all of them make as many passes
     samples, size = batch_size_of(inputs), state.progress.micro_batch
     passes = [-(-count // (size or count)) if count else 0 for count in (state.progress.largest_share, samples)]
     if passes[0] <= passes[1]:
