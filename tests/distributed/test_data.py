@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
+from trainkit.core.ranks import Ranks
 from trainkit.data.augment import Augment
 from trainkit.data.batch_order import BatchOrder, Share
 from trainkit.data.loaders import Loader, SlicingLoader, StreamingLoader, make_loader
 from trainkit.data.prepare import NO_SAMPLES, Batch, Prepare
 from trainkit.data.store import Store
 from trainkit.data.stream_loader import StreamLoader
+from trainkit.data.stream_reading import acting_as_worker
 from trainkit.data.streams import Stream
 
 CPU = torch.device("cpu")
@@ -199,13 +204,149 @@ def stream_loader(share: Share, dataset: Any = None, *, steps: int | None = 9, *
     return StreamLoader(stream, Prepare(CPU), batch_size=SIZE, steps=steps, seed=3, share=share, **more)
 
 
+def batches_of(loader: StreamLoader, epochs: int = 2) -> list[Batch]:
+    """Return the batches of the first epochs."""
+    try:
+        return [pair for epoch in range(epochs) for pair in loader.batches(epoch)]
+    finally:
+        loader.close()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("more", [{}, {"drop_last": True}, {"limit": 16}])
 def test_the_shares_of_a_stream_are_the_batches_of_one_process(workers: int, more: dict[str, Any]) -> None:
-    whole = [pair for epoch in range(2) for pair in stream_loader(Share(), num_workers=workers, **more).batches(epoch)]
-    shares = []
-    for rank in range(7):
-        loader = stream_loader(Share(rank, 7), num_workers=workers, **more)
-        shares.append([pair for epoch in range(2) for pair in loader.batches(epoch)])
-        loader.close()
+    whole = batches_of(stream_loader(Share(), num_workers=workers, **more))
+    ranks = 7 if workers == 0 else 2
+    shares = [batches_of(stream_loader(Share(rank, ranks), num_workers=workers, **more)) for rank in range(ranks)]
     assert_equal(joined(shares), whole)
+
+
+def test_the_position_in_a_stream_fits_any_number_of_ranks() -> None:
+    whole = batches_of(stream_loader(Share()))
+    loader = stream_loader(Share(1, 2))
+    reading = loader.batches(0)
+    for _ in range(6):
+        next(reading)
+    saved = loader.state_dict(0, 6)
+    shares = []
+    for rank in range(3):
+        other = stream_loader(Share(rank, 3))
+        other.load_state_dict(saved, 0, 6)
+        shares.append([*other.batches(0, 6), *other.batches(1)])
+    assert_equal(joined(shares), whole[6:])
+
+
+# ------------------------------------------------------------------- streams that divide their samples
+
+
+class Threads:
+    """Several ranks as threads, of which one runs at a time, until it waits for the others."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.rows = size, [None] * size
+        self.lock, self.barrier = threading.Lock(), threading.Barrier(size, timeout=60)
+
+    def run(self, function: Callable[[Ranks], Any]) -> list[Any]:
+        """Return what the function returns for each rank."""
+
+        def of_rank(rank: int) -> Any:
+            with self.lock:
+                return function(ThreadRanks(rank, self))
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(of_rank, range(self.size)))
+
+
+class ThreadRanks(Ranks):
+    """One of these ranks."""
+
+    def __init__(self, rank: int, threads: Threads) -> None:
+        super().__init__(rank, threads.size)
+        self.threads = threads
+
+    def agree(self, *numbers: int) -> list[list[int]]:
+        return self.gather(list(numbers))
+
+    def gather(self, value: Any) -> list[Any]:
+        threads = self.threads
+        threads.rows[self.rank] = value
+        threads.lock.release()
+        try:
+            threads.barrier.wait()
+            rows = list(threads.rows)
+            threads.barrier.wait()
+        finally:
+            threads.lock.acquire()
+        return rows
+
+
+def divided(ranks: Ranks, count: int = SAMPLES, **more: Any) -> StreamLoader:
+    """Return the loader of a rank that reads its own samples."""
+    dataset = Numbers(count, shards_itself=True)
+    return stream_loader(Share(ranks.rank, ranks.size), dataset, ranks=ranks, **more)
+
+
+def samples_of(batches: list[Batch]) -> list[list[int]]:
+    """Return the samples of each batch."""
+    return [[] if batch is NO_SAMPLES else batch[1].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_divide_a_stream_end_a_pass_together_and_lose_no_sample(ranks: int) -> None:
+    steps = {2: 4, 3: 4}[ranks]
+    found = Threads(ranks).run(lambda own: samples_of(batches_of(divided(own, steps=steps), epochs=3)))
+    for epoch in range(3):
+        read = [
+            sample for of_rank in found for batch in of_rank[epoch * steps : (epoch + 1) * steps] for sample in batch
+        ]
+        assert sorted(read) == list(range(SAMPLES))
+    for rank, batches in enumerate(found):
+        assert {sample % ranks for batch in batches for sample in batch} == {rank}
+
+
+def test_a_rank_without_samples_waits_for_the_end_of_the_pass() -> None:
+    found = Threads(3).run(lambda own: samples_of(batches_of(divided(own, count=2, steps=1), epochs=3)))
+    assert found == [[[0]] * 3, [[1]] * 3, [[]] * 3]
+
+
+def test_drop_last_ends_a_pass_with_the_first_rank_that_has_too_few_samples() -> None:
+    found = Threads(2).run(lambda own: samples_of(batches_of(divided(own, steps=3, drop_last=True), epochs=2)))
+    assert all(len(batch) == SIZE // 2 for of_rank in found for batch in of_rank)
+    assert found[0][:3] == found[0][3:]
+
+
+def test_a_validation_reads_each_sample_once() -> None:
+    found = Threads(2).run(lambda own: samples_of(list(divided(own, steps=None).batches(0))))
+    assert sorted(sample for of_rank in found for batch in of_rank for sample in batch) == list(range(SAMPLES))
+
+
+def test_the_position_of_a_divided_stream_holds_the_shares_of_all_ranks() -> None:
+    def interrupted(own: Ranks) -> Any:
+        loader = divided(own)
+        reading = loader.batches(0)
+        for _ in range(6):
+            next(reading)
+        saved, rest = loader.state_dict(0, 6), samples_of([*reading, *loader.batches(1)])
+        other = divided(own)
+        other.load_state_dict(saved, 0, 6)
+        return saved, rest, samples_of([*other.batches(0, 6), *other.batches(1)])
+
+    results = Threads(2).run(interrupted)
+    assert results[0][0] == results[1][0]
+    for _, rest, resumed in results:
+        assert resumed == rest
+    with pytest.raises(ValueError, match="was read by 2 workers, and now by 1"):
+        stream_loader(Share(), Numbers(shards_itself=True)).load_state_dict(results[0][0], 0, 6)
+
+
+def test_the_environment_of_the_ranks_is_hidden_from_a_stream_and_then_restored(monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with acting_as_worker((1, 4), None):
+        info = get_worker_info()
+        assert info is not None
+        assert (info.id, info.num_workers) == (1, 4)
+        assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "1")
+    assert get_worker_info() is None
+    assert os.environ["RANK"] == "3"
+    assert "WORLD_SIZE" not in os.environ

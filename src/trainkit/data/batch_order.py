@@ -114,11 +114,10 @@ class BatchOrder:
         for batch in range(self.start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    @property
-    def ends_with_empty_share(self) -> bool:
-        """Whether the last batch of an epoch has no sample for this process."""
-        in_last_batch = self.total - (len(self) - 1) * self.batch_size
-        return self.share.size(in_last_batch) == 0
+    def share_sizes(self) -> list[int]:
+        """Return the number of samples of this process's share of each batch from `start` on."""
+        starts = range(self.start * self.batch_size, self.total, self.batch_size)
+        return [self.share.size(min(self.batch_size, self.total - start)) for start in starts]
 
     def _order(self) -> Tensor:
         if self.custom is not None:

@@ -7,7 +7,9 @@ depends on (seed, epoch), the random numbers of a sample on (seed, epoch, sample
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing.util
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -245,10 +247,12 @@ class StreamingLoader:
         """See `Loader.batches`."""
         self.order.epoch, self.order.start = epoch, start
         fetched = start_reading(self.loader)
-        return self._prepared(fetched, epoch)
+        return self._prepared(fetched, epoch, iter(self.order.share_sizes()))
 
-    def _prepared(self, fetched: Iterator[CollatedBatch], epoch: int) -> Iterator[Batch]:
+    def _prepared(self, fetched: Iterator[CollatedBatch], epoch: int, sizes: Iterator[int]) -> Iterator[Batch]:
         for batch in fetched:
+            for _ in itertools.takewhile(operator.not_, sizes):  # `BatchOrder` leaves out empty shares
+                yield NO_SAMPLES
             for index, reason in batch.unreadable:
                 if not self.skip:
                     raise unreadable_sample_error(self.key, self.dataset, index, reason)
@@ -259,7 +263,7 @@ class StreamingLoader:
                 yield NO_SAMPLES  # other processes may have readable samples of the batch
                 continue
             yield self.prepare(*batch.pair, epoch, torch.tensor(batch.indices))
-        if self.order.ends_with_empty_share:
+        for _ in sizes:
             yield NO_SAMPLES
 
     def describe(self, epoch: int, batch: int, inputs: Any) -> str:
