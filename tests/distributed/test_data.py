@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
+from tests.processes import Forks
 from trainkit.core.ranks import Ranks
 from trainkit.data.augment import Augment
 from trainkit.data.batch_order import BatchOrder, Share
@@ -180,6 +183,31 @@ def test_a_share_that_cannot_be_read_is_empty_and_the_batch_keeps_the_other_samp
     assert parts[0][0][0] is NO_SAMPLES
     assert_equal(joined([part for part, _ in parts]), whole)
     assert parts[0][1] | parts[1][1] == known
+
+
+# --------------------------------------------------------------------------- one decoding per machine
+
+
+def hold_at_once(forks: Forks, folder: Path, cache: Path) -> tuple[int, list[str]]:
+    """Let three processes hold images at once; return how many of them decoded, and their notes."""
+    start: Any = functools.partial(forks.start, cwd=folder, call="tests.distributed.worker:hold_images")
+    processes = [start(TRAINKIT_CACHE=str(cache)) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0], [process.stderr for process in processes]
+    return len((folder / "decoded").read_text().splitlines()), [process.stdout.strip() for process in processes]
+
+
+def test_three_processes_that_start_at_once_decode_images_once(forks: Forks, tmp_path: Path) -> None:
+    decoded, notes = hold_at_once(forks, tmp_path, tmp_path / "cache")
+    assert decoded == 1
+    assert sorted(notes)[:1] == [""]
+    assert all("decoded by" in note for note in sorted(notes)[1:])
+
+
+def test_each_process_decodes_images_if_the_cache_cannot_be_written(forks: Forks, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    decoded, notes = hold_at_once(forks, tmp_path, tmp_path / "file")
+    assert decoded == 3
+    assert all(note.startswith(", decoded by each process: ") for note in notes)
 
 
 # ------------------------------------------------------------------------------------------- streams

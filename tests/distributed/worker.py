@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from trainkit.config.compose import compose
 from trainkit.core.errors import TrainkitError
 from trainkit.core.pytree import copy_to_cpu, map_tensors
 from trainkit.core.shards import whole
+from trainkit.data.cache import read_into_memory
+from trainkit.data.store import Store
 from trainkit.engine.train import train
 from trainkit.training.metrics import CLOCKS
 
@@ -60,3 +64,32 @@ def _train(case: dict[str, Any], directory: Path, hook: SaveState) -> tuple[int,
     except Exception:
         return 1, traceback.format_exc()
     return 0, ""
+
+
+def hold_images() -> int:
+    """Read a set of images into memory; print where the images come from."""
+    store = read_into_memory(Store(SlowImages()), limit=None, workers=0, skip=False, on_progress=lambda *_: None)
+    assert store.tensors is not None
+    assert all(int(image.flatten()[0]) == index for index, image in enumerate(store.tensors[0]))
+    print(store.note)
+    return 0
+
+
+class SlowImages(Dataset[Any]):
+    """Images that take some time to decode. Each process that decodes them adds a line to the file `decoded`."""
+
+    cache_as = "slow", "one"
+
+    def __init__(self) -> None:
+        self.processes: set[int] = set()
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 10 and os.getpid() not in self.processes:
+            self.processes.add(os.getpid())
+            time.sleep(0.5)
+            with Path("decoded").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), index

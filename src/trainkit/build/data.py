@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +24,14 @@ from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.device import free_memory
 from trainkit.core.errors import ConfigError, DataError, TrainkitError, UserCodeError
+from trainkit.core.file_lock import locked
 from trainkit.core.pytree import describe
 from trainkit.core.ranks import ALONE, Ranks
 from trainkit.data.augment import Augment
 from trainkit.data.batch_order import EpochOrder, Share
 from trainkit.data.cache import OnProgress, make_store
 from trainkit.data.checks import check_dataset
+from trainkit.data.disk_cache import cache_folder
 from trainkit.data.flow import FlowingLoader
 from trainkit.data.form import SampleForm
 from trainkit.data.loaders import Loader, make_loader
@@ -160,7 +165,8 @@ def build_dataset(settings: Settings, part: str) -> Any:
     """
     node: Any = getattr(settings.data, part)
     try:
-        dataset = call_target(node, f"data.{part}")
+        with one_download_at_a_time(node):
+            dataset = call_target(node, f"data.{part}")
     except UserCodeError as error:
         if str(node["_target_"]).startswith("torchvision.") and not isinstance(error.error, TypeError):
             reason = " ".join(str(error.error).split())
@@ -175,6 +181,19 @@ def build_dataset(settings: Settings, part: str) -> Any:
     if dataset is not None:
         check_dataset(dataset, f"data.{part}")
     return dataset
+
+
+@contextmanager
+def one_download_at_a_time(node: Mapping[str, Any]) -> Iterator[None]:
+    """Let other processes of this machine wait while this one may download the same data set (`download: true`)."""
+    folder = cache_folder() if node.get("download") else None
+    if folder is None:
+        yield
+        return
+    place = Path(str(node.get("root", ""))).expanduser().absolute()
+    name = hashlib.sha256(f"{node.get('_target_')} {place}".encode()).hexdigest()[:16]
+    with locked(folder / "downloads" / f"{name}.lock"):
+        yield
 
 
 def store_samples(

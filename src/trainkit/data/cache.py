@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from trainkit.core.device import free_memory
 from trainkit.core.errors import DataError
+from trainkit.core.file_lock import locked
+from trainkit.core.paths import display_path
 from trainkit.core.pytree import map_tensors, structure_of
 from trainkit.data import disk_cache
 from trainkit.data.batch_order import BatchOrder
@@ -127,6 +130,9 @@ def read_into_memory(
 ) -> Store:
     """Read a data set into memory.
 
+    Decoded images are kept on disk. If several processes of a machine start at the same time, such as ranks or the jobs
+    of a sweep, one of them decodes. The others wait for it and load its file.
+
     Args:
         empty: the store of the data set, without tensors.
         limit: the maximum number of bytes; None: no limit.
@@ -142,15 +148,41 @@ def read_into_memory(
     tensors = allocate_samples(check_cacheable(empty, limit, skip=skip), len(dataset))
     file, content = disk_cache.file_of(dataset)
     content += f" {structure_of(sample_of(tensors, 0))}" + (f" {empty.form}" if empty.form != PAIRS else "")
-    if file is not None and disk_cache.load(file, content, tensors_in_pair(tensors)):
-        return replace(empty, tensors=tensors, note=", decoded by an earlier run")
+    read = functools.partial(_read_and_verify, empty, tensors, workers=workers, skip=skip, on_progress=on_progress)
+    if file is None:
+        return read()
+    loaded = replace(empty, tensors=tensors, note=", decoded by an earlier run")
+    if disk_cache.load(file, content, tensors_in_pair(tensors)):
+        return loaded
+
+    def on_wait() -> None:
+        on_progress("waiting for another process that reads samples", 0, len(dataset))
+
+    with locked(file.with_suffix(".lock"), on_wait) as lock:
+        if disk_cache.load(file, content, tensors_in_pair(tensors)):
+            return replace(loaded, note=", decoded by another process") if lock.waited else loaded
+        if not lock.waited:
+            store = read()
+            return store if store.unreadable else _keep(store, file, content)
+    return read()  # the other process kept no file, so it does not help to wait for further processes
+
+
+def _keep(store: Store, file: Path, content: str) -> Store:
+    """Write decoded samples to the disk; return the store with a note if this is not possible."""
+    try:
+        disk_cache.save(file, content, tensors_in_pair(store.tensors))
+    except OSError as error:  # the disk is full or read-only
+        reason = error.strerror or type(error).__name__
+        return replace(store, note=f", decoded by each process: {display_path(file.parent)}: {reason}")
+    return store
+
+
+def _read_and_verify(empty: Store, tensors: Pair, *, workers: int, skip: bool, on_progress: OnProgress) -> Store:
+    """Read every sample of a data set into its row of `tensors`."""
     if workers and hasattr(os, "sched_getaffinity"):  # nothing else runs yet, so each core may have a worker
         workers = max(workers, len(os.sched_getaffinity(0)))
     unreadable = fill(tensors, empty, workers=workers, skip=skip, on_progress=on_progress)
     verify_by_rereading(empty, tensors, unreadable, skip=skip)
-    if file is not None and not unreadable:
-        with suppress(OSError):  # the disk is full or read-only: the next run decodes again
-            disk_cache.save(file, content, tensors_in_pair(tensors))
     return replace(empty, tensors=tensors, unreadable=unreadable)
 
 

@@ -31,12 +31,19 @@ def file_of(dataset: Any) -> tuple[Path | None, str]:
     named = getattr(dataset, "cache_as", None)
     if not (isinstance(named, tuple) and len(named) == 2 and all(isinstance(part, str) for part in named)):
         return None, ""
-    try:
-        folder = Path(os.environ.get("TRAINKIT_CACHE") or "~/.cache/trainkit").expanduser()
-    except RuntimeError:  # the user has no home directory
+    folder = cache_folder()
+    if folder is None:
         return None, ""
     name = re.sub(r"[^\w.-]", "_", named[0])
     return folder / "decoded" / f"{name}.bin", hashlib.sha256(f"{FORMAT} {named[1]}".encode()).hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of all caches; None: the user has no home directory."""
+    try:
+        return Path(os.environ.get("TRAINKIT_CACHE") or "~/.cache/trainkit").expanduser()
+    except RuntimeError:
+        return None
 
 
 def save(file: Path, key: str, tensors: Sequence[Tensor]) -> None:
