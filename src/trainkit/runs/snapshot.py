@@ -21,7 +21,6 @@ from trainkit.training.interruption import share_unreadable
 from trainkit.training.metrics import CLOCKS
 from trainkit.training.progress import Progress
 from trainkit.training.state import State
-from trainkit.training.sync_batchnorm import copy_first_buffers
 
 FORMAT = 1
 KEYS = (
@@ -70,7 +69,6 @@ def capture_state(state: State, fingerprint: Mapping[str, Any], *, with_hooks: b
         CheckpointError: the state has a value that cannot be stored.
     """
     share_unreadable(state)
-    copy_first_buffers(state.objects)
     captured = state.objects.state_dict()
     metrics = _strict(captured.pop("train_metrics"), "metrics", METRIC_HINT)
     steps = {key: _strict(own, f"{key}.state_dict", STEP_HINT) for key, own in captured.pop("steps").items()}
