@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def locked(path: Path, on_wait: Callable[[], object] = lambda: None) -> Iterator
         path: the file of the lock, made if needed.
         on_wait: is called before waiting.
     """
-    descriptor = None if fcntl is None else _open(path)
+    descriptor = _open(path)
     if descriptor is None:
         yield Held(is_held=False)
         return
@@ -49,12 +49,12 @@ def locked(path: Path, on_wait: Callable[[], object] = lambda: None) -> Iterator
 
 
 def _open(path: Path) -> int | None:
-    """Return a descriptor of the file; None: it cannot be opened."""
-    try:
+    """Return a descriptor of the file; None: it cannot be opened, or there are no locks."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError:
-        return None
+        if fcntl is not None:
+            return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    return None
 
 
 def _lock(descriptor: int, on_wait: Callable[[], object]) -> Held:
