@@ -1,6 +1,6 @@
 """Compare trainings on several ranks with trainings in one process: samples per second on the CPU.
 
-    python -m benchmarks.ranks [--jobs default tiny resnet18] [--epochs 8]
+    python -m benchmarks.ranks [--jobs default tiny resnet18] [--compare overhead ranks] [--epochs 8]
 
 Each lane is a training under torchrun, or in one process, and the lanes take turns, an epoch each. A ratio compares
 two lanes in the same turn. The table shows the median of the ratios, with their quartiles. The twin of a lane shows
@@ -46,24 +46,31 @@ LANES = {  # name -> the number of ranks, the threads of each; 0 ranks: without 
     TWO_THREADS: (0, 2),
     TWO_RANKS: (2, 1),
 }
-RATIOS = [(TWIN, PLAIN), (UNDER_TORCHRUN, PLAIN), (TWO_THREADS, PLAIN), (TWO_RANKS, PLAIN), (TWO_RANKS, TWO_THREADS)]
+COMPARED = {  # name -> pairs of lanes
+    "overhead": [(TWIN, PLAIN), (UNDER_TORCHRUN, PLAIN)],
+    "ranks": [(TWO_THREADS, PLAIN), (TWO_RANKS, PLAIN), (TWO_RANKS, TWO_THREADS)],
+}
 
 
 def main() -> None:
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--compare", nargs="+", choices=COMPARED, default=list(COMPARED))
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
+    pairs = [pair for name in args.compare for pair in COMPARED[name]]
+    used = {lane for pair in pairs for lane in pair}
     rows = []
     for name in args.jobs:
         job = Job("", 32, args.epochs + 1)
         lanes = (
             Entry(lane, partial(train_lane, overrides=JOBS[name], ranks=ranks, threads=threads), job)
             for lane, (ranks, threads) in LANES.items()
+            if lane in used
         )
         entries = run_interleaved(lanes)
-        for lane, reference in RATIOS:
+        for lane, reference in pairs:
             difference = entries[lane].loss_difference(entries[reference])
             rows.append([name, lane, reference, ratio(entries[lane], entries[reference]), f"{difference:.1e}"])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
