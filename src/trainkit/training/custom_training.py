@@ -80,7 +80,8 @@ def results_with_gradient(state: State, step: CustomStep, inputs: Any, targets: 
     """Yield the result of each micro batch, while the gradient of the whole batch accumulates.
 
     The denominator of the whole batch is known only after the last micro batch. So the first micro batch predicts the
-    denominator, and the gradient is corrected at the end. Several ranks predict the number of samples.
+    denominator, and the gradient is corrected at the end. With several ranks, the prediction is the number of samples
+    of the batch, which every rank knows.
     """
     objects, samples = state.objects, batch_size_of(inputs)
     ranks = objects.ranks
@@ -113,13 +114,13 @@ def results_of_all_ranks(state: State, results: list[MicroBatchResult]) -> list[
     objects = state.objects
     if not objects.ranks.are_several:
         return results
-    shown = []
+    sent = []
     for part in results:
         has_metrics = bool(objects.train_metrics)
         result = part.result if has_metrics else replace(part.result, outputs=None)
         values = vars(replace(part, inputs=None, targets=part.targets if has_metrics else None, result=result))
-        shown.append(map_tensors({**values, "result": vars(result)}, lambda tensor: tensor.cpu()))
-    gathered = [part for share in objects.ranks.gather(shown) for part in share]
+        sent.append(map_tensors({**values, "result": vars(result)}, lambda tensor: tensor.cpu()))
+    gathered = [part for share in objects.ranks.gather(sent) for part in share]
     moved = [map_tensors(part, lambda tensor: tensor.to(objects.device)) for part in gathered]
     return [MicroBatchResult(**{**part, "result": StepResult(**part["result"])}) for part in moved]
 

@@ -70,7 +70,7 @@ def evaluate(
 
 
 def update_metrics(state: State, batch: BatchEvaluation) -> None:
-    """Add the outputs of a batch to the metrics, of the shares of all ranks."""
+    """Add the outputs of a batch to the metrics: those of all ranks."""
     metrics = state.objects.val_metrics
     if metrics:
         for outputs, targets in of_all_ranks([(outputs, targets) for _, targets, outputs in batch.kept], state.objects):

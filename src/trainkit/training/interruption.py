@@ -33,7 +33,7 @@ def stoppable_batches(state: State, batches: Iterator[Batch]) -> Iterator[Batch]
 
 
 def next_share(state: State, batches: Iterator[Batch]) -> Batch | None:
-    """Return the next batch, or this rank's share of it; None: there is none. The state gets its counts.
+    """Return the next batch, or this rank's share of it, and set the counts of the batch; None: there is none.
 
     Raises:
         Stopped: a rank has got a signal.
@@ -55,6 +55,7 @@ def next_share(state: State, batches: Iterator[Batch]) -> Batch | None:
     if any(signals):
         state.stop = state.stop or Stopped(next(filter(None, signals)))
         raise state.stop
+    # If memory ran out on one rank, all ranks use its smaller micro batches.
     progress.micro_batch = None if min(micro_batches) == sys.maxsize else min(micro_batches)
     progress.samples_of_batch, progress.tokens_of_batch = sum(samples), sum(tokens)
     if any(exists) and not sum(samples):  # no rank could read its share

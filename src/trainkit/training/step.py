@@ -156,7 +156,7 @@ def forward_in_parts(
 ) -> Iterator[tuple[Any, Any, Any, Tensor | None]]:
     """Yield for each micro batch its inputs, its targets, its outputs, and what `loss_contribution` returns.
 
-    With `shared`, the batch is a share, and the denominator is that of the whole batch.
+    With `shared`, `inputs` are the share of this rank, and `batch_denominator` is that of the whole batch.
     """
     samples, done, passes = batch_size_of(inputs), 0, number_of_passes(state)
     for part, part_targets in micro_batches(inputs, targets, state.progress.micro_batch, passes):
