@@ -57,13 +57,13 @@ class Kill:
         """Choose a moment in a checkpoint: the state is written, the manifest is not."""
         write, found = writing.write_checkpoint_files, checkpoint_files.checksum
 
-        def write_and_come(folder: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        def write_and_come(folder: Path, saved: Mapping[str, Any], *more: Any) -> None:
             def come_first(content: Mapping[str, Any]) -> str:
                 self.come()
                 return found(content)
 
             checkpoint_files.checksum = come_first
-            write(folder, saved, facts)
+            write(folder, saved, *more)
             checkpoint_files.checksum = found
 
         writing.write_checkpoint_files = write_and_come

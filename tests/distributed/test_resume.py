@@ -55,6 +55,7 @@ RUNS = {
     "freeze": [*DIGITS, "optim=adamw", "ema=0.9", FREEZE],
     "trainable": [*DIGITS, FROZEN, "checkpoint.weights=trainable", "init_from=base", "ema=0.9"],
     "minutes": [*NET, "checkpoint.every_steps=off", "checkpoint.every_minutes=0.002", "steps=20", "epochs=off"],
+    "async": [*NET, "checkpoint.async=on", "optim=adamw", "ema=0.9"],
     "rollback": [*NET, "on_nonfinite=rollback", "+data.train.bad=30"],
 }
 
@@ -113,6 +114,9 @@ MATRIX: list[Any] = [
             ("freeze", "pointer", 6, "0"),
             ("trainable", "update", 12, "null"),
             ("minutes", "step", 14, "null"),
+            ("async", "writing", 5, "0"),
+            ("async", "pointer", 6, "0"),
+            ("async", "step", 13, "1"),
             ("rollback", "step", 12, "null"),
             ("rollback", "writing", 5, "0"),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import keyword
 import types
 import typing
 from dataclasses import is_dataclass
@@ -13,8 +14,13 @@ from trainkit.config.schema import OneOrNamed, RootKeys
 
 @functools.cache
 def hints_of(schema: type) -> dict[str, Any]:
-    """Return the type hint of each key of a dataclass."""
-    return typing.get_type_hints(schema, include_extras=True)
+    """Return the type hint of each key of a dataclass; see `field_name`."""
+    return {name.removesuffix("_"): hint for name, hint in typing.get_type_hints(schema, include_extras=True).items()}
+
+
+def field_name(key: str) -> str:
+    """Return the field of a key: `async_` for `async`, because Python reserves this word."""
+    return f"{key}_" if keyword.iskeyword(key) else key
 
 
 def options_of(hint: Any) -> list[Any]:

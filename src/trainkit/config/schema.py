@@ -145,6 +145,7 @@ class CheckpointSettings:
     every_minutes: Positive | None
     keep: Count
     weights: Literal["all", "trainable"]
+    async_: Literal["on", True] | None  # the key is `async`, a word that Python reserves
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainkit.config.check import find_problems
 from trainkit.config.consistency import BEST_MODES
-from trainkit.config.hints import can_be_off, dataclass_of, hints_of, is_off, is_one_or_named
+from trainkit.config.hints import can_be_off, dataclass_of, field_name, hints_of, is_off, is_one_or_named
 from trainkit.config.init_from import expand_short_forms
 from trainkit.config.metrics import is_metric
 from trainkit.config.resolvers import set_steps_per_epoch
@@ -136,7 +136,7 @@ def _values(schema: type, plain: Mapping[str, Any]) -> dict[str, Any]:
             value = {str(name): node for name, node in value.items() if not is_off(node)}
         elif inner is not None and value is not None:
             value = inner(**_values(inner, value))
-        values[key] = value
+        values[field_name(key)] = value
     return values
 
 

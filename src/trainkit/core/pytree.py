@@ -184,16 +184,30 @@ def describe(batch: Any) -> str:
     return f"{kind} ({shown})"
 
 
-def copy_to_cpu(state: Any) -> Any:
-    """Copy a state with its tensors to the CPU, so that later training steps do not change it."""
+def copy_to_cpu(state: Any, shared: dict[Any, Tensor] | None = None) -> Any:
+    """Copy a state with its tensors to the CPU, so that later training steps do not change it.
+
+    Args:
+        state: nested containers.
+        shared: an empty dict; then tensors that share their memory, such as tied weights, have one copy.
+    """
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        return _copy_tensor(state, shared)
     if isinstance(state, OrderedDict):  # a module's state_dict, whose `_metadata` holds the layer versions
-        copied = OrderedDict((key, copy_to_cpu(value)) for key, value in state.items())
+        copied = OrderedDict((key, copy_to_cpu(value, shared)) for key, value in state.items())
         copied.__dict__.update(state.__dict__)
         return copied
     if isinstance(state, Mapping):
-        return {key: copy_to_cpu(value) for key, value in state.items()}
+        return {key: copy_to_cpu(value, shared) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(copy_to_cpu(value) for value in state)
+        return type(state)(copy_to_cpu(value, shared) for value in state)
     return state
+
+
+def _copy_tensor(tensor: Tensor, shared: dict[Any, Tensor] | None) -> Tensor:
+    if shared is None or tensor.layout != torch.strided or not tensor.numel():
+        return tensor.detach().to("cpu", copy=True)
+    key = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    if key not in shared:
+        shared[key] = tensor.detach().to("cpu", copy=True)
+    return shared[key]

@@ -234,8 +234,12 @@ def _fit(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> N
         except Stopped as error:
             if error is state.stop and saver is not None:
                 name = saver.save(state, planned=False)
+                saver.collect(state, wait=True)
                 error.saved = f"{name}; to continue: trainkit resume {shlex.quote(display_path(run.directory))}"
             raise
+        finally:
+            if saver is not None:  # the directory must not be unlocked before
+                saver.abandon()
 
 
 def make_saver(run: Run, session: Session, *, first: bool) -> Saver | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from trainkit.config.schema import CheckpointSettings
 from trainkit.core.errors import CheckpointError, NonFiniteError, StorageError
+from trainkit.core.pytree import copy_to_cpu
+from trainkit.core.ranks import Ranks
+from trainkit.runs.background import Background
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.checkpoint_files import DamagedError
 from trainkit.runs.directory import Run
@@ -45,6 +50,9 @@ class Saver:
     `every_steps` steps and `every_minutes` minutes, after each new best epoch, at the end, and when a signal
     stops the run. Only rank 0 writes; the other ranks take part, because a checkpoint holds their RNG states.
 
+    With `checkpoint.async`, the training goes on while a thread writes a copy of the state. The next save, a rollback
+    and the end wait for the thread, so a checkpoint is never behind by more than one save.
+
     Args:
         checkpoints: the checkpoints of the run.
         options: the `checkpoint` settings.
@@ -67,6 +75,8 @@ class Saver:
         self.checkpoints, self.options, self.fingerprint = checkpoints, options, fingerprint
         self.run, self.first, self.frozen = run, first, frozen
         self.saved_at = time.monotonic()
+        self.background = Background()
+        self.pending: str | None = None  # the checkpoint that the thread of rank 0 writes
 
     def on_start(self, state: State) -> None:
         """Save the beginning; repair pointers that a killed process left behind.
@@ -76,6 +86,7 @@ class Saver:
         """
         if self.first:
             name = self.save(state)
+            self.collect(state, wait=True)
         with state.objects.ranks.together():
             if not state.objects.ranks.is_first:
                 return
@@ -83,7 +94,7 @@ class Saver:
                 self.check_readable(name)
             elif checkpoint_name(state.progress.step) in self.checkpoints.names():
                 self.checkpoints.set_pointer("last", checkpoint_name(state.progress.step))
-            self.point_to_best(state)
+            self.point_to_best(state.progress.best)
 
     def check_readable(self, name: str) -> None:
         """Raise `CheckpointError` if a checkpoint cannot be read back. So it is reported now, not at the resume."""
@@ -99,6 +110,7 @@ class Saver:
         If the training ends inside an epoch, save the open epoch, so that a longer run continues it exactly.
         """
         progress = state.progress
+        self.collect(state, wait=False)
         if progress.batch >= progress.batches:
             return
         planned = self.step_is_planned(state)
@@ -111,8 +123,9 @@ class Saver:
         if nonfinite_metric(state, metrics) is not None:  # the training is about to end with an error
             return
         if state.progress.is_provisional:  # `on_step` has saved the open epoch; the best one before it is kept too
+            self.collect(state, wait=True)
             if state.objects.ranks.is_first:
-                self.point_to_best(state)
+                self.point_to_best(state.progress.best)
             return
         every, best = self.options.every_epochs, state.progress.best
         is_best = best is not None and best["epoch"] == metrics["epoch"]
@@ -120,6 +133,10 @@ class Saver:
         planned |= every is not None and state.progress.epoch % every == 0
         if planned or self.minutes_are_over(state):
             self.save(state, planned=planned)
+
+    def on_end(self, state: State) -> None:
+        """Wait for the last checkpoint."""
+        self.collect(state, wait=True)
 
     def step_is_planned(self, state: State) -> bool:
         """Return whether `every_steps` asks for a checkpoint of this step."""
@@ -133,10 +150,10 @@ class Saver:
             return False
         return bool(state.objects.ranks.agree(time.monotonic() - self.saved_at >= 60 * every)[0][0])
 
-    def point_to_best(self, state: State) -> None:
+    def point_to_best(self, best: Mapping[str, Any] | None) -> None:
         """Point `best` at the checkpoint of the best epoch, if it exists."""
-        if state.progress.best is not None:
-            name = checkpoint_name(state.progress.best["step"])
+        if best is not None:
+            name = checkpoint_name(best["step"])
             if name in self.checkpoints.names() and self.checkpoints.is_valid(name):
                 self.checkpoints.set_pointer("best", name)
 
@@ -144,6 +161,7 @@ class Saver:
         """With `on_nonfinite=rollback`, restore the weights of the newest checkpoint; the data continues."""
         ranks = state.objects.ranks
         if state.settings.on_nonfinite == "rollback":
+            self.collect(state, wait=True)
             with ranks.together():
                 found = self.checkpoints.newest(planned=True) if ranks.is_first else ("", {}, [])
             name, whole, damaged = ranks.first(found)
@@ -157,23 +175,64 @@ class Saver:
             self.run.log(f"note: back to the weights of {name}{skipped}")
 
     def save(self, state: State, *, planned: bool = True) -> str:
-        """Write a checkpoint now, with a copy of the history; return its name. Only rank 0 writes.
+        """Save now, with a copy of the history; return the name of the checkpoint. Only rank 0 writes, or its thread.
 
         Raises:
             RunDirectoryInUseError: another process may use the directory.
         """
-        ranks, pending = state.objects.ranks, None
+        ranks, name = state.objects.ranks, checkpoint_name(state.progress.step)
         with ranks.together():
             captured, shards = take_shards(capture_state(state, self.fingerprint))
         captured = with_other_ranks(captured, state.objects)
+        self.collect(state, wait=True)
         with ranks.together():
             if ranks.is_first:
                 self.run.lock.check()
                 captured = captured if self.frozen is None else self.frozen.remove_from(captured)
                 captured["history"] = self.run.history_text
+                if self.options.async_ and not shards:
+                    self.background.start(partial(self._write, copy_to_cpu(captured, shared={}), planned=planned))
+                elif not shards:
+                    self._write(captured, planned=planned)
+        if shards:
+            self._write_shards(captured, shards, ranks, planned=planned)
+        self.saved_at, self.pending = time.monotonic(), name
+        if shards or not self.options.async_:
+            self.collect(state, wait=True)
+        return name
+
+    def collect(self, state: State, *, wait: bool) -> None:
+        """Log the checkpoint that was written, or raise the error of its thread; with `wait`, wait for the thread.
+
+        All ranks call this together.
+        """
+        if self.pending is None:
+            return
+        with state.objects.ranks.together() as agreement:
+            agreement.offer(self.background.has_ended(wait=wait))
+        if all(agreement.columns[0]):
+            self.run.log(f"saved {self.pending}")
+            self.pending = None
+
+    def abandon(self) -> None:
+        """Wait for the thread after an error of the training, which matters more than an error of the thread."""
+        with contextlib.suppress(Exception):
+            self.background.has_ended(wait=True)
+
+    def _write(self, saved: Mapping[str, Any], *, planned: bool) -> None:
+        self.checkpoints.write(saved, planned=planned)
+        self._after(saved)
+
+    def _write_shards(
+        self, captured: dict[str, Any], shards: Mapping[Any, Any], ranks: Ranks, *, planned: bool
+    ) -> None:
+        """Write a checkpoint to which each rank adds the shards that it holds."""
+        pending = None
+        with ranks.together():
+            if ranks.is_first:
                 pending = self.checkpoints.begin(captured, planned=planned)
         files: dict[str, Any] = {}
-        if shards and (folder := ranks.first(None if pending is None else pending.folder)) is not None:
+        if (folder := ranks.first(None if pending is None else pending.folder)) is not None:
             with ranks.together():
                 try:
                     own, captured[INDEX] = write_shards(folder, shards, ranks)
@@ -185,12 +244,9 @@ class Saver:
             if ranks.is_first:
                 if pending is not None:
                     self.checkpoints.finish(pending, captured, files)
-                self._after(state, checkpoint_name(state.progress.step))
-        self.saved_at = time.monotonic()
-        return checkpoint_name(state.progress.step)
+                self._after(captured)
 
-    def _after(self, state: State, name: str) -> None:
+    def _after(self, saved: Mapping[str, Any]) -> None:
         """Point at the best checkpoint, and delete old ones."""
-        self.point_to_best(state)
+        self.point_to_best(saved["best"])
         self.checkpoints.prune(self.options.keep)
-        self.run.log(f"saved {name}")
