@@ -6,6 +6,7 @@ the same number of passes: a rank with fewer micro batches makes passes over a s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -85,6 +86,8 @@ def shard_model(model: nn.Module, mesh: Any, *, is_average: bool = False) -> Ren
         # The losses are divided by the denominator of the whole batch, so gradients are summed.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # the other way needs NCCL
+    # The parameters of the model itself stay gathered after the forward pass, so this warning does not concern it.
+    warnings.filterwarnings("ignore", message=rf"FSDP2-wrapped module \({type(model).__name__}\)")
     after = dict(model.named_parameters())
     return {param: after[name] for name, param in before.items()}
 
