@@ -81,7 +81,8 @@ def write_shards(folder: Path, shards: Mapping[Place, Tensor], ranks: Ranks) -> 
         ranks: the ranks.
 
     Returns:
-        The size and the sha256 of each file that this rank has written, by name; and the index for `state.pt`.
+        The size and the sha256 of each file that this rank has written, by name; and on rank 0 the index for
+        `state.pt`.
 
     Raises:
         StorageError: a rank cannot write.
@@ -90,8 +91,15 @@ def write_shards(folder: Path, shards: Mapping[Place, Tensor], ranks: Ranks) -> 
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    written: list[Any] = []  # on rank 0, what all ranks have written
+
+    class Writer(FileSystemWriter):
+        def finish(self, metadata: Any, results: Any) -> None:
+            super().finish(metadata, results)
+            written.extend(result for of_rank in results for result in of_rank)
+
     names = {".".join(map(str, place)): place for place in shards}
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+    writer = Writer(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
     writer.fs.create_stream = _open_stream  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
@@ -107,8 +115,9 @@ def write_shards(folder: Path, shards: Mapping[Place, Tensor], ranks: Ranks) -> 
     for name, tensor in metadata.state_dict_metadata.items():
         facts = {"place": list(names[name]), "shape": list(tensor.size), "dtype": tensor.properties.dtype}
         index[name] = {**facts, "parts": []}
-    for key, info in metadata.storage_data.items():
-        part = {"offset": list(key.offset), "file": info.relative_path, "start": info.offset, "bytes": info.length}
+    for result in written:
+        key, place = result.index, result.storage_data
+        part = {"offset": list(key.offset), "file": place.relative_path, "start": place.offset, "bytes": place.length}
         index[key.fqn]["parts"].append(part)
     own = [path for path in sorted(folder.glob(f"__{ranks.rank}_*.distcp")) if SHARDS.fullmatch(path.name)]
     own += [folder / ".metadata"] if ranks.is_first else []
