@@ -182,7 +182,7 @@ class Outcome:
 
 
 def train_cases(
-    forks: Forks, ranks: int, cases: Mapping[str, Case], cwd: Path, timeout: float = TIMEOUT
+    forks: Forks, ranks: int, cases: Mapping[str, Case], cwd: Path, timeout: float | None = None
 ) -> dict[str, Outcome]:
     """Train each case on the ranks, one after the other in the same processes; return how each ended.
 
@@ -197,7 +197,7 @@ def train_cases(
     started = start_ranks(
         forks, ranks, cwd=cwd, call="tests.distributed.worker:run_cases", CASES=str(folder / "cases.json")
     )
-    ended = started.wait(timeout)
+    ended = started.wait(timeout or TIMEOUT + 10 * ranks * len(cases))
     outcomes = {name: Outcome(directory=folder / name) for name in cases}
     for rank in range(ranks):
         file = folder / f"ended-{rank}.jsonl"

@@ -53,7 +53,7 @@ class Net(nn.Module):
     def __init__(self, outputs: int = CLASSES, *, unused: bool = False, normalize: bool = False) -> None:
         super().__init__()
         self.body = nn.Linear(FEATURES, 16)
-        self.norm = nn.LayerNorm(16) if normalize else nn.Identity()
+        self.norm: nn.Module = nn.LayerNorm(16) if normalize else nn.Identity()
         self.head = nn.Linear(16, outputs)
         self.unused = nn.Linear(2, 2) if unused else None
 
