@@ -100,9 +100,10 @@ def run_ranks(forks: Forks, ranks: int, *argv: str, cwd: Path, timeout: float = 
     return start_ranks(forks, ranks, *argv, cwd=cwd, **env).wait(timeout)
 
 
-def torchrun(ranks: int, *argv: str, cwd: Path, timeout: float = TIMEOUT, **env: str) -> Ended:
+def torchrun(ranks: int, *argv: str, cwd: Path, timeout: float = TIMEOUT, restarts: int = 0, **env: str) -> Ended:
     """Run `torchrun --nproc-per-node RANKS -m trainkit ARGV`; the result has one code, that of torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command.append(f"--max-restarts={restarts}")
     process = subprocess.Popen(
         [*command, "-m", "trainkit", *argv],
         cwd=cwd,

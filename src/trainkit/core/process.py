@@ -63,7 +63,17 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
 
 def is_first_rank() -> bool:
     """Return whether this process is rank 0 of those that torchrun started, or was started without torchrun."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _rank() == 0
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def _is_printed_elsewhere(error: BaseException) -> bool:
+    """Return whether another rank prints an error. Before the ranks are connected, one rank of each machine prints."""
+    is_first_here = is_first_rank() or os.environ.get("LOCAL_RANK") == "0"
+    return getattr(error, "is_printed_by_first", not is_first_here)
 
 
 def number_of_ranks() -> int:
@@ -135,18 +145,31 @@ def _skip_stopped(previous: Callable[[Any], Any], unraisable: Any) -> None:
 
 def _stopped(error: KeyboardInterrupt) -> int:
     stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+    return _fail(_stop_message(stopped), error, stopped.exit_code)
+
+
+def _stop_message(stopped: Stopped) -> str:
     saved = f", saved as {stopped.saved}" if stopped.saved else ""
-    text = f"stopped by {stopped.name}" + (f": {stopped.summary}" if stopped.summary else saved)
-    if not is_first_rank():  # the ranks stop together, and rank 0 saves
-        return stopped.exit_code
-    return _fail(printable(text), error, stopped.exit_code)
+    return printable(f"stopped by {stopped.name}" + (f": {stopped.summary}" if stopped.summary else saved))
 
 
 def _fail(text: str, error: BaseException, code: int) -> int:
     if os.environ.get("TRAINKIT_TRACEBACK") == "1":
         traceback.print_exception(error)
+    if not _is_printed_elsewhere(error):
+        _print(text)
+    return code
+
+
+def print_error(error: TrainkitError | Stopped) -> None:
+    """Print an error that ends the process to stderr."""
+    _print(_stop_message(error) if isinstance(error, Stopped) else str(error))
+
+
+def _print(text: str) -> None:
+    """Print a message to stderr, with the rank if it is not rank 0."""
+    text = text if is_first_rank() else f"rank {_rank()}: {text}"
     try:
         print(text, file=sys.stderr or sys.__stderr__, flush=True)
     except (OSError, AttributeError, ValueError):  # stderr is closed: use /dev/null, or Python fails again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    return code

@@ -12,17 +12,18 @@ import operator
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from trainkit.core.device import is_out_of_memory
-from trainkit.core.errors import ConfigError, Problem, TrainkitError
-from trainkit.core.process import number_of_ranks
+from trainkit.core.errors import ConfigError, Stopped, TrainkitError
+from trainkit.core.rank_watch import OtherRankError, RankWatch
 from trainkit.core.shards import is_sharded
 
 Value = TypeVar("Value")
@@ -32,20 +33,6 @@ MESSAGE = 8  # numbers of an agreement; a fixed size, because a rank that failed
 # How the work of a rank ended. FOLLOWED: with an error, because another rank had failed.
 FINE, FOLLOWED, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3
 CHECK_SECONDS = 1.0  # how often a rank that waits in a forward or backward pass checks whether another has failed
-
-
-class OtherRankError(TrainkitError):
-    """Another rank has failed, so this one ends too.
-
-    Args:
-        rank: the other rank.
-        exit_code: its exit code.
-        problems: what is wrong there.
-    """
-
-    def __init__(self, rank: int, exit_code: int, problems: Sequence[Problem]) -> None:
-        super().__init__(*(Problem(f"rank {rank}: {problem.cause}", problem.hint) for problem in problems))
-        self.rank, self.exit_code = rank, exit_code
 
 
 class RankFailedInPassError(Exception):
@@ -81,13 +68,17 @@ class Ranks:
     Args:
         rank: the number of this process, from 0. Rank 0 owns the run directory and the display.
         size: the number of processes.
+        watch: ends each exchange that waits for a rank that has failed.
+        launch: the store that torchrun keeps when it starts the ranks again.
 
     Attributes:
         explain: returns the error that a user sees for another error. The engine sets a function that knows the config.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(
+        self, rank: int = 0, size: int = 1, watch: RankWatch | None = None, launch: Store | None = None
+    ) -> None:
+        self.rank, self.size, self.watch, self.launch = rank, size, watch, launch
         self.explain: Callable[[Exception], TrainkitError] = _describe
         self.failures = 0  # failures of any rank that all ranks have agreed on
         self._pass_group: tuple[int, Any] | None = None  # see `gather_in_pass`
@@ -120,6 +111,29 @@ class Ranks:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
+    def on_forced_end(self, write: Callable[[TrainkitError | Stopped], object]) -> None:
+        """Call a function before this process is ended because it waits for a rank that was lost."""
+        if self.watch is not None:
+            self.watch.on_forced_end = write
+
+    def exchange(self) -> AbstractContextManager[None]:
+        """Return a block that only exchanges values with the other ranks; see `RankWatch.exchange` for its errors."""
+        return nullcontext() if self.watch is None else self.watch.exchange()
+
+    def broken_exchanges(self) -> AbstractContextManager[None]:
+        """Return a block in which a lost connection becomes the failure of the other rank; see `RankWatch`."""
+        return nullcontext() if self.watch is None else self.watch.broken_exchanges()
+
+    def remember(self, key: str, text: str) -> None:
+        """Keep a text for the next ranks, which torchrun starts if these ranks fail."""
+        if self.launch is not None:
+            self.launch.set(key, text)
+
+    def recall(self, key: str) -> str | None:
+        """Return the text that earlier ranks of the same torchrun have kept; None if there is none."""
+        found = self.launch is not None and self.launch.check([key])
+        return self.launch.get(key).decode() if self.launch is not None and found else None
+
     # --------------------------------------------------------------------------------------- values
 
     def sum(self, value: Tensor) -> Tensor:
@@ -127,7 +141,8 @@ class Ranks:
         if not self.are_several:
             return value
         total = value.detach().clone()
-        dist.all_reduce(total)
+        with self.exchange():
+            dist.all_reduce(total)
         return total
 
     def sum_number(self, value: Tensor | float, device: torch.device) -> Tensor | float:
@@ -142,15 +157,21 @@ class Ranks:
             return [list(numbers)]
         own = torch.tensor(numbers, dtype=torch.int64)
         rows = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(rows, own)
+        with self.exchange():
+            dist.all_gather(rows, own)
         return [row.tolist() for row in rows]
+
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        self.agree(0)
 
     def gather(self, value: Value) -> list[Value]:
         """Return the value that each rank passes, by rank. Values are pickled, so they should be small or rare."""
         if not self.are_several:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self.exchange():
+            dist.all_gather_object(values, value)
         return values
 
     def first(self, value: Value) -> Value:
@@ -158,7 +179,8 @@ class Ranks:
         if not self.are_several:
             return value
         values = [value]
-        dist.broadcast_object_list(values)
+        with self.exchange():
+            dist.broadcast_object_list(values)
         return values[0]
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
@@ -167,7 +189,8 @@ class Ranks:
             return
         for tensor in tensors:
             values = tensor.detach().clone(memory_format=torch.contiguous_format)
-            dist.broadcast(values, 0)
+            with self.exchange():
+                dist.broadcast(values, 0)
             with torch.no_grad():
                 tensor.copy_(values)
 
@@ -179,6 +202,10 @@ class Ranks:
         if self._pass_group is None or self._pass_group[0] != self.failures:
             self._pass_group = self.failures, dist.new_group()
         return self._pass_group[1]
+
+    def close(self) -> None:
+        """Release the connections of the messages in a pass."""
+        self._pass_group = None
 
     def gather_in_pass(self, own: Tensor) -> Tensor:
         """Return the tensors that the ranks pass in a forward or backward pass, in rows. Their shapes are equal.
@@ -333,8 +360,9 @@ def _sum_gradients(params: Sequence[Tensor], kinds: Sequence[bytes], ranks: Rank
             param.grad = torch.zeros_like(param)
     dense = [_real(param.grad) for param, kind in zip(params, found, strict=True) if kind == DENSE]
     buckets = [(bucket, torch.cat([gradient.reshape(-1) for gradient in bucket])) for bucket in _buckets(dense)]
-    for work in [dist.all_reduce(flat, async_op=True) for _, flat in buckets]:
-        work.wait()
+    with ranks.exchange():
+        for work in [dist.all_reduce(flat, async_op=True) for _, flat in buckets]:
+            work.wait()
     for bucket, flat in buckets:
         for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(total.view(gradient.shape))
@@ -359,28 +387,3 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
         bucket.append(gradient)
         sizes[key] = bucket, size + gradient.nbytes
     return buckets
-
-
-# --------------------------------------------------------------------------------------- start and end
-
-
-@contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Connect the processes that torchrun started, for the block. Without torchrun, there is one rank.
-
-    An inner block uses the connection of the outer block. The ranks exchange tensors of the CPU through gloo, and
-    tensors of an NVIDIA GPU through NCCL.
-    """
-    size = number_of_ranks()
-    if size == 1:
-        yield Ranks()
-        return
-    if dist.is_initialized():
-        yield Ranks(dist.get_rank(), size)
-        return
-    has_gpu = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
-    try:
-        yield Ranks(int(os.environ["RANK"]), size)
-    finally:
-        dist.destroy_process_group()

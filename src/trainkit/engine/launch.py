@@ -26,7 +26,6 @@ from torch._C._distributed_c10d import TCPStore
 from trainkit.core.errors import Problem, TrainkitError
 from trainkit.core.machine import cores, threads_of_environment
 from trainkit.core.process import run_to_exit_code
-from trainkit.core.ranks import OtherRankError
 from trainkit.core.signals import SIGNALS, delay_signals, handle_stop
 
 POLL = 0.2  # seconds between two looks at the ranks
@@ -172,7 +171,8 @@ def _run_rank(
 def _train(train: Callable[[], int], launcher: int, unreported: Any) -> int:
     """Train as a rank; return an exit code.
 
-    The ranks often fail together, for the same reason. The first one that gets the semaphore reports it.
+    The ranks often fail together, for the same reason. Before they are connected, the first one that gets the semaphore
+    reports it.
     """
     _stop_with(launcher)
     if hasattr(signal, "pthread_sigmask"):
@@ -180,9 +180,10 @@ def _train(train: Callable[[], int], launcher: int, unreported: Any) -> int:
     try:
         return train()
     except Exception as error:
-        if isinstance(error, OtherRankError):
-            time.sleep(POLL)  # the other rank reports it first, with more details
+        if hasattr(error, "is_printed_by_first"):  # the ranks were connected, and know which of them prints the error
+            raise
         if unreported.acquire(block=False):
+            error.is_printed_by_first = False  # type: ignore[attr-defined]
             raise
         return error.exit_code if isinstance(error, TrainkitError) else 1
 

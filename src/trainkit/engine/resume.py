@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trainkit.build.last_batch import check_last_batch
 from trainkit.build.session import Session, build_session
 from trainkit.build.sharding import check_shardable, shard_session
+from trainkit.config.compose import Composed
 from trainkit.config.settings import Settings
 from trainkit.core.errors import CheckpointError, ConfigError
 from trainkit.core.pytree import copy_to_cpu
-from trainkit.core.ranks import Ranks, joined_ranks
+from trainkit.core.rank_group import joined_ranks
+from trainkit.core.ranks import Ranks
 from trainkit.display import live as display
 from trainkit.display.text import count
 from trainkit.engine.changes import Changes, find_changes
@@ -36,7 +39,7 @@ from trainkit.runs.frozen import check_frozen, digest_of, frozen_names, lacks_fr
 from trainkit.runs.rank_states import state_of_rank
 from trainkit.runs.recorder import best_epoch
 from trainkit.runs.recovery import is_finished, recover_history, recover_run
-from trainkit.runs.reload import Reloaded, read_for_resume
+from trainkit.runs.reload import Reloaded, read_for_resume, reload_config
 from trainkit.runs.saver import Restorer
 from trainkit.runs.sharded_checkpoint import gather_shards
 from trainkit.runs.snapshot import ORDER_KEYS, capture_state, check_types, refuse_mismatch, restore_state
@@ -76,13 +79,35 @@ def continue_run(run: Run, reloaded: Reloaded, *, hooks: Sequence[Any] = ()) -> 
     """Continue a run with settings from `reload_config`; see `resume`. Further hooks are called last."""
     refuse_to_start(reloaded.processes_to_start())
     with joined_ranks() as ranks:
-        with ranks.together():
-            if ranks.is_first:
-                run.acquire()
-        try:
-            return _continue_run(run, reloaded, ranks, hooks)
-        finally:
-            run.lock.release()
+        return _lock_and_continue(run, reloaded, ranks, hooks)
+
+
+def resume_after_restart(directory: Path, composed: Composed, ranks: Ranks, hooks: Sequence[Any]) -> Run:
+    """Continue the run of earlier ranks, which have failed; torchrun has started these ranks instead.
+
+    Args:
+        directory: of the run.
+        composed: what the ranks were started with.
+        ranks: the ranks.
+        hooks: further hooks, called last.
+    """
+    run, reloaded = Run(directory), Reloaded(composed.settings, [*composed.overrides], [])
+    with ranks.together():
+        if ranks.is_first:  # the other ranks may have no access to the directory
+            run = recover_run(directory)
+            with suppress(ConfigError):  # the saved config may lack its secrets
+                reloaded = reload_config(run, [])
+    return _lock_and_continue(run, ranks.first(reloaded), ranks, hooks)
+
+
+def _lock_and_continue(run: Run, reloaded: Reloaded, ranks: Ranks, hooks: Sequence[Any]) -> Run:
+    with ranks.together():
+        if ranks.is_first:
+            run.acquire()
+    try:
+        return _continue_run(run, reloaded, ranks, hooks)
+    finally:
+        run.lock.release()
 
 
 def _continue_run(run: Run, reloaded: Reloaded, ranks: Ranks, hooks: Sequence[Any]) -> Run:

@@ -24,7 +24,7 @@ from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError
 from trainkit.core.machine import processes_to_start
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
-from trainkit.core.ranks import joined_ranks
+from trainkit.core.rank_group import joined_ranks
 from trainkit.core.rng import seed_all
 from trainkit.data.contents import data_facts
 from trainkit.data.split import split_notes
@@ -71,6 +71,11 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
     composed = config if isinstance(config, Composed) else Composed(read_settings(config))
     refuse_to_start(processes_to_start(composed.settings.devices, composed.settings.device))
     with joined_ranks() as ranks:
+        earlier = ranks.first(ranks.recall("run"))  # torchrun has started these ranks again
+        if earlier is not None:
+            from trainkit.engine.resume import resume_after_restart  # which builds on this module
+
+            return resume_after_restart(Path(earlier), composed, ranks, hooks)
         with ranks.together():
             settings, warm_start = prepare_warm_start(name_teacher(composed.settings))
             with display.ReadingProgress(settings.progress if ranks.is_first else "off") as on_progress:
@@ -82,7 +87,10 @@ def train(config: DictConfig | Composed, *, directory: Path | str | None = None,
         loaded = warm_start.notes if warm_start is not None else []
         notes = [*composed.notes, *startup_notes(session, composed.overrides), *loaded]
         with ranks.together():
-            run = _start_run(composed, settings, session, warm_start, directory) if ranks.is_first else None
+            run = None
+            if ranks.is_first:
+                run = _start_run(composed, settings, session, warm_start, directory)
+                ranks.remember("run", str(run.directory))
         path = ranks.first(Path() if run is None else run.directory)
         run = run or Run(path)
         return run_training(run, session, notes, make_saver(run, session, first=True), hooks=hooks)
@@ -154,6 +162,7 @@ def run_training(
     config = redacted_values(session.settings.source) if session.loggers else {}
     loggers = Loggers(run, session.loggers, config, report)
     called = _all_hooks(session, [*session.hooks.values(), restorer, recorder, saver, screen, loggers], hooks)
+    state.objects.ranks.on_forced_end(functools.partial(_write_forced_end, run, loggers, screen))
     with handle_signals(state):
         try:
             write_preprocessing(run, describe_preprocessing(session.settings, session.train))
@@ -213,6 +222,13 @@ def _finish(run: Run, loggers: Loggers, status: str, exit_code: int, why: str | 
         run.finish(status, exit_code, why)
 
 
+def _write_forced_end(run: Run, loggers: Loggers, screen: Any, error: TrainkitError | Stopped) -> None:
+    """Write how the run ended, if the training still waits for a rank that was lost."""
+    screen.close()
+    status, why = ("stopped", str(error)) if isinstance(error, Stopped) else ("failed", error.problems[0].cause)
+    _finish(run, loggers, status, error.exit_code, why)
+
+
 def _why_early(state: State) -> str | None:
     """Return why the training ended before its planned end; None if it did not."""
     settings = state.settings
@@ -230,7 +246,9 @@ def _fit(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> N
         # A loss that broadcasts its targets is nearly always a mistake, but torch only warns.
         warnings.filterwarnings("error", message="Using a target size")
         try:
-            fit(state, session.train, session.val, hooks)
+            with state.objects.ranks.broken_exchanges():
+                fit(state, session.train, session.val, hooks)
+            state.objects.ranks.wait()  # a rank may fail in `on_end`
         except Stopped as error:
             if error is state.stop and saver is not None:
                 name = saver.save(state, planned=False)

@@ -52,8 +52,9 @@ def next_share(state: State, batches: Iterator[Batch]) -> Batch | None:
         micro_batch = progress.micro_batch or sys.maxsize
         agreement.offer(batch is not None, signal, micro_batch, batch_size_of(inputs), int(count_tokens(inputs)))
     exists, signals, micro_batches, samples, tokens = agreement.columns
-    if any(signals):
-        state.stop = state.stop or Stopped(next(filter(None, signals)))
+    if any(signals):  # the ranks may have got different signals
+        number = next(filter(None, signals))
+        state.stop = state.stop if state.stop is not None and state.stop.number == number else Stopped(number)
         raise state.stop
     # If memory ran out on one rank, all ranks use its smaller micro batches.
     progress.micro_batch = None if min(micro_batches) == sys.maxsize else min(micro_batches)

@@ -55,7 +55,7 @@ def _bench(args: argparse.Namespace, given: Settings) -> int:
     """Time a training in this process, as one of the ranks if there are several, and print the result."""
     from trainkit.build.session import build_session
     from trainkit.build.sharding import check_shardable, shard_session
-    from trainkit.core.ranks import joined_ranks
+    from trainkit.core.rank_group import joined_ranks
     from trainkit.diagnostics.bench import bench
     from trainkit.diagnostics.trial import settings_of_timed_steps
     from trainkit.engine.error_context import explained_errors

@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
 def _resume_on_ranks(name: str, overrides: Sequence[str], argv: Sequence[str]) -> int:
     """Resume a run that rank 0 reads. The other ranks may have no access to its directory."""
     with fast_imports():
-        from trainkit.core.ranks import joined_ranks
+        from trainkit.core.rank_group import joined_ranks
 
     with joined_ranks() as ranks:
         found = None
