@@ -203,3 +203,14 @@ def test_ranks_of_torchrun_take_no_other_number_of_devices(forks: Forks, tmp_pat
     ended = run_ranks(forks, 2, *TRAINING, "epochs=1", "devices=3", cwd=tmp_path)
     assert ended.codes == [2, 2]
     assert "devices=3: torchrun has started 2 processes" in ended.stderr[0]
+
+
+@pytest.mark.parametrize(("devices", "code", "text"), [("2", 0, "no errors found"), ("all", 2, "no NVIDIA GPU")])
+def test_check_trains_in_one_process_and_knows_the_gpus(
+    devices: str, code: int, text: str, forks: Forks, tmp_path: Path
+) -> None:
+    started = forks.start(
+        "check", *TRAINING, f"devices={devices}", "--seconds", "0", cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
+    )
+    assert finish(started) == code, started.stderr
+    assert text in started.stdout + started.stderr

@@ -161,7 +161,7 @@ class _Path:
             "data": data,
             "logger": {},
         }
-        longer = replace(self.settings, epochs=None, steps=None, max_minutes=1e6, early_stop=None, **options)
+        longer = replace(self.settings, epochs=None, steps=None, max_minutes=1e6, early_stop=None, devices=1, **options)
         continue_run(run, Reloaded(longer, [], []), hooks=[_OneStep()])
 
 

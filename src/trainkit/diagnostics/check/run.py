@@ -11,6 +11,7 @@ from typing import Any
 from trainkit.config.repair import Repaired
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError, Problem, TrainkitError
+from trainkit.core.machine import number_of_processes
 from trainkit.data.store import format_bytes
 from trainkit.diagnostics.check.estimates import Estimates, estimate, seconds_of_process
 from trainkit.diagnostics.check.measure import Pace
@@ -78,6 +79,7 @@ def check(repaired: Repaired, seconds: float, on_note: Callable[[str], None] = l
     report.phases = dict.fromkeys(PHASES, "not reached")
     if repaired.composed is None:
         return report
+    report.errors += _wrong_devices(repaired.composed.settings)
     on_note("building each part of the training")
     built, errors = build_parts(repaired.composed.settings, repaired.broken)
     built_after = seconds_of_process()
@@ -105,6 +107,15 @@ def check(repaired: Repaired, seconds: float, on_note: Callable[[str], None] = l
         report.scaling = estimate_scaling(measured.costs, chosen.batch_size, chosen.micro_batch, chosen.distributed)
         report.notes += [*report.estimates.notes, *_disk_note(report.estimates)]
     return report
+
+
+def _wrong_devices(settings: Settings) -> list[TrainkitError]:
+    """Return an error if this machine has fewer GPUs than `devices`. The check itself uses one process."""
+    try:
+        number_of_processes(settings.devices, settings.device)
+    except ConfigError as error:
+        return [error]
+    return []
 
 
 def _status(phase: str, settings: Settings, result: PathResult) -> str:
