@@ -161,7 +161,6 @@ def has_ended(pid: int) -> bool:
         pytest.param("launcher", signal.SIGUSR1, 75, marks=pytest.mark.slow),
         pytest.param("rank 0", signal.SIGTERM, 143, marks=pytest.mark.slow),
         ("rank 1", signal.SIGTERM, 143),
-        pytest.param("launcher", signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_any_process_stops_all_with_a_checkpoint(
@@ -171,13 +170,21 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(
         os.kill({"launcher": started.pid, "rank 0": ranks[0], "rank 1": ranks[1]}[target], number)
         assert finish(started) == code
         until(lambda: all(map(has_ended, ranks)))
-    name = signal.Signals(143 - 128 if number == signal.SIGKILL else number).name
+    name = signal.Signals(number).name
     lines = [line for line in started.stderr.splitlines() if line.startswith("stopped by")]
     assert len(lines) == 1, started.stderr
     assert lines[0].startswith(f"stopped by {name}, saved as step-")
     saved = Checkpoints(tmp_path / "run/checkpoints").newest()[0]
     assert saved in lines[0]
     assert Run.load(tmp_path / "run").info["status"] == "stopped"
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_a_killed_launcher(forks: Forks, tmp_path: Path) -> None:
+    with two_slow_ranks(forks, tmp_path) as (started, ranks):
+        started.send(signal.SIGKILL)
+        assert finish(started) == -signal.SIGKILL
+        until(lambda: all(map(has_ended, ranks)))
 
 
 @pytest.mark.slow
