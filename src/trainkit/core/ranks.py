@@ -7,11 +7,9 @@ states stay equal to each other, and to the state of a training in one process.
 
 from __future__ import annotations
 
-import functools
-import operator
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,12 +21,12 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, Stopped, TrainkitError
+from trainkit.core.rank_gradients import kinds_of_gradients, sum_over_ranks
 from trainkit.core.rank_watch import OtherRankError, RankWatch
 from trainkit.core.shards import is_sharded
 
 Value = TypeVar("Value")
 
-BUCKET_BYTES = 25 * 2**20  # of gradients in a message: large messages use the network well
 MESSAGE = 8  # numbers of an agreement; a fixed size, because a rank that failed has none to offer
 # How the work of a rank ended. FOLLOWED: with an error, because another rank had failed.
 FINE, FOLLOWED, OUT_OF_MEMORY, FAILED = 0, 1, 2, 3
@@ -47,12 +45,13 @@ class Agreement:
         columns: for each number, the values of all ranks.
     """
 
-    def __init__(self, offered: Sequence[int] = ()) -> None:
-        self.offered, self.columns = [*offered], [[number] for number in offered]
+    def __init__(self) -> None:
+        self.offered: list[int] = []
+        self.columns: list[list[int]] = []
 
     def offer(self, *numbers: int) -> None:
         """Set the numbers of this rank."""
-        self.__init__(numbers)  # type: ignore[misc]
+        self.offered, self.columns = [*numbers], [[number] for number in numbers]
 
 
 def _describe(error: Exception) -> TrainkitError:
@@ -269,19 +268,14 @@ class Ranks:
         A parameter that has no gradient on any rank keeps none, because optimizers skip such a parameter. The
         gradient of a sharded parameter is a sum already.
         """
-        params = [p for p in params if p.requires_grad and not is_sharded(p)] if self.are_several else []
-        error: Exception | None = None
-        try:
+        with self.together(connected=connected) as agreement:
             yield
-        except Exception as caught:
-            if not self.are_several or connected:
-                raise
-            error = caught
+            params = [p for p in params if p.requires_grad and not is_sharded(p)] if self.are_several else []
+            kinds = kinds_of_gradients(params)
+            agreement.offer(zlib.crc32(kinds))
         if self.are_several:
-            kinds = bytes(_kind_of_gradient(param) for param in params)
-            agreement = Agreement([zlib.crc32(kinds)])
-            self._settle(error, agreement)
-            _sum_gradients(params, [kinds] if len({*agreement.columns[0]}) == 1 else self.gather(kinds), self)
+            are_equal = len(set(agreement.columns[0])) == 1
+            sum_over_ranks(params, [kinds] if are_equal else self.gather(kinds), self)
 
     def _settle(self, error: Exception | None, agreement: Agreement) -> None:
         """Raise an error if any rank has one; otherwise exchange the numbers of the agreement."""
@@ -330,60 +324,3 @@ def _store() -> Any:
 
 
 ALONE = Ranks()  # the one rank of a training in one process
-
-
-# ------------------------------------------------------------------------------------------ gradients
-
-NO_GRADIENT, DENSE, SPARSE = 0, 1, 2
-
-
-def _kind_of_gradient(param: Tensor) -> int:
-    if param.grad is None:
-        return NO_GRADIENT
-    return DENSE if param.grad.layout == torch.strided else SPARSE
-
-
-def _sum_gradients(params: Sequence[Tensor], kinds: Sequence[bytes], ranks: Ranks) -> None:
-    """Sum gradients over the ranks, in place.
-
-    Args:
-        params: the parameters, in the same order on every rank.
-        kinds: the kind of each parameter's gradient, for each rank, or once if the kinds are equal on all ranks.
-        ranks: the ranks.
-    """
-    found = [max(own[index] for own in kinds) for index in range(len(params))]
-    for param, kind in zip(params, found, strict=True):
-        if kind == SPARSE:
-            gradients = [gradient for gradient in ranks.gather(param.grad) if gradient is not None]
-            param.grad = functools.reduce(operator.add, gradients).to(param.device)
-        elif kind == DENSE and param.grad is None:  # only other ranks have used the parameter
-            param.grad = torch.zeros_like(param)
-    dense = [_real(param.grad) for param, kind in zip(params, found, strict=True) if kind == DENSE]
-    buckets = [(bucket, torch.cat([gradient.reshape(-1) for gradient in bucket])) for bucket in _buckets(dense)]
-    with ranks.exchange():
-        for work in [dist.all_reduce(flat, async_op=True) for _, flat in buckets]:
-            work.wait()
-    for bucket, flat in buckets:
-        for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-            gradient.copy_(total.view(gradient.shape))
-
-
-def _real(gradient: Tensor | None) -> Tensor:
-    """Return a view of a gradient as real numbers."""
-    assert gradient is not None
-    return torch.view_as_real(gradient.detach()) if gradient.is_complex() else gradient.detach()
-
-
-def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the gradients in lists of one dtype and device, each with at most `BUCKET_BYTES` or one gradient."""
-    buckets: list[list[Tensor]] = []
-    sizes: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}  # the open bucket and its size
-    for gradient in gradients:
-        key = gradient.dtype, gradient.device
-        bucket, size = sizes.get(key, ([], 0))
-        if not bucket or size + gradient.nbytes > BUCKET_BYTES:
-            bucket, size = [], 0
-            buckets.append(bucket)
-        bucket.append(gradient)
-        sizes[key] = bucket, size + gradient.nbytes
-    return buckets
