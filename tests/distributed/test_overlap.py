@@ -101,5 +101,7 @@ def test_a_training_that_ddp_cannot_sum_says_so_and_sums_afterwards(forks: Forks
     for name, (afterwards, during) in train_both(forks, folder, 2, chosen).items():
         assert [row["overlapped"] for row in during.history] == [0, 0]
         note = "note: distributed=ddp: gradients are summed after the backward pass, because " + REFUSED[name][1]
-        assert note in (during.directory / "trainkit.log").read_text()
+        log = (during.directory / "trainkit.log").read_text()
+        assert note in log
+        assert "training on cpu in 2 processes: " in log
         assert largest_difference(during.states[0]["objects"], afterwards.states[0]["objects"]) == 0

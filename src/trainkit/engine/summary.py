@@ -16,7 +16,8 @@ def opening_lines(run: Run) -> list[str]:
     sizes = [count(info["parameters"], "parameter") + (f" ({frozen:,} frozen)" if frozen else "")]
     sizes.append(samples_text(info["train_samples"], "training"))
     sizes.append("no validation" if info["val_samples"] == 0 else samples_text(info["val_samples"], "validation"))
-    return [f"training on {info['device']}: {', '.join(sizes)}", f"run directory: {display_path(run.directory)}"]
+    ranks = f" in {info['ranks']} processes" if info.get("ranks", 1) > 1 else ""
+    return [f"training on {info['device']}{ranks}: {', '.join(sizes)}", f"run directory: {display_path(run.directory)}"]
 
 
 def samples_text(samples: int | None, part: str) -> str:

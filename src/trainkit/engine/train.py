@@ -335,6 +335,7 @@ def session_facts(session: Session) -> dict[str, Any]:
     sizes = [(row["count"], row["trainable"]) for row in session.params]
     return {
         "device": str(session.state.objects.device),
+        "ranks": session.state.objects.ranks.size,
         "parameters": sum(count for count, _ in sizes),
         "trainable_parameters": sum(count for count, trainable in sizes if trainable),
         "train_samples": session.train.samples,
