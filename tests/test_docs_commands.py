@@ -24,6 +24,7 @@ NOT_RUN = {
     "hydra/launcher=submitit_slurm": "it needs a cluster",
     "^sbatch ": "it needs a cluster; tests/distributed/test_slurm_script.py runs the script with stand-ins for SLURM",
     "^torchrun --nnodes": "it needs several machines",
+    "bench --try": "it measures for minutes; tests/diagnostics/test_try_settings.py measures a few choices",
 }
 # Commands of which only the config is composed: a pattern, and why.
 COMPOSED = {"data=cifar10": "the data set is a download"}

@@ -211,7 +211,7 @@ def test_a_sharded_run_that_is_killed_at_any_moment_resumes_to_the_same_bits(for
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), [("fsdp", "auto"), ("auto", "fsdp"), ("fsdp", "fsdp")])
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "auto"), ("auto", "fsdp")])
 def test_a_run_moves_between_shards_and_copies_inside_an_epoch(
     forks: Forks, folder: Path, first: str, then: str
 ) -> None:

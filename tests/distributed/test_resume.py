@@ -110,21 +110,16 @@ MATRIX: list[Any] = [
         for name, moment, count, rank in [
             ("everything", "update", 11, "1"),
             ("everything", "writing", 6, "0"),
-            ("everything", "pointer", 4, "0"),
             ("everything", "validation", 5, "null"),
             ("workers", "step", 12, "0"),
-            ("workers", "writing", 4, "0"),
             ("step with a state", "update", 5, "null"),
             ("augmentation", "step", 8, "null"),
             ("freeze", "step", 9, "1"),
-            ("freeze", "pointer", 6, "0"),
             ("trainable", "update", 12, "null"),
             ("minutes", "step", 14, "null"),
             ("async", "writing", 5, "0"),
-            ("async", "pointer", 6, "0"),
             ("async", "step", 13, "1"),
             ("rollback", "step", 12, "null"),
-            ("rollback", "writing", 5, "0"),
         ]
     ),
 ]

@@ -186,7 +186,7 @@ def test_a_signal_during_the_start_sets_the_exit_code(number: signal.Signals, ow
 
 @pytest.mark.slow
 def test_two_signals_at_random_moments_give_the_exit_code_of_the_first(own: Path) -> None:
-    for number in range(40):
+    for number in range(12):
         first, second = random.choices(list(CODES), k=2)
         run = start(own, *ARGV, f"hydra.run.dir=run{number}", "epochs=99999", "+hooks.exit._target_=stopmodule.Exit")
         time.sleep(random.uniform(0.15, 4))
