@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +235,16 @@ def files_in(folder: Path) -> list[str]:
 def thinned(names: Iterable[Any], keep: int) -> list[Any]:
     """Return the parameters of a test. Every `keep`-th runs with the fast tests; the others are slow."""
     return [pytest.param(name, marks=[pytest.mark.slow] * (number % keep > 0)) for number, name in enumerate(names)]
+
+
+@contextmanager
+def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a disk of a size, such as `3m`, for the block; skip the test if this user may not mount."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only who may mount can have a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -57,6 +57,14 @@ class Process:
         return self.out.with_suffix(".out").read_text()
 
 
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended, also if nobody has waited for it."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Forks:
     """Starts commands as forks of the server."""
 

@@ -16,7 +16,7 @@ from trainkit.build import session as build
 from trainkit.build.model import build_loss
 from trainkit.core.errors import ConfigError, UserCodeError
 from trainkit.engine.error_context import explain_error
-from trainkit.engine.train import startup_notes
+from trainkit.engine.session_facts import startup_notes
 from trainkit.training.loop import fit
 
 MODULE = """

@@ -14,7 +14,7 @@ import pytest
 import trainkit
 from tests.distributed.helpers import TIMEOUT, run_ranks
 from tests.helpers import read_history
-from tests.processes import Forks, Process, until
+from tests.processes import Forks, Process, has_ended, until
 from trainkit.core.errors import ConfigError
 from trainkit.core.machine import cores
 from trainkit.runs.checkpoint import Checkpoints
@@ -145,14 +145,6 @@ def two_slow_ranks(forks: Forks, folder: Path) -> Iterator[tuple[Process, list[i
                 os.kill(pid, signal.SIGKILL)
 
 
-def has_ended(pid: int) -> bool:
-    """Return whether a process has ended, also if nobody has waited for it."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 @pytest.mark.parametrize(
     ("target", "number", "code"),
     [
@@ -180,11 +172,14 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_no_rank_outlives_a_killed_launcher(forks: Forks, tmp_path: Path) -> None:
+def test_the_ranks_of_a_killed_launcher_save_and_end(forks: Forks, tmp_path: Path) -> None:
     with two_slow_ranks(forks, tmp_path) as (started, ranks):
         started.send(signal.SIGKILL)
         assert finish(started) == -signal.SIGKILL
         until(lambda: all(map(has_ended, ranks)))
+    assert "stopped by SIGTERM, saved as step-" in started.stderr
+    info = Run.load(tmp_path / "run").info
+    assert (info["status"], info["exit_code"]) == ("stopped", 143)
 
 
 @pytest.mark.slow

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.helpers import Ended, run_ranks, start_ranks, torchrun
-from tests.helpers import read_history
+from tests.helpers import mounted_disk, read_history
 from tests.processes import Forks, until
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import digest
@@ -322,13 +320,8 @@ def test_an_error_on_one_rank_ends_ranks_with_shards(forks: Forks, own: Path) ->
 @pytest.fixture
 def small_disk(own: Path) -> Iterator[Path]:
     """Mount a disk of 1 MiB at `run`."""
-    disk = own / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only who may mount can have a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted_disk(own / "disk", "1m") as disk:
+        yield disk
 
 
 @pytest.mark.slow

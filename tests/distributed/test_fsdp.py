@@ -45,17 +45,6 @@ class Sequences(nn.Module):
         return self.head(hidden.mean(1)) * self.scale
 
 
-class Shifted(nn.Module):
-    # A cross entropy with a parameter.
-
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(10))
-
-    def forward(self, outputs, targets):
-        return nn.functional.cross_entropy(outputs + self.shift, targets)
-
-
 def broken(model, inputs, targets, loss_fn):
     # The loss of two steps is NaN.
     model.steps = getattr(model, "steps", 0) + torch.is_grad_enabled()
@@ -92,7 +81,7 @@ CASES = {
     "blocks": MODEL,
     "micro batches": [*MODEL, "micro_batch=7", "activation_checkpointing=blocks"],
     "average and clipping": [*MODEL, "ema=0.9", "clip_norm=0.5", "clip_value=0.05", "watch=[head.weight, scale]"],
-    "parameter in the loss": [*MODEL, "loss._target_=fsdp_parts.Shifted", "clip_norm=0.5", "ema=0.9"],
+    "parameter in the loss": [*MODEL, "loss._target_=tests.distributed.parts.Shifted", "clip_norm=0.5", "ema=0.9"],
     "custom steps": [
         *MODEL,
         "training_step=fsdp_parts.step",

@@ -39,15 +39,6 @@ class Partial(nn.Module):
 class OfMapping(nn.CrossEntropyLoss):
     def forward(self, outputs, targets):
         return super().forward(outputs["out"], targets)
-
-
-class Shifted(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(10))
-
-    def forward(self, outputs, targets):
-        return nn.functional.cross_entropy(outputs + self.shift, targets)
 """
 DATA = ["data=synthetic", "data.train.size=171", "data.train.shape=[12]", "data.split=0.2", "batch_size=33", "epochs=2"]
 PARTIAL = ["model._target_=overlap_parts.Partial", "loss._target_=overlap_parts.OfMapping"]
@@ -60,7 +51,10 @@ CASES = {
     "parameters that a batch does not use": PARTIAL,
 }
 REFUSED = {
-    "parameters in the loss": (["model=mlp", "loss._target_=overlap_parts.Shifted"], "the loss has parameters"),
+    "parameters in the loss": (
+        ["model=mlp", "loss._target_=tests.distributed.parts.Shifted"],
+        "the loss has parameters",
+    ),
     "closure": (["model=mlp", "optim=lbfgs"], "the optimizer evaluates the loss itself"),
     "split": (["model=mlp", "on_oom=split"], "on_oom=split repeats steps"),
 }

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command
-from tests.helpers import read_history
+from tests.helpers import mounted_disk, read_history
 from tests.processes import Forks, Process, until
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.snapshot import digest
@@ -352,13 +352,8 @@ def test_verify_resume_exits_with_1_if_the_bits_differ(own: Path, forks: Forks) 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of 3 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only who may mount can have a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted_disk(tmp_path / "disk", "3m") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_checkpoints_unchanged(

@@ -13,7 +13,7 @@ from tests.saved_runs import save_run
 from trainkit.config.renamed import upgrade_fingerprint
 from trainkit.core.errors import ConfigError
 from trainkit.engine.changes import find_changes
-from trainkit.engine.train import session_fingerprint
+from trainkit.engine.session_facts import session_fingerprint
 from trainkit.runs.directory import Run
 from trainkit.runs.reload import reload_config
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.helpers import SmallCNN, compose_settings, small_run
 from trainkit.build.session import Session, build_session
 from trainkit.core.errors import ConfigError
-from trainkit.engine.train import startup_notes
+from trainkit.engine.session_facts import startup_notes
 from trainkit.training.loop import fit
 
 BODY = "+param_groups.body={module: [conv, body], lr_mult: 0.5, freeze: 2}"

@@ -5,6 +5,7 @@ A loss that compares samples and does not say so is found later, by `training.wh
 
 from __future__ import annotations
 
+from trainkit.build.last_batch import batch_sizes
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError
 from trainkit.core.source import name_and_place
@@ -28,19 +29,12 @@ def check_shared_batches(settings: Settings, state: State, train: Loader) -> Non
         if step is not None and step.whole_batch:
             cause = f"{shared_batches(ranks.size)}: {step.key}: {step.place} has whole_batch = True"
             raise ConfigError(cause, hint=ONE_RANK)
-    step, smallest = objects.training_step, smallest_batch(settings, train)
+    step, size = objects.training_step, settings.batch_size
+    smallest = min(batch_sizes(train.samples or size, size))
     if step is not None and step.is_generator and smallest < ranks.size:
         cause = f"training_step: {step.place} needs samples on each of {ranks.size} ranks, and a batch has {smallest}"
-        hint = (
-            f"write batch_size={ranks.size} or more" if settings.batch_size < ranks.size else "write data.drop_last=on"
-        )
+        hint = f"write batch_size={ranks.size} or more" if size < ranks.size else "write data.drop_last=on"
         raise ConfigError(cause, hint=f"{hint}; or {ONE_RANK}")
-
-
-def smallest_batch(settings: Settings, train: Loader) -> int:
-    """Return the number of samples in the smallest batch of an epoch, as far as it is known."""
-    samples, size = train.samples, settings.batch_size
-    return size if not samples else min(size, samples % size or size)
 
 
 def mixes_samples(settings: Settings) -> bool:

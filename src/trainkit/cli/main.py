@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trainkit.core.errors import ConfigError
 from trainkit.core.imports import fast_imports
-from trainkit.core.process import is_first_rank, leave_ranks, may_start_processes, number_of_ranks, run_to_exit_code
+from trainkit.core.process import run_to_exit_code
+from trainkit.core.rank_variables import is_first_rank, is_rank, leave_ranks, may_start_processes, number_of_ranks
 from trainkit.core.spelling import nearest
 
 COMMANDS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
@@ -24,9 +25,7 @@ FLAGS = ("help", "version", "schema")  # that print something and end
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `run_to_exit_code`."""
-    if (
-        "WORLD_SIZE" in os.environ
-    ):  # before the import of torch, whose notes about ranks would appear once for each rank
+    if is_rank():  # before the import of torch, whose notes would appear once for each rank
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if argv is None else argv)
     return run_to_exit_code(functools.partial(_run, words), words)

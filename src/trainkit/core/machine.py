@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainkit.core.errors import ConfigError
+from trainkit.core.rank_variables import is_rank
 
 GPU_DEVICES = ("auto", "cuda")  # values of the key `device` that let each process have a GPU
 
@@ -79,11 +80,6 @@ def processes_to_start(devices: int | Literal["all"], device: str) -> int:
         cause = f"devices={devices}: torchrun has started {started[0]} process{'es' * (started[0] > 1)}"
         raise ConfigError(cause, hint="leave out devices: torchrun --nproc-per-node sets the number")
     return 1
-
-
-def is_rank() -> bool:
-    """Return whether torchrun or the key `devices` started this process, as one of the ranks of a training."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def unused_gpus_note(device: str) -> str | None:

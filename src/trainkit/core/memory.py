@@ -1,9 +1,15 @@
-"""The memory of this machine. Imports no torch."""
+"""The memory of this machine, and sizes in words. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def format_bytes(size: float) -> str:
+    """Return a size as people write it: in KiB, MiB or GiB."""
+    unit, power = ("GiB", 30) if size >= 2**30 else ("MiB", 20) if size >= 2**20 else ("KiB", 10)
+    return f"{size / 2**power:,.1f} {unit}"
 
 
 def free_host_memory() -> int:

@@ -12,15 +12,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainkit.core.errors import ConfigError, Stopped, StorageError, TrainkitError, describe_bug
-from trainkit.core.machine import is_rank
+from trainkit.core.errors import Stopped, StorageError, TrainkitError, describe_bug
+from trainkit.core.rank_variables import is_first_rank, own_rank
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import StopHandler
 from trainkit.core.terminal import printable
-
-# What torchrun sets, besides variables whose names begin with TORCHELASTIC_.
-RANK_VARIABLES = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
-RANK_VARIABLES |= {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"}
 
 
 def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> int:
@@ -61,42 +57,10 @@ def run_to_exit_code(command: Callable[[], int], words: Sequence[str] = ()) -> i
         return _fail(hide_arguments(describe_bug(error), words), error, 1)
 
 
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0 of those that torchrun started, or was started without torchrun."""
-    return _rank() == 0
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
-
-
 def _is_printed_elsewhere(error: BaseException) -> bool:
     """Return whether another rank prints an error. Before the ranks are connected, one rank of each machine prints."""
     is_first_here = is_first_rank() or os.environ.get("LOCAL_RANK") == "0"
     return getattr(error, "is_printed_by_first", not is_first_here)
-
-
-def number_of_ranks() -> int:
-    """Return the number of ranks that torchrun or the key `devices` started; 1 in a process that is no rank."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if is_rank() else 1
-
-
-def leave_ranks() -> None:
-    """Let this process, and those that it starts, be no ranks of torchrun."""
-    for name in [name for name in os.environ if name in RANK_VARIABLES or name.startswith("TORCHELASTIC_")]:
-        del os.environ[name]
-
-
-def may_start_processes(what: str) -> bool:
-    """Return whether this process may start trainings in processes of their own: not as a rank other than rank 0.
-
-    Raises:
-        ConfigError: this is rank 0 of several, which such trainings would not use.
-    """
-    if number_of_ranks() > 1 and is_first_rank():
-        cause = f"torchrun has started {number_of_ranks()} processes, and {what} starts the processes of its trainings"
-        raise ConfigError(cause, hint="start this command without torchrun")
-    return is_first_rank()
 
 
 def open_standard_streams() -> None:
@@ -168,7 +132,7 @@ def print_error(error: TrainkitError | Stopped) -> None:
 
 def _print(text: str) -> None:
     """Print a message to stderr, with the rank if it is not rank 0."""
-    text = text if is_first_rank() else f"rank {_rank()}: {text}"
+    text = text if is_first_rank() else f"rank {own_rank()}: {text}"
     try:
         print(text, file=sys.stderr or sys.__stderr__, flush=True)
     except (OSError, AttributeError, ValueError):  # stderr is closed: use /dev/null, or Python fails again at exit

@@ -29,7 +29,7 @@ def _kind_of_gradient(param: Tensor) -> int:
     return DENSE if param.grad.layout == torch.strided else SPARSE
 
 
-def sum_over_ranks(params: Sequence[Tensor], kinds: Sequence[bytes], ranks: Ranks) -> None:
+def sum_gradients(params: Sequence[Tensor], kinds: Sequence[bytes], ranks: Ranks) -> None:
     """Sum gradients over the ranks, in place.
 
     Args:

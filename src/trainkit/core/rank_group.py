@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from trainkit.core.process import number_of_ranks
+from trainkit.core.rank_variables import number_of_ranks
 from trainkit.core.rank_watch import Failure, RankWatch
 from trainkit.core.ranks import Ranks
 

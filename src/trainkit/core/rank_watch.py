@@ -117,6 +117,8 @@ class RankWatch:
         self.rounds = 0  # of signs of life, that the store has answered
         self.silent = [0] * size  # rounds in a row without a sign of life, for each rank
         self.is_exchanging = self.is_over = False
+        # The launcher of the ranks was killed, or its machine. If the exchanges go on, the ranks have time to save.
+        self.store_is_closed = False
         self.stopping = threading.Event()
         works = (lambda: self._beat(connect()), self._end_if_stuck)
         self.threads = [threading.Thread(target=work, daemon=True, name="trainkit-ranks") for work in works]
@@ -178,6 +180,8 @@ class RankWatch:
             dead = [rank for rank, rounds in enumerate(self.silent) if rounds >= DEAD_ROUNDS]
             if dead:
                 return self.report(Failure.lost(dead[0], "its process has ended"))
+            if self.store_is_closed:
+                self.failure = self._lost_store("has closed the connection")
             time.sleep(0.05)
         return self.failure
 
@@ -257,8 +261,7 @@ class RankWatch:
                 self.rounds += 1
                 self.stopping.wait(ROUND)
         except RuntimeError:
-            if not self.stopping.is_set():
-                self.failure = self.failure or self._lost_store("has closed the connection")
+            self.store_is_closed = True
 
     def _lost_store(self, what: str) -> Failure:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

@@ -21,7 +21,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from trainkit.core.device import is_out_of_memory
 from trainkit.core.errors import ConfigError, Stopped, TrainkitError
-from trainkit.core.rank_gradients import kinds_of_gradients, sum_over_ranks
+from trainkit.core.rank_gradients import kinds_of_gradients, sum_gradients
 from trainkit.core.rank_watch import OtherRankError, RankWatch
 from trainkit.core.shards import is_sharded
 
@@ -182,6 +182,18 @@ class Ranks:
             dist.broadcast_object_list(values)
         return values[0]
 
+    def let_first(self, work: Callable[[], Value]) -> Value:
+        """Let rank 0 do a piece of work; return its result, which is pickled, on every rank.
+
+        An error of rank 0 ends all ranks, see `together`.
+        """
+        result: Any = None
+        with self.together():
+            if self.is_first:
+                result = work()
+        done: Value = self.first(result)
+        return done
+
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Copy the values that tensors have on rank 0 into the same tensors of every rank."""
         if not self.are_several:
@@ -275,7 +287,7 @@ class Ranks:
             agreement.offer(zlib.crc32(kinds))
         if self.are_several:
             are_equal = len(set(agreement.columns[0])) == 1
-            sum_over_ranks(params, [kinds] if are_equal else self.gather(kinds), self)
+            sum_gradients(params, [kinds] if are_equal else self.gather(kinds), self)
 
     def _settle(self, error: Exception | None, agreement: Agreement) -> None:
         """Raise an error if any rank has one; otherwise exchange the numbers of the agreement."""

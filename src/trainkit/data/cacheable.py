@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from trainkit.core.memory import format_bytes
 from trainkit.core.pytree import leaves, structure_of, tensors_in
 from trainkit.data.pairs import Pair, map_pair, tensors_in_pair
 from trainkit.data.reading import SeededReader, collate, name_of
 from trainkit.data.sample_errors import MixedTargetsError, RandomSampleError, UnequalSamplesError
-from trainkit.data.store import Store, format_bytes
+from trainkit.data.store import Store
 from trainkit.data.unreadable import unreadable_sample_error
 
 PROBES = 8  # the number of samples that are read twice before the data set is read

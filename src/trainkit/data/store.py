@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from trainkit.core.memory import format_bytes
 from trainkit.data.form import PAIRS, SampleForm
 from trainkit.data.pairs import Pair, map_pair, target_is_inputs, tensors_in_pair
 from trainkit.data.sample_errors import NotAPairError
@@ -104,8 +105,3 @@ class Store:
             return replace(self, dataset=dataset, unreadable=unreadable)
         chosen = indices if self.rows is None else self.rows.cpu()[indices]
         return replace(self, dataset=dataset, rows=chosen.to(self.device), unreadable=unreadable)
-
-
-def format_bytes(size: float) -> str:
-    """Return a size as people write it, in MiB or GiB."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -248,7 +248,7 @@ def _samples(dataset: Any, pass_number: int, state: Any) -> Iterator[Any]:
 
 
 def act_as_worker(number: tuple[int, int] | None, dataset: Any) -> None:
-    """Let the code of a set see the worker of one process without ranks, among which it may divide its samples.
+    """Let the code of a set see the worker as if there were no ranks, among which it may divide its samples.
 
     Args:
         number: the number of the worker, and the number of workers; None: no worker.

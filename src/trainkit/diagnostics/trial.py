@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
 
+from trainkit.config.settings import Settings
+from trainkit.core.machine import cores
 from trainkit.diagnostics.choices import Choice, Facts
 
 FIRST_STEPS = 10  # whose losses are compared
@@ -42,16 +44,7 @@ class Trial:
         self.choice = choice
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, [*words], config_dir, choice))
-        threads = os.environ.get("OMP_NUM_THREADS")
-        try:
-            if choice.threads is not None:
-                os.environ["OMP_NUM_THREADS"] = str(choice.threads)
-            self.process.start()
-        finally:
-            if threads is None:
-                os.environ.pop("OMP_NUM_THREADS", None)
-            else:
-                os.environ["OMP_NUM_THREADS"] = threads
+        self.process.start()
         theirs.close()
 
     def begin(self) -> Facts:
@@ -99,6 +92,8 @@ class Trial:
 
 def _serve(connection: Connection, words: list[str], config_dir: str | None, choice: Choice) -> None:
     """Build the training and send its facts, then train for as many steps as the connection asks for."""
+    if choice.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(choice.threads)  # before the import of torch
     with redirect_stdout(sys.stderr):
         try:
             _train(connection, words, config_dir, choice)
@@ -109,6 +104,8 @@ def _serve(connection: Connection, words: list[str], config_dir: str | None, cho
 
 
 def _train(connection: Connection, words: list[str], config_dir: str | None, choice: Choice) -> None:
+    import torch
+
     from trainkit.build.session import build_session
     from trainkit.config.compose import compose_run
     from trainkit.core.device import peak_memory, synchronize
@@ -131,8 +128,8 @@ def _train(connection: Connection, words: list[str], config_dir: str | None, cho
         connection.send(
             Facts(
                 device=objects.device.type,
-                threads=_threads(),
-                cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+                threads=torch.get_num_threads(),
+                cores=cores(),
                 has_images=getattr(inputs, "ndim", 0) == 4,
                 is_streamed=isinstance(session.train, StreamingLoader),
                 may_split=not objects.tracks_statistics
@@ -153,15 +150,9 @@ def _train(connection: Connection, words: list[str], config_dir: str | None, cho
         session.close()
 
 
-def settings_of_timed_steps(settings: Any) -> Any:
+def settings_of_timed_steps(settings: Settings) -> Settings:
     """Return the settings without what ends a training: the timed steps are not the epochs of a run."""
     return replace(settings, scheduler={}, steps=None, max_minutes=None, on_nonfinite="stop", progress="off")
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _reason(error: BaseException) -> str:

@@ -103,9 +103,8 @@ def combine(start: Result | None, results: Sequence[Result], measure: Callable[[
         measure: tries a combination.
     """
     best = start
-    for result in sorted(results, key=lambda result: result.ratio, reverse=True):
-        if not result.is_faster and start is None:
-            continue
+    faster = [result for result in results if result.is_faster]
+    for result in sorted(faster, key=lambda result: result.ratio, reverse=True):
         together = result.choice if best is None else best.choice.with_choice(result.choice)
         if together is None:
             continue

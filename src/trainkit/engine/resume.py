@@ -20,17 +20,9 @@ from trainkit.core.ranks import Ranks
 from trainkit.display import live as display
 from trainkit.display.text import count
 from trainkit.engine.changes import Changes, find_changes
+from trainkit.engine.session_facts import keeps_trainable, session_facts, session_fingerprint, startup_notes
 from trainkit.engine.teacher import name_teacher
-from trainkit.engine.train import (
-    keeps_trainable,
-    make_saver,
-    prepare_rank,
-    refuse_to_start,
-    run_training,
-    session_facts,
-    session_fingerprint,
-    startup_notes,
-)
+from trainkit.engine.train import make_saver, prepare_rank, refuse_to_start, run_training
 from trainkit.engine.warm_start import prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
@@ -65,13 +57,9 @@ def resume(run: Run | Path | str, overrides: Sequence[str] = ()) -> Run:
         RunDirectoryInUseError: another process uses the directory.
     """
     with joined_ranks() as ranks:
-        found = None
-        with ranks.together():
-            if ranks.is_first:  # the other ranks may have no access to the directory
-                found = read_for_resume(run.directory if isinstance(run, Run) else find_run(str(run)), overrides)
-        found = ranks.first(found)
-        assert found is not None
-        saved_run, reloaded = found
+        saved_run, reloaded = ranks.let_first(  # the other ranks may have no access to the directory
+            lambda: read_for_resume(run.directory if isinstance(run, Run) else find_run(str(run)), overrides)
+        )
         return saved_run if reloaded is None else continue_run(saved_run, reloaded)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import shlex
 import sys
 import time
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from trainkit.build.last_batch import check_last_batch
@@ -26,30 +24,27 @@ from trainkit.core.machine import processes_to_start
 from trainkit.core.paths import claim_directory, default_run_directory, display_path, update_latest_link
 from trainkit.core.rank_group import joined_ranks
 from trainkit.core.rng import seed_all
-from trainkit.data.contents import data_facts
-from trainkit.data.split import split_notes
 from trainkit.display import live as display
-from trainkit.display.text import count, param_group_table
+from trainkit.display.text import count
 from trainkit.engine.error_context import explain_error
 from trainkit.engine.preprocessing import describe_preprocessing
 from trainkit.engine.report import report_at_end
+from trainkit.engine.session_facts import keeps_trainable, session_facts, session_fingerprint, startup_notes
 from trainkit.engine.signals import handle_signals
 from trainkit.engine.summary import opening_lines
 from trainkit.engine.teacher import name_teacher
 from trainkit.engine.warm_start import WarmStart, prepare_warm_start
 from trainkit.runs.checkpoint import Checkpoints
 from trainkit.runs.directory import Run
-from trainkit.runs.fingerprint import fingerprint, redacted_values
-from trainkit.runs.frozen import FrozenWeights, frozen_names
+from trainkit.runs.fingerprint import redacted_values
+from trainkit.runs.frozen import FrozenWeights
 from trainkit.runs.loggers import Loggers
 from trainkit.runs.preprocessing import write_preprocessing
 from trainkit.runs.recorder import Recorder
 from trainkit.runs.saver import Restorer, Saver
 from trainkit.training.first_batch import FirstBatch
 from trainkit.training.loop import fit
-from trainkit.training.objects import takes_batch_statistics
 from trainkit.training.state import State
-from trainkit.training.sync_batchnorm import is_synced
 from trainkit.training.trial_validation import TrialValidation
 
 
@@ -146,13 +141,36 @@ def run_training(
         TrainkitError: see `train`.
         Stopped: see `train`.
     """
-    state, started = session.state, time.monotonic()
+    state, ranks, started = session.state, session.state.objects.ranks, time.monotonic()
     state.directory = run.directory
-    state.objects.ranks.explain = functools.partial(explain_error, session=session)
-    if not state.objects.ranks.is_first:
-        _follow(run, session, _all_hooks(session, [*session.hooks.values(), restorer, saver], hooks), saver)
-        return run
-    recorder = Recorder(run, session.params)
+    ranks.explain = functools.partial(explain_error, session=session)
+    with handle_signals(state):
+        try:
+            if ranks.is_first:
+                _lead(run, session, notes, saver, restorer, hooks)
+            else:  # without files and a display
+                _fit(run, session, _all_hooks(session, [*session.hooks.values(), restorer, saver], hooks), saver)
+        except (TrainkitError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise explain_error(error, session) from error
+        finally:
+            session.close()
+    if ranks.is_first:
+        report_at_end(run, session.settings, started)
+    return run
+
+
+def _lead(
+    run: Run,
+    session: Session,
+    notes: Sequence[str],
+    saver: Saver | None,
+    restorer: Restorer | None,
+    hooks: Sequence[Any],
+) -> None:
+    """Train as rank 0, which shows and records the training, and writes how it ends; see `run_training`."""
+    state, recorder = session.state, Recorder(run, session.params)
     screen: Any = display.SafeDisplay(display.make_display(session.settings.progress))
 
     def report(line: str) -> None:
@@ -163,43 +181,26 @@ def run_training(
     loggers = Loggers(run, session.loggers, config, report)
     called = _all_hooks(session, [*session.hooks.values(), restorer, recorder, saver, screen, loggers], hooks)
     state.objects.ranks.on_forced_end(functools.partial(_write_forced_end, run, loggers, screen))
-    with handle_signals(state):
+    try:
+        write_preprocessing(run, describe_preprocessing(session.settings, session.train))
+        for line in [*opening_lines(run), *notes]:
+            report(line)
+        _fit(run, session, called, saver)
+    except KeyboardInterrupt as error:
+        recorder.log_unreadable(state)
+        _finish(run, loggers, "stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
+        raise
+    except BaseException as error:
+        explained = error if isinstance(error, TrainkitError) else explain_error(error, session)
         try:
-            write_preprocessing(run, describe_preprocessing(session.settings, session.train))
-            for line in [*opening_lines(run), *notes]:
-                report(line)
-            _fit(run, session, called, saver)
-        except KeyboardInterrupt as error:
             recorder.log_unreadable(state)
-            _finish(run, loggers, "stopped", getattr(error, "exit_code", 130), str(error) or "SIGINT")
-            raise
-        except BaseException as error:
-            explained = error if isinstance(error, TrainkitError) else explain_error(error, session)
-            try:
-                recorder.log_unreadable(state)
-                _finish(run, loggers, "failed", explained.exit_code, explained.problems[0].cause)
-            except StorageError as second:  # report both, the first cause first
-                explained.problems += [problem for problem in second.problems if problem not in explained.problems]
-            raise explained from error
-        finally:
-            screen.close()
-            session.close()
-        _finish(run, loggers, "completed", 0, _why_early(state))
-    report_at_end(run, session.settings, started)
-    return run
-
-
-def _follow(run: Run, session: Session, hooks: list[Any], saver: Saver | None) -> None:
-    """Train as a rank that writes no file and has no display."""
-    with handle_signals(session.state):
-        try:
-            _fit(run, session, hooks, saver)
-        except (TrainkitError, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            raise explain_error(error, session) from error
-        finally:
-            session.close()
+            _finish(run, loggers, "failed", explained.exit_code, explained.problems[0].cause)
+        except StorageError as second:  # report both, the first cause first
+            explained.problems += [problem for problem in second.problems if problem not in explained.problems]
+        raise explained from error
+    finally:
+        screen.close()
+    _finish(run, loggers, "completed", 0, _why_early(state))
 
 
 def _all_hooks(session: Session, own: Sequence[Any], more: Sequence[Any]) -> list[Any]:
@@ -276,32 +277,6 @@ def make_saver(run: Run, session: Session, *, first: bool) -> Saver | None:
     return Saver(checkpoints, options, session_fingerprint(session), run, first=first, frozen=frozen)
 
 
-def keeps_trainable(settings: Settings) -> bool:
-    """Return whether the checkpoints hold only the weights that are trained."""
-    return settings.checkpoint is not None and settings.checkpoint.weights == "trainable"
-
-
-def session_fingerprint(session: Session) -> dict[str, Any]:
-    """Return what the numbers of a run depend on: config and data exactly, the machine up to rounding."""
-    state = session.state
-    return {
-        "config": fingerprint(session.settings),
-        "epochs": session.settings.epochs,
-        "steps": session.settings.steps,
-        "data": data_facts(session.train, "training")
-        | ({} if session.val is None else data_facts(session.val, "validation")),
-        "machine": {
-            "device": state.objects.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "micro_batch": session.settings.micro_batch,
-            "memory_format": str(session.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format"),
-            "compile": session.settings.compile or "off",
-            "ranks": state.objects.ranks.size,
-        },
-    }
-
-
 def new_run_directory(given: Path | str | None, *, debug: bool = False) -> Path:
     """Create the directory of a run: the given one, or a new one in outputs/ that `latest` points at.
 
@@ -328,56 +303,3 @@ def prepare_rank(session: Session) -> None:
     if not objects.ranks.is_first:
         seed = zlib.crc32(f"{settings.seed} {objects.ranks.rank}".encode())
         seed_all(seed, deterministic=bool(settings.deterministic))
-
-
-def session_facts(session: Session) -> dict[str, Any]:
-    """Return the entries of `run.json` about the device, the model and the data."""
-    sizes = [(row["count"], row["trainable"]) for row in session.params]
-    return {
-        "device": str(session.state.objects.device),
-        "ranks": session.state.objects.ranks.size,
-        "parameters": sum(count for count, _ in sizes),
-        "trainable_parameters": sum(count for count, trainable in sizes if trainable),
-        "train_samples": session.train.samples,
-        "val_samples": session.val.samples if session.val is not None else 0,
-        "classes": session.settings.data.classes,
-    }
-
-
-def startup_notes(session: Session, overrides: Sequence[str] = ()) -> list[str]:
-    """Return the lines about a training that a user sees before it starts.
-
-    Args:
-        session: that is about to be trained.
-        overrides: the overrides of the command line.
-    """
-    state, notes = session.state, split_notes(overrides, held_out=session.held_out)
-    layers = [module for module in state.objects.model.modules() if takes_batch_statistics(module)]
-    ranks = state.objects.ranks
-    if state.progress.micro_batch is not None and layers:
-        size = state.progress.micro_batch * (ranks.size if state.objects.synced else 1)
-        notes.append(f"note: {count(len(layers), 'layer')} with batch statistics see {size} samples at a time")
-    unsynced = [layer for layer in layers if not is_synced(layer)] if ranks.are_several else []
-    if unsynced:
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in unsynced}))
-        text = f"note: {count(len(unsynced), 'layer')} with batch statistics ({kinds}) see the share of each rank"
-        notes.append(f"{text}, so the results depend on the number of ranks")
-    if any(not param.requires_grad for layer in layers for param in layer.parameters(recurse=False)):
-        notes.append("note: frozen batch norm layers still update their running statistics")
-    if keeps_trainable(session.settings):
-        names = frozen_names(state)
-        size = sum(session.named[name].numel() for name in names)
-        text = f"checkpoints do not hold the {size:,} frozen parameters: a resume builds them again from the config"
-        notes.append(
-            text if names else "note: checkpoint.weights=trainable leaves out no parameter, as none stays frozen"
-        )
-    for group in session.groups:
-        if (state.epochs or math.inf) <= group.frozen_epochs:
-            notes.append(
-                f"note: param group {group.name} stays frozen, because the run has {count(state.epochs or 0, 'epoch')}"
-            )
-    ema = session.settings.ema
-    if ema is not None and session.val is not None:
-        notes.append(f"note: val/… is of the averaged weights, over about {1 / (1 - ema):,.0f} steps")
-    groups = param_group_table(session.params, [group.name for group in session.groups])
-    return [*session.notes, *groups, *notes]

@@ -22,7 +22,8 @@ from trainkit.config.renamed import upgrade_saved_config
 from trainkit.config.search_path import CONF, make_loader
 from trainkit.config.settings import Settings, read_settings
 from trainkit.core.errors import ConfigError, Problem
-from trainkit.core.machine import is_rank, processes_to_start
+from trainkit.core.machine import processes_to_start
+from trainkit.core.rank_variables import is_rank
 from trainkit.core.redaction import REDACTED
 from trainkit.core.spelling import did_you_mean
 from trainkit.runs.directory import Run

@@ -162,9 +162,7 @@ class Saver:
         ranks = state.objects.ranks
         if state.settings.on_nonfinite == "rollback":
             self.collect(state, wait=True)
-            with ranks.together():
-                found = self.checkpoints.newest(planned=True) if ranks.is_first else ("", {}, [])
-            name, whole, damaged = ranks.first(found)
+            name, whole, damaged = ranks.let_first(partial(self.checkpoints.newest, planned=True))
             saved = state_of_rank(whole, ranks.rank)
             restore_weights(state, with_frozen(state.objects.model, saved))
             restore_hooks(state, saved)

@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 
 from trainkit.config.jobs import Job, task_overrides
 from trainkit.core.errors import Stopped, TrainkitError, describe_bug
-from trainkit.core.process import is_first_rank, run_to_exit_code
+from trainkit.core.process import run_to_exit_code
+from trainkit.core.rank_variables import is_first_rank
 from trainkit.core.redaction import hide_arguments
 from trainkit.core.signals import SIGNALS
 from trainkit.core.terminal import printable_lines

@@ -27,10 +27,10 @@ class Progress:
     batches: int = 0  # batches of a whole epoch
     samples: int | None = 0  # samples of a whole epoch; None: unknown
     seen: int = 0  # samples trained on
-    samples_of_batch: int = 0  # of the current batch, of all ranks
-    largest_share: int = 0  # of the current batch: the samples of the rank that has most of them
+    samples_of_batch: int = 0  # of the current batch, on all ranks together
     tokens_of_batch: Tensor | int = 0
-    smallest_share: int = 0  # samples of the current batch on the rank with the fewest
+    largest_share: int = 0  # samples of the current batch on the rank that has most of them
+    smallest_share: int = 0  # the same on the rank that has fewest
     tokens: Tensor | int = 0  # tokens trained on, if the inputs are token ids
     skipped: int = 0  # batches skipped because of a non-finite loss or gradient
     unreadable: dict[str, dict[int, str]] = field(default_factory=dict)  # train, val -> sample -> why it was skipped

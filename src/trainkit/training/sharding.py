@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit.core.pytree import batch_size_of, take_samples, tensors_in
+from trainkit.core.pytree import batch_size_of, take_samples
 from trainkit.core.rng import preserve_rng
 from trainkit.core.shards import is_sharded, local_part, shard_as
 from trainkit.data.prepare import Batch
@@ -131,12 +131,6 @@ def filling_batches(state: State, inputs: Any, targets: Any) -> Iterator[Batch]:
     with preserve_rng():
         for _ in range(passes[0] - passes[1]):
             yield batch
-
-
-def zero_of(outputs: Any) -> Tensor | None:
-    """Return 0 as a function of the outputs of a model, so that its gradient is 0; None if they have no gradient."""
-    parts = [tensor.sum() * 0 for tensor in tensors_in(outputs) if tensor.requires_grad]
-    return torch.stack(parts).sum() if parts else None
 
 
 # ----------------------------------------------------------------------------------------- gradients

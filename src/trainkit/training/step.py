@@ -22,7 +22,7 @@ from trainkit.training.losses import denominator, loss_contribution
 from trainkit.training.metric_set import detach
 from trainkit.training.objects import Objects, parameters_of
 from trainkit.training.overlap import begin_overlap, overlapped_model, sum_in_backward
-from trainkit.training.sharding import clip_sharded_gradients, filling_batches, total_norm, zero_of
+from trainkit.training.sharding import clip_sharded_gradients, filling_batches, total_norm
 from trainkit.training.state import Phase, State
 
 LAST_BATCH_HINT = "write data.drop_last=on, or another batch_size, or sync_batchnorm=off"
@@ -113,9 +113,8 @@ def accumulate_gradient(
             total = total + loss.detach()
         for part, _ in filling_batches(state, inputs, targets):
             with objects.autocast:
-                zero = zero_of(objects.model(part))
-            if zero is not None:
-                zero.backward()
+                outputs = objects.model(part)
+            backward_without_gradient(outputs)
     begin_overlap(state, last_outputs)
     return ranks.sum(total.double() if ranks.are_several else total), batch_denominator
 
@@ -172,9 +171,10 @@ def forward_in_parts(
 
 
 def backward_without_gradient(outputs: Any) -> None:
-    """Run the backward pass of outputs that the loss does not use. It adds 0 to the gradients."""
+    """Run the backward pass of outputs that no loss uses, for the ranks that wait for it. It adds 0 to gradients."""
     used = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
-    torch.autograd.backward(used, [torch.zeros_like(tensor) for tensor in used])
+    if used:
+        torch.autograd.backward(used, [torch.zeros_like(tensor) for tensor in used])
 
 
 def number_of_passes(state: State) -> int | None:
@@ -208,8 +208,11 @@ def micro_batches(inputs: Any, targets: Any, size: int | None, passes: int | Non
     bounds = [slice(start, start + size) for start in range(0, samples, size)]
     if passes is not None:
         bounds = [Share(number, passes).bounds(samples) for number in range(passes)]
-    for start, stop in ((part.start, part.stop) for part in bounds):
-        yield take_samples(inputs, start, stop, samples), take_samples(targets, start, stop, samples)
+    for part in bounds:
+        yield (
+            take_samples(inputs, part.start, part.stop, samples),
+            take_samples(targets, part.start, part.stop, samples),
+        )
 
 
 # ------------------------------------------------------------------- between backward and the update

@@ -1,6 +1,6 @@
 """Batch norm over the batch of all ranks. Each rank computes on its share, so the ranks exchange their statistics.
 
-Then several ranks have the numbers, the parameters and the running statistics of one process.
+So parameters and running statistics equal those of a training in one process.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from trainkit.cli import arguments
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError
 from trainkit.core.machine import processes_to_start
-from trainkit.core.process import is_first_rank
+from trainkit.core.rank_variables import is_first_rank
 from trainkit.core.terminal import printable, printable_lines
 from trainkit.display.live import ReadingProgress
 from trainkit.display.text import as_json, columns

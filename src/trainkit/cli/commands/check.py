@@ -10,6 +10,7 @@ from trainkit.cli import arguments
 from trainkit.config.compose import compose_sweep
 from trainkit.config.repair import compose_and_repair
 from trainkit.core.errors import ConfigError, Problem
+from trainkit.core.memory import format_bytes
 from trainkit.core.terminal import printable_lines
 from trainkit.display.text import as_json, columns, count, duration
 
@@ -116,7 +117,7 @@ def scaling_lines(scaling: Mapping[str, Any]) -> list[str]:
     for row in scaling["estimates"]:
         steps = [row["over"][link] for link in links] or [row["without_network"]]
         cells = [str(row["devices"]), str(row["samples"]), milliseconds(row["compute"]), milliseconds(row["loader"])]
-        cells += [_size(row["sent"]) if row["sent"] else "-"]
+        cells += [format_bytes(row["sent"]) if row["sent"] else "-"]
         rows.append([*cells, *(milliseconds(step["step"]) for step in steps), _bound(row)])
     title = f"a step with batch_size={batch_size} on several devices takes at least"
     return [f"{title}, over each link:" if links else f"{title}:", *columns(rows), _loader(scaling), *scaling["notes"]]
@@ -138,17 +139,11 @@ def _loader(scaling: Mapping[str, Any]) -> str:
     if not costs["read_bytes"]:
         return text if costs["read_bytes"] is None else f"{text}, which read no files"
     rate = batch_size * costs["read_bytes"] / (last["without_network"]["step"] or math.inf)
-    read = f"a sample reads {_size(costs['read_bytes'])} of files"
-    return f"{text}; {read}, so {last['devices']} devices read up to {_size(rate)} a second"
+    read = f"a sample reads {format_bytes(costs['read_bytes'])} of files"
+    return f"{text}; {read}, so {last['devices']} devices read up to {format_bytes(rate)} a second"
 
 
 def milliseconds(seconds: float) -> str:
     """Return seconds in milliseconds with three digits, such as `12.3 ms`."""
     value = seconds * 1000
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
-
-
-def _size(size: float) -> str:
-    """Return bytes in KiB, MiB or GiB."""
-    unit, power = next(((unit, power) for unit, power in (("GiB", 30), ("MiB", 20)) if size >= 2**power), ("KiB", 10))
-    return f"{size / 2**power:,.1f} {unit}"

@@ -8,7 +8,7 @@ from functools import partial
 from trainkit.cli import arguments
 from trainkit.core.errors import ConfigError
 from trainkit.core.imports import fast_imports
-from trainkit.core.process import is_first_rank, number_of_ranks
+from trainkit.core.rank_variables import is_first_rank, number_of_ranks
 from trainkit.core.terminal import printable_lines
 from trainkit.engine.summary import finished_lines, result_lines
 from trainkit.runs.directory import Run
@@ -41,18 +41,15 @@ def _resume_on_ranks(name: str, overrides: Sequence[str], argv: Sequence[str]) -
     with fast_imports():
         from trainkit.core.rank_group import joined_ranks
 
+    def read() -> tuple[Run, Reloaded | None]:
+        directory = find_run(name)
+        if is_sweep(directory):
+            cause = f"{directory} is a sweep, and torchrun starts a single training"
+            raise ConfigError(cause, hint=f"write trainkit resume {name} without torchrun")
+        return read_for_resume(directory, overrides)
+
     with joined_ranks() as ranks:
-        found = None
-        with ranks.together():
-            if ranks.is_first:
-                directory = find_run(name)
-                if is_sweep(directory):
-                    cause = f"{directory} is a sweep, and torchrun starts a single training"
-                    raise ConfigError(cause, hint=f"write trainkit resume {name} without torchrun")
-                found = read_for_resume(directory, overrides)
-        found = ranks.first(found)
-        assert found is not None
-        return _resume(*found, argv)
+        return _resume(*ranks.let_first(read), argv)
 
 
 def _resume(before: Run, reloaded: Reloaded | None, argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from trainkit.cli import arguments
 from trainkit.config.compose import Composed, compose_sweep
 from trainkit.core.imports import fast_imports
 from trainkit.core.machine import processes_to_start, unused_gpus_note
-from trainkit.core.process import is_first_rank
+from trainkit.core.rank_variables import is_first_rank
 from trainkit.core.terminal import printable_lines
 
 

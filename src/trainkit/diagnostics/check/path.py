@@ -28,7 +28,8 @@ from trainkit.data.loaders import StreamingLoader
 from trainkit.diagnostics.check.measure import Measured, Pace
 from trainkit.diagnostics.check.parts import build_training, keys_of, remove_parts, remove_validation
 from trainkit.engine.resume import continue_run
-from trainkit.engine.train import make_saver, run_training, session_facts
+from trainkit.engine.session_facts import session_facts
+from trainkit.engine.train import make_saver, run_training
 from trainkit.runs.directory import Run
 from trainkit.runs.reload import Reloaded
 from trainkit.runs.saver import Saver

@@ -12,7 +12,7 @@ from trainkit.config.repair import Repaired
 from trainkit.config.settings import Settings
 from trainkit.core.errors import ConfigError, Problem, TrainkitError
 from trainkit.core.machine import number_of_processes
-from trainkit.data.store import format_bytes
+from trainkit.core.memory import format_bytes
 from trainkit.diagnostics.check.estimates import Estimates, estimate, seconds_of_process
 from trainkit.diagnostics.check.measure import Pace
 from trainkit.diagnostics.check.parts import CORE, build_parts, keys_of, remove_parts
