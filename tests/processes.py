@@ -6,6 +6,7 @@ real. This file, run as a script, is the server.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -16,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+TIMEOUT = 300.0  # seconds; the machine may be busy
 
 
 @dataclass
@@ -39,9 +42,12 @@ class Process:
         os.kill(pid, number)
 
     def wait(self) -> int:
-        """Wait for the end of the process; return its exit code, negative for a signal."""
+        """Wait for the end of the process; return its exit code, negative for a signal.
+
+        A process that does not end within `TIMEOUT` prints the stack of each thread and ends with SIGABRT.
+        """
         if self.code is None:
-            ended = self.forks.ask({"wait": self.pid})
+            ended = self.forks.ask({"wait": self.pid, "timeout": TIMEOUT})
             self.code, self.seconds, self.peak = ended["code"], ended["seconds"], ended["peak"]
         assert self.code is not None
         return self.code
@@ -128,6 +134,19 @@ def _call(name: str) -> int:
     return int(getattr(importlib.import_module(module), function)())
 
 
+def _end(pid: int, timeout: float) -> tuple[int, Any]:
+    """Return the status and the usage of a process once it has ended; abort it after the timeout."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return status, usage
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGABRT)  # see faulthandler
+    os.kill(pid, signal.SIGCONT)  # a stopped process takes the signal then
+    return os.wait4(pid, 0)[1:]
+
+
 def serve() -> None:
     """Read requests from stdin and fork for each command."""
     import torch
@@ -136,12 +155,13 @@ def serve() -> None:
     import trainkit.engine.resume  # noqa: F401
     from trainkit.cli import main as cli
 
+    faulthandler.enable()  # SIGABRT prints the stack of each thread to stderr
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports torch's compiler
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            _, status, usage = os.wait4(request["wait"], 0)
+            status, usage = _end(request["wait"], request["timeout"])
             seconds, code = usage.ru_utime + usage.ru_stime, os.waitstatus_to_exitcode(status)
             answer = {"code": code, "seconds": seconds, "peak": 1024 * usage.ru_maxrss}
         else:
