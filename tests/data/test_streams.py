@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +118,17 @@ def test_a_loader_continues_at_the_last_batch_and_at_the_last_but_one(kind: Any,
         resumed.close()
     straight.close()
     half.close()
+
+
+def test_workers_that_are_killed_while_they_hold_a_lock_do_not_block_the_end_of_the_reading() -> None:
+    loader = loader_of(Counts(), workers=2)
+    next(loader.batches(0))
+    lock = loader._fetched._workers_done_event._cond
+    lock.acquire()  # as a worker that is killed while it reads the event
+    ending = threading.Thread(target=loader.end_reading, daemon=True)
+    ending.start()
+    ending.join(timeout=60)
+    assert not ending.is_alive()
 
 
 def test_each_sample_is_read_once_by_several_workers() -> None:

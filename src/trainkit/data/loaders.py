@@ -10,6 +10,7 @@ import functools
 import itertools
 import multiprocessing.util
 import operator
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -317,6 +318,8 @@ def end_workers(iterator: Any) -> None:
         iterator._worker_pids_set = False
         for worker in iterator._workers:
             worker.kill()
+        # A killed worker may hold the lock of the event that tells it to end. Setting that event would never return.
+        iterator._workers_done_event = threading.Event()
         iterator._shutdown_workers()
         for worker in iterator._workers:
             worker.join(timeout=5)
