@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,19 +68,8 @@ def preserve_rng() -> Iterator[None]:
 class GlobalGenerator:
     """A random number generator that the whole process shares."""
 
-    get_state: Callable[[], Any]
-    set_state: Callable[[Any], None]
-    seed: Callable[[int], None]
-
-
-def _numpy_state() -> Any:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return kind, np.asarray(keys).tobytes(), *rest  # bytes, because arrays do not compare to one truth value
-
-
-def _set_numpy_state(state: Any) -> None:
-    kind, keys, *rest = state
-    np.random.set_state((kind, np.frombuffer(keys, np.uint32), *rest))
+    name: str
+    seed: Callable[[int], Any]
 
 
 def _seed_numpy(seed: int) -> None:
@@ -87,31 +77,44 @@ def _seed_numpy(seed: int) -> None:
     np.random.seed(zlib.crc32(b"numpy", seed))
 
 
-PYTHON_GENERATOR = GlobalGenerator(random.getstate, random.setstate, random.seed)
-NUMPY_GENERATOR = GlobalGenerator(_numpy_state, _set_numpy_state, _seed_numpy)
-
-
-class RngSnapshot:
-    """The CPU RNG states of Python, NumPy and torch at the time it is made; faster than `rng_state`."""
-
-    def __init__(self) -> None:
-        self.states = {generator: generator.get_state() for generator in (PYTHON_GENERATOR, NUMPY_GENERATOR)}
-        self.torch_state = torch.get_rng_state()
-
-    def restore(self) -> set[GlobalGenerator]:
-        """Restore the states; return those of Python's and NumPy's generators that were used since the snapshot.
-
-        If a signal interrupts the call, call it again.
-        """
-        advanced = {generator for generator, state in self.states.items() if generator.get_state() != state}
-        for generator in advanced:
-            generator.set_state(self.states[generator])
-        torch.set_rng_state(self.torch_state)
-        return advanced
-
+PYTHON_GENERATOR = GlobalGenerator("Python", random.seed)
+NUMPY_GENERATOR = GlobalGenerator("NumPy", _seed_numpy)
+TORCH_GENERATOR = GlobalGenerator("torch", torch.default_generator.manual_seed)
 
 _numpy: Any = np.random  # NumPy's types leave out two public functions
-MT19937_BYTES = 624 * 4 + 4  # the state of NumPy's global generator: its words and its position
+MT19937_BYTES = 624 * 4 + 4  # the state of a Mersenne twister: its words, and its position before or after them
+
+
+def _address_of_python_state() -> int | None:
+    """Return where Python's global generator keeps its state, or None if this Python keeps it in an unknown way.
+
+    CPython keeps the position and the words behind the header of the object. A probe shows whether this one does.
+    """
+    if sys.implementation.name != "cpython" or random.Random.__basicsize__ < object.__basicsize__ + MT19937_BYTES:
+        return None
+    probe, generator = random.Random(1), getattr(random, "_inst", None)
+    position, *words = (ctypes.c_uint32 * 625).from_address(id(probe) + object.__basicsize__)
+    is_known = (*words, position) == probe.getstate()[1] and type(generator) is random.Random
+    return id(generator) + object.__basicsize__ if is_known else None
+
+
+PYTHON_STATE = _address_of_python_state()
+
+
+def python_state() -> Any:
+    """Return the state of Python's global generator; as bytes where possible, because 625 Python numbers take long."""
+    if PYTHON_STATE is None:
+        return random.getstate()
+    return ctypes.string_at(PYTHON_STATE, MT19937_BYTES), random._inst.gauss_next  # type: ignore[attr-defined]
+
+
+def set_python_state(state: Any) -> None:
+    """Set the state that `python_state` returned."""
+    if PYTHON_STATE is None:
+        random.setstate(state)
+        return
+    words, random._inst.gauss_next = state  # type: ignore[attr-defined]
+    ctypes.memmove(PYTHON_STATE, words, MT19937_BYTES)
 
 
 class SeparateGenerators:
@@ -130,10 +133,8 @@ class SeparateGenerators:
     def active(self) -> Iterator[None]:
         """Exchange NumPy's generator, and restore all generators at the end of the block."""
         model = _numpy.get_bit_generator()
-        words = b""
-        if isinstance(model, np.random.MT19937):
-            words = ctypes.string_at(model.ctypes.state_address, MT19937_BYTES)
-        python_state, torch_state, numpy_state = random.getstate(), torch.get_rng_state(), None
+        words = _words(model) if isinstance(model, np.random.MT19937) else b""
+        torch_state, numpy_state, before = torch.get_rng_state(), None, python_state()
         if self.has_normal or words != self.known or not words:
             numpy_state = _numpy.get_state(legacy=True)
             self.known, self.has_normal = words, bool(numpy_state[3])
@@ -142,7 +143,7 @@ class SeparateGenerators:
             _numpy.set_bit_generator(model)
             if self.has_normal and numpy_state is not None:
                 np.random.set_state(numpy_state)
-            random.setstate(python_state)
+            set_python_state(before)
             torch.set_rng_state(torch_state)
 
         _numpy.set_bit_generator(self.own)
@@ -154,3 +155,12 @@ class SeparateGenerators:
             except BaseException:  # a signal may have interrupted the restore
                 restore()
                 raise
+
+    def states(self) -> dict[GlobalGenerator, Any]:
+        """Return the state of each generator in the block, which can be compared: a draw changes it."""
+        torch_state = torch.get_rng_state().numpy().tobytes()
+        return {PYTHON_GENERATOR: python_state(), NUMPY_GENERATOR: _words(self.own), TORCH_GENERATOR: torch_state}
+
+
+def _words(generator: np.random.MT19937) -> bytes:
+    return ctypes.string_at(generator.ctypes.state_address, MT19937_BYTES)

@@ -14,6 +14,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from trainkit.core.pytree import Samples, describe
 
 COLLATED = (Tensor, np.ndarray, np.generic, bool, int, float, complex, str, bytes)  # types that torch collates
+COLLATED_TYPES = frozenset(COLLATED)
 
 
 def as_tensors(part: Any) -> Any:
@@ -33,6 +34,8 @@ def as_tensors(part: Any) -> Any:
 
 def list_as_tensors(samples: Sequence[Any]) -> list[Any]:
     """Return the list of `as_tensors` of each sample."""
+    if COLLATED_TYPES.issuperset(map(type, samples)):
+        return [*samples]
     return [sample if isinstance(sample, COLLATED) else as_tensors(sample) for sample in samples]
 
 

@@ -69,6 +69,12 @@ class SampleForm:
             return sample, sample
         raise not_a_pair_error(dataset, sample)
 
+    def pairs(self, samples: Sequence[Any], dataset: Any) -> Sequence[Any]:
+        """Return the inputs and the targets of each sample, see `pair`."""
+        if self.inputs is None and self.targets is None and all(type(s) is tuple and len(s) == 2 for s in samples):
+            return samples
+        return [self.pair(sample, dataset) for sample in samples]
+
     def pair_of_batch(self, batch: Any, dataset: Any, samples: int) -> Pair:
         """Return the inputs and the targets of a batch that `collate` made of a number of samples.
 

@@ -263,7 +263,7 @@ class StreamingLoader:
                     raise unreadable_batch_error(self.unreadable)
                 yield NO_SAMPLES  # other processes may have readable samples of the batch
                 continue
-            yield self.prepare(*batch.pair, epoch, torch.tensor(batch.indices))
+            yield self.prepare(*batch.pair, epoch, batch.indices)
         for _ in sizes:
             yield NO_SAMPLES
 
@@ -319,7 +319,8 @@ def end_workers(iterator: Any) -> None:
         for worker in iterator._workers:
             worker.kill()
         # A killed worker may hold the lock of the event that tells it to end. Setting that event would never return.
-        iterator._workers_done_event = threading.Event()
+        unlocked: Any = threading.Event()
+        iterator._workers_done_event = unlocked
         iterator._shutdown_workers()
         for worker in iterator._workers:
             worker.join(timeout=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,21 +44,23 @@ class Prepare:
         default_factory=dict, init=False, repr=False
     )
 
-    def __call__(self, inputs: Any, targets: Any, epoch: int = 0, indices: Tensor | None = None) -> Batch:
+    def __call__(
+        self, inputs: Any, targets: Any, epoch: int = 0, indices: Tensor | Sequence[int] | None = None
+    ) -> Batch:
         """Return the batch as the model receives it.
 
         Args:
             inputs: the inputs of the samples.
             targets: the targets of the samples. If they are `inputs`, they are prepared as the inputs are.
             epoch: the number of the epoch, from 0.
-            indices: the indices of the samples, (N,) int64. None: the samples are not augmented.
+            indices: the indices of the samples, N integers. None: the samples are not augmented.
         """
         inputs, targets = map_pair((inputs, targets), self._move)
         same = targets is inputs
         if self.augment is None or indices is None:
             inputs = map_batches(inputs, self._to_floats)
         else:
-            inputs, targets = self._augment(self.augment, inputs, targets, epoch, indices)
+            inputs, targets = self._augment(self.augment, inputs, targets, epoch, torch.as_tensor(indices))
         # A copy, as the model may change its inputs in place.
         return inputs, map_tensors(inputs, torch.clone) if same else targets
 

@@ -14,12 +14,11 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
 from trainkit.core.pytree import structure_of
-from trainkit.core.rng import GlobalGenerator, RngSnapshot
+from trainkit.core.rng import TORCH_GENERATOR, GlobalGenerator, SeparateGenerators
 from trainkit.core.signals import SIGNALS
 from trainkit.data.collate import list_as_tensors, stack
 from trainkit.data.form import PAIRS, SampleForm
@@ -80,8 +79,9 @@ class ReadSamples:
 class SeededReader:
     """A data set whose random samples depend on (seed, epoch, index) alone, whichever process reads them.
 
-    Seeding Python's and NumPy's generators costs more than reading a small sample. So they are seeded only after
-    a batch has advanced one of them. That batch is read again, and from then on the generator is seeded per sample.
+    Seeding a generator costs more than reading a small sample. So the generators of Python, NumPy and torch are seeded
+    only after a batch has advanced one of them. That batch is read again, and from then on the generator is seeded for
+    each sample. Before that, torch's generator is seeded for each batch, because some code reads its seed.
 
     Args:
         dataset: has items.
@@ -98,6 +98,7 @@ class SeededReader:
     ) -> None:
         self.dataset, self.seed, self.skip, self.constant, self.form = dataset, seed, skip, constant, form
         self.reads_batches = getattr(dataset, "__getitems__", None) and not isinstance(dataset, Subset)
+        self.separate = SeparateGenerators()  # reading data must not advance the generators of the model
         self.seeded: set[GlobalGenerator] = set()  # generators that samples draw from
         self.structure: Any = None  # of the first sample
         self.same: bool | None = None  # whether the first sample's target is its inputs
@@ -111,39 +112,44 @@ class SeededReader:
         if not self.first or self.reads_batches or len(keys) < 2:
             return self._read(keys)
         self.first = False  # the first sample shows which generators are used, so only one sample is read twice
-        one, others = self._read(keys[:1]), self._read(keys[1:])
+        one, others = self._read(keys[:1]), self._read(keys[1:], first=keys[0])
         unreadable = one.unreadable + others.unreadable
         return ReadSamples(self.dataset, one.samples + others.samples, one.indices + others.indices, unreadable)
 
-    def _read(self, keys: list[tuple[int, int]]) -> ReadSamples:
-        """Read samples; read them again while they advance generators that were not seeded."""
+    def _read(self, keys: list[tuple[int, int]], first: tuple[int, int] | None = None) -> ReadSamples:
+        """Read samples; read them again while they advance generators that were not seeded.
+
+        Args:
+            keys: (epoch, index) of each sample.
+            first: that of the first sample of the batch, if it is not the first of `keys`.
+        """
         while True:
-            failed = None
-            rng = RngSnapshot()  # reading data must not advance the generators of the model
-            try:
+            read, failed = None, None
+            with self.separate.active():
+                TORCH_GENERATOR.seed(self._seed_of(*(first or keys[0])))
+                before = self.separate.states()
                 try:
                     read = self._read_batch(keys) if self.reads_batches else self._read_each(keys)
                 except Exception as error:
                     failed = error
-                finally:
-                    new = rng.restore() - self.seeded
-            except BaseException:  # a signal may have interrupted the restore
-                rng.restore()
-                raise
+                after = self.separate.states()
+            new = {generator for generator in before if after[generator] != before[generator]} - self.seeded
             if new and self.constant:
                 raise RandomSampleError(f"sample {keys[0][1]}")
             if not new:
                 break
             self.seeded |= new
-        if failed is not None:
+        if read is None:
+            assert failed is not None
             raise failed
+        if self.constant:
+            self._require_structure(read.samples)
         return read
 
     def _read_batch(self, keys: list[tuple[int, int]]) -> ReadSamples:
         """Read samples by the data set's own `__getitems__`; read each by itself if that fails."""
         indices = [index for _, index in keys]
         self._seed(*keys[0])
-        before = torch.get_rng_state()
         try:
             samples = self.dataset.__getitems__(indices)
         except Exception as error:
@@ -152,16 +158,13 @@ class SeededReader:
             return self._read_each(keys)  # finds the unreadable sample
         if len(samples) != len(indices):
             raise ValueError(f"__getitems__ got {len(indices)} indices and returned {len(samples)} samples")
-        if self.constant:
-            require_constant(before, indices[0])
-            self._require_structure(samples)
         return ReadSamples(self.dataset, samples, indices, [])
 
     def _read_each(self, keys: list[tuple[int, int]]) -> ReadSamples:
         read = ReadSamples(self.dataset, [], [], [])
         for epoch, index in keys:
-            self._seed(epoch, index)
-            before = torch.get_rng_state() if self.constant else None
+            if self.seeded:
+                self._seed(epoch, index)
             try:
                 sample = self.dataset[index]
             except Exception as error:
@@ -172,10 +175,6 @@ class SeededReader:
             else:
                 read.samples.append(sample)
                 read.indices.append(index)
-            if before is not None:
-                require_constant(before, index)
-        if self.constant:
-            self._require_structure(read.samples)
         return read
 
     def _note(self, index: int, error: Exception) -> str:
@@ -195,22 +194,18 @@ class SeededReader:
                 raise MixedTargetsError
 
     def _seed(self, epoch: int, index: int) -> None:
-        # torch's generator uses 32 bits of the seed; CRC-32 gives each sample of an epoch different bits.
-        number = zlib.crc32(index.to_bytes(8, "little"), epoch_seed(self.seed, epoch))
-        torch.default_generator.manual_seed(number)
+        number = self._seed_of(epoch, index)
         for generator in self.seeded:
             generator.seed(number)
+
+    def _seed_of(self, epoch: int, index: int) -> int:
+        # torch's generator uses 32 bits of the seed; CRC-32 gives each sample of an epoch different bits.
+        return zlib.crc32(index.to_bytes(8, "little"), epoch_seed(self.seed, epoch))
 
 
 def is_file_error(error: Exception) -> bool:
     """Return whether a damaged or missing file caused an error, rather than the code."""
     return isinstance(error, FILE_ERRORS) or type(error).__module__.startswith("PIL.")
-
-
-def require_constant(before: Tensor, index: int) -> None:
-    """Raise `RandomSampleError` if torch's RNG state is not `before`: the sample has drawn random numbers."""
-    if not before.equal(torch.get_rng_state()):
-        raise RandomSampleError(f"sample {index}")
 
 
 def ignore_signals(_: int) -> None:
@@ -267,7 +262,7 @@ def collate(read: ReadSamples, form: SampleForm = PAIRS) -> CollatedBatch:
             error.add_note(f"{BY_COLLATE} for a batch of {len(read.samples)} samples")
             raise
         return CollatedBatch(*form.pair_of_batch(batch, read.dataset, len(read.samples)), read.indices, read.unreadable)
-    pairs = [form.pair(sample, read.dataset) for sample in read.samples]
+    pairs = form.pairs(read.samples, read.dataset)
     inputs = list_as_tensors([pair[0] for pair in pairs])
     same = target_is_inputs(pairs[0]) and all(map(target_is_inputs, pairs))
     targets = inputs if same else list_as_tensors([pair[1] for pair in pairs])

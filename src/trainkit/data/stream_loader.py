@@ -176,7 +176,7 @@ class StreamLoader:
         """Return a batch on the device."""
         if not batch.indices:
             return NO_SAMPLES
-        return self.prepare(*batch.pair, pass_number, torch.tensor(batch.indices))
+        return self.prepare(*batch.pair, pass_number, batch.indices)
 
     def _fetch(self, position: Position) -> Iterator[StreamBatch | None]:
         """Start to read at a position, and return the batches. A worker yields None if it has no batch at its turn."""

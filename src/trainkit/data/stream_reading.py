@@ -11,11 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
-from trainkit.core.rng import NUMPY_GENERATOR, PYTHON_GENERATOR, SeparateGenerators
+from trainkit.core.rng import NUMPY_GENERATOR, PYTHON_GENERATOR, TORCH_GENERATOR, SeparateGenerators
 from trainkit.data.batch_order import WHOLE, Share
 from trainkit.data.form import SampleForm
 from trainkit.data.reading import CollatedBatch, ReadSamples, collate, epoch_seed, is_file_error
@@ -231,9 +230,8 @@ class StreamReader(IterableDataset[StreamBatch | None]):
     def _seed(self, number: int) -> None:
         """Seed all global generators for a batch of the pass."""
         seed = zlib.crc32(number.to_bytes(8, "little"), epoch_seed(self.seed, self.position.pass_number))
-        torch.default_generator.manual_seed(seed)
-        PYTHON_GENERATOR.seed(seed)
-        NUMPY_GENERATOR.seed(seed)
+        for generator in (PYTHON_GENERATOR, NUMPY_GENERATOR, TORCH_GENERATOR):
+            generator.seed(seed)
 
 
 def _samples(dataset: Any, pass_number: int, state: Any) -> Iterator[Any]:
