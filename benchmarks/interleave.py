@@ -26,12 +26,13 @@ Loop = Callable[["Job", "Reporter"], None]
 class Job:
     """What all loops of a comparison train: by default the toy CNN on images in an .npz file, with SGD."""
 
-    data: str  # .npz file with X (N, 3, H, W) uint8 and y (N,)
+    data: str  # .npz file with X (N, 3, H, W) uint8 and y (N,); for the GPT, the number of windows of text
     batch_size: int
     epochs: int
     precision: str = "fp32"
     lr: float = 0.01
     seed: int = 0
+    model: str = "toy_cnn"  # toy_cnn, resnet18 or char_gpt
 
 
 class Reporter:
@@ -62,6 +63,12 @@ class Entry:
     def median(self) -> float:
         """Median seconds of an epoch."""
         return statistics.median(self.seconds)
+
+    def ratio(self, reference: Entry) -> str:
+        """Return the speed relative to another loop: the median over the turns, and the quartiles."""
+        ratios = [other / own for own, other in zip(self.seconds, reference.seconds, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
     def loss_difference(self, reference: Entry) -> float:
         """Return the largest relative difference between the losses of two loops."""
@@ -119,13 +126,14 @@ def _run_loop(loop: Loop, job: Job, connection: Any) -> None:
 # --------------------------------------------------------------------------------- inputs and output
 
 
-def make_images_file(count: int, data: str | None, folder: Path) -> str:
+def make_images_file(count: int, data: str | None, folder: Path, enlarge: int = 1) -> str:
     """Write an .npz file of `count` images and return its path.
 
     Args:
         count: the number of images; the source is repeated if it has fewer.
         data: an .npz file with X and y as the source; None for the digits.
         folder: for the new file.
+        enlarge: each pixel becomes a square with sides of this number of pixels.
     """
     import numpy as np
 
@@ -138,7 +146,7 @@ def make_images_file(count: int, data: str | None, folder: Path) -> str:
             x, y = arrays["X"], arrays["y"]
     rows = np.arange(count) % len(x)
     file = folder / f"images{count}.npz"
-    np.savez(file, X=x[rows], y=y[rows].astype(np.int64))
+    np.savez(file, X=x[rows].repeat(enlarge, axis=2).repeat(enlarge, axis=3), y=y[rows].astype(np.int64))
     return str(file)
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 from benchmarks.interleave import Job, Reporter
 
+OVERRIDES = {
+    "toy_cnn": ["model=toy_cnn"],
+    "resnet18": ["model=torchvision", "model.name=resnet18"],
+    "char_gpt": ["model=gpt"],
+}
 _reporter: Any = None  # of this process; trainkit builds `ReportEpochs` from the config, without arguments
 
 
@@ -48,24 +53,46 @@ class TrainkitSampler:
         return iter(order.tolist())
 
 
-def toy_cnn(job: Job) -> Any:
+def windows(number: int) -> Any:
+    """Return the first windows of 64 characters of a text."""
+    from trainkit.data import text
+
+    data = text("package:coriolanus.txt", stride=32)
+    data.tensors = tuple(tensor[:number] for tensor in data.tensors)
+    data.lengths = data.lengths[:number]
+    return data
+
+
+def make_dataset(job: Job) -> Any:
+    """Return the data set of the loops by hand."""
+    return windows(int(job.data)) if job.model == "char_gpt" else pil_images(job)
+
+
+def make_model(job: Job) -> Any:
     """Return the model with trainkit's initial weights."""
     import torch
 
-    from trainkit.models import ToyCNN
+    from trainkit.models import GPT, ToyCNN
 
     torch.manual_seed(job.seed)
-    return ToyCNN()
+    if job.model == "resnet18":
+        import torchvision
+
+        return torchvision.models.resnet18(num_classes=10)
+    return ToyCNN() if job.model == "toy_cnn" else GPT(len(windows(2).classes), context=64)
+
+
+def make_loader(job: Job) -> Any:
+    """Return the `DataLoader` of the tutorials, in trainkit's order."""
+    from torch.utils.data import DataLoader
+
+    data = make_dataset(job)
+    return DataLoader(data, job.batch_size, sampler=TrainkitSampler(len(data), job.seed))
 
 
 def tutorial(job: Job, report: Reporter) -> None:
     """Train with the loop of most tutorials: DataLoader, PIL, ToTensor, `.item()` at each step."""
-    from torch.utils.data import DataLoader
-
-    data = pil_images(job)
-    train_by_hand(
-        job, report, toy_cnn(job), DataLoader(data, job.batch_size, sampler=TrainkitSampler(len(data), job.seed))
-    )
+    train_by_hand(job, report, make_model(job), make_loader(job))
 
 
 def train_by_hand(job: Job, report: Reporter, model: Any, loader: Any) -> None:
@@ -99,7 +126,7 @@ def bare_script(job: Job, report: Reporter) -> None:
 
     with np.load(job.data) as arrays:
         x, y = torch.from_numpy(arrays["X"].transpose(0, 2, 3, 1).copy()), torch.from_numpy(arrays["y"])
-    model, loss_fn = toy_cnn(job).to(memory_format=torch.channels_last), nn.CrossEntropyLoss()
+    model, loss_fn = make_model(job).to(memory_format=torch.channels_last), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr, fused=True)
     bf16 = torch.autocast("cpu", torch.bfloat16) if job.precision == "bf16" else contextlib.nullcontext()
     report()
@@ -149,7 +176,15 @@ def compose(job: Job, *overrides: str) -> Any:
     """Return the composed config of a job, with its settings."""
     from trainkit.config.compose import compose_run
 
-    chosen = ["model=toy_cnn", "optim=sgd", "data=arrays", "data.split=off", f"data.file={job.data}"]
+    chosen = ["optim=sgd", "data.split=off", *OVERRIDES[job.model]]
+    if job.model == "char_gpt":
+        chosen += [
+            "data=text",
+            "data.val=null",
+            f"data.train={{_target_: benchmarks.loops.windows, number: {job.data}}}",
+        ]
+    else:
+        chosen += ["data=arrays", f"data.file={job.data}"]
     keys = {
         "batch_size": job.batch_size,
         "epochs": job.epochs,

@@ -1,12 +1,16 @@
 """Compare trainkit with the tutorial's loop, Lightning, Accelerate, Ignite and skorch: samples per second and losses.
 
     uv pip install --group peers
-    python -m benchmarks.peers [--samples 5000] [--epochs 6] [--batch-size 32] [--data FILE.npz]
+    python -m benchmarks.peers [--models toy_cnn resnet18 char_gpt] [--epochs 6] [--scale 1.0] [--data FILE.npz]
+
+The models are the toy CNN on 5,000 images of 32x32 pixels, ResNet-18 on 320 images of 64x64, and a GPT of 4 layers,
+128 wide, on 1,200 windows of 64 characters. The batches have 32, 32 and 12 samples. `--scale` changes the numbers of
+samples.
 
 All loops train the same job on the CPU: data set, order of samples, initial weights, SGD, and the exact mean loss of
 each epoch. Each peer is used as in its documentation, without logger, checkpoints and progress bar. trainkit keeps its
-metrics, history and checkpoints. The loops take turns, an epoch each. Ratios compare the medians. A peer that is not
-installed is skipped.
+metrics, history and checkpoints. The loops take turns, an epoch each. A ratio compares a loop with the tutorial's in
+the same turn; the table has the median and the quartiles. A peer that is not installed is skipped.
 """
 
 from __future__ import annotations
@@ -31,14 +35,6 @@ from benchmarks.interleave import (
 )
 
 
-def make_tutorial_loader(job: Job) -> Any:
-    """Return the DataLoader of the tutorial's loop."""
-    from torch.utils.data import DataLoader
-
-    data = loops.pil_images(job)
-    return DataLoader(data, job.batch_size, sampler=loops.TrainkitSampler(len(data), job.seed))
-
-
 def lightning(job: Job, report: Reporter) -> None:
     """Train with Lightning's Trainer; `self.log` computes the mean."""
     import logging
@@ -52,7 +48,7 @@ def lightning(job: Job, report: Reporter) -> None:
     class Classifier(LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.loss_fn = loops.toy_cnn(job), nn.CrossEntropyLoss()
+            self.model, self.loss_fn = loops.make_model(job), nn.CrossEntropyLoss()
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
             inputs, targets = batch
@@ -80,7 +76,7 @@ def lightning(job: Job, report: Reporter) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Classifier(), make_tutorial_loader(job))
+    trainer.fit(Classifier(), loops.make_loader(job))
 
 
 def accelerate(job: Job, report: Reporter) -> None:
@@ -90,9 +86,9 @@ def accelerate(job: Job, report: Reporter) -> None:
     from torch import nn
 
     accelerator = Accelerator(cpu=True)
-    model, loss_fn = loops.toy_cnn(job), nn.CrossEntropyLoss()
+    model, loss_fn = loops.make_model(job), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, make_tutorial_loader(job))
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loops.make_loader(job))
     report()
     for _ in range(job.epochs):
         total = 0.0
@@ -111,7 +107,7 @@ def ignite(job: Job, report: Reporter) -> None:
     from ignite.engine import Events, create_supervised_trainer
     from torch import nn
 
-    model, loader = loops.toy_cnn(job), make_tutorial_loader(job)
+    model, loader = loops.make_model(job), loops.make_loader(job)
     optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
     trainer = create_supervised_trainer(
         model,
@@ -150,9 +146,9 @@ def skorch(job: Job, report: Reporter) -> None:
         def on_epoch_end(self, net: Any, **kwargs: Any) -> None:  # noqa: ARG002
             report(float(net.history[-1, "train_loss"]))
 
-    data = loops.pil_images(job)
+    data = loops.make_dataset(job)
     net = NeuralNetClassifier(
-        loops.toy_cnn(job),  # skorch trains an instance without resetting its weights
+        loops.make_model(job),  # skorch trains an instance without resetting its weights
         criterion=nn.CrossEntropyLoss,  # the default is NLLLoss, for models that end in a softmax
         optimizer=torch.optim.SGD,
         lr=job.lr,
@@ -175,13 +171,19 @@ LOOPS: dict[str, tuple[Loop, str]] = {  # name -> the loop and the distribution 
     "skorch": (skorch, "skorch"),
 }
 
+SIZES = {
+    "toy_cnn": (5000, 32),
+    "resnet18": (320, 32),
+    "char_gpt": (1200, 12),
+}  # model -> samples, and samples of a batch
+
 
 def main() -> None:
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--data", help="an .npz file with X (N, 3, 32, 32) uint8 and y")
     args = parser.parse_args()
     versions, missing = {}, []
@@ -195,17 +197,26 @@ def main() -> None:
             f"skipped, because they are not installed: {', '.join(missing)} (uv pip install --group peers)",
             file=sys.stderr,
         )
-    with tempfile.TemporaryDirectory() as folder:
-        data = make_images_file(args.samples, args.data and str(Path(args.data).resolve()), Path(folder))
-        job = Job(data, args.batch_size, args.epochs)
-        entries = run_interleaved(Entry(name, LOOPS[name][0], job) for name in versions)
-    reference = entries["the tutorial's loop"]
     rows = []
-    for name, entry in entries.items():
-        speed, ratio = f"{args.samples / entry.median:,.0f}", f"{reference.median / entry.median:.2f}"
-        rows.append([name, versions[name], speed, ratio, f"{entry.loss_difference(reference):.1e}"])
-    print(f"{describe_machine()}; {args.samples:,} images, batches of {args.batch_size}, {args.epochs} epochs\n")
-    print(markdown_table(["loop", "version", "samples/s", "ratio", "loss differs by"], rows))
+    with tempfile.TemporaryDirectory() as folder:
+        for model in args.models:
+            samples, batch_size = max(2 * SIZES[model][1], round(args.scale * SIZES[model][0])), SIZES[model][1]
+            job = Job(_data_of(model, samples, args.data, Path(folder)), batch_size, args.epochs, model=model)
+            entries = run_interleaved(Entry(name, LOOPS[name][0], job) for name in versions)
+            reference = entries["the tutorial's loop"]
+            for name, entry in entries.items():
+                speed, difference = f"{samples / entry.median:,.0f}", f"{entry.loss_difference(reference):.1e}"
+                rows.append([model, name, versions[name], speed, entry.ratio(reference), difference])
+    print(f"{describe_machine()}; {args.epochs} epochs\n")
+    print(markdown_table(["model", "loop", "version", "samples/s", "ratio", "loss differs by"], rows))
+
+
+def _data_of(model: str, samples: int, data: str | None, folder: Path) -> str:
+    if model == "char_gpt":
+        return str(samples)
+    return make_images_file(
+        samples, data and str(Path(data).resolve()), folder, enlarge=2 if model == "resnet18" else 1
+    )
 
 
 if __name__ == "__main__":

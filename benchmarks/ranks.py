@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,17 +71,10 @@ def main() -> None:
         entries = run_interleaved(lanes)
         for lane, reference in pairs:
             difference = entries[lane].loss_difference(entries[reference])
-            rows.append([name, lane, reference, ratio(entries[lane], entries[reference]), f"{difference:.1e}"])
+            rows.append([name, lane, reference, entries[lane].ratio(entries[reference]), f"{difference:.1e}"])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{describe_machine()}; medians of {args.epochs} epochs (quartiles); load of the machine {load}\n")
     print(markdown_table(["job", "lane", "compared with", "speed", "loss differs by"], rows))
-
-
-def ratio(lane: Entry, reference: Entry) -> str:
-    """Return the speed of a lane relative to another: the median over the turns, and the quartiles."""
-    ratios = [other / own for own, other in zip(lane.seconds, reference.seconds, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 # ------------------------------------------------------------------------------------------ a lane

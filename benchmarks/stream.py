@@ -121,9 +121,8 @@ def main() -> None:
         entries = run_interleaved([Entry(name, loop, job) for name, loop in loops.items()])
         reference = next(iter(entries.values()))
         for name, entry in entries.items():
-            ratio = f"{reference.median / entry.median:.2f}"
-            speed = f"{args.samples / entry.median:,.0f}"
-            rows.append([str(batch_size), name, speed, ratio, f"{entry.loss_difference(reference):.1e}"])
+            speed, difference = f"{args.samples / entry.median:,.0f}", f"{entry.loss_difference(reference):.1e}"
+            rows.append([str(batch_size), name, speed, entry.ratio(reference), difference])
     print(f"{describe_machine()}; a stream of {args.samples:,} samples, {args.epochs} epochs\n")
     print(markdown_table(["batch", "loop", "samples/s", "ratio", "loss differs by"], rows))
     added = memory_of_second_half(args.memory)
