@@ -97,6 +97,8 @@ class Forks:
         """
         self.number += 1
         out = self.directory / f"command{self.number}"
+        for suffix in (".out", ".err"):  # the process may be killed before it opens them
+            out.with_suffix(suffix).touch()
         answer = self.ask({"argv": list(argv), "cwd": str(cwd), "out": str(out), "env": env, "call": call})
         return Process(self, answer["pid"], out)
 

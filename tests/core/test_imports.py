@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import signal
 import subprocess
 import sys
 
@@ -38,3 +39,26 @@ def test_the_objects_of_the_first_imports_are_exempted_from_the_garbage_collecti
     words = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert int(words[0]) > 0
     assert words[1] == "True"
+
+
+SIGNALLED = """
+import os, signal, sys
+from trainkit.core.imports import fast_imports
+from trainkit.core.process import run_to_exit_code
+
+def command():
+    with fast_imports():
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("imported")
+    print("not stopped")
+    return 0
+
+sys.exit(run_to_exit_code(command))
+"""
+
+
+def test_a_signal_during_imports_stops_the_command_when_they_are_done() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stdout == "imported\n"
+    assert done.stderr == "stopped by SIGTERM\n"
