@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import math
 import warnings
 from contextlib import redirect_stdout
 
@@ -15,10 +16,14 @@ from torch.optim import Optimizer
 from trainkit.config.settings import Settings
 from trainkit.config.targets import locate
 from trainkit.core.errors import ConfigError
-from trainkit.core.pytree import map_tensors
+from trainkit.core.pytree import batch_size_of, map_tensors
 from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.objects import needs_closure
+
+# Values that the convolutions output in a forward pass, for each of their weights. With fewer, channels_last was slower
+# on the CPU: see docs/performance.md.
+MIN_VALUES = 0.6
 
 
 def choose_memory_format(settings: Settings, device: torch.device) -> tuple[str, str | None]:
@@ -47,51 +52,70 @@ def choose_memory_format(settings: Settings, device: torch.device) -> tuple[str,
 
 
 def apply_memory_format(
-    model: nn.Module, loss_fn: nn.Module, requested: str, loaders: list[Loader], device: torch.device
+    model: nn.Module, loss_fn: nn.Module, requested: str, loaders: list[Loader], device: torch.device, samples: int
 ) -> str | None:
     """Apply a memory format to the model and to the images of the loaders; return a note for the log.
 
     `auto` tests one sample, because a model or loss that calls `view` on feature maps fails with channels_last.
-    Weights stay contiguous on the CPU: oneDNN reorders them in any case, and some optimizers need contiguous weights.
+    Weights stay contiguous on the CPU, because some optimizers need that. oneDNN then reorders them in each step, which
+    takes longer than the convolutions gain if there are many weights and the batches are small.
+
+    Args:
+        model: the model.
+        loss_fn: the loss.
+        requested: auto, contiguous or channels_last.
+        loaders: those of the training and of the validation.
+        device: the device of the model.
+        samples: the number of samples in a forward pass.
     """
-    convolutions = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
     volumes = any(param.dim() == 5 for param in model.parameters())
     if requested == "contiguous" or (requested == "auto" and (not convolutions or volumes)):
         return None
-    if requested == "auto" and not supports_channels_last(model, loss_fn, loaders[0], device):
-        return "images contiguous: model or loss does not support channels_last (use reshape instead of view)"
+    if requested == "auto":
+        values = values_of_convolutions(model, loss_fn, loaders[0], device)
+        if values is None:
+            return "images contiguous: model or loss does not support channels_last (use reshape instead of view)"
+        reordered = sum(module.weight.numel() for module in convolutions if math.prod(module.kernel_size) > 1)
+        if device.type == "cpu" and samples * values < MIN_VALUES * reordered:
+            return f"images contiguous: {samples} samples are few for {reordered:,} weights of convolutions"
     if device.type != "cpu":
         model.to(memory_format=torch.channels_last)
     for loader in loaders:
         loader.prepare.memory_format = torch.channels_last
-    return f"images in channels_last, for {convolutions} convolution{'s' * (convolutions != 1)}"
+    return f"images in channels_last, for {len(convolutions)} convolution{'s' * (len(convolutions) != 1)}"
 
 
-def supports_channels_last(model: nn.Module, loss_fn: nn.Module, loader: Loader, device: torch.device) -> bool:
-    """Return whether copies of the model and the loss accept a sample in channels_last.
+def values_of_convolutions(model: nn.Module, loss_fn: nn.Module, loader: Loader, device: torch.device) -> float | None:
+    """Return the number of values that the convolutions output for a sample; None if channels_last is not supported.
 
-    Also returns True if they do not accept a contiguous sample either: the training then reports the error.
+    Copies of the model and the loss are tested. If they do not accept a contiguous sample either, the number is
+    infinite: the training then reports the error.
     """
 
-    def accepts(memory_format: torch.memory_format) -> bool:
+    def test(memory_format: torch.memory_format) -> float | None:
         parts = copy.deepcopy(nn.ModuleDict({"model": model, "loss": loss_fn}))
         copied = parts["model"] if device.type == "cpu" else parts["model"].to(memory_format=memory_format)
         images = map_tensors(inputs, lambda t: t.contiguous(memory_format=memory_format) if t.dim() == 4 else t)
         try:
             with torch.no_grad():
                 parts.eval()["loss"](copied(images), targets)
-            parts.train()
-            loss = parts["loss"](copied(images), targets)
+            outputs: list[int] = []
+            for module in copied.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    module.register_forward_hook(lambda module, inputs, output: outputs.append(output.numel()))  # noqa: ARG005
+            loss = parts.train()["loss"](copied(images), targets)
             if loss.requires_grad:
                 loss.backward()
         except Exception:
-            return False
-        return True
+            return None
+        return sum(outputs) / batch_size_of(images)
 
     try:
         inputs, targets = loader.example()
         with preserve_rng(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the training repeats them
-            return accepts(torch.channels_last) or not accepts(torch.contiguous_format)
+            values = test(torch.channels_last)
+            return math.inf if values is None and test(torch.contiguous_format) is None else values
     except Exception:  # the model cannot be copied, or a sample cannot be read (the training reports that)
-        return False
+        return None

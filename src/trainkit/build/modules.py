@@ -75,7 +75,8 @@ def build_modules(
     if isinstance(loss_fn, FromModel):
         loss_fn.bind(model)
     memory_format, reason = choose_memory_format(settings, device)
-    format_note = apply_memory_format(model, loss_fn, memory_format, loaders, device) or reason
+    samples = min(settings.batch_size, settings.micro_batch or settings.batch_size)
+    format_note = apply_memory_format(model, loss_fn, memory_format, loaders, device, samples) or reason
     return model, loss_fn, [note for note in (call_note, format_note) if note]
 
 
