@@ -15,8 +15,29 @@ from tests.processes import Forks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel; torch reads this when it is imported
 
+# The modules with the longest slow tests.
+LONGEST = ("test_exactness.py", "test_docs_commands.py", "test_install.py")
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SCRIPT = Path(sys.executable).with_name("trainkit")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests: one that begins late would leave all other workers without work at the end.
+
+    Each worker of xdist gets an equal part of the list first. So each part begins with one of the modules.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    others = [item for item in items if item.path.name not in LONGEST]
+    size = len(items) // workers
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        ordered += [item for name in LONGEST[worker::workers] for item in items if item.path.name == name]
+        taken = max(0, (worker + 1) * size - len(ordered))
+        ordered += others[:taken]
+        del others[:taken]
+    items[:] = ordered + others
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ FACTS = Facts(
     device="cpu",
     threads=2,
     cores=2,
-    has_images=False,
+    memory_format=None,
     is_streamed=False,
     may_split=True,
     losses=(1.0,),
@@ -32,7 +32,7 @@ def tried(*overrides: str, **facts: object) -> list[str]:
 
 
 def result(choice: Choice, ratio: float) -> Result:
-    return Result(choice, samples_per_second=100 * ratio, ratio=ratio, memory=2**20)
+    return Result(choice, samples_per_second=100 * ratio, ratio=ratio, low=ratio, memory=2**20)
 
 
 def speeds(ratios: dict[str, float]) -> Callable[[Choice], Result]:
@@ -50,12 +50,13 @@ def speeds(ratios: dict[str, float]) -> Callable[[Choice], Result]:
 def test_only_settings_that_the_training_has_are_tried() -> None:
     plain = tried("model=mlp")
     assert not any(text.startswith(("memory_format", "data.num_workers")) for text in plain)
-    assert "memory_format=channels_last" in tried("model=mlp", has_images=True)
+    assert "memory_format=contiguous" in tried(memory_format="channels_last")
+    assert "memory_format=channels_last" in tried(memory_format="contiguous")
     assert {"data.num_workers=1", "data.num_workers=2"} <= set(tried("model=mlp", is_streamed=True))
 
 
 def test_a_setting_that_is_set_already_is_not_tried() -> None:
-    assert "memory_format=contiguous" not in tried("memory_format=contiguous", has_images=True)
+    assert "memory_format=contiguous" not in tried("memory_format=contiguous", memory_format="contiguous")
     assert not any(text.startswith("compile") for text in tried("compile=true"))
     assert not any(text.startswith("precision") for text in tried("precision=bf16"))
     assert not any("foreach" in text or "fused" in text for text in tried("+optim.fused=true"))
@@ -69,7 +70,9 @@ def test_a_batch_that_may_not_be_split_is_tried_whole() -> None:
 
 def test_every_override_that_is_tried_composes() -> None:
     for base in (["model=mlp"], ["optim=adamw"], ["optim=muon_sgd"], ["data.cache=none"]):
-        for choice in choices(compose_settings(base), dataclasses.replace(FACTS, has_images=True, is_streamed=True)):
+        for choice in choices(
+            compose_settings(base), dataclasses.replace(FACTS, memory_format="contiguous", is_streamed=True)
+        ):
             compose_settings([*base, *choice.overrides])
 
 
@@ -91,6 +94,52 @@ def test_choices_are_combined_as_long_as_the_whole_gets_faster() -> None:
 
 def test_a_choice_within_the_noise_is_not_faster() -> None:
     assert combine(None, [result(Choice(("a=1",)), 1.01)], speeds({})) is None
+
+
+def test_a_choice_that_is_slower_in_some_rounds_is_not_faster() -> None:
+    noisy = Result(Choice(("a=1",)), ratio=1.3, low=0.9)
+    assert combine(None, [noisy], speeds({})) is None
+
+
+class FakeTrial:
+    """A process whose speeds are those of a table: one ratio for each time that a choice is tried."""
+
+    ratios: dict[str, list[float]]
+
+    def __init__(self, words: Sequence[str], config_dir: str | None, choice: Choice) -> None:  # noqa: ARG002
+        self.choice, self.facts, self.memory = choice, FACTS, 2**20
+        own = self.ratios.get(str(choice))
+        self.ratio = own.pop(0) if own else 1.0
+
+    def begin(self) -> Facts:
+        return self.facts
+
+    def time_steps(self, steps: int) -> float:  # noqa: ARG002
+        return 1000 * self.ratio
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ratios", "same", "lower"),
+    [
+        ({"a=1": [1.3, 1.3], "b=1": [1.1, 1.1], "a=1 b=1": [1.4, 1.4]}, "a=1 b=1", None),
+        ({"a=1": [1.3, 0.9], "b=1": [1.1, 1.1], "a=1 b=1": [1.0]}, "b=1", None),  # a was fast by chance
+        ({"a=1": [1.3, 1.0], "b=1": [1.1, 1.0], "a=1 b=1": [1.0]}, None, None),
+        ({"precision=bf16": [1.5, 1.5]}, None, "precision=bf16"),
+        ({"a=1": [1.3, 1.3], "precision=bf16": [1.5, 1.2], "a=1 precision=bf16": [1.2]}, "a=1", None),
+    ],
+)
+def test_the_fastest_is_tried_again_and_left_out_if_it_was_fast_by_chance(
+    ratios: dict[str, list[float]], same: str | None, lower: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeTrial.ratios = ratios
+    found = [Choice((text,)) for text in ("a=1", "b=1", "precision=bf16")]
+    monkeypatch.setattr(module, "choices", lambda *_: found)
+    monkeypatch.setattr(module, "Trial", FakeTrial)
+    trials = try_settings(compose_settings(["model=mlp"]), ["model=mlp"], None)
+    assert [None if result is None else str(result.choice) for result in (trials.same, trials.lower)] == [same, lower]
 
 
 def test_two_values_of_a_key_are_not_combined() -> None:

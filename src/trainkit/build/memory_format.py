@@ -8,6 +8,7 @@ import io
 import math
 import warnings
 from contextlib import redirect_stdout
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +69,7 @@ def apply_memory_format(
         device: the device of the model.
         samples: the number of samples in a forward pass.
     """
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    convolutions = convolutions_of(model)
     volumes = any(param.dim() == 5 for param in model.parameters())
     if requested == "contiguous" or (requested == "auto" and (not convolutions or volumes)):
         return None
@@ -86,6 +87,11 @@ def apply_memory_format(
     return f"images in channels_last, for {len(convolutions)} convolution{'s' * (len(convolutions) != 1)}"
 
 
+def convolutions_of(model: nn.Module) -> list[Any]:
+    """Return the 2-D convolutions of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+
+
 def values_of_convolutions(model: nn.Module, loss_fn: nn.Module, loader: Loader, device: torch.device) -> float | None:
     """Return the number of values that the convolutions output for a sample; None if channels_last is not supported.
 
@@ -101,9 +107,8 @@ def values_of_convolutions(model: nn.Module, loss_fn: nn.Module, loader: Loader,
             with torch.no_grad():
                 parts.eval()["loss"](copied(images), targets)
             outputs: list[int] = []
-            for module in copied.modules():
-                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                    module.register_forward_hook(lambda module, inputs, output: outputs.append(output.numel()))  # noqa: ARG005
+            for module in convolutions_of(copied):
+                module.register_forward_hook(lambda module, inputs, output: outputs.append(output.numel()))  # noqa: ARG005
             loss = parts.train()["loss"](copied(images), targets)
             if loss.requires_grad:
                 loss.backward()

@@ -50,7 +50,7 @@ class Facts:
         device: the type of the device.
         threads: of torch.
         cores: that this process may use.
-        has_images: the inputs are images (N, C, H, W).
+        memory_format: of the images, if the model has 2-D convolutions: channels_last or contiguous. None: it has none.
         is_streamed: the samples are read in each epoch.
         may_split: the batch may be split into micro batches.
         losses: the loss of each of the first steps.
@@ -60,7 +60,7 @@ class Facts:
     device: str
     threads: int
     cores: int
-    has_images: bool
+    memory_format: str | None
     is_streamed: bool
     may_split: bool
     losses: tuple[float, ...]
@@ -72,9 +72,8 @@ def choices(settings: Settings, facts: Facts) -> Iterator[Choice]:
     if facts.device == "cpu":
         counts = {1, max(1, facts.cores // 2), facts.cores} - {facts.threads}
         yield from (Choice(threads=count) for count in sorted(counts))
-    if facts.has_images:
-        formats = ("channels_last", "contiguous")
-        yield from _of_key("memory_format", (value for value in formats if value != settings.memory_format))
+    if facts.memory_format is not None:
+        yield Choice((f"memory_format={'contiguous' if facts.memory_format == 'channels_last' else 'channels_last'}",))
     if facts.may_split and settings.micro_batch is None and settings.batch_size >= 4:
         yield from _of_key("micro_batch", (settings.batch_size // 2, settings.batch_size // 4))
     if facts.is_streamed:

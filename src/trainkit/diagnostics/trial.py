@@ -106,6 +106,7 @@ def _serve(connection: Connection, words: list[str], config_dir: str | None, cho
 def _train(connection: Connection, words: list[str], config_dir: str | None, choice: Choice) -> None:
     import torch
 
+    from trainkit.build.memory_format import convolutions_of
     from trainkit.build.session import build_session
     from trainkit.config.compose import compose_run
     from trainkit.core.device import peak_memory, synchronize
@@ -119,7 +120,7 @@ def _train(connection: Connection, words: list[str], config_dir: str | None, cho
     state, objects = session.state, session.state.objects
     loader = FixedStepsLoader(session.train, 1)
     try:
-        inputs = session.train.example()[0]
+        is_last = session.train.prepare.memory_format is torch.channels_last
         losses = []
         for _ in range(FIRST_STEPS):
             run_trainkit_loop(state, loader)
@@ -130,7 +131,9 @@ def _train(connection: Connection, words: list[str], config_dir: str | None, cho
                 device=objects.device.type,
                 threads=torch.get_num_threads(),
                 cores=cores(),
-                has_images=getattr(inputs, "ndim", 0) == 4,
+                memory_format=("channels_last" if is_last else "contiguous")
+                if convolutions_of(objects.model)
+                else None,
                 is_streamed=isinstance(session.train, StreamingLoader),
                 may_split=not objects.tracks_statistics
                 and whole_batch_module(objects.model, objects.loss_fn) is None
