@@ -26,7 +26,7 @@ SCRIPT = Path(sys.executable).with_name("trainkit")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests: one that begins late would leave all other workers without work at the end.
 
-    Each worker of xdist gets an equal part of the list first. So each part begins with one of the modules.
+    Each worker of xdist gets an equal part of the list first. So the first parts begin with one of the modules each.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     others = [item for item in items if item.path.name not in LONGEST]

@@ -184,7 +184,9 @@ def serve() -> None:
                 try:
                     code = _call(request["call"]) if request["call"] else cli.main(request["argv"])
                 except SystemExit as error:
-                    code = int(error.code or 0)
+                    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
                 finally:
                     sys.stdout.flush()
                     sys.stderr.flush()

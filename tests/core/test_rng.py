@@ -34,6 +34,42 @@ def test_code_in_the_block_does_not_change_what_the_model_draws(normals: int) ->
     assert draw(separate=SeparateGenerators()) == draw(separate=None)
 
 
+@pytest.mark.parametrize("place", ["known", "unknown"])
+def test_a_kept_normal_number_survives_whatever_state_was_set_before(place: str, monkeypatch: Any) -> None:
+    if place == "unknown":  # as in a NumPy that keeps it elsewhere
+        monkeypatch.setattr(rng, "KEPT_NORMAL", None)
+    separate = SeparateGenerators()
+
+    def read() -> None:
+        with separate.active():
+            np.random.normal()
+
+    np.random.seed(0)
+    wanted = [np.random.normal() for _ in range(2)]
+    np.random.seed(0)
+    found = [np.random.normal()]
+    state = np.random.get_state()
+    read()
+    np.random.normal()
+    read()
+    np.random.set_state(state)  # the words are those of the last read, and a number is kept
+    read()
+    assert [*found, np.random.normal()] == wanted
+
+
+def test_a_bit_generator_of_the_user_is_restored() -> None:
+    before = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    try:
+        np.random.set_bit_generator(np.random.PCG64(3))  # type: ignore[attr-defined]
+        np.random.normal()
+        state = np.random.get_state(legacy=False)
+        with SeparateGenerators().active():
+            np.random.normal(size=3)
+        assert np.random.get_state(legacy=False) == state
+    finally:
+        np.random.set_bit_generator(before)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("address", ["known", "unknown"])
 @pytest.mark.parametrize("draws", [0, 1, 623, 624, 625])
 def test_a_saved_state_of_pythons_generator_gives_the_same_draws(draws: int, address: str, monkeypatch: Any) -> None:
@@ -53,6 +89,7 @@ def test_a_saved_state_of_pythons_generator_gives_the_same_draws(draws: int, add
     assert [random.gauss(), random.random(), random.gauss()] == wanted
 
 
-def test_this_python_keeps_the_state_where_it_can_be_copied_as_bytes() -> None:
+def test_the_places_of_the_states_are_known_here() -> None:
     if sys.implementation.name == "cpython":
         assert rng.PYTHON_STATE is not None
+        assert rng.KEPT_NORMAL is not None

@@ -22,8 +22,8 @@ from trainkit.core.rng import preserve_rng
 from trainkit.data.loaders import Loader
 from trainkit.training.objects import needs_closure
 
-# Values that the convolutions output in a forward pass, for each of their weights. With fewer, channels_last was slower
-# on the CPU: see docs/performance.md.
+# Values that the convolutions output in a forward pass, for each of their weights. With fewer, channels_last was never
+# clearly faster on the CPU, and often slower: see docs/performance.md.
 MIN_VALUES = 0.6
 
 

@@ -15,8 +15,8 @@ from trainkit.core.signals import StopHandler, handle_stop
 def fast_imports() -> Iterator[None]:
     """Pause Python's garbage collector while the block imports modules, and exempt their objects from it.
 
-    Modules stay until the process ends. To search the many objects of torch for garbage takes a fifth of the time of
-    its import, and as long again as the process exits.
+    Modules stay until the process ends. To search the objects of torch for garbage takes a fifth of the time of its
+    import, and as much again at the exit.
 
     A signal stops the command at the end of the block. An error that a signal handler raises in the C++ code of an
     import would abort the process.

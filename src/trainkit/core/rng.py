@@ -117,37 +117,56 @@ def set_python_state(state: Any) -> None:
     ctypes.memmove(PYTHON_STATE, words, MT19937_BYTES)
 
 
+def _place_of_kept_normal() -> int | None:
+    """Return where a generator of NumPy says that it keeps a normal number, in bytes from its start; None if unknown.
+
+    NumPy makes two normal numbers at once, and keeps the second for the next draw. A probe shows the place.
+    """
+    probe, found = np.random.RandomState(0), []
+    for _ in range(3):
+        found.append(np.frombuffer(ctypes.string_at(id(probe), np.random.RandomState.__basicsize__), np.int32))
+        probe.normal()
+    places = np.flatnonzero((found[0] == 0) & (found[1] == 1) & (found[2] == 0))
+    return 4 * int(places[0]) if sys.implementation.name == "cpython" and len(places) == 1 else None
+
+
+KEPT_NORMAL = _place_of_kept_normal()
+
+
+def _keeps_normal() -> bool:
+    """Return whether NumPy's global generator keeps a normal number, or may keep one."""
+    if KEPT_NORMAL is None:
+        return True
+    return bool(ctypes.c_int.from_address(id(_numpy.mtrand._rand) + KEPT_NORMAL).value)
+
+
 class SeparateGenerators:
     """Global generators of Python, NumPy and torch for code that reads data, apart from those of the model.
 
-    Reading NumPy's state takes longer than many batches, so the bit generator is exchanged. This loses the second of
-    two normal numbers, which NumPy keeps for the next draw. So the state is restored if that number exists.
+    NumPy's state is slow to read, so its bit generator is exchanged. This loses a normal number that NumPy keeps, so
+    the state is restored if there is one.
     """
 
     def __init__(self) -> None:
         self.own = np.random.MT19937(0)
-        self.known = b""  # the words of the model's generator when it was last looked at
-        self.has_normal = False  # whether it then kept a normal number
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Exchange NumPy's generator, and restore all generators at the end of the block."""
-        model = _numpy.get_bit_generator()
-        words = _words(model) if isinstance(model, np.random.MT19937) else b""
-        torch_state, numpy_state, before = torch.get_rng_state(), None, python_state()
-        if self.has_normal or words != self.known or not words:
-            numpy_state = _numpy.get_state(legacy=True)
-            self.known, self.has_normal = words, bool(numpy_state[3])
+        model, numpy_state = _numpy.get_bit_generator(), None
+        if _keeps_normal():
+            numpy_state = _numpy.get_state(legacy=False)
+        python_before, torch_before = python_state(), torch.get_rng_state()
 
         def restore() -> None:
             _numpy.set_bit_generator(model)
-            if self.has_normal and numpy_state is not None:
+            if numpy_state is not None:
                 np.random.set_state(numpy_state)
-            set_python_state(before)
-            torch.set_rng_state(torch_state)
+            set_python_state(python_before)
+            torch.set_rng_state(torch_before)
 
-        _numpy.set_bit_generator(self.own)
         try:
+            _numpy.set_bit_generator(self.own)
             yield
         finally:
             try:
@@ -158,9 +177,6 @@ class SeparateGenerators:
 
     def states(self) -> dict[GlobalGenerator, Any]:
         """Return the state of each generator in the block, which can be compared: a draw changes it."""
+        words = ctypes.string_at(self.own.ctypes.state_address, MT19937_BYTES)
         torch_state = torch.get_rng_state().numpy().tobytes()
-        return {PYTHON_GENERATOR: python_state(), NUMPY_GENERATOR: _words(self.own), TORCH_GENERATOR: torch_state}
-
-
-def _words(generator: np.random.MT19937) -> bytes:
-    return ctypes.string_at(generator.ctypes.state_address, MT19937_BYTES)
+        return {PYTHON_GENERATOR: python_state(), NUMPY_GENERATOR: words, TORCH_GENERATOR: torch_state}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,7 +14,7 @@ from trainkit.diagnostics.trial import Trial, TrialError
 
 ROUNDS = 7
 ROUND_SECONDS = 0.5  # of steps in a round, at least one step
-MAX_AGAIN = 3  # choices that are tried again
+MAX_CONFIRMED = 4  # choices that are tried again
 MIN_GAIN = 1.02  # a ratio from which a choice counts as faster; less may be the noise of the machine
 
 
@@ -93,13 +94,13 @@ def try_settings(
             return tried[choice]
 
         def fastest(start: Result | None, *, lower: bool) -> Result | None:
-            for _ in range(MAX_AGAIN):
+            confirmed: set[Choice] = set()
+            while len(confirmed) < MAX_CONFIRMED:
                 best = combine(start, [tried[choice] for choice in single if choice.lowers_precision == lower], measure)
-                if best is None or best is start:
-                    break
-                again = measure(best.choice, again=True)
-                if again.is_faster and (start is None or again.ratio > start.ratio):
-                    return again
+                if best is None or best is start or best.choice in confirmed:
+                    return best
+                measure(best.choice, again=True)
+                confirmed.add(best.choice)
             return start
 
         single = [*choices(settings, present.facts)]
@@ -140,13 +141,19 @@ def compare(present: Trial, other: Trial, steps: int) -> Result:
         other: the process with the choice.
         steps: of a round.
     """
+    speeds = []
     with closing(other):
         try:
             facts = other.begin()
             other.time_steps(steps)  # a warm-up
-            speeds = [(present.time_steps(steps), other.time_steps(steps)) for _ in range(ROUNDS)]
         except TrialError as error:
             return Result(other.choice, error=str(error))
+        for _ in range(ROUNDS):
+            before = present.time_steps(steps)
+            try:
+                speeds.append((before, other.time_steps(steps)))
+            except TrialError as error:
+                return Result(other.choice, error=str(error))
         ratios = [speed / before for before, speed in speeds]
         pairs = zip(present.facts.losses, facts.losses, strict=True)
         return Result(
@@ -155,5 +162,9 @@ def compare(present: Trial, other: Trial, steps: int) -> Result:
             ratio=statistics.median(ratios),
             low=statistics.quantiles(ratios, n=4, method="inclusive")[0] if len(ratios) > 1 else ratios[0],
             memory=other.memory,
-            loss_difference=max(abs(ours - theirs) / abs(ours or 1.0) for ours, theirs in pairs),
+            loss_difference=max((abs(ours - theirs) / abs(ours or 1.0) for ours, theirs in pairs), key=_nan_is_largest),
         )
+
+
+def _nan_is_largest(number: float) -> float:
+    return math.inf if math.isnan(number) else number
