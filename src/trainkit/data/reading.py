@@ -9,7 +9,6 @@ import struct
 import sys
 import zipfile
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -162,10 +161,6 @@ class SeededReader:
         return ReadSamples(self.dataset, samples, indices, [])
 
     def _read_each(self, keys: list[tuple[int, int]]) -> ReadSamples:
-        if not self.seeded:
-            with suppress(Exception):  # reading each by itself finds the sample
-                indices = [index for _, index in keys]
-                return ReadSamples(self.dataset, [self.dataset[index] for index in indices], indices, [])
         read = ReadSamples(self.dataset, [], [], [])
         for epoch, index in keys:
             if self.seeded:
