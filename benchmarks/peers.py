@@ -171,11 +171,8 @@ LOOPS: dict[str, tuple[Loop, str]] = {  # name -> the loop and the distribution 
     "skorch": (skorch, "skorch"),
 }
 
-SIZES = {
-    "toy_cnn": (5000, 32),
-    "resnet18": (320, 32),
-    "char_gpt": (1200, 12),
-}  # model -> samples, and samples of a batch
+# model -> samples, and samples of a batch
+SIZES = {"toy_cnn": (5000, 32), "resnet18": (320, 32), "char_gpt": (1200, 12)}
 
 
 def main() -> None:

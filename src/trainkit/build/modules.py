@@ -75,6 +75,7 @@ def build_modules(
     if isinstance(loss_fn, FromModel):
         loss_fn.bind(model)
     memory_format, reason = choose_memory_format(settings, device)
+    # The whole batch also on several ranks, so that their number does not change the memory format.
     samples = min(settings.batch_size, settings.micro_batch or settings.batch_size)
     format_note = apply_memory_format(model, loss_fn, memory_format, loaders, device, samples) or reason
     return model, loss_fn, [note for note in (call_note, format_note) if note]

@@ -68,7 +68,6 @@ def preserve_rng() -> Iterator[None]:
 class GlobalGenerator:
     """A random number generator that the whole process shares."""
 
-    name: str
     seed: Callable[[int], Any]
 
 
@@ -77,9 +76,9 @@ def _seed_numpy(seed: int) -> None:
     np.random.seed(zlib.crc32(b"numpy", seed))
 
 
-PYTHON_GENERATOR = GlobalGenerator("Python", random.seed)
-NUMPY_GENERATOR = GlobalGenerator("NumPy", _seed_numpy)
-TORCH_GENERATOR = GlobalGenerator("torch", torch.default_generator.manual_seed)
+PYTHON_GENERATOR = GlobalGenerator(random.seed)
+NUMPY_GENERATOR = GlobalGenerator(_seed_numpy)
+TORCH_GENERATOR = GlobalGenerator(torch.default_generator.manual_seed)
 
 _numpy: Any = np.random  # NumPy's types leave out two public functions
 MT19937_BYTES = 624 * 4 + 4  # the state of a Mersenne twister: its words, and its position before or after them

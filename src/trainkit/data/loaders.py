@@ -318,7 +318,7 @@ def end_workers(iterator: Any) -> None:
         iterator._worker_pids_set = False
         for worker in iterator._workers:
             worker.kill()
-        # A killed worker may hold the lock of the event that tells it to end. Setting that event would never return.
+        # A worker may have died with the lock of this event. Then `set`, which torch calls, would wait forever.
         unlocked: Any = threading.Event()
         iterator._workers_done_event = unlocked
         iterator._shutdown_workers()

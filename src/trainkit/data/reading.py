@@ -102,31 +102,31 @@ class SeededReader:
         self.seeded: set[GlobalGenerator] = set()  # generators that samples draw from
         self.structure: Any = None  # of the first sample
         self.same: bool | None = None  # whether the first sample's target is its inputs
-        self.first = True
+        self.is_first_batch = True
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> ReadSamples:
         """Read the samples of a batch, each given by (epoch, index)."""
-        if not self.first or self.reads_batches or len(keys) < 2:
+        if not self.is_first_batch or self.reads_batches or len(keys) < 2:
             return self._read(keys)
-        self.first = False  # the first sample shows which generators are used, so only one sample is read twice
-        one, others = self._read(keys[:1]), self._read(keys[1:], first=keys[0])
+        self.is_first_batch = False  # its first sample shows which generators are used, and is read twice alone
+        one, others = self._read(keys[:1]), self._read(keys[1:], seed_key=keys[0])
         unreadable = one.unreadable + others.unreadable
         return ReadSamples(self.dataset, one.samples + others.samples, one.indices + others.indices, unreadable)
 
-    def _read(self, keys: list[tuple[int, int]], first: tuple[int, int] | None = None) -> ReadSamples:
+    def _read(self, keys: list[tuple[int, int]], seed_key: tuple[int, int] | None = None) -> ReadSamples:
         """Read samples; read them again while they advance generators that were not seeded.
 
         Args:
             keys: (epoch, index) of each sample.
-            first: that of the first sample of the batch, if it is not the first of `keys`.
+            seed_key: that of the first sample of the batch, which seeds torch; None: the first of `keys`.
         """
         while True:
             read, failed = None, None
             with self.separate.active():
-                TORCH_GENERATOR.seed(self._seed_of(*(first or keys[0])))
+                TORCH_GENERATOR.seed(self._seed_of(*(seed_key or keys[0])))
                 before = self.separate.states()
                 try:
                     read = self._read_batch(keys) if self.reads_batches else self._read_each(keys)

@@ -131,14 +131,7 @@ def table(
     if not targets:
         raise ConfigError("data.target names no column", hint="write data.target=COLUMN")
     columns = read_columns(file)
-    for key, names in (("target", targets), ("drop", dropped)):
-        for name in names:
-            if name not in columns:
-                hint = did_you_mean(name, columns)
-                raise ConfigError(f"data.{key}={name}: {file} has no such column", hint=hint)
-    names = [name for name in columns if name not in targets and name not in dropped]
-    if not names:
-        raise ConfigError(f"{file}: no column is left for the inputs", hint="change data.target or data.drop")
+    names = _input_columns(columns, file, targets, dropped)
     rows = columns
     if part == "val" and val_file:
         rows = read_columns(val_file, [name for name in names if isinstance(columns[name], list)])
@@ -178,6 +171,25 @@ def _averages(name_of_average: str, columns: Mapping[str, Column], file: str) ->
             raise DataError(cause, hint=f"leave the column out: data.drop={name}")
         averages[name] = AVERAGES[name_of_average](present)
     return averages
+
+
+def _input_columns(
+    columns: Mapping[str, Column], file: str, targets: Sequence[str], dropped: Sequence[str]
+) -> list[str]:
+    """Return the names of the columns that are inputs.
+
+    Raises:
+        ConfigError: the file lacks a target or a dropped column, or no column is left.
+    """
+    for key, names in (("target", targets), ("drop", dropped)):
+        for name in names:
+            if name not in columns:
+                hint = did_you_mean(name, columns)
+                raise ConfigError(f"data.{key}={name}: {file} has no such column", hint=hint)
+    inputs = [name for name in columns if name not in targets and name not in dropped]
+    if not inputs:
+        raise ConfigError(f"{file}: no column is left for the inputs", hint="change data.target or data.drop")
+    return inputs
 
 
 def _words_of(column: Column) -> list[str] | None:

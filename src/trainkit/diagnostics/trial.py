@@ -120,7 +120,7 @@ def _train(connection: Connection, words: list[str], config_dir: str | None, cho
     state, objects = session.state, session.state.objects
     loader = FixedStepsLoader(session.train, 1)
     try:
-        is_last = session.train.prepare.memory_format is torch.channels_last
+        memory_format = str(session.train.prepare.memory_format).removeprefix("torch.").removesuffix("_format")
         losses = []
         for _ in range(FIRST_STEPS):
             run_trainkit_loop(state, loader)
@@ -131,9 +131,7 @@ def _train(connection: Connection, words: list[str], config_dir: str | None, cho
                 device=objects.device.type,
                 threads=torch.get_num_threads(),
                 cores=cores(),
-                memory_format=("channels_last" if is_last else "contiguous")
-                if convolutions_of(objects.model)
-                else None,
+                memory_format=memory_format if convolutions_of(objects.model) else None,
                 is_streamed=isinstance(session.train, StreamingLoader),
                 may_split=not objects.tracks_statistics
                 and whole_batch_module(objects.model, objects.loss_fn) is None

@@ -69,7 +69,7 @@ def try_settings(
 ) -> Trials:
     """Try what may be faster: first one change at a time, then the faster ones together.
 
-    The fastest is tried again in a new process. If it is not faster then, the next one is.
+    The fastest is tried again in a new process. If it is not the fastest then, the next one is tried again.
 
     Args:
         settings: the present settings.
@@ -95,13 +95,14 @@ def try_settings(
 
         def fastest(start: Result | None, *, lower: bool) -> Result | None:
             confirmed: set[Choice] = set()
-            while len(confirmed) < MAX_CONFIRMED:
+            while True:
                 best = combine(start, [tried[choice] for choice in single if choice.lowers_precision == lower], measure)
                 if best is None or best is start or best.choice in confirmed:
                     return best
+                if len(confirmed) == MAX_CONFIRMED:
+                    return start
                 measure(best.choice, again=True)
                 confirmed.add(best.choice)
-            return start
 
         single = [*choices(settings, present.facts)]
         for choice in single:
