@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -70,12 +71,17 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
     present = [local_part(gradient) for gradient in gradients if gradient is not None]
     if not present:
         return True
-    found, scale = torch.zeros(1, device=present[0].device), torch.ones(1, device=present[0].device)
+    found = torch.zeros(1, device=present[0].device)
     try:
-        torch._amp_foreach_non_finite_check_and_unscale_(present, found, scale)
+        torch._amp_foreach_non_finite_check_and_unscale_(present, found, _one(found.device))
         return not found.item()
     except RuntimeError:  # complex or sparse gradients, several devices, or gradients with a graph
         return all(bool(gradient_values(gradient).isfinite().all()) for gradient in present)
+
+
+@functools.cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones(1, device=device)
 
 
 def _is_finite(params: Iterable[Tensor]) -> bool:

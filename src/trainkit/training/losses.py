@@ -59,11 +59,23 @@ def denominator(loss_fn: nn.Module, targets: Any, samples: int) -> Tensor | int:
         return samples
     if targets.is_floating_point():  # for class probabilities, torch divides by their number
         return samples * targets[0, 0].numel() if targets.dim() > 1 else samples
+    if loss_fn.weight is None and _none_is_ignored(targets, loss_fn.ignore_index):
+        return targets.numel()
     counted = targets != loss_fn.ignore_index
     if loss_fn.weight is None:
         return counted.sum()
     weights = loss_fn.weight[torch.where(counted, targets, 0)]
     return torch.where(counted, weights, 0).sum()
+
+
+def _none_is_ignored(targets: Tensor, ignore_index: int) -> bool:
+    """Return whether all classes are larger than `ignore_index`, as they nearly always are.
+
+    On the CPU, to find the smallest takes a third of the time of counting. Elsewhere it would synchronize the device,
+    so the answer is False there.
+    """
+    is_fast = targets.device.type == "cpu" and targets.dtype == torch.int64 and targets.numel() > 0
+    return is_fast and targets.min().item() > ignore_index
 
 
 def loss_contribution(
