@@ -345,6 +345,17 @@ def test_a_table_with_another_encoding_is_refused(own: Path) -> None:
         trainkit.evaluate(run, overrides=["data.file=other.csv"])
 
 
+def test_a_table_with_a_word_in_a_column_of_numbers_is_refused(own: Path) -> None:
+    run = train(own / "run", *TABLE, "epochs=1")
+    header, first, *rows = (own / "rows.csv").read_text().splitlines()
+    numbers = [index for index, cell in enumerate(first.split(",")) if cell.replace(".", "").lstrip("-").isdigit()]
+    cells = first.split(",")
+    cells[numbers[0]] = "unknown"
+    (own / "other.csv").write_text("\n".join([header, ",".join(cells), *rows]))
+    with pytest.raises(ConfigError, match=f"encodes the column '{header.split(',')[numbers[0]]}' differently"):
+        trainkit.evaluate(run, overrides=["data.file=other.csv"])
+
+
 def test_classes_in_another_order_are_refused(run: Run, own: Path) -> None:
     with (own / "own.py").open("a") as file:
         file.write("\nclass Swapped(Named):\n    classes = ['dog', 'cat', 'emu']\n")

@@ -195,6 +195,19 @@ def test_runs_with_different_monitors_are_named_and_sorted_by_the_first(tmp_path
     assert values == sorted(values)
 
 
+def test_runs_with_different_losses_are_named_unless_another_metric_is_monitored(tmp_path: Path) -> None:
+    other = "loss._target_=torch.nn.MultiMarginLoss"
+    make_run(tmp_path / "losses/0", "loss._target_=torch.nn.CrossEntropyLoss", "lr=0.1")
+    make_run(tmp_path / "losses/1", other, "lr=0.2")
+    assert compare(collect([tmp_path / "losses"])).notes == [
+        "the runs have different losses, whose values do not compare: CrossEntropyLoss, MultiMarginLoss"
+    ]
+    accuracy = ["monitor.metric=val/accuracy", "monitor.mode=max"]
+    make_run(tmp_path / "metric/0", "loss._target_=torch.nn.CrossEntropyLoss", *accuracy, "lr=0.1")
+    make_run(tmp_path / "metric/1", other, *accuracy, "lr=0.2")
+    assert compare(collect([tmp_path / "metric"])).notes == []
+
+
 def test_runs_that_are_not_completed_are_in_no_row_and_are_listed(tmp_path: Path) -> None:
     for number, status in enumerate(("completed", "failed", "stopped")):
         make_run(tmp_path / str(number), f"lr={number}", status=status)

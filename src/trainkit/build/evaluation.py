@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ from trainkit.data.pairs import Pair
 from trainkit.data.streams import is_stream
 from trainkit.training.compile import compile_model
 from trainkit.training.state import State
+
+CheckDataset = Callable[[Any], list[str]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def build_evaluation(
     facts: TrainingFacts | None,
     on_progress: OnProgress | None = None,
     initialize: Initialize | None = None,
+    check_dataset: CheckDataset | None = None,
 ) -> EvaluationSession:
     """Build the validation data and the objects that evaluate it, as a training does.
 
@@ -85,6 +88,7 @@ def build_evaluation(
         facts: about the training data; None: build the training data, as a training does.
         on_progress: is called while samples are read into memory.
         initialize: is called with the new model, to load weights into it.
+        check_dataset: is called with the data set before anything uses its samples, and returns notes.
 
     Raises:
         ConfigError: wrong arguments or values, or no validation data.
@@ -93,17 +97,22 @@ def build_evaluation(
         UserCodeError: code that a `_target_` names raised another error.
     """
     with memory_errors():
-        return _build_evaluation(settings, facts, on_progress, initialize)
+        return _build_evaluation(settings, facts, on_progress, initialize, check_dataset)
 
 
 def _build_evaluation(
-    settings: Settings, facts: TrainingFacts | None, on_progress: OnProgress | None, initialize: Initialize | None
+    settings: Settings,
+    facts: TrainingFacts | None,
+    on_progress: OnProgress | None,
+    initialize: Initialize | None,
+    check_dataset: CheckDataset | None,
 ) -> EvaluationSession:
     problems = settings.find_wrong_targets()
     if problems:
         raise ConfigError(*problems)
     device = prepare_process(settings)
     settings, train, val, held_out, notes = _build_data(settings, facts, device, on_progress)
+    notes += [] if check_dataset is None else check_dataset(val.dataset)
     seed_all(settings.seed, deterministic=bool(settings.deterministic))  # as in a training
     metrics = build_metrics(settings, device)["val"]
     loaders = [loader for loader in (train, val) if loader is not None]

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainkit.build.evaluation import EvaluationSession, TrainingFacts, build_evaluation
+from trainkit.build.evaluation import CheckDataset, EvaluationSession, TrainingFacts, build_evaluation
 from trainkit.config.settings import Settings
 from trainkit.core.device import select_device
 from trainkit.core.errors import CheckpointError, ConfigError, UserCodeError
@@ -74,10 +75,9 @@ def evaluate_run(run: Run, checkpoint: str, config: EvaluationConfig) -> dict[st
         check_types(saved)
     with preserve_rng(), ReadingProgress(config.settings.progress) as on_progress:
         facts, preprocessing = training_facts(run, config)
-        session, changes = _build(config, facts, saved, on_progress)
+        check = None if config.has_own_data else partial(check_other_data, preprocessing=preprocessing)
+        session, changes = _build(config, facts, saved, on_progress, check)
         with closing(session), _explained_errors(session, config):
-            if not config.has_own_data:
-                changes += check_other_data(session.val.dataset, preprocessing)
             _restore(session.state, saved, config.saved_step)
             result = _describe(run, name, saved, session, config)
             del saved
@@ -110,7 +110,11 @@ def _explained_errors(session: EvaluationSession, config: EvaluationConfig) -> I
 
 
 def _build(
-    config: EvaluationConfig, facts: TrainingFacts | None, saved: Mapping[str, Any], on_progress: ReadingProgress
+    config: EvaluationConfig,
+    facts: TrainingFacts | None,
+    saved: Mapping[str, Any],
+    on_progress: ReadingProgress,
+    check_dataset: CheckDataset | None,
 ) -> tuple[EvaluationSession, list[str]]:
     """Build the session; return it with notes about data that differs from that of the training.
 
@@ -121,7 +125,7 @@ def _build(
     initialize = None
     if lacks_frozen(saved):
         initialize = prepare_warm_start(settings)[1]
-    session = build_evaluation(settings, facts, on_progress, initialize)
+    session = build_evaluation(settings, facts, on_progress, initialize, check_dataset)
     step = session.state.objects.evaluation_step
     takes_progress = step is not None and step.takes_progress
     changes = data_changes(session, saved) if config.has_own_data else {}
