@@ -11,6 +11,12 @@ OVERRIDES = {
     "resnet18": ["model=torchvision", "model.name=resnet18"],
     "char_gpt": ["model=gpt"],
 }
+# model -> the class of its optimizer in torch.optim, and its options: what the model is usually trained with
+OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
+    "toy_cnn": ("SGD", {}),
+    "resnet18": ("SGD", {"momentum": 0.9}),
+    "char_gpt": ("AdamW", {"lr": 0.001, "weight_decay": 0.01}),
+}
 _reporter: Any = None  # of this process; trainkit builds `ReportEpochs` from the config, without arguments
 
 
@@ -82,6 +88,14 @@ def make_model(job: Job) -> Any:
     return ToyCNN() if job.model == "toy_cnn" else GPT(len(windows(2).classes), context=64)
 
 
+def make_optimizer(job: Job, params: Any) -> Any:
+    """Return the optimizer of the loops by hand."""
+    import torch
+
+    name, options = OPTIMIZERS[job.model]
+    return getattr(torch.optim, name)(params, **{"lr": job.lr, **options})
+
+
 def make_loader(job: Job) -> Any:
     """Return the `DataLoader` of the tutorials, in trainkit's order."""
     from torch.utils.data import DataLoader
@@ -96,12 +110,11 @@ def tutorial(job: Job, report: Reporter) -> None:
 
 
 def train_by_hand(job: Job, report: Reporter, model: Any, loader: Any) -> None:
-    """Train with SGD and cross entropy, and read the loss at each step."""
-    import torch
+    """Train with the usual optimizer and cross entropy, and read the loss at each step."""
     from torch import nn
 
     loss_fn = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=job.lr)
+    optimizer = make_optimizer(job, model.parameters())
     report()
     for _ in range(job.epochs):
         total = 0.0
@@ -164,19 +177,25 @@ def trainkit_objects(job: Job, report: Reporter) -> None:
         report(state.progress.loss.item())
 
 
-def trainkit(job: Job, report: Reporter) -> None:
+def trainkit(job: Job, report: Reporter, *overrides: str) -> None:
     """Train with all of trainkit, with metrics, history, checkpoints and a line for each epoch."""
     import trainkit
 
     set_reporter(report)
-    trainkit.train(compose(job, "+hooks.report._target_=benchmarks.loops.ReportEpochs"))
+    trainkit.train(compose(job, "+hooks.report._target_=benchmarks.loops.ReportEpochs", *overrides))
+
+
+def trainkit_without_checkpoints(job: Job, report: Reporter) -> None:
+    """Train with trainkit as the other libraries train in a comparison: without checkpoints."""
+    trainkit(job, report, "checkpoint=off")
 
 
 def compose(job: Job, *overrides: str) -> Any:
     """Return the composed config of a job, with its settings."""
     from trainkit.config.compose import compose_run
 
-    chosen = ["optim=sgd", "data.split=off", *OVERRIDES[job.model]]
+    name, options = OPTIMIZERS[job.model]
+    chosen = [f"optim={name.lower()}", "data.split=off", *OVERRIDES[job.model]]
     if job.model == "char_gpt":
         chosen += [
             "data=text",
@@ -189,8 +208,8 @@ def compose(job: Job, *overrides: str) -> Any:
         "batch_size": job.batch_size,
         "epochs": job.epochs,
         "precision": job.precision,
-        "lr": job.lr,
         "seed": job.seed,
+        **{f"optim.{key}": value for key, value in {"lr": job.lr, **options}.items()},
     }
     return compose_run([*chosen, *(f"{key}={value}" for key, value in keys.items()), *overrides])
 
