@@ -426,6 +426,16 @@ def test_image_targets_that_stay_uint8_are_a_note(mine: Path, forked: Command) -
     assert "the targets are uint8 (32, 1, 2, 2) with values up to 200, and are not scaled" in result.stderr
 
 
+@pytest.mark.parametrize("unit", [1000, 1])
+def test_large_targets_of_a_regression_are_a_note(unit: int, tmp_path: Path, forked: Command) -> None:
+    rows = "".join(f"{rooms},{(200 + rooms) * unit}\n" for rooms in range(41))
+    (tmp_path / "houses.csv").write_text(f"rooms,price\n{rows}")
+    words = ["data=table", "data.file=houses.csv", "data.target=price", "model=mlp", "loss=mse", "data.split=off"]
+    result = forked(*words, "epochs=1", "batch_size=41", "lr=1e-9", "progress=plain")
+    assert result.returncode == 0, result.stderr
+    assert ("the targets have a size of 220,000 on average" in result.stderr) == (unit == 1000)
+
+
 def test_a_last_batch_of_one_sample_with_batch_norm_is_refused_before_the_first_step(
     mine: Path, forked: Command
 ) -> None:

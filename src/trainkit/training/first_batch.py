@@ -5,6 +5,7 @@ They run in the first step of a new training. Later steps are not checked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,7 @@ from trainkit.core.pytree import batch_size_of, describe, tensors_in
 from trainkit.core.rng import preserve_rng
 from trainkit.core.shards import local_part
 from trainkit.core.source import name_and_place
-from trainkit.losses import FLOAT_TARGET_LOSSES
+from trainkit.losses import FLOAT_TARGET_LOSSES, REGRESSION_LOSSES
 from trainkit.training.finite import gradient_values
 from trainkit.training.hooks import call_hooks
 from trainkit.training.losses import is_sum
@@ -24,6 +25,7 @@ from trainkit.training.split_comparison import compare_loss
 from trainkit.training.state import State
 from trainkit.training.wrong_result import WrongResultError, check_loss_value
 
+LARGE_TARGETS = 1000.0  # the mean size of targets that are noted
 CLASS_HINT = "return class numbers as int64, or choose a loss for numbers: loss=mse"
 
 
@@ -60,6 +62,7 @@ class FirstBatch:
             more_outputs_than_classes(loss_fn, outputs, state.settings.classes),
             unnormalized_probabilities(loss_fn, targets),
             unscaled_images(loss_fn, targets),
+            large_targets(loss_fn, targets),
             probabilities_or_logits(loss_fn, outputs),
             wrong_denominator(loss_fn, outputs, targets),
         )
@@ -210,6 +213,19 @@ def unscaled_images(loss_fn: nn.Module, targets: Any) -> str:
     return (
         f"the targets are uint8 {tuple(targets.shape)} with values up to {int(targets.max())}, and are not scaled; "
         "uint8 inputs become floats from 0 to 1"
+    )
+
+
+def large_targets(loss_fn: nn.Module, targets: Any) -> str:
+    """Return a note if the targets of a regression are much larger than the outputs of a new model, else ''."""
+    if not isinstance(loss_fn, REGRESSION_LOSSES) or not isinstance(targets, Tensor):
+        return ""
+    size = float(targets.detach().double().abs().mean()) if targets.is_floating_point() else 0.0
+    if not LARGE_TARGETS < size < math.inf:
+        return ""
+    return (
+        f"the targets have a size of {size:,.0f} on average, and a new model outputs numbers near 0; "
+        "training is easier if the data set divides its targets by a constant"
     )
 
 
