@@ -1,4 +1,4 @@
-"""`checkpoint.async`: a thread writes a copy of the state while the training goes on."""
+"""`checkpoint.async`: a thread writes a copy of the state while the training goes on; by default, if it is large."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers import SmallCNN, read_history, small_run
 from tests.processes import Forks
 from trainkit.core.errors import StorageError
 from trainkit.core.pytree import copy_to_cpu
-from trainkit.runs import checkpoint
+from trainkit.runs import checkpoint, saver
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
 from trainkit.runs.snapshot import capture_state, digest
 
@@ -45,6 +45,27 @@ def test_a_run_has_the_checkpoints_pointers_and_history_of_a_run_without_it(tmp_
         train(tmp_path / name, *more, f"checkpoint.async={value}")
     assert files(tmp_path / "on") == files(tmp_path / "off")
     assert final(tmp_path / "on") == final(tmp_path / "off")
+
+
+@pytest.mark.parametrize(
+    ("large", "free", "thread"),
+    [(1, 2**40, "trainkit-background"), (2**40, 2**60, "MainThread"), (1, 2, "MainThread")],
+    ids=["large", "small", "no memory for a copy"],
+)
+def test_by_default_a_thread_writes_a_large_state_if_a_copy_fits_into_the_memory(
+    large: int, free: int, thread: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, write = set[str](), writing.write_checkpoint_files
+
+    def noted(*args: Any) -> None:
+        threads.add(threading.current_thread().name)
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint_files", noted)
+    monkeypatch.setattr(saver, "LARGE", large)
+    monkeypatch.setattr(saver, "free_host_memory", lambda: free)
+    train(tmp_path / "run", "epochs=2", "limit_batches=2")
+    assert threads == {thread}
 
 
 class Held:

@@ -145,7 +145,7 @@ class CheckpointSettings:
     every_minutes: Positive | None
     keep: Count
     weights: Literal["all", "trainable"]
-    async_: Literal["on", True] | None  # the key is `async`, a word that Python reserves
+    async_: Literal["auto", "on", True] | None  # the key is `async`, a word that Python reserves
 
 
 @dataclass(frozen=True)

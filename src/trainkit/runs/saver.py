@@ -11,7 +11,8 @@ from typing import Any
 
 from trainkit.config.schema import CheckpointSettings
 from trainkit.core.errors import CheckpointError, NonFiniteError, StorageError
-from trainkit.core.pytree import copy_to_cpu
+from trainkit.core.memory import free_host_memory
+from trainkit.core.pytree import copy_to_cpu, tensors_in
 from trainkit.core.ranks import Ranks
 from trainkit.runs.background import Background
 from trainkit.runs.checkpoint import Checkpoints, checkpoint_name
@@ -23,6 +24,8 @@ from trainkit.runs.sharded_checkpoint import INDEX, take_shards, write_shards
 from trainkit.runs.snapshot import capture_state, restore_hooks, restore_state, restore_weights
 from trainkit.training.finite import nonfinite_metric
 from trainkit.training.state import State
+
+LARGE = 1 << 24  # bytes; a thread writes a state from this size on. A smaller one takes milliseconds
 
 
 class Restorer:
@@ -50,8 +53,9 @@ class Saver:
     `every_steps` steps and `every_minutes` minutes, after each new best epoch, at the end, and when a signal
     stops the run. Only rank 0 writes; the other ranks take part, because a checkpoint holds their RNG states.
 
-    With `checkpoint.async`, the training goes on while a thread writes a copy of the state. The next save, a rollback
-    and the end wait for the thread, so a checkpoint is never behind by more than one save.
+    With `checkpoint.async`, by default for large states, the training goes on while a thread writes a copy of the
+    state. The next save, a rollback and the end wait for the thread, so a checkpoint is never behind by more than one
+    save.
 
     Args:
         checkpoints: the checkpoints of the run.
@@ -179,6 +183,7 @@ class Saver:
             RunDirectoryInUseError: another process may use the directory.
         """
         ranks, name = state.objects.ranks, checkpoint_name(state.progress.step)
+        in_background = False
         with ranks.together():
             captured, shards = take_shards(capture_state(state, self.fingerprint))
         captured = with_other_ranks(captured, state.objects)
@@ -188,16 +193,23 @@ class Saver:
                 self.run.lock.check()
                 captured = captured if self.frozen is None else self.frozen.remove_from(captured)
                 captured["history"] = self.run.history_text
-                if self.options.async_ and not shards:
+                in_background = not shards and self.writes_in_background(captured)
+                if in_background:
                     self.background.start(partial(self._write, copy_to_cpu(captured, shared={}), planned=planned))
                 elif not shards:
                     self._write(captured, planned=planned)
         if shards:
             self._write_shards(captured, shards, ranks, planned=planned)
         self.saved_at, self.pending = time.monotonic(), name
-        if shards or not self.options.async_:
-            self.collect(state, wait=True)
+        self.collect(state, wait=not in_background)
         return name
+
+    def writes_in_background(self, captured: Mapping[str, Any]) -> bool:
+        """Return whether a thread writes a state; by default if it is large, and the memory has room for its copy."""
+        if self.options.async_ != "auto":
+            return self.options.async_ is not None
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(captured))
+        return LARGE <= size <= free_host_memory() / 4
 
     def collect(self, state: State, *, wait: bool) -> None:
         """Log the checkpoint that was written, or raise the error of its thread; with `wait`, wait for the thread.
