@@ -171,10 +171,22 @@ def test_a_first_signal_while_the_process_exits_leaves_the_exit_code_of_the_fini
     assert has_no_traceback(text)
 
 
+def wait_for_handler(pid: int, number: signal.Signals) -> None:
+    """Wait until a process handles a signal itself."""
+    status = Path(f"/proc/{pid}/status")
+    deadline = time.monotonic() + 30
+    while status.exists() and time.monotonic() < deadline:
+        caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+        if int(caught.split()[1], 16) >> (number - 1) & 1:
+            return
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_during_the_start_sets_the_exit_code(number: signal.Signals, own: Path) -> None:
-    for wait in (0.3, 0.8, 1.5):
+    for wait in (0.1, 0.5, 1.2):
         run = start(own, *ARGV, f"hydra.run.dir=run-{wait}", "+model.wait=9", "+hooks.exit._target_=stopmodule.Exit")
+        wait_for_handler(run.pid, signal.SIGTERM)  # the signals before it end the interpreter
         time.sleep(wait)
         run.send_signal(number)
         time.sleep(0.02)
