@@ -74,6 +74,8 @@ class Prepare:
         return (images[1:], targets[1:]) if self.drop_first else (images, targets)
 
     def _move(self, tensor: Tensor) -> Tensor:
+        if tensor.device == self.device:  # faster than `to`, which would return the tensor too
+            return tensor
         if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()  # without pinned memory, the copy blocks this process
         return tensor.to(self.device, non_blocking=True)

@@ -158,19 +158,23 @@ class StreamLoader:
         Raises:
             DataError: a sample cannot be read.
         """
-        with self.ranks.together() as agreement:
-            read = next(reads, None)
-            if read is not None and read.batch.unreadable:
-                raise self._unreadable_error(*read.batch.unreadable[0])
-            agreement.offer(0 if read is None else read.samples)
         if not self.divided:
-            return read
+            return self._readable(next(reads, None))
+        with self.ranks.together() as agreement:
+            read = self._readable(next(reads, None))
+            agreement.offer(0 if read is None else read.samples)
         samples = agreement.columns[0]
         if not any(samples) or (self.reader.drop_last and not all(samples)):
             return None
         if read is None:
             return StreamBatch(NOTHING, 0, None, sum(samples))
         return replace(read, samples=sum(samples))
+
+    def _readable(self, read: StreamBatch | None) -> StreamBatch | None:
+        """Return what was read, or raise the error about a sample that cannot be read."""
+        if read is not None and read.batch.unreadable:
+            raise self._unreadable_error(*read.batch.unreadable[0])
+        return read
 
     def _prepare(self, batch: CollatedBatch, pass_number: int) -> Batch:
         """Return a batch on the device."""

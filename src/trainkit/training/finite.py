@@ -71,17 +71,21 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
     present = [local_part(gradient) for gradient in gradients if gradient is not None]
     if not present:
         return True
-    found = torch.zeros(1, device=present[0].device)
+    found, scale = _found_and_scale(present[0].device)
     try:
-        torch._amp_foreach_non_finite_check_and_unscale_(present, found, _one(found.device))
-        return not found.item()
+        torch._amp_foreach_non_finite_check_and_unscale_(present, found, scale)
+        is_finite = not found.item()
     except RuntimeError:  # complex or sparse gradients, several devices, or gradients with a graph
-        return all(bool(gradient_values(gradient).isfinite().all()) for gradient in present)
+        is_finite = all(bool(gradient_values(gradient).isfinite().all()) for gradient in present)
+    if not is_finite:
+        found.zero_()  # for the next step
+    return is_finite
 
 
 @functools.cache
-def _one(device: torch.device) -> Tensor:
-    return torch.ones(1, device=device)
+def _found_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return 0 and 1 on a device, made once: for a small model, to make two tensors takes 2% of a step."""
+    return torch.zeros(1, device=device), torch.ones(1, device=device)
 
 
 def _is_finite(params: Iterable[Tensor]) -> bool:
