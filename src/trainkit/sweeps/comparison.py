@@ -117,7 +117,8 @@ def _notes(collection: Collection, rows: Sequence[Row], *, same_config: bool) ->
     if len(monitors) > 1:
         listed = ", ".join(f"{metric} ({count(runs, 'run')})" for metric, runs in monitors.items())
         yield f"the runs monitor different metrics: {listed}; the best rows by {collection.metric} are first"
-    losses = {str(run.config.get("loss._target_")).rpartition(".")[2] for row in rows for run in row.runs}
+    targets = {str(run.config.get("loss._target_", "")) for row in rows for run in row.runs} - {""}
+    losses = {target.rpartition(".")[2] for target in targets}
     if len(losses) > 1 and (collection.metric or "").endswith("loss"):
         yield f"the runs have different losses, whose values do not compare: {', '.join(sorted(losses))}"
     diverged = [row.trial.number for row in rows if row.trial and any(run.best is None for run in row.runs)]

@@ -220,7 +220,7 @@ def large_targets(loss_fn: nn.Module, targets: Any) -> str:
     """Return a note if the targets of a regression are much larger than the outputs of a new model, else ''."""
     if not isinstance(loss_fn, REGRESSION_LOSSES) or not isinstance(targets, Tensor):
         return ""
-    size = float(targets.detach().double().abs().mean()) if targets.is_floating_point() else 0.0
+    size = float(targets.detach().float().abs().mean()) if targets.is_floating_point() else 0.0
     if not LARGE_TARGETS < size < math.inf:
         return ""
     return (
