@@ -240,7 +240,12 @@ def restore_and_resume(campaign: Campaign, copy: Path, run: Path, damaged: set[P
 
 
 def fuzz(campaign: Campaign, seconds: float) -> None:
-    """Mutate the text files of a run and call everything that reads them; now and then run the command."""
+    """Mutate the text files of a run and call everything that reads them; now and then run the command.
+
+    Args:
+        campaign: counts the outcomes.
+        seconds: after which no further round of 49 calls and one command begins.
+    """
     argv = [*draw_config(campaign.draw), "epochs=2", "checkpoint.keep=2"]
     run, resume = campaign.train(argv, "fuzzed"), ["resume", "mutated", "epochs=3", "resume.allow=[config]"]
     shutil.copytree(run, campaign.folder / "mutated", symlinks=True)
@@ -248,7 +253,7 @@ def fuzz(campaign: Campaign, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         folder, seed = campaign.folder / "mutated", campaign.draw.randrange(2**32)
-        count, problems = fuzz_in_process(run, folder, seed, calls=49, seconds=max(1.0, deadline - time.monotonic()))
+        count, problems = fuzz_in_process(run, folder, seed, calls=49)
         campaign.outcomes["fuzz", "read or refused"] += count - len(problems)
         for problem in problems:
             campaign.fail("fuzz", problem.partition(":")[0], problem)

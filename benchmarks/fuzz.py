@@ -173,25 +173,24 @@ def call_readers(run: Path) -> str:
     return f"memory: {used:,} KiB" if used > MAX_MEMORY else ""
 
 
-def fuzz_in_process(run: Path, folder: Path, seed: int, calls: int, seconds: float) -> tuple[int, list[str]]:
+def fuzz_in_process(run: Path, folder: Path, seed: int, calls: int) -> tuple[int, list[str]]:
     """Mutate copies of a run in a fork and read them; return the number of copies, and what is wrong.
 
     Args:
         run: the undamaged run.
         folder: where to copy it.
         seed: of the mutations.
-        calls: the maximum number of copies.
-        seconds: the maximum time.
+        calls: the number of copies.
     """
     report = folder.with_suffix(".report")
     report.write_text("")
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
-            _read_copies(run, folder, report, random.Random(seed), calls, time.monotonic() + seconds)
+            _read_copies(run, folder, report, random.Random(seed), calls)
             os._exit(0)
         os._exit(1)
-    deadline = time.monotonic() + seconds + 30
+    deadline = time.monotonic() + calls * CALL_SECONDS + 30
     while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     if ended[0] == 0:
@@ -204,13 +203,11 @@ def fuzz_in_process(run: Path, folder: Path, seed: int, calls: int, seconds: flo
     return len(entries), problems
 
 
-def _read_copies(run: Path, folder: Path, report: Path, draw: random.Random, calls: int, deadline: float) -> None:
+def _read_copies(run: Path, folder: Path, report: Path, draw: random.Random, calls: int) -> None:
     signal.signal(signal.SIGALRM, _timed_out)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     with report.open("a") as file:
         for _ in range(calls):
-            if time.monotonic() > deadline:
-                return
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(run, folder, symlinks=True)
             changed = mutate(draw, folder)

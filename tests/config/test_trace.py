@@ -198,23 +198,27 @@ def test_a_group_names_who_chose_what_and_the_last_counts() -> None:
 
 CONFIGS: list[list[str]] = [
     [],
-    ["optim=adam", "scheduler=cosine", "data.augment.flip=random", "hooks={}"],
-    ["experiment=cifar10_batch1", "lr=0.3"],
+    ["optim=adam", "scheduler=cosine", "data.augment.flip=random", "hooks={}", "logger=wandb", "seed=0", "seed=3"],
+    ["experiment=cifar10_batch1", "lr=0.3", "param_groups=no_decay", "+param_groups.norms.lr=0.1"],
     ["experiment=lora", "init_from=/runs/a", "checkpoint=off", "early_stop.patience=3"],
     ["experiment=dcgan", "++optim.generator.betas=[0.5,0.9]"],
     ["experiment=vae", "evaluation_step=off", "+metrics.mse._target_=trainkit.metrics.MSE"],
-    ["optim=torch.optim.AdamW", "lr=0.01", "optim.weight_decay=0.1"],
-    ["optim._target_=torch.optim.AdamW", "scheduler=cosine"],
-    ["data.train._target_=trainkit.data.line", "loss=mse"],
-    ["init_from=/runs/a", "init_from.checkpoint=last"],
-    ["param_groups=no_decay", "+param_groups.norms.lr=0.1", "metrics=classification", "monitor.metric=val/f1"],
     [
-        "model={_target_: trainkit.models.MLP, hidden: [4]}",
-        "monitor.metric=val/accuracy",
+        "optim=torch.optim.AdamW",
+        "optim.weight_decay=0.1",
+        "metrics=classification",
+        "monitor.metric=val/f1",
         "monitor.mode=max",
+        "data.train._target_=trainkit.data.line",
+    ],
+    [
+        "optim._target_=torch.optim.AdamW",
+        "model={_target_: trainkit.models.MLP, hidden: [4]}",
+        "init_from=/runs/a",
+        "init_from.checkpoint=last",
+        "loss=mse",
         "report=on",
     ],
-    ["logger=wandb", "seed=0", "seed=3"],
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable
@@ -147,6 +148,12 @@ def made(kind: str) -> Any:
     return KINDS[kind]()
 
 
+@functools.cache
+def synthetic() -> Settings:
+    """Return the settings that those of the tests change. They are frozen, so the tests can share them."""
+    return compose_settings(["data=synthetic"])
+
+
 def settings_of(kind: str, limit_batches: int | None = None, **options: Any) -> Settings:
     known: dict[str, Any] = {
         "train": {"_target_": f"{__name__}.made", "kind": kind},
@@ -161,9 +168,8 @@ def settings_of(kind: str, limit_batches: int | None = None, **options: Any) -> 
         known["normalize"] = NormalizeSettings(**known["normalize"])
     if known.get("augment") is not None:
         known["augment"] = AugmentSettings(**known["augment"])
-    settings = compose_settings(["data=synthetic"])
-    data = replace(settings.data, **{"augment": None, **known})
-    return replace(settings, data=data, batch_size=8, seed=3, limit_batches=limit_batches)
+    data = replace(synthetic().data, **{"augment": None, **known})
+    return replace(synthetic(), data=data, batch_size=8, seed=3, limit_batches=limit_batches)
 
 
 def loader(kind: str, **options: Any) -> tuple[Loader, str]:

@@ -18,7 +18,7 @@ def test_kills_and_damaged_files_have_only_allowed_outcomes() -> None:
 
 
 def test_fuzzed_files_are_read_or_refused() -> None:
-    rows = table_rows("campaign", "--kills", "0", "--corruptions", "0", "--fuzz-seconds", "10", "--seed", "1")
+    rows = table_rows("campaign", "--kills", "0", "--corruptions", "0", "--fuzz-seconds", "1", "--seed", "1")
     assert {part for part, *_ in rows} == {"fuzz"}
-    assert sum(int(number.replace(",", "")) for _, _, number in rows) >= 20
+    assert sum(int(number.replace(",", "")) for _, _, number in rows) >= 50
     assert not [outcome for _, outcome, _ in rows if outcome.startswith("WRONG")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -84,6 +85,12 @@ class SmallNet(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(100, num_classes))
 
 
+@functools.cache
+def loaded(directory: Path) -> nn.Module:
+    """Return the model of a run."""
+    return trainkit.load(directory)
+
+
 def by_hand(run: Run, file: Path | str, *, flip: bool = False) -> Tensor:
     """Return the probabilities for an image, in plain torch."""
     resize = v2.Compose([v2.Resize(24), v2.CenterCrop(24)])
@@ -92,7 +99,7 @@ def by_hand(run: Run, file: Path | str, *, flip: bool = False) -> Tensor:
         pixels = pixels.flip(2)
     mean, std = (torch.tensor(NORMALIZE[key], dtype=torch.float64)[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
-        logits: Tensor = trainkit.load(run)(((pixels - mean) / std).float()[None])
+        logits: Tensor = loaded(run.directory)(((pixels - mean) / std).float()[None])
     return logits.softmax(1)[0]
 
 

@@ -201,7 +201,8 @@ def test_two_signals_at_random_moments_give_the_exit_code_of_the_first(own: Path
     for number in range(12):
         first, second = random.choices(list(CODES), k=2)
         run = start(own, *ARGV, f"hydra.run.dir=run{number}", "epochs=99999", "+hooks.exit._target_=stopmodule.Exit")
-        time.sleep(random.uniform(0.15, 4))
+        wait_for_handler(run.pid, signal.SIGTERM)  # the signals before it end the interpreter
+        time.sleep(random.uniform(0, 4))
         run.send_signal(first)
         time.sleep(random.uniform(0, 0.9))
         run.send_signal(second)

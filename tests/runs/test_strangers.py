@@ -54,9 +54,10 @@ def one_message(process: Process, code: int, *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "env", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["UTF-8", "C"]
+    ("name", "env"),
+    [("rün ▁", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}), (NOT_UTF8, {})],
+    ids=["not ASCII, in the locale C", "not UTF-8"],
 )
-@pytest.mark.parametrize("name", ["rün ▁", NOT_UTF8], ids=["not ASCII", "not UTF-8"])
 def test_a_run_directory_may_have_any_name(name: str, env: dict[str, str], trainkit: Command, tmp_path: Path) -> None:
     done = trainkit(*BASE[:-1], "progress=plain", f"hydra.run.dir='{name}'", **env)
     assert done.returncode == 0, done.stderr

@@ -232,12 +232,16 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore:reduction")
 @pytest.mark.parametrize("model", MODELS)
 def test_losses_over_samples_may_be_split_with_any_model(model: str) -> None:
+    """The linear model has each loss. Any other model has every fifth, from a place of its own on."""
+    place = list(MODELS).index(model)
+    losses = list(LOSSES)[place % 5 :: 5] if place else list(LOSSES)
     findings = {}
-    for number, (loss, (make, targets)) in enumerate(LOSSES.items()):
+    for number, loss in enumerate(losses):
+        make, targets = LOSSES[loss]
         torch.manual_seed(number)
         state = make_state(MODELS[model](), make())
         findings[loss] = compare_loss_and_model(state.objects.model, state.objects.loss_fn, floats(32), targets(), SIZE)
-    assert findings == dict.fromkeys(LOSSES, Finding())
+    assert findings == dict.fromkeys(losses, Finding())
 
 
 # -------------------------------------------------------------------- losses between samples
