@@ -209,3 +209,25 @@ def test_the_optimizer_holds_the_parameters_on_the_device() -> None:
     held = {id(p) for group in session.state.objects.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in session.state.objects.model.parameters()}
     assert {p.device for p in session.state.objects.model.parameters()} == {torch.device(session.state.objects.device)}
+
+
+class CountingSGD(torch.optim.SGD):
+    """Counts the calls of its `zero_grad`."""
+
+    calls = 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.calls += 1
+        super().zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("target", ["torch.optim.AdamW", f"{__name__}.CountingSGD"])
+def test_zero_grad_of_an_optimizer_does_what_torchs_does(target: str) -> None:
+    optimizer = build.build_session(compose_settings(["model=mlp", f"optim._target_={target}"])).state.optimizer
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for set_to_none in (True, False):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.zero_grad(set_to_none=set_to_none)  # type: ignore[call-arg]
+        assert all(param.grad is None if set_to_none else not param.grad.any() for param in params)
+    assert getattr(optimizer, "calls", 2) == 2

@@ -70,10 +70,10 @@ def test_a_bit_generator_of_the_user_is_restored() -> None:
         np.random.set_bit_generator(before)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("address", ["known", "unknown"])
+@pytest.mark.parametrize("place", ["known", "unknown"])
 @pytest.mark.parametrize("draws", [0, 1, 623, 624, 625])
-def test_a_saved_state_of_pythons_generator_gives_the_same_draws(draws: int, address: str, monkeypatch: Any) -> None:
-    if address == "unknown":  # as in a Python that keeps the state elsewhere
+def test_a_saved_state_of_pythons_generator_gives_the_same_draws(draws: int, place: str, monkeypatch: Any) -> None:
+    if place == "unknown":  # as in a Python that keeps the state elsewhere
         monkeypatch.setattr(rng, "PYTHON_STATE", None)
     random.seed(4)
     for _ in range(draws):

@@ -17,6 +17,7 @@ from tests.helpers import (
 )
 from trainkit.training.evaluation import evaluate
 from trainkit.training.loop import train_epoch
+from trainkit.training.losses import FEW, denominator
 
 LOSSES = [
     "cross entropy",
@@ -100,6 +101,28 @@ def test_a_micro_batch_with_ignored_targets_only_adds_nothing(custom: str) -> No
     assert got["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-12)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 0, 3])
+@pytest.mark.parametrize("shape", [(1,), (FEW,), (FEW + 1,), (4, 3)])
+def test_the_denominator_is_the_number_by_which_torch_divides_the_sum(
+    shape: tuple[int, ...], ignore_index: int
+) -> None:
+    targets = torch.randint(1, 3, shape)
+    targets.view(-1)[::2] = 3
+    outputs = torch.randn(shape[0], 4, *shape[1:], dtype=torch.float64)
+    mean, total = (nn.CrossEntropyLoss(ignore_index=ignore_index, reduction=how) for how in ("mean", "sum"))
+    found = float(denominator(mean, targets, shape[0]))
+    if found:
+        assert found == pytest.approx(float(total(outputs, targets) / mean(outputs, targets)), rel=1e-12)
+    else:
+        assert mean(outputs, targets).isnan()
+
+
+def test_an_object_of_torchs_loss_may_have_a_denominator_of_its_own() -> None:
+    loss_fn = nn.CrossEntropyLoss()
+    loss_fn.denominator = lambda targets: 7 * len(targets)  # type: ignore[assignment]
+    assert denominator(loss_fn, torch.zeros(3, dtype=torch.int64), 3) == 21
 
 
 def test_l1_and_mse_of_the_tutorial() -> None:

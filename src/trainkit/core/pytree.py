@@ -116,7 +116,7 @@ def batch_size_of(batch: Any) -> int:
         DataError: the batch contains none of these.
     """
     if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
+        return batch.shape[0] if batch.shape else 1
     sizes = [*_sizes(batch, lists=False), *_sizes(batch, lists=True)]
     if not sizes:
         raise DataError(

@@ -84,8 +84,8 @@ _numpy: Any = np.random  # NumPy's types leave out two public functions
 MT19937_BYTES = 624 * 4 + 4  # the state of a Mersenne twister: its words, and its position before or after them
 
 
-def _address_of_python_state() -> int | None:
-    """Return where Python's global generator keeps its state, or None if this Python keeps it in an unknown way.
+def _memory_of_python_state() -> memoryview | None:
+    """Return the memory of the state of Python's global generator; None if this Python keeps it in an unknown way.
 
     CPython keeps the position and the words behind the header of the object. A probe shows whether this one does.
     """
@@ -94,17 +94,18 @@ def _address_of_python_state() -> int | None:
     probe, generator = random.Random(1), getattr(random, "_inst", None)
     position, *words = (ctypes.c_uint32 * 625).from_address(id(probe) + object.__basicsize__)
     is_known = (*words, position) == probe.getstate()[1] and type(generator) is random.Random
-    return id(generator) + object.__basicsize__ if is_known else None
+    state = ctypes.c_ubyte * MT19937_BYTES
+    return memoryview(state.from_address(id(generator) + object.__basicsize__)).cast("B") if is_known else None
 
 
-PYTHON_STATE = _address_of_python_state()
+PYTHON_STATE = _memory_of_python_state()
 
 
 def python_state() -> Any:
     """Return the state of Python's global generator; as bytes where possible, because 625 Python numbers take long."""
     if PYTHON_STATE is None:
         return random.getstate()
-    return ctypes.string_at(PYTHON_STATE, MT19937_BYTES), random._inst.gauss_next  # type: ignore[attr-defined]
+    return bytes(PYTHON_STATE), random._inst.gauss_next  # type: ignore[attr-defined]
 
 
 def set_python_state(state: Any) -> None:
@@ -112,12 +113,11 @@ def set_python_state(state: Any) -> None:
     if PYTHON_STATE is None:
         random.setstate(state)
         return
-    words, random._inst.gauss_next = state  # type: ignore[attr-defined]
-    ctypes.memmove(PYTHON_STATE, words, MT19937_BYTES)
+    PYTHON_STATE[:], random._inst.gauss_next = state  # type: ignore[attr-defined]
 
 
-def _place_of_kept_normal() -> int | None:
-    """Return where a generator of NumPy says that it keeps a normal number, in bytes from its start; None if unknown.
+def _flag_of_kept_normal() -> ctypes.c_int | None:
+    """Return the number by which NumPy's global generator says that it keeps a normal number; None if unknown.
 
     NumPy makes two normal numbers at once, and keeps the second for the next draw. A probe shows the place.
     """
@@ -126,17 +126,12 @@ def _place_of_kept_normal() -> int | None:
         found.append(np.frombuffer(ctypes.string_at(id(probe), np.random.RandomState.__basicsize__), np.int32))
         probe.normal()
     places = np.flatnonzero((found[0] == 0) & (found[1] == 1) & (found[2] == 0))
-    return 4 * int(places[0]) if sys.implementation.name == "cpython" and len(places) == 1 else None
+    if sys.implementation.name != "cpython" or len(places) != 1:
+        return None
+    return ctypes.c_int.from_address(id(_numpy.mtrand._rand) + 4 * int(places[0]))
 
 
-KEPT_NORMAL = _place_of_kept_normal()
-
-
-def _keeps_normal() -> bool:
-    """Return whether NumPy's global generator keeps a normal number, or may keep one."""
-    if KEPT_NORMAL is None:
-        return True
-    return bool(ctypes.c_int.from_address(id(_numpy.mtrand._rand) + KEPT_NORMAL).value)
+KEPT_NORMAL = _flag_of_kept_normal()
 
 
 class SeparateGenerators:
@@ -153,7 +148,7 @@ class SeparateGenerators:
     def active(self) -> Iterator[None]:
         """Exchange NumPy's generator, and restore all generators at the end of the block."""
         model, numpy_state = _numpy.get_bit_generator(), None
-        if _keeps_normal():
+        if KEPT_NORMAL is None or KEPT_NORMAL.value:  # it keeps a normal number, or may keep one
             numpy_state = _numpy.get_state(legacy=False)
         python_before, torch_before = python_state(), torch.get_rng_state()
 

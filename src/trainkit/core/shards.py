@@ -19,6 +19,8 @@ def is_sharded(tensor: Any) -> bool:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the shard of this process, which shares its memory with the tensor; a plain tensor as it is."""
+    if type(tensor) is Tensor:
+        return tensor
     part: Any = tensor
     shard: Tensor = part.to_local() if is_sharded(tensor) else tensor
     return shard

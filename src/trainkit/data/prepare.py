@@ -14,6 +14,7 @@ from trainkit.core.pytree import map_batches, map_tensors
 from trainkit.data.augment import Augment
 from trainkit.data.pairs import map_pair
 
+CPU = torch.device("cpu")
 Batch = tuple[Any, Any]
 NO_SAMPLES: Batch = (
     torch.empty(0),
@@ -74,7 +75,7 @@ class Prepare:
         return (images[1:], targets[1:]) if self.drop_first else (images, targets)
 
     def _move(self, tensor: Tensor) -> Tensor:
-        if tensor.device == self.device:  # faster than `to`, which would return the tensor too
+        if tensor.is_cpu and self.device == CPU:  # `to` would return the tensor too, after a while
             return tensor
         if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()  # without pinned memory, the copy blocks this process
@@ -86,7 +87,8 @@ class Prepare:
         normalized = self.mean is not None and self.std is not None
         is_float = tensor.is_floating_point() or tensor.is_complex()
         dtype = torch.get_default_dtype() if is_image or (normalized and not is_float) else tensor.dtype
-        tensor = tensor.to(dtype, memory_format=layout)
+        if dtype != tensor.dtype or layout is not torch.preserve_format:
+            tensor = tensor.to(dtype, memory_format=layout)
         if not normalized:
             return tensor.div_(255) if is_image else tensor
         shift, scale = self._affine(tensor, is_image)

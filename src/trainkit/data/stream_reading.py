@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
@@ -24,8 +24,7 @@ NOTHING = CollatedBatch(None, None, [], [])
 Isolation = Callable[[], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True)
-class ShareProgress:
+class ShareProgress(NamedTuple):
     """How far the share of a worker is read. If the set does not shard itself, all workers have one share.
 
     Attributes:
@@ -39,8 +38,7 @@ class ShareProgress:
     ended: bool = False
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A position in a stream: the end of a batch.
 
     Attributes:
@@ -61,7 +59,7 @@ class Position:
         """Return the position at the end of the batch that follows."""
         samples = self.samples + read.samples
         if read.share is None:
-            return replace(self, batches=self.batches + 1, samples=samples)
+            return self._replace(batches=self.batches + 1, samples=samples)
         index = read.worker if len(self.shares) > 1 else 0
         shares = (*self.shares[:index], read.share, *self.shares[index + 1 :])
         next_share = (index + 1) % len(shares)
@@ -215,17 +213,17 @@ class StreamReader(IterableDataset[StreamBatch | None]):
     def _read(self, samples: Iterator[Any], number: int, size: int) -> ReadSamples:
         """Read the samples of a batch. If a file error ends the reading, return it as an unreadable sample."""
         first = number * self.batch_size
-        read = ReadSamples(self.stream.dataset, [], [], [])
+        read: list[Any] = []
         try:
-            read.samples.extend(itertools.islice(samples, size))  # keeps the samples before an error
+            read.extend(itertools.islice(samples, size))  # keeps the samples before an error
         except Exception as error:
-            index = first + len(read.samples)
+            index = first + len(read)
             if not is_file_error(error):
                 error.add_note(f"raised while sample {index} of pass {self.position.pass_number + 1} was read")
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return replace(read, samples=[], unreadable=[(index, reason)])
-        return replace(read, indices=list(range(first, first + len(read.samples))))
+            return ReadSamples(self.stream.dataset, [], [], [(index, reason)])
+        return ReadSamples(self.stream.dataset, read, [*range(first, first + len(read))], [])
 
     def _seed(self, number: int) -> None:
         """Seed all global generators for a batch of the pass."""

@@ -46,9 +46,11 @@ def check_may_split(state: State, inputs: Any, targets: Any, hooks: Sequence[Any
         OutOfMemoryError: the loss needs the whole batch, which does not fit into memory.
     """
     progress, objects, step = state.progress, state.objects, state.custom_step
-    key, size = "loss" if step is None else step.key, progress.micro_batch
-    is_shared = objects.ranks.are_several
-    if key in progress.split_checked or not (is_shared or (size or math.inf) < batch_size_of(inputs)):
+    size, is_shared = progress.micro_batch, objects.ranks.are_several
+    if not is_shared and (size is None or size >= batch_size_of(inputs)):
+        return
+    key = "loss" if step is None else step.key
+    if key in progress.split_checked:
         return
     if size is not None and not is_shared:
         _check_declared(state, size)
