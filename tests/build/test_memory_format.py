@@ -202,18 +202,18 @@ def test_auto_becomes_contiguous_if_a_part_needs_it(overrides: list[str]) -> Non
 
 
 class Heavy(SmallCNN):
-    """Its 3x3 convolution has 9 * 96**2 = 82,944 weights and outputs 96 * 8 * 8 = 6,144 values for a sample."""
+    """Its convolutions have 48 * 96 + 9 * 96**2 = 87,552 weights, and each outputs 6,144 values for a sample."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.body = nn.Conv2d(3, 96, 1, stride=4), nn.Conv2d(96, 96, 3, padding=1)  # (N, 96, 8, 8) each
+        self.conv, self.body = nn.Conv2d(3, 96, 4, stride=4), nn.Conv2d(96, 96, 3, padding=1)  # (N, 96, 8, 8) each
         self.head = nn.Linear(96 * 8 * 8, 10)
 
 
 @pytest.mark.parametrize(
     ("more", "layout"),
     [
-        (["batch_size=4"], "contiguous"),  # 4 * 2 * 6,144 values are less than 0.6 * 82,944
+        (["batch_size=4"], "contiguous"),  # 4 * 2 * 6,144 values are less than 0.6 * 87,552
         (["batch_size=5"], "channels_last"),
         (["batch_size=32", "micro_batch=4"], "contiguous"),
         (["batch_size=4", "memory_format=channels_last"], "channels_last"),
@@ -227,8 +227,25 @@ def test_auto_becomes_contiguous_on_the_cpu_if_weights_outnumber_the_outputs(mor
     assert note == (
         "images in channels_last, for 2 convolutions"
         if layout == "channels_last"
-        else "images contiguous: 4 samples are few for 82,944 weights of convolutions"
+        else "images contiguous: 4 samples are few for 87,552 weights of convolutions"
     )
+
+
+class Strided(SmallCNN):
+    """Its first layer is a strided 1x1 convolution of the three colours."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.conv, self.body = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 16, 1, stride=4)
+        self.head = nn.Linear(16 * 8 * 8, 10)
+
+
+@pytest.mark.parametrize(("channels", "layout"), [(7, "contiguous"), (8, "channels_last")])
+def test_auto_is_contiguous_if_channels_last_may_crash_torch(channels: int, layout: str) -> None:
+    session = build.build_session(compose_settings(small_run(Strided, f"+model.channels={channels}")))
+    expected = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert session.train.prepare.memory_format is expected
+    assert any("strided 1x1 convolution" in note for note in session.notes) == (layout == "contiguous")
 
 
 def test_testing_a_memory_format_has_no_side_effects() -> None:

@@ -74,6 +74,8 @@ def apply_memory_format(
     if requested == "contiguous" or (requested == "auto" and (not convolutions or volumes)):
         return None
     if requested == "auto":
+        if device.type == "cpu" and any(map(corrupts_memory, convolutions)):
+            return "images contiguous: torch may crash on a strided 1x1 convolution of few channels in channels_last"
         values = values_of_convolutions(model, loss_fn, loaders[0], device)
         if values is None:
             return "images contiguous: model or loss does not support channels_last (use reshape instead of view)"
@@ -90,6 +92,15 @@ def apply_memory_format(
 def convolutions_of(model: nn.Module) -> list[Any]:
     """Return the 2-D convolutions of a model."""
     return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+def corrupts_memory(convolution: Any) -> bool:
+    """Return whether the backward pass of a convolution in channels_last may write past its memory on the CPU.
+
+    torch 2.15 does so for strided kernels of 1x1 over 2 to 7 channels, with one thread on a processor with AVX2.
+    """
+    is_strided = tuple(convolution.kernel_size) == (1, 1) and max(convolution.stride) > 1
+    return is_strided and 1 < convolution.in_channels < 8
 
 
 def values_of_convolutions(model: nn.Module, loss_fn: nn.Module, loader: Loader, device: torch.device) -> float | None:

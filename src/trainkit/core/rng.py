@@ -64,7 +64,7 @@ def preserve_rng() -> Iterator[None]:
 # ------------------------------------------------------------------------- around the reading of samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, which is faster
 class GlobalGenerator:
     """A random number generator that the whole process shares."""
 
