@@ -16,6 +16,8 @@ from trainkit.core.source import name_and_place
 
 SHARDING_PACKAGES = ("datasets", "webdataset")  # their sets divide their samples among the workers of a DataLoader
 
+SCALARS = (bool, int, float, complex, str, bytes)  # that a checkpoint holds as they are
+
 
 class StreamStateError(ValueError):
     """The `state_dict` of a stream contains a value that a checkpoint cannot hold."""
@@ -111,6 +113,8 @@ def plain_copy(value: Any, place: str = "state_dict") -> Any:
     Raises:
         StreamStateError: the state contains another value.
     """
+    if value is None or type(value) in SCALARS:
+        return value
     if type(value) is dict or isinstance(value, Mapping):
         return {plain_copy(key, place): plain_copy(item, f"{place}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -119,6 +123,4 @@ def plain_copy(value: Any, place: str = "state_dict") -> Any:
         return value.item()
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
-    if value is None or type(value) in (bool, int, float, complex, str, bytes):
-        return value
     raise StreamStateError(f"{place} is a {type(value).__name__}, which a checkpoint cannot hold")
