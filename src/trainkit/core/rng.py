@@ -150,14 +150,14 @@ class SeparateGenerators:
         model, numpy_state = _numpy.get_bit_generator(), None
         if KEPT_NORMAL is None or KEPT_NORMAL.value:  # it keeps a normal number, or may keep one
             numpy_state = _numpy.get_state(legacy=False)
-        python_before, torch_before = python_state(), torch.default_generator.get_state()
+        python_before, torch_before = python_state(), torch.get_rng_state()
 
         def restore() -> None:
             _numpy.set_bit_generator(model)
             if numpy_state is not None:
                 np.random.set_state(numpy_state)
             set_python_state(python_before)
-            torch.default_generator.set_state(torch_before)
+            torch.set_rng_state(torch_before)
 
         try:
             _numpy.set_bit_generator(self.own)
@@ -172,5 +172,5 @@ class SeparateGenerators:
     def states(self) -> dict[GlobalGenerator, Any]:
         """Return the state of each generator in the block, which can be compared: a draw changes it."""
         words = ctypes.string_at(self.own.ctypes.state_address, MT19937_BYTES)
-        torch_state = torch.default_generator.get_state().numpy().tobytes()
+        torch_state = torch.get_rng_state().numpy().tobytes()
         return {PYTHON_GENERATOR: python_state(), NUMPY_GENERATOR: words, TORCH_GENERATOR: torch_state}

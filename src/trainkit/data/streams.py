@@ -15,7 +15,6 @@ from trainkit.core.errors import ConfigError
 from trainkit.core.source import name_and_place
 
 SHARDING_PACKAGES = ("datasets", "webdataset")  # their sets divide their samples among the workers of a DataLoader
-
 SCALARS = (bool, int, float, complex, str, bytes)  # that a checkpoint holds as they are
 
 
