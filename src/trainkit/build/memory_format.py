@@ -97,7 +97,7 @@ def convolutions_of(model: nn.Module) -> list[Any]:
 def corrupts_memory(convolution: Any) -> bool:
     """Return whether the backward pass of a convolution in channels_last may write past its memory on the CPU.
 
-    torch 2.15 does so for strided kernels of 1x1 over 2 to 7 channels, with one thread on a processor with AVX2.
+    torch 2.15 does so for strided kernels of 1x1 over 2 to 7 input channels, with one thread on a processor with AVX2.
     """
     is_strided = tuple(convolution.kernel_size) == (1, 1) and max(convolution.stride) > 1
     return is_strided and 1 < convolution.in_channels < 8

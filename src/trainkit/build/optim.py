@@ -124,17 +124,17 @@ def skip_record(optimizer: Optimizer) -> Optimizer:
 
     The record takes 3% of the step of a small model. A class with a `zero_grad` of its own keeps it.
     """
-    torchs = Optimizer.zero_grad
+    original = Optimizer.zero_grad
 
     def zero_grad(set_to_none: bool = True) -> None:
         if not set_to_none:
-            torchs(optimizer, set_to_none=False)
+            original(optimizer, set_to_none=False)
             return
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
 
-    if type(optimizer).zero_grad is torchs:
+    if type(optimizer).zero_grad is original:
         optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
     return optimizer
 
